@@ -1,0 +1,37 @@
+"""Everything that can go wrong for a reason the user can mend, one class per place to look.
+
+Each message is one line (or one line per problem) that names the file, tensor or key, the value found,
+and what to do. The command line prints the message alone; Python users catch ``MergeError``.
+"""
+
+
+class MergeError(Exception):
+    """Base of every error that merge_engine raises on purpose."""
+
+
+class RecipeError(MergeError):
+    """The recipe is malformed, misspelt, out of range or incomplete."""
+
+
+class CheckpointError(MergeError):
+    """An input checkpoint is missing, damaged or of an unsupported format."""
+
+
+class PlanError(MergeError):
+    """The inputs cannot be merged as asked. ``problems`` holds every reason found, not only the first."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class NonFiniteError(MergeError):
+    """An input holds NaN or infinity and the recipe does not allow it."""
+
+
+class OutputError(MergeError):
+    """The output cannot be written: folder in use, disk full, write failed."""
+
+
+class BackendError(MergeError):
+    """The requested backend is not installed or cannot do what was asked."""
