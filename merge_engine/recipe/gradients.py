@@ -1,0 +1,57 @@
+"""Gradients: settings that change over the layers of a model.
+
+A tensor's layer position t runs from 0 (first layer) to 1 (last). Tensors outside the layers (embeddings,
+final norm, output head) have t = 0, so a gradient gives them all its *first* value. That is mergekit's
+rule; use a filter such as ``lm_head`` to give the tensors after the layers a value of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from merge_engine.recipe.settings import Scalar
+
+_LAYER = re.compile(r"(?:^|\.)([0-9]+)\.")
+
+
+def layer_positions(names: Iterable[str]) -> dict[str, float]:
+    """The layer position t in [0, 1] of each tensor, by name.
+
+    The first whole number between dots is the layer's index i, and what stands before it names the stack
+    of layers; with n - 1 the highest index of the stack, t = i / (n - 1), or 1 where n is 1.
+    """
+    layers: dict[str, tuple[str, int] | None] = {}
+    last: dict[str, int] = {}
+    for name in names:
+        found = _LAYER.search(name)
+        if found is None:
+            layers[name] = None
+            continue
+        stack, index = name[: found.start()], int(found[1])
+        layers[name] = stack, index
+        last[stack] = max(index, last.get(stack, 0))
+    return {
+        name: 0.0 if layer is None else _position(layer[1], last[layer[0]]) for name, layer in layers.items()
+    }
+
+
+def _position(index: int, last: int) -> float:
+    return index / last if last else 1.0
+
+
+def value_at(values: tuple[Scalar, ...], t: float) -> Scalar:
+    """The value of a gradient at layer position t.
+
+    Numbers are interpolated linearly between neighbours, as floats; of other values the one at
+    int(t * (m - 1)) of m is taken. A single value holds everywhere.
+    """
+    if len(values) == 1:
+        return values[0]
+    place = t * (len(values) - 1)
+    index = int(place)
+    here, after = values[index], values[min(index + 1, len(values) - 1)]
+    if isinstance(here, bool | str) or isinstance(after, bool | str):
+        return here
+    rest = place - index
+    return (1 - rest) * here + rest * after

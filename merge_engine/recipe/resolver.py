@@ -1,0 +1,141 @@
+"""Which value each parameter takes for each model and tensor.
+
+Where several settings could apply, a model's own come before the recipe's top-level ones, and those before
+the parameter's default. Within a setting the first filter that matches wins; if none does, the next
+setting is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from merge_engine.errors import RecipeError
+from merge_engine.recipe.gradients import value_at
+from merge_engine.recipe.parameters import Parameter
+from merge_engine.recipe.problems import suggestion
+from merge_engine.recipe.schema import Recipe
+from merge_engine.recipe.settings import ParameterSetting, Rule, Scalar, rules
+
+Values: TypeAlias = dict[str, Scalar | None]
+
+_INT8_MASK = Parameter("int8_mask", bool, "tensor")
+"""Makes mergekit use less memory and changes no result: accepted for every method, and ignored."""
+
+
+class ParameterResolver:
+    """Checks a recipe's settings against the parameters its method declares, and looks values up.
+
+    Raises ``RecipeError`` with one line for each setting that is misspelt, of the wrong kind, out of range
+    or in the wrong place. Settings are compiled once, so that lookups are cheap.
+    """
+
+    def __init__(self, recipe: Recipe, declared: Sequence[Parameter]) -> None:
+        common, problems = _compile(recipe.parameters, "parameters", recipe.merge_method, declared)
+        self._tensor = _Lookup(
+            common, [p for p in declared if p.scope == "tensor"], "the recipe", "parameters"
+        )
+        self._models: list[_Lookup] = []
+        for index, entry in enumerate(recipe.models):
+            place = f"models[{index}].parameters"
+            own, own_problems = _compile(entry.parameters, place, recipe.merge_method, declared)
+            problems += own_problems
+            merged = {p.name: own.get(p.name, []) + common.get(p.name, []) for p in declared}
+            of_model = [p for p in declared if p.scope == "model"]
+            self._models.append(_Lookup(merged, of_model, f"model {entry.model}", place))
+        if problems:
+            raise RecipeError("\n".join(problems))
+
+    def for_model(self, index: int, tensor: str, t: float) -> Values:
+        """Values of the model-scope parameters for ``models[index]`` and an input tensor at layer position t.
+
+        Raises ``RecipeError`` if a required one is not set or a gradient of whole numbers falls between two.
+        """
+        return self._models[index].at(tensor, t)
+
+    def for_tensor(self, tensor: str, t: float) -> Values:
+        """Values of the tensor-scope parameters for an output tensor at layer position t.
+
+        Raises ``RecipeError`` as ``for_model`` does.
+        """
+        return self._tensor.at(tensor, t)
+
+
+class _Lookup:
+    """The values of some parameters by tensor: those that never change apart from those that do."""
+
+    def __init__(
+        self, given: Mapping[str, list[Rule]], parameters: Iterable[Parameter], owner: str, place: str
+    ) -> None:
+        self._owner = owner
+        self._place = place
+        self._fixed: Values = {}
+        self._varying: list[tuple[Parameter, list[Rule]]] = []
+        for parameter in parameters:
+            in_order = given.get(parameter.name, [])
+            if not in_order and not parameter.required:
+                self._fixed[parameter.name] = parameter.default
+            elif in_order and in_order[0].filter is None and len(in_order[0].values) == 1:
+                self._fixed[parameter.name] = in_order[0].values[0]
+            else:
+                self._varying.append((parameter, in_order))
+
+    def at(self, tensor: str, t: float) -> Values:
+        values = self._fixed.copy()
+        for parameter, in_order in self._varying:
+            values[parameter.name] = self._value(parameter, in_order, tensor, t)
+        return values
+
+    def _value(self, parameter: Parameter, in_order: list[Rule], tensor: str, t: float) -> Scalar | None:
+        for rule in in_order:
+            if rule.filter is None or rule.filter in tensor:
+                value = value_at(rule.values, t)
+                return _whole(value, rule.path, tensor) if parameter.kind is int else value
+        if parameter.required:
+            raise RecipeError(
+                f"{self._place}.{parameter.name}: required, but {self._owner} has no value for tensor "
+                f'"{tensor}"; add the key, or an entry without a filter'
+            )
+        return parameter.default
+
+
+def _whole(value: Scalar, path: str, tensor: str) -> int:
+    number = float(value)
+    if not number.is_integer():
+        raise RecipeError(
+            f'{path}: must be a whole number, but its gradient gives {number:g} for tensor "{tensor}"'
+        )
+    return int(number)
+
+
+def _compile(
+    given: Mapping[str, ParameterSetting], place: str, method: str, declared: Iterable[Parameter]
+) -> tuple[dict[str, list[Rule]], list[str]]:
+    """The rules of each setting with values of the right kind, and a line for each problem."""
+    known = {_INT8_MASK.name: _INT8_MASK} | {parameter.name: parameter for parameter in declared}
+    compiled: dict[str, list[Rule]] = {}
+    problems: list[str] = []
+    for name, setting in given.items():
+        path = f"{place}.{name}"
+        parameter = known.get(name)
+        if parameter is None:
+            problems.append(f"{path}: unknown parameter for {method}{suggestion(name, known)}")
+        elif parameter.scope == "tensor" and place != "parameters":
+            problems.append(f"{path}: holds for all models at once; move it to the top-level parameters")
+        elif parameter.constant and isinstance(setting, list | dict):
+            problems.append(f"{path}: must be a single value, {parameter.allowed}; no gradient and no filter")
+        else:
+            compiled[name] = [_typed(rule, parameter, problems) for rule in rules(setting, path)]
+    return compiled, problems
+
+
+def _typed(rule: Rule, parameter: Parameter, problems: list[str]) -> Rule:
+    """The rule with its values as the parameter's kind."""
+    values = []
+    for index, raw in enumerate(rule.values):
+        try:
+            values.append(parameter.read(raw))
+        except ValueError as error:
+            problems.append(f"{rule.path}{f'[{index}]' if len(rule.values) > 1 else ''}: {error}")
+    return replace(rule, values=tuple(values))

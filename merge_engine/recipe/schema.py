@@ -1,0 +1,124 @@
+"""The recipe: which models to merge, how, and with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+
+from merge_engine.dtypes import BY_NAME, MERGEABLE, DType
+from merge_engine.recipe.problems import InvalidValue, shown
+from merge_engine.recipe.reference import ModelReference
+from merge_engine.recipe.settings import ParameterSetting, read_setting
+
+
+def _empty_if_null(raw: object) -> object:
+    return {} if raw is None else raw
+
+
+def _read_dtype(raw: object) -> str:
+    names = [dtype.name for dtype in MERGEABLE]
+    name = raw.removeprefix("torch.") if isinstance(raw, str) else raw
+    if not isinstance(name, str) or name not in names:
+        raise InvalidValue(("", f"must be one of {', '.join(names)}, not {shown(raw)}"))
+    return name
+
+
+_Settings = Annotated[
+    dict[str, Annotated[ParameterSetting, PlainValidator(read_setting)]], BeforeValidator(_empty_if_null)
+]
+_DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
+
+
+class ModelEntry(BaseModel):
+    """One model to merge and the settings that are its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelReference
+    parameters: _Settings = {}
+
+
+class Recipe(BaseModel):
+    """A validated recipe. ``load_recipe`` makes one and words what is wrong.
+
+    ``merge_method``: the method's name. ``models``: at least one, in order. ``base_model``: what task
+    vectors are taken from. ``parameters``: settings for all models and tensors, weaker than a model's own.
+
+    ``dtype``: what inputs are cast to before merging (None: promoted per tensor). ``out_dtype``: what is
+    written (None: ``dtype``, else what the tensor was computed in). Both are one of bfloat16, float16,
+    float32 and float64.
+
+    Ours beside mergekit's keys: ``arithmetic`` is ``exact``, or ``mergekit`` to repeat its rounding;
+    ``seed`` (0 to 2**64 - 1) makes the random methods repeatable; ``allow_nonfinite`` lets NaN and
+    infinity in the inputs pass.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    merge_method: Annotated[str, Field(strict=True, min_length=1)]
+    base_model: ModelReference | None = None
+    models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
+    parameters: _Settings = {}
+    dtype: _DTypeName | None = None
+    out_dtype: _DTypeName | None = None
+    arithmetic: Literal["exact", "mergekit"] = "exact"
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**64)] = 0
+    allow_nonfinite: Annotated[bool, Field(strict=True)] = False
+
+    @property
+    def working_dtype(self) -> DType | None:
+        """The type that inputs are cast to, or None: promoted tensor by tensor."""
+        return None if self.dtype is None else BY_NAME[self.dtype]
+
+    @property
+    def output_dtype(self) -> DType | None:
+        """The type that is written, or None: the one each tensor was computed in."""
+        return self.working_dtype if self.out_dtype is None else BY_NAME[self.out_dtype]
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, with the keys that were given, always in the same order."""
+        plain: dict[str, Any] = {}
+        for key in type(self).model_fields:
+            value = getattr(self, key)
+            if key not in self.model_fields_set or value is None or value == {}:
+                continue
+            if isinstance(value, ModelReference):
+                value = value.to_plain()
+            elif key == "models":
+                value = [_plain_entry(entry) for entry in self.models]
+            plain[key] = value
+        return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
+KNOWN_KEYS: dict[int, Iterable[str]] = {1: Recipe.model_fields, 3: ModelEntry.model_fields}
+"""The right keys by the length of a key's path: ``dtype`` and ``models[0].parameters``."""
+
+
+def _plain_entry(entry: ModelEntry) -> dict[str, Any]:
+    plain: dict[str, Any] = {"model": entry.model.to_plain()}
+    return plain | {"parameters": entry.parameters} if entry.parameters else plain
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes gradients on one line and everything in full: no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_list(dumper: _Dumper, values: list[Any]) -> yaml.SequenceNode:
+    scalars = not any(isinstance(value, dict) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=scalars)
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Outside double quotes PyYAML writes some line breaks (such as U+0085) that it reads back as spaces.
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_text)
