@@ -1,0 +1,29 @@
+"""Checkpoints on disk: safetensors headers, shards and index; read ranges, write streams."""
+
+from merge_engine.checkpoint.header import Header, OutputTensor, TensorInfo, encode_header, read_header
+from merge_engine.checkpoint.hub import locate
+from merge_engine.checkpoint.output_folder import check_output_folder
+from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE, ShardLayout, parse_size, plan_shards
+from merge_engine.checkpoint.sidecar import MANIFEST_NAME, carried_files, merged_config
+from merge_engine.checkpoint.source import Checkpoint, open_checkpoint
+from merge_engine.checkpoint.writer import CheckpointWriter
+
+__all__ = [
+    "DEFAULT_SHARD_SIZE",
+    "MANIFEST_NAME",
+    "Checkpoint",
+    "CheckpointWriter",
+    "Header",
+    "OutputTensor",
+    "ShardLayout",
+    "TensorInfo",
+    "carried_files",
+    "check_output_folder",
+    "encode_header",
+    "locate",
+    "merged_config",
+    "open_checkpoint",
+    "parse_size",
+    "plan_shards",
+    "read_header",
+]

@@ -1,0 +1,212 @@
+"""The header of a safetensors file: what it promises, checked against what the file can hold.
+
+A file is 8 bytes (little-endian length of the header), the header (a JSON object, maybe padded with
+spaces), then the tensors' bytes with no gap before, between or after them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from merge_engine.checkpoint.strict_json import parse_json
+from merge_engine.dtypes import BY_CODE, DType
+from merge_engine.errors import CheckpointError, OutputError
+
+PAGE = 4096
+MAX_HEADER = 100_000_000
+_LENGTH_BYTES = 8
+_MAX_COUNT = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies. ``start`` is its first byte counted from the beginning of its file."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+    @property
+    def count(self) -> int:
+        """Number of elements (1 for a scalar)."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor to be written: all that its place in a file depends on."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return math.prod(self.shape) * self.dtype.bits // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checked header: ``tensors`` in file order, the file's own ``metadata``, first byte of the data."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file; no tensor data is read.
+
+    Raises ``CheckpointError`` for every way in which the header can be malformed or disagree with the file.
+    """
+    raw, file_size = _read_raw(path)
+    if not raw.startswith(b"{"):
+        raise CheckpointError(
+            f"{path}: the header starts with {raw[:1]!r}, not with '{{'; no safetensors file"
+        )
+    try:
+        entries = parse_json(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the header is no valid JSON: {error}") from None
+    assert isinstance(entries, dict)  # it starts with {
+    metadata = _checked_metadata(path, entries.pop("__metadata__", None))
+    data_start = _LENGTH_BYTES + len(raw)
+    tensors = [_checked_tensor(path, name, entry, data_start) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
+    _check_coverage(path, tensors, data_start, file_size)
+    return Header({tensor.name: tensor for tensor in tensors}, metadata, data_start)
+
+
+def encode_header(tensors: Sequence[OutputTensor], metadata: dict[str, str]) -> bytes:
+    """The leading bytes of a safetensors file that holds ``tensors`` one after the other, in this order.
+
+    Padded with spaces so that the data, which follows at once, starts on a page boundary.
+    Raises ``OutputError`` when the header would be longer than readers accept.
+    """
+    entries: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    begin = 0
+    for tensor in tensors:
+        end = begin + tensor.nbytes
+        entries[tensor.name] = {
+            "dtype": tensor.dtype.code,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    length = len(text) + -(_LENGTH_BYTES + len(text)) % PAGE
+    if length > MAX_HEADER:
+        raise OutputError(
+            f"a shard of {len(tensors)} tensors needs a header of {length} bytes, readers stop at "
+            f"{MAX_HEADER}; choose a smaller shard size"
+        )
+    return length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length)
+
+
+def _read_raw(path: Path) -> tuple[bytes, int]:
+    """The JSON bytes of the header and the size of the file."""
+    try:
+        with path.open("rb") as file:
+            file_size = os.fstat(file.fileno()).st_size
+            prefix = file.read(_LENGTH_BYTES)
+            if len(prefix) < _LENGTH_BYTES:
+                raise CheckpointError(f"{path}: only {file_size} bytes, too short for a safetensors file")
+            length = int.from_bytes(prefix, "little")
+            if length > MAX_HEADER:
+                raise CheckpointError(
+                    f"{path}: claims a header of {length} bytes, more than the {MAX_HEADER} allowed; "
+                    "no safetensors file, or damaged"
+                )
+            if _LENGTH_BYTES + length > file_size:
+                raise CheckpointError(
+                    f"{path}: truncated: claims a header of {length} bytes, the file has {file_size}; "
+                    "download it again"
+                )
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(raw) < length:
+        raise CheckpointError(f"{path}: became shorter while its header was read")
+    return raw, file_size
+
+
+def _checked_metadata(path: Path, metadata: object) -> dict[str, str]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: __metadata__ is not an object of strings")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise CheckpointError(f"{path}: __metadata__ key {key!r} holds {value!r:.60}, not a string")
+    return metadata
+
+
+def _checked_tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+    where = f"{path}: tensor {name!r}"
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{where}: is {entry!r:.60}, not an object with dtype, shape and data_offsets")
+    code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    dtype = BY_CODE.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise CheckpointError(f"{where}: unknown dtype {code!r:.60}; known are {', '.join(BY_CODE)}")
+    if not isinstance(shape, list) or not all(_is_natural(size) for size in shape):
+        raise CheckpointError(f"{where}: shape {shape!r:.60} is not a list of sizes from 0 to 2^63 - 1")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_natural(at) for at in offsets):
+        raise CheckpointError(f"{where}: data_offsets {offsets!r:.60} are not two positions in the file")
+    begin, end = offsets
+    if begin > end:
+        raise CheckpointError(f"{where}: data_offsets {offsets} are reversed")
+    count = 1
+    for size in shape:
+        count *= size
+        if count > _MAX_COUNT:  # checked at each step: the product of a hostile shape takes minutes
+            raise CheckpointError(f"{where}: shape {shape!r:.60} has more than 2^63 - 1 elements")
+    nbytes, stray_bits = divmod(count * dtype.bits, 8)
+    if stray_bits:
+        raise CheckpointError(f"{where}: {count} elements of {dtype.code} do not fill whole bytes")
+    if nbytes != end - begin:
+        raise CheckpointError(
+            f"{where}: shape {shape!r:.60} of {dtype.code} is {nbytes} bytes, but data_offsets {offsets} "
+            f"hold {end - begin}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), data_start + begin, nbytes)
+
+
+def _is_natural(value: object) -> bool:
+    """Whether it is a whole number that fits 63 bits; JSON's true and 1.0 are not."""
+    return type(value) is int and 0 <= value <= _MAX_COUNT
+
+
+def _check_coverage(path: Path, tensors: Sequence[TensorInfo], data_start: int, file_size: int) -> None:
+    """The tensors, in order of their place, must fill the data exactly: no overlap, no hole, no rest."""
+    end = data_start
+    for tensor in tensors:
+        if tensor.start < end:
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name!r}: its data overlaps by {end - tensor.start} bytes with the "
+                "tensor before it"
+            )
+        if tensor.start > end:
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name!r}: the {tensor.start - end} bytes before it "
+                "belong to no tensor"
+            )
+        end = tensor.start + tensor.nbytes
+    promised, held = end - data_start, file_size - data_start
+    if held < promised:
+        raise CheckpointError(
+            f"{path}: truncated: the header promises {promised} bytes of data, the file has {held}; "
+            "download it again"
+        )
+    if held > promised:
+        raise CheckpointError(
+            f"{path}: the last {held - promised} bytes belong to no tensor; the file is damaged"
+        )

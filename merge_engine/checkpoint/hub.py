@@ -1,0 +1,50 @@
+"""Turning what a recipe calls a model, a folder or a name on the Hugging Face hub, into a local path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from merge_engine.errors import CheckpointError
+
+_SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.vocab", "*.py"]
+# Weights in subfolders and Mistral's second copy are never read.
+_NEVER_READ = ["*/*.safetensors", "*/*.bin", "consolidated*.safetensors"]
+
+
+def locate(path: str, revision: str | None) -> Path:
+    """The local path of a model: an existing path as it is, otherwise a snapshot from the hub.
+
+    ``revision`` is a branch, tag or commit on the hub. What the hub's cache has is not downloaded again, and
+    without a network the cache alone is used. Raises ``CheckpointError`` when there is no such model or it
+    cannot be fetched.
+    """
+    local = Path(path).expanduser()
+    if local.exists():
+        if revision is not None:
+            raise CheckpointError(
+                f"{path}: a revision ({revision}) is given, but this is a local path; remove it"
+            )
+        return local
+    folder = _snapshot(path, revision, [*_SIDE_FILES, "*.safetensors"])
+    if not any(folder.glob("*.safetensors")):
+        folder = _snapshot(path, revision, [*_SIDE_FILES, "*.bin"])
+    return folder
+
+
+def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=_NEVER_READ
+            )
+        )
+    except (
+        Exception
+    ) as error:  # the hub's own, its HTTP library's and the system's errors share no base class
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        at = f" at revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"{repo}: neither a folder here nor a model on the hub{at} that can be fetched: {reason}"
+        ) from error

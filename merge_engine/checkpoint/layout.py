@@ -1,0 +1,163 @@
+"""Which files of a folder hold a checkpoint's weights, and which file holds which tensor.
+
+Files are looked for in transformers' order: ``model.safetensors``, ``model.safetensors.index.json``,
+``pytorch_model.bin``, ``pytorch_model.bin.index.json``; a folder without any of them may hold its weights
+in a single file of another name. The first that exists is used: ``model.safetensors`` beside an index
+means that the index is ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from merge_engine.checkpoint.strict_json import parse_json
+from merge_engine.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PART_SUFFIX = ".part"
+SHARD_NAME = re.compile(r".*-\d{5,}-of-\d{5,}\.(safetensors|bin)")
+
+_SAFETENSORS_SUFFIXES = (".safetensors",)
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+# What trainers leave beside the weights in torch's format.
+_TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that hold a checkpoint's weights; all of them exist.
+
+    ``path`` is the folder or single file asked for, ``folder`` where config.json is looked for;
+    ``weight_map`` is the index (tensor name to file name), empty when there is none.
+    """
+
+    path: Path
+    folder: Path
+    files: tuple[Path, ...]
+    weight_map: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Otherwise the files are torch's pickles."""
+        return self.files[0].suffix in _SAFETENSORS_SUFFIXES
+
+
+def find_weights(path: Path) -> WeightFiles:
+    """Find the weights of the checkpoint at ``path``, a folder or a weight file.
+
+    Raises ``CheckpointError`` when there are none, when the choice is unclear, or when the index is wrong.
+    """
+    if path.is_file():
+        if path.suffix not in _SAFETENSORS_SUFFIXES + _TORCH_SUFFIXES:
+            raise CheckpointError(f"{path}: not a weight file; expected .safetensors, .bin, .pt or .pth")
+        return WeightFiles(path, path.parent, (path,))
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if found := _standard(path, SINGLE_FILE, INDEX_FILE, ".safetensors"):
+        return found
+    if parts := unfinished_files(path):
+        raise CheckpointError(f"{path}: an unfinished merge: it holds {some(parts)}; run the merge again")
+    if found := _standard(path, "pytorch_model.bin", "pytorch_model.bin.index.json", ".bin"):
+        return found
+    return WeightFiles(path, path, (_only_weight_file(path),))
+
+
+def unfinished_files(folder: Path) -> list[str]:
+    """Names of the weight files that a merge was still writing when it ended."""
+    return sorted(file.name for file in folder.glob("*.safetensors" + PART_SUFFIX))
+
+
+def place_tensors(weights: WeightFiles, contents: Mapping[Path, Collection[str]]) -> dict[str, Path]:
+    """Decide which file each tensor is read from, given the names that each file holds.
+
+    The index decides for the tensors it names. A tensor that it forgets is still part of the checkpoint, as
+    in transformers. Raises ``CheckpointError`` when the index names a file that lacks the tensor, or when
+    two files hold a tensor and the index does not decide.
+    """
+    misplaced = [
+        f"{name!r} in {file_name}"
+        for name, file_name in weights.weight_map.items()
+        if name not in contents[weights.folder / file_name]
+    ]
+    if misplaced:
+        raise CheckpointError(
+            f"{weights.path}: the index places tensors in files that lack them: {some(misplaced)}"
+        )
+    places = {name: weights.folder / file_name for name, file_name in weights.weight_map.items()}
+    for file, names in contents.items():
+        for name in names:
+            if name not in weights.weight_map and places.setdefault(name, file) != file:
+                raise CheckpointError(
+                    f"{weights.path}: tensor {name!r} is in both {places[name].name} and {file.name}, and "
+                    "the index does not say which counts"
+                )
+    return places
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few of many, for an error of one line."""
+    rest = len(items) - _SHOWN
+    return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _standard(folder: Path, single: str, index: str, suffix: str) -> WeightFiles | None:
+    if (folder / single).is_file():
+        return WeightFiles(folder, folder, (folder / single,))
+    if (folder / index).is_file():
+        return _indexed(folder, folder / index, suffix)
+    return None
+
+
+def _indexed(folder: Path, index: Path, suffix: str) -> WeightFiles:
+    try:
+        document = parse_json(index.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{index}: no valid JSON: {error}") from None
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str):
+            raise CheckpointError(f"{index}: weight_map has {file_name!r:.60} for {name!r}, not a file name")
+    names = sorted(set(weight_map.values()))
+    for file_name in names:
+        if "/" in file_name or "\\" in file_name or "\0" in file_name:
+            raise CheckpointError(f"{index}: {file_name!r:.100} points outside its folder; not read")
+        if not file_name.endswith(suffix):
+            raise CheckpointError(f"{index}: {file_name!r:.100} is not a {suffix} file; not read")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(names)} files named by {index.name} are missing: "
+            f"{some(missing)}; download them again"
+        )
+    return WeightFiles(folder, folder, tuple(folder / name for name in names), weight_map)
+
+
+def _only_weight_file(folder: Path) -> Path:
+    """The weight file of a folder with no standard name in it. A shard alone is never a checkpoint."""
+    files = sorted(file.name for file in folder.iterdir() if file.is_file())
+    shards = [name for name in files if SHARD_NAME.fullmatch(name)]
+    if shards:
+        raise CheckpointError(
+            f"{folder}: it holds {some(shards)} but no index: an unfinished merge or download; complete it"
+        )
+    for suffixes in (_SAFETENSORS_SUFFIXES, _TORCH_SUFFIXES):
+        loose = [name for name in files if name.endswith(suffixes) and not _TRAINING_STATE.fullmatch(name)]
+        if len(loose) == 1:
+            return folder / loose[0]
+        if loose:
+            raise CheckpointError(
+                f"{folder}: it holds {some(loose)} and no index; name the file to read, not the folder"
+            )
+    raise CheckpointError(
+        f"{folder}: no weights in it: looked for {SINGLE_FILE}, {INDEX_FILE}, pytorch_model.bin, "
+        "pytorch_model.bin.index.json, or a single .safetensors, .bin, .pt or .pth file"
+    )

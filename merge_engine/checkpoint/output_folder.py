@@ -1,0 +1,85 @@
+"""The folder that a merge writes to: whether it may be used, and how an earlier output in it gives way."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some, unfinished_files
+
+_OUR_SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
+
+
+def check_output_folder(
+    folder: Path, inputs: Sequence[Path], overwrite: bool, needed_bytes: int
+) -> list[str]:
+    """Why the output cannot be written to ``folder``: every reason, one line each; empty if it can.
+
+    ``inputs`` are the folders or files of the input checkpoints. ``needed_bytes`` must be free although an
+    earlier output is overwritten, because that one is kept until the new one is complete.
+    """
+    problems = []
+    if folder.exists() and not folder.is_dir():
+        return [f"{folder}: is a file; the output is a folder"]
+    resolved = folder.resolve()
+    for source in inputs:
+        source_folder = (source if source.is_dir() else source.parent).resolve()
+        if resolved == source_folder:
+            problems.append(f"{folder}: is the folder of the input {source}; write somewhere else")
+        elif resolved.is_relative_to(source_folder) or source_folder.is_relative_to(resolved):
+            problems.append(f"{folder}: lies inside or around the input {source}; write somewhere else")
+    existing = _nearest_existing(resolved)
+    if not existing.is_dir():
+        return [*problems, f"{folder}: {existing} is a file, no folder can be made in it"]
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        return [*problems, f"{folder}: no permission to write to {existing}"]
+    if folder.is_dir() and not overwrite and any(folder.iterdir()):
+        parts = unfinished_files(folder)
+        what = f"holds an unfinished merge ({some(parts)})" if parts else "is not empty"
+        problems.append(f"{folder}: {what}; choose another folder or pass --overwrite")
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        problems.append(
+            f"{folder}: the output needs {needed_bytes / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB free"
+        )
+    return problems
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete the ``.part`` files of a merge that was killed."""
+    for name in (SINGLE_FILE, INDEX_FILE):
+        (folder / (name + PART_SUFFIX)).unlink(missing_ok=True)
+    for file in folder.glob("*.safetensors" + PART_SUFFIX):
+        if _OUR_SHARD.fullmatch(file.name.removesuffix(PART_SUFFIX)):
+            file.unlink()
+
+
+def retire_previous_output(folder: Path, kept: Collection[str]) -> None:
+    """Delete the weights of an earlier output, except shards whose names are in ``kept``.
+
+    First goes what makes the folder a checkpoint, durably, so that it is one no more while its files change.
+    """
+    for name in (SINGLE_FILE, INDEX_FILE):
+        (folder / name).unlink(missing_ok=True)
+    sync_folder(folder)
+    for file in folder.glob("*.safetensors"):
+        if _OUR_SHARD.fullmatch(file.name) and file.name not in kept:
+            file.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries (new, renamed, deleted files) survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _nearest_existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,162 @@
+"""Reading a checkpoint: what tensors it has, and any range of their bytes, from any thread."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merge_engine.checkpoint.header import TensorInfo, read_header
+from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
+from merge_engine.errors import CheckpointError
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open the checkpoint in a folder, or a single weight file. Tensor data is not read yet.
+
+    Raises ``CheckpointError`` when there are no weights or when a header, an index or config.json is wrong.
+    """
+    weights = find_weights(path)
+    if weights.is_safetensors:
+        return SafetensorsCheckpoint(weights)
+    from merge_engine.checkpoint.torch_source import TorchCheckpoint  # imports torch
+
+    return TorchCheckpoint(weights)
+
+
+class Checkpoint(ABC):
+    """An open checkpoint: ``tensors`` by name, and ``config``, the parsed config.json ({} if none).
+
+    ``path`` is the folder or file that was opened. Close it, or use it as a context manager.
+    """
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    config: dict[str, Any]
+
+    def __init__(self, weights: WeightFiles, contents: Mapping[Path, Mapping[str, TensorInfo]]):
+        """Called by subclasses with what each weight file holds."""
+        self.path = weights.path
+        self.config = _read_config(weights.folder / "config.json")
+        self._file_of = place_tensors(weights, contents)
+        self.tensors = {name: contents[file][name] for name, file in self._file_of.items()}
+        self._contents = contents
+        self._sizes = {file: file.stat().st_size for file in contents}
+
+    @abstractmethod
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the tensor's bytes from byte ``offset`` of the tensor on. Thread-safe.
+
+        The buffer is C-contiguous and writable. Raises ``CheckpointError`` when the file cannot be read or
+        has changed, and ``ValueError`` when the range is not within the tensor.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files. No read may be under way."""
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds the tensor. Raises ``CheckpointError`` for an unknown name."""
+        try:
+            return self._file_of[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: has no tensor {name!r}") from None
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the names and sizes of the weight files and what their headers say.
+
+        It names a layout, not the values: two checkpoints of the same model that differ only in their
+        weights have the same fingerprint.
+        """
+        layout = [
+            [
+                file.name,
+                self._sizes[file],
+                [[t.name, t.dtype.code, t.shape, t.start] for t in self._contents[file].values()],
+            ]
+            for file in sorted(self._contents)
+        ]
+        return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _flat_range(self, name: str, offset: int, buffer: memoryview) -> memoryview:
+        """The buffer as bytes, once it is known that the tensor has that many from ``offset`` on."""
+        self.file_of(name)
+        nbytes = self.tensors[name].nbytes
+        if offset < 0 or offset + buffer.nbytes > nbytes:
+            raise ValueError(f"{name!r} has {nbytes} bytes, not {buffer.nbytes} from {offset} on")
+        return as_bytes(buffer)
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """One or many safetensors files, read by ``preadv`` straight into the caller's memory."""
+
+    def __init__(self, weights: WeightFiles):
+        """Reads the headers of all files."""
+        super().__init__(weights, {file: read_header(file).tensors for file in weights.files})
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """See ``Checkpoint.read_into``."""
+        view = self._flat_range(name, offset, buffer)
+        file = self._file_of[name]
+        position = self.tensors[name].start + offset
+        try:
+            descriptor = self._descriptor(file)
+            while view.nbytes:
+                got = os.preadv(descriptor, [view], position)
+                if got == 0:
+                    raise CheckpointError(
+                        f"{file}: tensor {name!r}: the file ended at byte {position}; it became shorter "
+                        "while it was read"
+                    )
+                view, position = view[got:], position + got
+        except OSError as error:
+            raise CheckpointError(f"{file}: tensor {name!r}: cannot be read: {error.strerror}") from error
+
+    def close(self) -> None:
+        """See ``Checkpoint.close``."""
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+    def _descriptor(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                if os.fstat(descriptor).st_size != self._sizes[file]:
+                    os.close(descriptor)
+                    raise CheckpointError(f"{file}: its size has changed since its header was read")
+                self._descriptors[file] = descriptor
+            return self._descriptors[file]
+
+
+def as_bytes(buffer: memoryview) -> memoryview:
+    """The same memory as a flat view of bytes."""
+    # A view with a zero in its shape cannot be cast.
+    return buffer.cast("B") if buffer.nbytes else memoryview(b"")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds {config!r:.60}, not a JSON object")
+    return config

@@ -1,0 +1,83 @@
+"""Reasons not to write to a folder are all found before the work begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from merge_engine.checkpoint import check_output_folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()
+    return tmp_path / "model"
+
+
+def the_problem(folder: Path, inputs: list[Path], overwrite: bool = False, needed: int = 0) -> str:
+    (problem,) = check_output_folder(folder, inputs, overwrite, needed)
+    assert str(folder) in problem
+    assert "\n" not in problem
+    return problem
+
+
+def test_good_folders(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "a" / "b", tmp_path / "empty"):
+        assert check_output_folder(folder, [model], False, 1000) == []
+    (tmp_path / "empty" / "old.txt").touch()
+    assert check_output_folder(tmp_path / "empty", [model], True, 1000) == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_folder_in_use(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    assert "is not empty; choose another folder or pass --overwrite" in the_problem(folder, [model])
+    (folder / "model.safetensors.part").touch()
+    assert "unfinished merge (model.safetensors.part)" in the_problem(folder, [model])
+    assert "--overwrite" in the_problem(folder, [model])
+
+
+def test_inputs_are_never_written_to(model: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(model)
+    for folder in (model, link, model / ".." / "model"):
+        for source in (model, link, model / "model.safetensors"):
+            assert "is the folder of the input" in the_problem(folder, [source], overwrite=True)
+    for folder in (model / "out", link / "a" / "out", tmp_path):
+        assert "inside or around the input" in the_problem(folder, [model], overwrite=True)
+
+
+def test_files_in_the_way(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert "is a file" in the_problem(file, [])
+    assert "is a file, no folder" in the_problem(file / "out", [])
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    assert f"no permission to write to {tmp_path}" in the_problem(tmp_path / "out", [])
+
+
+def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> object:
+        asked.append(path)
+        return shutil._ntuple_diskusage(10**10, 10**10 - 2_500_000_000, 2_500_000_000)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    problem = the_problem(tmp_path / "a" / "b", [], needed=14_000_000_000)
+    assert "needs 14.00 GB, its disk has 2.50 GB free" in problem
+    assert asked == [tmp_path]
+
+
+def test_all_problems_at_once(model: Path) -> None:
+    assert len(check_output_folder(model, [model], False, 10**18)) == 3

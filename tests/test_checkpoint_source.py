@@ -1,0 +1,266 @@
+"""Finding the weights of a folder, trusting no index, and reading ranges of tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from merge_engine.checkpoint import Checkpoint, open_checkpoint
+from merge_engine.errors import CheckpointError
+
+A = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+B = torch.arange(10, dtype=torch.int64)
+
+
+def read(checkpoint: Checkpoint, name: str) -> bytes:
+    data = bytearray(checkpoint.tensors[name].nbytes)
+    checkpoint.read_into(name, 0, memoryview(data))
+    return bytes(data)
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return tensor.numpy().tobytes()
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    save_file({"a": A}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"b": B}, tmp_path / "model-00002-of-00002.safetensors")
+    write_index(tmp_path, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
+    return tmp_path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_single_file_with_config(tmp_path: Path) -> None:
+    save_file({"a": A, "b": B}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.path == tmp_path
+        assert checkpoint.config == {"model_type": "llama"}
+        assert checkpoint.file_of("a") == tmp_path / "model.safetensors"
+        assert read(checkpoint, "a") == raw(A)
+        assert read(checkpoint, "b") == raw(B)
+
+
+def test_shards(sharded: Path) -> None:
+    with open_checkpoint(sharded) as checkpoint:
+        assert checkpoint.config == {}
+        assert read(checkpoint, "a") == raw(A)
+        assert read(checkpoint, "b") == raw(B)
+        assert checkpoint.file_of("b").name == "model-00002-of-00002.safetensors"
+        with pytest.raises(CheckpointError, match="has no tensor 'c'"):
+            checkpoint.file_of("c")
+
+
+def test_single_file_goes_before_an_index(sharded: Path) -> None:
+    save_file({"only": A}, sharded / "model.safetensors")
+    with open_checkpoint(sharded) as checkpoint:
+        assert list(checkpoint.tensors) == ["only"]
+
+
+def test_file_of_another_name(tmp_path: Path) -> None:
+    save_file({"a": A}, tmp_path / "weights.safetensors")
+    for path in (tmp_path, tmp_path / "weights.safetensors"):
+        with open_checkpoint(path) as checkpoint:
+            assert read(checkpoint, "a") == raw(A)
+
+
+def test_links_as_in_the_hub_cache(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    save_file({"a": A}, blobs / "0a1b2c")
+    (snapshot / "x.safetensors").symlink_to("../blobs/0a1b2c")
+    write_index(snapshot, {"a": "x.safetensors"})
+    with open_checkpoint(snapshot) as checkpoint:
+        assert read(checkpoint, "a") == raw(A)
+
+
+def test_nothing_to_open(tmp_path: Path) -> None:
+    assert "no such file or folder" in refused(tmp_path / "none")
+    assert "looked for model.safetensors, model.safetensors.index.json, pytorch_model.bin" in refused(
+        tmp_path
+    )
+    (tmp_path / "notes.txt").write_text("")
+    assert "not a weight file" in refused(tmp_path / "notes.txt")
+    (tmp_path / "model.safetensors").symlink_to("nowhere")
+    assert "no weights" in refused(tmp_path)
+
+
+def test_several_files_without_an_index(tmp_path: Path) -> None:
+    save_file({"a": A}, tmp_path / "x.safetensors")
+    save_file({"a": A}, tmp_path / "y.safetensors")
+    assert "holds x.safetensors, y.safetensors and no index" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("leftover", ["model.safetensors.part", "model-00002-of-00002.safetensors.part"])
+def test_unfinished_merge_is_no_checkpoint(leftover: str, tmp_path: Path) -> None:
+    (tmp_path / leftover).touch()
+    (tmp_path / "pytorch_model.bin").touch()
+    save_file({"a": A}, tmp_path / "model-00001-of-00002.safetensors")
+    assert "unfinished merge" in refused(tmp_path)
+
+
+def test_a_lone_shard_is_no_checkpoint(sharded: Path) -> None:
+    (sharded / "model.safetensors.index.json").unlink()
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    assert "no index" in refused(sharded)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "x\0.safetensors"],
+)
+def test_index_that_points_outside(name: str, sharded: Path) -> None:
+    write_index(sharded, {"a": name})
+    assert "points outside its folder" in refused(sharded)
+
+
+@pytest.mark.parametrize("name", ["..", "", "x.bin", "config.json", "x.SAFETENSORS"])
+def test_index_that_names_no_safetensors_file(name: str, sharded: Path) -> None:
+    write_index(sharded, {"a": name})
+    assert "is not a .safetensors file" in refused(sharded)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "no valid JSON"),
+        ("[]", "no weight_map"),
+        ("{}", "no weight_map"),
+        ('{"weight_map": {}}', "no weight_map"),
+        ('{"weight_map": ["a"]}', "no weight_map"),
+        ('{"weight_map": {"a": 1}}', "weight_map has 1 for 'a'"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "'a' occurs twice"),
+    ],
+)
+def test_malformed_index(text: str, reason: str, sharded: Path) -> None:
+    (sharded / "model.safetensors.index.json").write_text(text)
+    assert reason in refused(sharded)
+
+
+def test_all_missing_shards_are_listed(sharded: Path) -> None:
+    write_index(sharded, {str(i): f"shard{i}.safetensors" for i in range(8)})
+    message = refused(sharded)
+    assert "8 of 8 files" in message
+    assert "shard0.safetensors" in message
+    assert "and 3 more" in message
+
+
+def test_index_that_places_a_tensor_wrongly(sharded: Path) -> None:
+    write_index(sharded, {"a": "model-00002-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
+    assert "'a' in model-00002-of-00002.safetensors" in refused(sharded)
+
+
+def test_tensors_that_the_index_forgets(sharded: Path) -> None:
+    both = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    save_file({"a": A, "x": A + 1}, sharded / both["a"])
+    with open_checkpoint(sharded) as checkpoint:
+        assert read(checkpoint, "x") == raw(A + 1)
+    save_file({"b": B, "x": B + 1}, sharded / both["b"])
+    assert "'x' is in both" in refused(sharded)
+    write_index(sharded, {**both, "x": both["b"]})
+    with open_checkpoint(sharded) as checkpoint:
+        assert read(checkpoint, "x") == raw(B + 1)
+
+
+@pytest.mark.parametrize(("text", "reason"), [("{", "no valid JSON"), ("[1]", "not a JSON object")])
+def test_broken_config(text: str, reason: str, sharded: Path) -> None:
+    (sharded / "config.json").write_text(text)
+    assert reason in refused(sharded)
+
+
+def test_ranges_from_many_threads(tmp_path: Path) -> None:
+    tensors = {str(i): torch.randint(0, 256, (10_007,), dtype=torch.uint8) for i in range(16)}
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    def one_range(seed: int) -> None:
+        name, offset = str(seed % 16), seed * 37 % 10_007
+        data = bytearray(min(seed * 91 % 3000, 10_007 - offset))
+        checkpoint.read_into(name, offset, memoryview(data))
+        assert bytes(data) == raw(tensors[name])[offset : offset + len(data)]
+
+    with open_checkpoint(tmp_path) as checkpoint, ThreadPoolExecutor(8) as pool:
+        list(pool.map(one_range, range(500)))
+
+
+def test_read_into_a_typed_buffer(sharded: Path) -> None:
+    with open_checkpoint(sharded) as checkpoint:
+        target = torch.empty(2, 6)
+        checkpoint.read_into("a", 2 * 24, memoryview(target.numpy()))
+        assert torch.equal(target, A[2:])
+        checkpoint.read_into("a", 96, memoryview(torch.empty(0, 6).numpy()))
+        for offset in (-1, 91):
+            with pytest.raises(ValueError, match="96 bytes"):
+                checkpoint.read_into("a", offset, memoryview(bytearray(6)))
+
+
+def test_short_reads_are_continued(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:5]], at))
+    with open_checkpoint(sharded) as checkpoint:
+        assert read(checkpoint, "a") == raw(A)
+
+
+def test_failing_disk_is_named(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with (
+        open_checkpoint(sharded) as checkpoint,
+        pytest.raises(CheckpointError, match=r"00001-of-00002.safetensors: tensor 'a': .*Input/output error"),
+    ):
+        read(checkpoint, "a")
+
+
+def test_file_that_shrinks(sharded: Path) -> None:
+    shard = sharded / "model-00001-of-00002.safetensors"
+    with open_checkpoint(sharded) as checkpoint:
+        read(checkpoint, "a")
+        os.truncate(shard, shard.stat().st_size - 1)
+        with pytest.raises(CheckpointError, match="became shorter"):
+            read(checkpoint, "a")
+
+
+def test_file_that_changes_before_the_first_read(sharded: Path) -> None:
+    with open_checkpoint(sharded) as checkpoint:
+        os.truncate(sharded / "model-00001-of-00002.safetensors", 0)
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="size has changed"):
+                read(checkpoint, "a")
+
+
+def test_fingerprint_is_of_headers(sharded: Path) -> None:
+    before = open_checkpoint(sharded).fingerprint()
+    save_file({"a": A + 1}, sharded / "model-00001-of-00002.safetensors")
+    assert open_checkpoint(sharded).fingerprint() == before
+    save_file({"a": A.T.contiguous()}, sharded / "model-00001-of-00002.safetensors")
+    assert open_checkpoint(sharded).fingerprint() != before
+
+
+def test_safetensors_need_no_torch(sharded: Path) -> None:
+    code = (
+        "import sys, pathlib; from merge_engine.checkpoint import open_checkpoint\n"
+        f"open_checkpoint(pathlib.Path({str(sharded)!r})).read_into('a', 0, memoryview(bytearray(96)))\n"
+        "assert not {'torch', 'safetensors', 'huggingface_hub'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
