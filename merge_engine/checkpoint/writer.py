@@ -120,8 +120,8 @@ class CheckpointWriter:
             self._side_parts[target] = part
             _write_file(part, data)
 
-    def finish(self) -> None:
-        """Check that all bytes came, make them durable and give all files their names, the index last.
+    def flush(self) -> None:
+        """Check that all bytes came, and wait until they are on the disk.
 
         Raises ``OutputError`` when a tensor is incomplete or when the disk reports a failure; call ``abort``
         then, or leave the ``with`` block.
@@ -135,6 +135,10 @@ class CheckpointWriter:
                     os.fsync(shard.descriptor)
                 else:
                     shard.synced.result()
+
+    def finish(self) -> None:
+        """Flush, and give all files their names, the index last. Raises ``OutputError`` as ``flush`` does."""
+        self.flush()
         self._close()
         with self._naming(self._folder):
             self._publish()

@@ -1,0 +1,220 @@
+// Task vectors, trim, sign election and disjoint mean in one read of every input.
+#include <algorithm>
+#include <type_traits>
+
+#include "pool.h"
+#include "primitives.h"
+#include "tile.h"
+
+namespace merge_engine {
+namespace ME_ISA {
+namespace {
+
+// The numbers of one entry, rounded as the arithmetic demands.
+template <class Real>
+struct Scale {
+    Real rescale, weight, vote, retain;
+};
+
+template <DType Working, class Rounding>
+class Merger {
+  public:
+    using Real = typename RealOf<Working>::Type;
+
+    explicit Merger(const Consensus& op) : op_(op) {
+        for (const Entry& entry : op.entries) {
+            scales_.push_back({Rounding::round(static_cast<Real>(entry.rescale)),
+                               Rounding::round(static_cast<Real>(entry.weight)),
+                               static_cast<Real>(1.0 + entry.vote_slack), static_cast<Real>(entry.retain_slack)});
+            total_weight_ += scales_.back().weight;
+            slack_votes_ |= entry.vote_slack != 0;
+            retains_ |= entry.retain_slack != 0;
+        }
+        total_weight_ = Rounding::round(total_weight_);
+        const Real least = op.storage_rounding ? Real(1e-8) : Real(0);
+        if (total_weight_ == 0 || (total_weight_ < least && -total_weight_ < least)) total_weight_ = 1;
+    }
+
+    // Merges elements [first, last) of the chunk; index 0 of the chunk is element `start` of the tensor.
+    void merge(uint64_t start, uint64_t first, uint64_t last, Counts* counts, uint64_t* non_finite) const {
+        const size_t n = op_.entries.size();
+        std::vector<Real> values(n * TILE);  // v_i of the tile
+        for (uint64_t at = first; at < last; at += TILE) {
+            const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+            Real b[TILE], mean[TILE], divisor[TILE];
+            Votes votes;
+            load_tile<Working>(op_.base, at, width, b);
+            non_finite[0] += count_non_finite(b, width);
+            for (size_t i = 0; i < n; ++i) {
+                weigh(i, b, start + at, at, width, values.data() + i * TILE, counts[i], non_finite[1 + i]);
+            }
+            if (op_.election == Election::None) {
+                sum_all(values.data(), width, mean, divisor);
+            } else {
+                elect(values.data(), width, votes);
+                for (int j = 0; j < width; ++j) mean[j] = divisor[j] = 0;
+                for (size_t i = 0; i < n; ++i) {
+                    retain(i, values.data() + i * TILE, votes, width, mean, divisor, counts[i]);
+                }
+                for (int j = 0; j < width; ++j) divisor[j] = Rounding::round(divisor[j]);
+                for (int j = 0; j < width; ++j) divisor[j] = divisor[j] == 0 ? Real(1) : divisor[j];
+            }
+            finish(b, mean, divisor, width);
+            store_tile(op_.output, at, width, mean);
+        }
+    }
+
+  private:
+    struct Votes {
+        Real sum[TILE], plain[TILE], magnitude[TILE];
+    };
+
+    // Steps 1 to 5: v = w * (r * d) where the mask keeps the element, else 0.
+    void weigh(size_t i, const Real* ME_RESTRICT b, uint64_t index, uint64_t offset, int width,
+               Real* ME_RESTRICT value, Counts& counts, uint64_t& non_finite) const {
+        const Entry& entry = op_.entries[i];
+        const Scale<Real> scale = scales_[i];
+        Real x[TILE], delta[TILE];
+        uint32_t kept[TILE];
+        load_tile<Working>(entry.model, offset, width, x);
+        non_finite += count_non_finite(x, width);
+        task_vector_tile<Rounding>(x, b, width, delta);
+        mask_tile<Working>(entry.mask, delta, index, offset, width, kept);
+        if (entry.mask.kind == MaskKind::Ranked && entry.mask.inverse_probability) {
+            const uint32_t* ME_RESTRICT thresholds = entry.mask.thresholds + offset;
+            for (int j = 0; j < width; ++j) {
+                const Real inverse = static_cast<Real>(4294967296.0 / static_cast<double>(thresholds[j]));
+                delta[j] = kept[j] ? Rounding::round(delta[j] * inverse) : Real(0);
+            }
+        } else if (scale.rescale != 1) {
+            for (int j = 0; j < width; ++j) delta[j] = Rounding::round(delta[j] * scale.rescale);
+        }
+        uint32_t survived = 0;
+        for (int j = 0; j < width; ++j) {
+            const Real weighted = Rounding::round(delta[j] * scale.weight);
+            value[j] = kept[j] ? weighted : Real(0);
+            survived += kept[j] & static_cast<uint32_t>(delta[j] != 0);
+        }
+        counts.kept += survived;
+    }
+
+    // Without an election every kept entry counts, and the divisor is the sum of all weights.
+    void sum_all(const Real* values, int width, Real* ME_RESTRICT mean, Real* ME_RESTRICT divisor) const {
+        for (int j = 0; j < width; ++j) mean[j] = 0, divisor[j] = total_weight_;
+        for (size_t i = 0; i < scales_.size(); ++i) {
+            const Real* ME_RESTRICT value = values + i * TILE;
+            for (int j = 0; j < width; ++j) mean[j] += value[j];
+        }
+    }
+
+    // Step 6: S, and beside it what the slacks need: S without vote slack, and the sum of magnitudes.
+    void elect(const Real* values, int width, Votes& votes) const {
+        const bool by_count = op_.election == Election::Count;
+        for (int j = 0; j < width; ++j) votes.sum[j] = votes.plain[j] = votes.magnitude[j] = 0;
+        for (size_t i = 0; i < scales_.size(); ++i) {
+            const Real* ME_RESTRICT value = values + i * TILE;
+            Real vote[TILE];
+            for (int j = 0; j < width; ++j) {
+                const Real sign = value[j] > 0 ? Real(1) : value[j] < 0 ? Real(-1) : Real(0);
+                vote[j] = by_count ? sign : value[j];
+            }
+            for (int j = 0; j < width; ++j) votes.plain[j] += vote[j];
+            if (slack_votes_) {
+                const Real strength = scales_[i].vote;
+                for (int j = 0; j < width; ++j) votes.sum[j] += vote[j] * strength;
+            }
+            if (retains_) {
+                for (int j = 0; j < width; ++j) votes.magnitude[j] += vote[j] < 0 ? -vote[j] : vote[j];
+            }
+        }
+        if (!slack_votes_) {
+            for (int j = 0; j < width; ++j) votes.sum[j] = votes.plain[j];
+        }
+        for (int j = 0; j < width; ++j) votes.sum[j] = Rounding::round(votes.sum[j]);
+        for (int j = 0; j < width; ++j) votes.plain[j] = Rounding::round(votes.plain[j]);
+    }
+
+    // Step 7: adds the retained entries of one model to the mean and its divisor.
+    void retain(size_t i, const Real* ME_RESTRICT value, const Votes& votes, int width, Real* ME_RESTRICT mean,
+                Real* ME_RESTRICT divisor, Counts& counts) const {
+        const Real weight = scales_[i].weight, slack = scales_[i].retain;
+        const Real* ME_RESTRICT sum = votes.sum;
+        const Real* ME_RESTRICT plain = votes.plain;
+        const Real* ME_RESTRICT magnitude = votes.magnitude;
+        uint32_t lost = 0, saved = 0;
+        for (int j = 0; j < width; ++j) {
+            const Real v = value[j];
+            const uint32_t votes_ = v != 0;
+            const uint32_t positive = v > 0;
+            const uint32_t agrees = positive == static_cast<uint32_t>(sum[j] >= 0);
+            const uint32_t agrees_plainly = positive == static_cast<uint32_t>(plain[j] >= 0);
+            const Real margin = sum[j] < 0 ? -sum[j] : sum[j];
+            const uint32_t narrow = margin < slack * magnitude[j];
+            const uint32_t retained = votes_ & (agrees | narrow);
+            mean[j] += retained ? v : Real(0);
+            divisor[j] += retained ? weight : Real(0);
+            lost += votes_ & (retained ^ 1u);
+            saved += retained & (agrees_plainly ^ 1u);
+        }
+        counts.lost += lost;
+        counts.saved += saved;
+    }
+
+    // Step 8: b + lambda * m.
+    void finish(const Real* ME_RESTRICT b, Real* ME_RESTRICT mean, const Real* ME_RESTRICT divisor,
+                int width) const {
+        const Real lambda = static_cast<Real>(op_.lambda);
+        for (int j = 0; j < width; ++j) mean[j] = Rounding::round(mean[j]);
+        if (op_.normalize) {
+            for (int j = 0; j < width; ++j) mean[j] = Rounding::round(mean[j] / divisor[j]);
+        }
+        if (lambda != 1) {
+            for (int j = 0; j < width; ++j) mean[j] = Rounding::round(mean[j] * lambda);
+        }
+        for (int j = 0; j < width; ++j) mean[j] = Rounding::round(b[j] + mean[j]);
+    }
+
+    const Consensus& op_;
+    std::vector<Scale<Real>> scales_;
+    Real total_weight_ = 0;
+    bool slack_votes_ = false, retains_ = false;
+};
+
+template <DType Working, class Rounding>
+void consensus_as(const Consensus& op, uint64_t start, uint64_t count, int threads, Counts* counts,
+                  uint64_t* non_finite) {
+    const Merger<Working, Rounding> merger(op);
+    const size_t n = op.entries.size();
+    const size_t workers = static_cast<size_t>(std::max(threads, 1));
+    std::vector<Counts> counted(workers * n);
+    std::vector<uint64_t> found(workers * (n + 1));
+    parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int worker) {
+        const size_t w = static_cast<size_t>(worker);
+        merger.merge(start, block * BLOCK, std::min(count, (block + 1) * BLOCK), counted.data() + w * n,
+                     found.data() + w * (n + 1));
+    });
+    for (size_t w = 0; w < workers; ++w) {
+        for (size_t i = 0; i < n; ++i) {
+            counts[i].kept += counted[w * n + i].kept;
+            counts[i].lost += counted[w * n + i].lost;
+            counts[i].saved += counted[w * n + i].saved;
+        }
+        for (size_t i = 0; i <= n; ++i) non_finite[i] += found[w * (n + 1) + i];
+    }
+}
+
+}  // namespace
+
+void consensus(const Consensus& op, uint64_t start, uint64_t count, int threads, Counts* counts,
+               uint64_t* non_finite) {
+    with_dtype(op.working, [&](auto dtype) {
+        if (op.storage_rounding) {
+            consensus_as<dtype(), RoundedTo<dtype()>>(op, start, count, threads, counts, non_finite);
+        } else {
+            consensus_as<dtype(), Unrounded>(op, start, count, threads, counts, non_finite);
+        }
+    });
+}
+
+}  // namespace ME_ISA
+}  // namespace merge_engine

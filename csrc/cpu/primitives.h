@@ -1,0 +1,55 @@
+// The primitives of the CPU backend, one table of functions per instruction set.
+//
+// Each works on one chunk: `count` elements of every array, the first of which has flat index `start` in
+// its tensor. Sums demand that `start` is a multiple of SUM_BLOCK.
+#pragma once
+
+#include "../operations.h"
+
+namespace merge_engine {
+
+// A histogram to fill: the keys of one model, and where they are counted.
+struct Column {
+    Array model;
+    uint64_t prefix;
+    uint64_t* counts;
+};
+
+struct Primitives {
+    // Adds to each column's counts[bin] the number of elements whose key, shifted right by `shift`, falls in
+    // the bin. Below the first level only keys that agree with the column's prefix above the bins count.
+    void (*histogram)(const Array& base, const std::vector<Column>& columns, DType working, int shift,
+                      uint64_t count, int threads);
+
+    // Appends the offset of the `nth` element (from 0) whose key equals `key`, or -1, and returns how many
+    // such elements the chunk holds.
+    uint64_t (*locate)(const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
+                       uint64_t count, int threads, int64_t* offset);
+
+    // Adds the sums of |d| and of |d| over kept elements to sums[model][2].
+    void (*l1_norms)(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+                     DType working, bool storage_rounding, uint64_t start, uint64_t count, int threads,
+                     double* sums);
+
+    // Adds the inner products of all pairs of inputs to sums[n][n] (upper triangle).
+    void (*gram)(const std::vector<Array>& inputs, DType working, uint64_t count, int threads, double* sums);
+
+    // DELLA: thresholds[e] = floor(2^32 * p) of each element, p rising with the magnitude's rank among the
+    // `length` elements of its line, which are `stride` apart. The chunk holds whole lines.
+    void (*rank_thresholds)(const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
+                            double density, double epsilon, uint64_t count, int threads, uint32_t* thresholds);
+
+    // Merges task vectors. Adds to counts[entry] and to non_finite[0] for the base, [1 + entry] for models.
+    void (*consensus)(const Consensus& operation, uint64_t start, uint64_t count, int threads, Counts* counts,
+                      uint64_t* non_finite);
+
+    // output = sum of coefficient * input. Adds to non_finite[input].
+    void (*combine)(const Combine& operation, uint64_t count, int threads, uint64_t* non_finite);
+};
+
+// The best table that this processor can run, or the named one ("avx512", "avx2", "baseline"); nullptr if
+// it cannot run here.
+const Primitives* cpu_primitives(const char* instruction_set);
+const char* cpu_instruction_set();
+
+}  // namespace merge_engine

@@ -1,0 +1,50 @@
+// Sums in double precision whose result depends neither on chunks nor on threads.
+#pragma once
+
+#include <vector>
+
+#include "pool.h"
+#include "tile.h"
+
+namespace merge_engine {
+namespace ME_ISA {
+
+// SUM_LANES interleaved running sums over one block, then added pairwise.
+struct LaneSum {
+    double lane[SUM_LANES] = {};
+
+    // `offset` is where in the block the first value stands: a multiple of SUM_LANES.
+    void add(const double* ME_RESTRICT values, int count) {
+        int j = 0;
+        for (; j + static_cast<int>(SUM_LANES) <= count; j += SUM_LANES) {
+            for (int l = 0; l < static_cast<int>(SUM_LANES); ++l) lane[l] += values[j + l];
+        }
+        for (int l = 0; j < count; ++j, ++l) lane[l] += values[j];
+    }
+    double total() {
+        for (uint64_t half = SUM_LANES / 2; half > 0; half /= 2) {
+            for (uint64_t l = 0; l < half; ++l) lane[l] += lane[l + half];
+        }
+        return lane[0];
+    }
+};
+
+// body(first, last, sums) fills `width` sums of one SUM_BLOCK; they are added to totals in block order.
+template <class Body>
+void add_block_sums(uint64_t count, uint64_t width, int threads, double* totals, Body&& body) {
+    const uint64_t blocks = (count + SUM_BLOCK - 1) / SUM_BLOCK;
+    std::vector<double> sums(blocks * width);
+    constexpr uint64_t share = BLOCK / SUM_BLOCK;
+    parallel_for((blocks + share - 1) / share, threads, [&](uint64_t group, int) {
+        for (uint64_t block = group * share; block < std::min(blocks, (group + 1) * share); ++block) {
+            const uint64_t first = block * SUM_BLOCK, last = std::min(count, first + SUM_BLOCK);
+            body(first, last, sums.data() + block * width);
+        }
+    });
+    for (uint64_t block = 0; block < blocks; ++block) {
+        for (uint64_t i = 0; i < width; ++i) totals[i] += sums[block * width + i];
+    }
+}
+
+}  // namespace ME_ISA
+}  // namespace merge_engine

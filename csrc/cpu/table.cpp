@@ -1,0 +1,24 @@
+// The table of primitives of one instruction set.
+#include <type_traits>
+
+#include "primitives.h"
+
+#define ME_NAME_OF(isa) primitives_##isa
+#define ME_NAME(isa) ME_NAME_OF(isa)
+
+namespace merge_engine {
+namespace ME_ISA {
+std::remove_pointer_t<decltype(Primitives::histogram)> histogram;
+std::remove_pointer_t<decltype(Primitives::locate)> locate;
+std::remove_pointer_t<decltype(Primitives::l1_norms)> l1_norms;
+std::remove_pointer_t<decltype(Primitives::gram)> gram;
+std::remove_pointer_t<decltype(Primitives::rank_thresholds)> rank_thresholds;
+std::remove_pointer_t<decltype(Primitives::consensus)> consensus;
+std::remove_pointer_t<decltype(Primitives::combine)> combine;
+}  // namespace ME_ISA
+
+extern const Primitives ME_NAME(ME_ISA);
+const Primitives ME_NAME(ME_ISA) = {ME_ISA::histogram, ME_ISA::locate,    ME_ISA::l1_norms, ME_ISA::gram,
+                                    ME_ISA::rank_thresholds, ME_ISA::consensus, ME_ISA::combine};
+
+}  // namespace merge_engine

@@ -1,0 +1,179 @@
+// A tile is a short run of elements that stays in the first-level cache while one simple loop after the
+// other passes over it. Each loop is plain C++ that compilers vectorise for whatever they compile for.
+#pragma once
+
+#include "../operations.h"
+#include "../philox.h"
+
+#define ME_RESTRICT __restrict__
+
+namespace merge_engine {
+namespace ME_ISA {  // compiled once per instruction set; the names must not meet
+
+constexpr int TILE = 512;
+constexpr uint64_t BLOCK = 65536;  // elements handed to a thread at a time
+static_assert(SUM_BLOCK % TILE == 0 && BLOCK % SUM_BLOCK == 0, "blocks are whole tiles");
+
+// The working type's arithmetic type.
+template <DType Working>
+struct RealOf {
+    using Type = float;
+};
+template <>
+struct RealOf<DType::F64> {
+    using Type = double;
+};
+
+// Calls f with the working dtype as a compile-time constant.
+template <class F>
+void with_dtype(DType dtype, F&& f) {
+    switch (dtype) {
+        case DType::BF16: return f(std::integral_constant<DType, DType::BF16>{});
+        case DType::F16: return f(std::integral_constant<DType, DType::F16>{});
+        case DType::F32: return f(std::integral_constant<DType, DType::F32>{});
+        case DType::F64: return f(std::integral_constant<DType, DType::F64>{});
+    }
+}
+
+template <DType From, class Real>
+static void load_as(const void* data, uint64_t first, int count, Real* ME_RESTRICT out) {
+    const auto* ME_RESTRICT bits = static_cast<const typename Storage<From>::Bits*>(data) + first;
+    for (int j = 0; j < count; ++j) out[j] = Storage<From>::template load<Real>(bits[j]);
+}
+
+template <DType To, class Real>
+static void store_as(void* data, uint64_t first, int count, const Real* ME_RESTRICT values) {
+    auto* ME_RESTRICT bits = static_cast<typename Storage<To>::Bits*>(data) + first;
+    for (int j = 0; j < count; ++j) bits[j] = Storage<To>::store(values[j]);
+}
+
+// Reads elements [first, first + count) of an input, rounded to the working dtype.
+template <DType Working, class Real>
+static void load_tile(const Array& array, uint64_t first, int count, Real* ME_RESTRICT out) {
+    if (array.dtype == Working) return load_as<Working>(array.data, first, count, out);
+    double wide[TILE];
+    with_dtype(array.dtype, [&](auto from) { load_as<from()>(array.data, first, count, wide); });
+    for (int j = 0; j < count; ++j) {
+        out[j] = Storage<Working>::template load<Real>(Storage<Working>::store(wide[j]));
+    }
+}
+
+template <class Real>
+static void store_tile(const Array& array, uint64_t first, int count, const Real* ME_RESTRICT values) {
+    with_dtype(array.dtype, [&](auto to) { store_as<to()>(array.data, first, count, values); });
+}
+
+template <class Real>
+static uint64_t count_non_finite(const Real* ME_RESTRICT values, int count) {
+    int found = 0;
+    for (int j = 0; j < count; ++j) found += is_finite(values[j]) ? 0 : 1;
+    return static_cast<uint64_t>(found);
+}
+
+// d = x - b
+template <class Rounding, class Real>
+static void task_vector_tile(const Real* ME_RESTRICT model, const Real* ME_RESTRICT base, int count,
+                             Real* ME_RESTRICT delta) {
+    for (int j = 0; j < count; ++j) delta[j] = Rounding::round(model[j] - base[j]);
+}
+
+template <DType Working, class Real, class Key>
+static void key_tile(const Real* ME_RESTRICT delta, int count, Key* ME_RESTRICT keys) {
+    for (int j = 0; j < count; ++j) keys[j] = magnitude_key<Working>(delta[j]);
+}
+
+// The random draws of elements [index, index + count) of a tensor.
+static inline void draw_tile(uint64_t key, uint64_t index, int count, uint32_t* ME_RESTRICT draws) {
+    constexpr int LANES = DRAW_GROUP / 4;
+    const int skipped = static_cast<int>(index % DRAW_GROUP);
+    uint32_t aligned[TILE + DRAW_GROUP];
+    for (int at = 0; at < skipped + count; at += DRAW_GROUP) {
+        const uint64_t counter = (index - skipped + at) / 4;
+        uint32_t* ME_RESTRICT group = aligned + at;
+        for (int lane = 0; lane < LANES; ++lane) {
+            const PhiloxWords drawn = philox(key, counter + static_cast<uint64_t>(lane));
+            group[lane] = drawn.word[0];
+            group[lane + LANES] = drawn.word[1];
+            group[lane + 2 * LANES] = drawn.word[2];
+            group[lane + 3 * LANES] = drawn.word[3];
+        }
+    }
+    std::memcpy(draws, aligned + skipped, static_cast<size_t>(count) * sizeof(uint32_t));
+}
+
+// A range of positions as 32-bit bounds for one tile: draws as they are, flat indices relative to `index`.
+struct TileRange {
+    uint32_t first, last;
+
+    TileRange(const Range& range, bool by_draw, uint64_t index, int count) {
+        if (by_draw) {
+            first = static_cast<uint32_t>(range.first);
+            last = static_cast<uint32_t>(range.last > 0xFFFFFFFFull ? 0xFFFFFFFFull : range.last);
+            if (range.first > range.last) first = 1, last = 0;
+            return;
+        }
+        const uint64_t end = index + static_cast<uint64_t>(count);
+        if (range.first > range.last || range.last < index || range.first >= end) {
+            first = 1, last = 0;
+            return;
+        }
+        first = range.first > index ? static_cast<uint32_t>(range.first - index) : 0;
+        last = range.last < end ? static_cast<uint32_t>(range.last - index) : static_cast<uint32_t>(count);
+    }
+    bool up_to(uint32_t highest) const { return first == 0 && last >= highest; }
+};
+
+// kept[j] = 1 where the mask keeps the element. `index` is the flat index in the tensor, `offset` in the
+// chunk; scratch space is the caller's stack.
+template <DType Working, class Real>
+static void mask_tile(const Mask& mask, const Real* ME_RESTRICT delta, uint64_t index, uint64_t offset, int count,
+                      uint32_t* ME_RESTRICT kept) {
+    using Key = typename Storage<Working>::Bits;
+    uint32_t positions[TILE];
+    switch (mask.kind) {
+        case MaskKind::Dense:
+            for (int j = 0; j < count; ++j) kept[j] = 1;
+            return;
+        case MaskKind::Draw: {
+            draw_tile(mask.random_key, index, count, positions);
+            const TileRange range(mask.low_positions, true, index, count);
+            for (int j = 0; j < count; ++j) kept[j] = (positions[j] >= range.first) & (positions[j] <= range.last);
+            return;
+        }
+        case MaskKind::Ranked: {
+            draw_tile(mask.random_key, index, count, positions);
+            const uint32_t* ME_RESTRICT thresholds = mask.thresholds + offset;
+            for (int j = 0; j < count; ++j) kept[j] = positions[j] < thresholds[j];
+            return;
+        }
+        case MaskKind::Band: break;
+    }
+    Key keys[TILE];
+    key_tile<Working>(delta, count, keys);
+    const Key low = static_cast<Key>(mask.low);
+    const Key high = static_cast<Key>(mask.high < static_cast<uint64_t>(static_cast<Key>(~Key{0})) ? mask.high
+                                                                                                : ~Key{0});
+    const TileRange at_low(mask.low_positions, mask.by_draw, index, count);
+    const TileRange at_high(mask.high_positions, mask.by_draw, index, count);
+    uint32_t decided_by_position = 0;
+    for (int j = 0; j < count; ++j) {
+        kept[j] = (keys[j] >= low) & (keys[j] <= high);
+        decided_by_position += (keys[j] == low) | (keys[j] == high);
+    }
+    const uint32_t highest = mask.by_draw ? 0xFFFFFFFFu : static_cast<uint32_t>(count - 1);
+    if (!decided_by_position || (at_low.up_to(highest) && at_high.up_to(highest))) return;
+    if (mask.by_draw) {
+        draw_tile(mask.random_key, index, count, positions);
+    } else {
+        for (int j = 0; j < count; ++j) positions[j] = static_cast<uint32_t>(j);
+    }
+    for (int j = 0; j < count; ++j) {
+        const uint32_t p = positions[j];
+        const uint32_t low_keeps = (keys[j] != low) | ((p >= at_low.first) & (p <= at_low.last));
+        const uint32_t high_keeps = (keys[j] != high) | ((p >= at_high.first) & (p <= at_high.last));
+        kept[j] &= low_keeps & high_keeps;
+    }
+}
+
+}  // namespace ME_ISA
+}  // namespace merge_engine

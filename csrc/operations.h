@@ -1,0 +1,89 @@
+// What can be asked of a device: inputs, masks and the element-wise formulas of a merge.
+//
+// Pointers may be host or device memory; nothing here owns anything. The formulas are those of
+// docs/arithmetic.md; its numbering is repeated beside them.
+#pragma once
+
+#include <vector>
+
+#include "numeric.h"
+
+namespace merge_engine {
+
+// One input or output of a chunk: `count` elements are implied by the call.
+struct Array {
+    void* data;
+    DType dtype;
+};
+
+// Which elements of a task vector survive. A position is the flat index or the random draw of an
+// element; ranges are inclusive, and empty when first > last.
+struct Range {
+    uint64_t first, last;
+};
+
+enum class MaskKind : int {
+    Dense,   // every element
+    Band,    // low <= key <= high; keys equal to a bound only at positions inside its range
+    Draw,    // draw within `low_positions`
+    Ranked,  // draw below the element's own threshold (see rank_thresholds)
+};
+
+struct Mask {
+    MaskKind kind = MaskKind::Dense;
+    uint64_t low = 0, high = ~0ull;
+    Range low_positions{0, ~0ull}, high_positions{0, ~0ull};
+    bool by_draw = false;                  // positions are draws, not flat indices
+    const uint32_t* thresholds = nullptr;  // Ranked: one per element of the chunk
+    bool inverse_probability = false;      // Ranked: kept elements are divided by their probability
+    uint64_t random_key = 0;
+};
+
+// One fine-tuned model in a consensus.
+struct Entry {
+    Array model;
+    Mask mask;
+    double rescale = 1;       // multiplies the task vector before the weight
+    double weight = 1;
+    double vote_slack = 0;    // the vote counts (1 + vote_slack) times
+    double retain_slack = 0;  // a lost entry stays when |vote| < retain_slack * sum of magnitudes
+};
+
+enum class Election : int { None, Sum, Count };
+
+struct Consensus {
+    Array base, output;
+    DType working;
+    std::vector<Entry> entries;
+    Election election = Election::Sum;
+    bool normalize = false;
+    bool storage_rounding = false;  // round every intermediate to the working dtype, as mergekit does
+    double lambda = 1;
+};
+
+// Counts of one model in a consensus.
+struct Counts {
+    uint64_t kept = 0;   // not zero, and survived the trim or the draw
+    uint64_t lost = 0;   // of those: left out of the mean by the election
+    uint64_t saved = 0;  // of those: in the mean only because of a sign slack
+};
+
+struct Combine {
+    std::vector<Array> inputs;
+    std::vector<double> coefficients;
+    Array output;
+    DType working;
+    bool normalize = false;
+    bool fused = false;  // acc = fma(x, c, acc), as mergekit's linear computes
+};
+
+// Sums are taken over blocks of this many elements, each as LANES interleaved running sums that are
+// then added pairwise, and the block sums in order: the same result whatever the chunks and threads.
+constexpr uint64_t SUM_BLOCK = 4096;
+constexpr uint64_t SUM_LANES = 64;
+
+// Keys are histogrammed from the top: first the highest 15 bits, then 16 at a time.
+constexpr int FIRST_BITS = 15;
+constexpr int NEXT_BITS = 16;
+
+}  // namespace merge_engine

@@ -1,0 +1,61 @@
+"""Types of the native module, see csrc/binding.cpp."""
+
+from collections.abc import Sequence
+from typing import Any
+
+has_cuda: bool
+SUM_BLOCK: int
+DType: Any
+MaskKind: Any
+Election: Any
+Array: Any
+Column: Any
+Mask: Any
+Entry: Any
+Consensus: Any
+Combine: Any
+
+def instruction_set() -> str: ...
+def runs(instruction_set: str) -> bool: ...
+def cuda_devices() -> list[str]: ...
+def select(counts: int, bins: int, rank: int) -> tuple[int, int, int]: ...
+def relax(key: int, slack: float, working: Any) -> int: ...
+def identical(addresses: Sequence[int], size: int, element_bytes: int) -> bool: ...
+def histogram(
+    isa: str, base: Any, columns: Sequence[Any], working: Any, shift: int, count: int, threads: int
+) -> None: ...
+def locate(
+    isa: str, base: Any, model: Any, working: Any, key: int, nth: int, count: int, threads: int
+) -> tuple[int, int]: ...
+def l1_norms(
+    isa: str,
+    base: Any,
+    models: Sequence[Any],
+    masks: Sequence[Any],
+    working: Any,
+    storage_rounding: bool,
+    start: int,
+    count: int,
+    threads: int,
+    sums: Sequence[float],
+) -> list[float]: ...
+def gram(
+    isa: str, inputs: Sequence[Any], working: Any, count: int, threads: int, sums: Sequence[float]
+) -> list[float]: ...
+def rank_thresholds(
+    isa: str,
+    base: Any,
+    model: Any,
+    working: Any,
+    length: int,
+    stride: int,
+    density: float,
+    epsilon: float,
+    count: int,
+    threads: int,
+    thresholds: int,
+) -> None: ...
+def consensus(
+    isa: str, operation: Any, start: int, count: int, threads: int
+) -> tuple[list[tuple[int, int, int]], list[int]]: ...
+def combine(isa: str, operation: Any, count: int, threads: int) -> list[int]: ...

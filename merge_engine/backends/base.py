@@ -1,0 +1,93 @@
+"""The few primitives in which every merge method is spelled.
+
+Statistics are integers, or sums in a fixed order, so a result depends neither on how a tensor was cut into
+chunks nor on the backend that measured it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from merge_engine.backends.operations import Bin, Chunk, Column, Combine, Consensus, Mask, Outcome
+from merge_engine.dtypes import DType
+
+if TYPE_CHECKING:
+    import torch
+
+SUM_BLOCK = 4096
+"""Sums run over blocks of this many elements: chunks start at multiples of it."""
+
+FIRST_BITS, NEXT_BITS = 15, 16
+"""Bits of a key that the first and each following level of a histogram resolve."""
+
+
+def levels(working: DType) -> int:
+    """Histogram passes that find a key exactly: 1 for 16-bit dtypes, 2 for float32, 4 for float64."""
+    return working.bits // NEXT_BITS
+
+
+def level_shift(working: DType, level: int) -> int:
+    """How far a key is shifted right to give its bin (and the prefix above the bin) at a level."""
+    return working.bits - 1 - FIRST_BITS - level * NEXT_BITS
+
+
+def level_bins(level: int) -> int:
+    """Bins of a histogram at a level."""
+    return 1 << (NEXT_BITS if level else FIRST_BITS)
+
+
+class Backend(ABC):
+    """One way of computing. All backends give the same bytes and the same counts."""
+
+    name: str
+
+    @abstractmethod
+    def array(self, memory: memoryview, dtype: DType) -> Any:
+        """Wrap host memory, without a copy; its length decides the number of elements."""
+
+    @abstractmethod
+    def tensor(self, tensor: torch.Tensor) -> Any:
+        """Wrap a contiguous tensor on a device that the backend can reach, without a copy."""
+
+    @abstractmethod
+    def new_histograms(self, level: int, slots: int) -> Any:
+        """Empty histograms of a level, as many as ``slots``. Their type is the backend's own."""
+
+    @abstractmethod
+    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Any) -> None:
+        """Count magnitude keys, each column into its slot of ``histograms``.
+
+        Below level 0 only keys count whose bits above the level's bins equal the column's prefix.
+        """
+
+    @abstractmethod
+    def select(self, histograms: Any, level: int, slot: int, rank: int) -> Bin:
+        """The bin of the ``rank``-th largest key in a slot, counted from 1."""
+
+    @abstractmethod
+    def relax(self, key: int, slack: float, working: DType) -> int:
+        """The key of RN(float32(1 - slack) * magnitude(key)), in double for float64."""
+
+    @abstractmethod
+    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
+        """How many elements have this key, and the offset in the chunk of the ``nth`` of them, from 0."""
+
+    @abstractmethod
+    def l1_norms(
+        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, sums: list[float]
+    ) -> list[float]:
+        """Add the L1 norm of every task vector, whole and masked, to ``sums`` (two values a model)."""
+
+    @abstractmethod
+    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
+        """Add the inner products of the inputs (base first, if any) to ``sums``: upper triangle, by rows."""
+
+    @abstractmethod
+    def consensus(self, chunk: Chunk, operation: Consensus, output: Any) -> Outcome:
+        """Merge the task vectors into ``output``, which must not overlap any input."""
+
+    @abstractmethod
+    def combine(self, chunk: Chunk, operation: Combine, output: Any) -> Outcome:
+        """Write a linear combination of the models into ``output``. The base takes no part."""

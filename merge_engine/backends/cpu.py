@@ -1,0 +1,270 @@
+"""The native CPU backend: vectorised C++ over blocks, on all cores, without torch."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import merge_engine._native as _native
+from merge_engine.backends.base import Backend, level_bins, level_shift
+from merge_engine.backends.operations import (
+    Band,
+    Bin,
+    Chunk,
+    Column,
+    Combine,
+    Consensus,
+    Counts,
+    Dense,
+    Draw,
+    Mask,
+    Outcome,
+    Ranked,
+)
+from merge_engine.dtypes import BY_NAME, DType
+from merge_engine.errors import BackendError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class HostArray:
+    """Elements in host memory. ``owner`` keeps the memory alive."""
+
+    native: Any
+    address: int
+    count: int
+    dtype: DType
+    owner: Any
+
+
+def address_of(memory: memoryview) -> int:
+    """The address of a writable buffer."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory)) if len(memory) else 0
+
+
+class CpuBackend(Backend):
+    """Runs the primitives of ``csrc/cpu`` on ``threads`` threads (default: all that this process may use).
+
+    ``instruction_set`` forces one of ``avx512``, ``avx2`` and ``baseline``; the default is the best that the
+    processor has. All give the same bytes.
+    """
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None, instruction_set: str | None = None):
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.instruction_set = instruction_set or _native.instruction_set()
+        if not _native.runs(self.instruction_set):
+            raise BackendError(f"this processor cannot run {self.instruction_set} code")
+        self._scratch: list[memoryview] = []
+
+    def array(self, memory: memoryview, dtype: DType) -> HostArray:
+        """Wrap host memory (see ``Backend.array``)."""
+        address = address_of(memory)
+        return HostArray(_array(address, dtype), address, len(memory) // dtype.itemsize, dtype, memory)
+
+    def tensor(self, tensor: torch.Tensor) -> HostArray:
+        """Wrap a contiguous CPU tensor (see ``Backend.tensor``)."""
+        if tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise BackendError(f"the cpu backend needs a contiguous CPU tensor, got one on {tensor.device}")
+        dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+        return HostArray(_array(tensor.data_ptr(), dtype), tensor.data_ptr(), tensor.numel(), dtype, tensor)
+
+    def new_histograms(self, level: int, slots: int) -> Any:
+        """Make empty histograms (see ``Backend.new_histograms``)."""
+        return (ctypes.c_uint64 * (level_bins(level) * slots))()
+
+    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Any) -> None:
+        """Count magnitude keys (see ``Backend.histogram``)."""
+        _check(chunk)
+        _native.histogram(
+            self.instruction_set,
+            chunk.base.native,
+            [
+                _native.Column(
+                    chunk.models[column.model].native, column.prefix, _slot(histograms, level, column.slot)
+                )
+                for column in columns
+            ],
+            _dtype(chunk.working),
+            level_shift(chunk.working, level),
+            chunk.count,
+            self.threads,
+        )
+
+    def select(self, histograms: Any, level: int, slot: int, rank: int) -> Bin:
+        """Find a rank's bin (see ``Backend.select``)."""
+        return Bin(*_native.select(_slot(histograms, level, slot), level_bins(level), rank))
+
+    def relax(self, key: int, slack: float, working: DType) -> int:
+        """Lower a threshold (see ``Backend.relax``)."""
+        return int(_native.relax(key, slack, _dtype(working)))
+
+    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
+        """Find the n-th occurrence of a key (see ``Backend.locate``)."""
+        _check(chunk)
+        found, offset = _native.locate(
+            self.instruction_set,
+            chunk.base.native,
+            chunk.models[model].native,
+            _dtype(chunk.working),
+            key,
+            nth,
+            chunk.count,
+            self.threads,
+        )
+        return found, offset if offset >= 0 else None
+
+    def l1_norms(
+        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, sums: list[float]
+    ) -> list[float]:
+        """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
+        _check(chunk)
+        result: list[float] = _native.l1_norms(
+            self.instruction_set,
+            chunk.base.native,
+            [model.native for model in chunk.models],
+            self._masks(chunk, masks),
+            _dtype(chunk.working),
+            storage_rounding,
+            chunk.start,
+            chunk.count,
+            self.threads,
+            sums,
+        )
+        return result
+
+    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
+        """Sum inner products of all inputs (see ``Backend.gram``)."""
+        _check(chunk)
+        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
+        result: list[float] = _native.gram(
+            self.instruction_set,
+            [array.native for array in inputs],
+            _dtype(chunk.working),
+            chunk.count,
+            self.threads,
+            sums,
+        )
+        return result
+
+    def consensus(self, chunk: Chunk, operation: Consensus, output: HostArray) -> Outcome:
+        """Merge task vectors (see ``Backend.consensus``)."""
+        _check(chunk, output)
+        masks = self._masks(chunk, [entry.mask for entry in operation.entries])
+        entries = [
+            _native.Entry(
+                model.native, mask, entry.rescale, entry.weight, entry.vote_slack, entry.retain_slack
+            )
+            for model, mask, entry in zip(chunk.models, masks, operation.entries, strict=True)
+        ]
+        native = _native.Consensus(
+            chunk.base.native,
+            output.native,
+            _dtype(chunk.working),
+            entries,
+            getattr(_native.Election, operation.election),
+            operation.normalize,
+            operation.storage_rounding,
+            operation.scale,
+        )
+        counts, non_finite = _native.consensus(
+            self.instruction_set, native, chunk.start, chunk.count, self.threads
+        )
+        return Outcome(tuple(Counts(*row) for row in counts), tuple(non_finite))
+
+    def combine(self, chunk: Chunk, operation: Combine, output: HostArray) -> Outcome:
+        """Write a linear combination (see ``Backend.combine``)."""
+        _check(chunk, output)
+        native = _native.Combine(
+            [model.native for model in chunk.models],
+            list(operation.coefficients),
+            output.native,
+            _dtype(chunk.working),
+            operation.normalize,
+            operation.fused,
+        )
+        non_finite = _native.combine(self.instruction_set, native, chunk.count, self.threads)
+        return Outcome((), (0, *non_finite))
+
+    def _masks(self, chunk: Chunk, masks: Sequence[Mask]) -> list[Any]:
+        return [self._mask(chunk, model, mask) for model, mask in enumerate(masks)]
+
+    def _mask(self, chunk: Chunk, model: int, mask: Mask) -> Any:
+        native = _native.Mask()
+        match mask:
+            case Dense():
+                native.kind = _native.MaskKind.Dense
+            case Band():
+                native.kind = _native.MaskKind.Band
+                native.low, native.high = mask.low, mask.high
+                native.set_low_positions(*mask.low_positions)
+                native.set_high_positions(*mask.high_positions)
+                native.by_draw, native.random_key = mask.by_draw, mask.random_key
+            case Draw():
+                native.kind = _native.MaskKind.Draw
+                native.set_low_positions(*((0, mask.below - 1) if mask.below else (1, 0)))
+                native.random_key = mask.random_key
+            case Ranked():
+                native.kind = _native.MaskKind.Ranked
+                native.set_thresholds(self._rank_thresholds(chunk, model, mask))
+                native.inverse_probability, native.random_key = mask.inverse_probability, mask.random_key
+        return native
+
+    def _rank_thresholds(self, chunk: Chunk, model: int, mask: Ranked) -> int:
+        while len(self._scratch) <= model:
+            self._scratch.append(memoryview(b""))
+        if len(self._scratch[model]) < 4 * chunk.count:
+            self._scratch[model] = memoryview(mmap.mmap(-1, max(4 * chunk.count, 1)))
+        address = address_of(self._scratch[model])
+        _native.rank_thresholds(
+            self.instruction_set,
+            chunk.base.native,
+            chunk.models[model].native,
+            _dtype(chunk.working),
+            chunk.line.length,
+            chunk.line.stride,
+            mask.density,
+            mask.epsilon,
+            chunk.count,
+            self.threads,
+            address,
+        )
+        return address
+
+
+def identical(memories: Sequence[memoryview], dtype: DType | None) -> bool:
+    """Whether all buffers hold the same bytes and, if they are floats of ``dtype``, no negative zero."""
+    size = len(memories[0])
+    if any(len(memory) != size for memory in memories):
+        return False
+    itemsize = dtype.itemsize if dtype is not None else 0
+    return bool(_native.identical([address_of(memory) for memory in memories], size, itemsize))
+
+
+def _slot(histograms: Any, level: int, slot: int) -> int:
+    return ctypes.addressof(histograms) + 8 * level_bins(level) * slot
+
+
+def _dtype(dtype: DType) -> Any:
+    return getattr(_native.DType, dtype.code)
+
+
+def _array(address: int, dtype: DType) -> Any:
+    return _native.Array(address, _dtype(dtype))
+
+
+def _check(chunk: Chunk, output: HostArray | None = None) -> None:
+    """Native code trusts addresses and counts, so they are checked here."""
+    arrays = [array for array in (chunk.base, *chunk.models, output) if array is not None]
+    for array in arrays:
+        if array.count != chunk.count:
+            raise ValueError(f"a chunk of {chunk.count} elements got an array of {array.count}")
+    if chunk.count >= 2**32:
+        raise ValueError(f"a chunk of {chunk.count} elements is too large; cut it below 2**32")

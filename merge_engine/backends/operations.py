@@ -1,0 +1,160 @@
+"""What a backend is asked to do, in numbers: masks, consensus and combination.
+
+The element-wise formulas are written out in docs/arithmetic.md. Here d = x - b is a task vector, a key is
+the bits of its magnitude in the working dtype, and a position is either the flat index of an element or
+its 32-bit random draw. Position ranges are inclusive; ``(1, 0)`` is empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from merge_engine.dtypes import DType
+
+Positions = tuple[int, int]
+EVERY_POSITION: Positions = (0, 2**64 - 1)
+NO_POSITION: Positions = (1, 0)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Keep every element."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Keep keys between two bounds; keys equal to a bound only at the positions given for it."""
+
+    low: int
+    high: int = 2**64 - 1
+    low_positions: Positions = EVERY_POSITION
+    high_positions: Positions = EVERY_POSITION
+    by_draw: bool = False
+    random_key: int = 0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Keep elements whose draw is below ``below``, of 2**32 (DARE)."""
+
+    below: int
+    random_key: int
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Keep with a probability that rises with the magnitude's rank in its line (DELLA).
+
+    The probability runs from ``density - epsilon`` for the smallest to ``density + epsilon`` for the largest
+    magnitude of a line; equal magnitudes share their mean rank. With ``inverse_probability`` the kept
+    elements are divided by their probability.
+    """
+
+    density: float
+    epsilon: float
+    inverse_probability: bool
+    random_key: int
+
+
+Mask = Dense | Band | Draw | Ranked
+NOTHING = Draw(below=0, random_key=0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model in a consensus: which of its elements count, and how much."""
+
+    mask: Mask
+    weight: float
+    rescale: float = 1.0
+    vote_slack: float = 0.0
+    retain_slack: float = 0.0
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """b + lambda * mean of the retained w * d, after an optional election of signs (TIES and its kin)."""
+
+    entries: tuple[Entry, ...]
+    election: Literal["none", "sum", "count"]
+    normalize: bool
+    scale: float = 1.0
+    storage_rounding: bool = False
+
+
+@dataclass(frozen=True)
+class Combine:
+    """Sum of coefficient * input, divided by the sum of coefficients when ``normalize`` is set."""
+
+    coefficients: tuple[float, ...]
+    normalize: bool
+    fused: bool = False
+
+
+class Line(NamedTuple):
+    """Lines of a tensor along its dimension 1: elements per line, and their distance in memory."""
+
+    length: int
+    stride: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> Line:
+        """Lines of a tensor of this shape; one with fewer than two dimensions is a single line."""
+        if len(shape) < 2:
+            return cls(shape[0] if shape else 1, 1)
+        stride = 1
+        for size in shape[2:]:
+            stride *= size
+        return cls(shape[1], stride)
+
+
+@dataclass
+class Chunk:
+    """A run of ``count`` elements of one tensor in every input; the first has flat index ``start``.
+
+    ``base`` and ``models`` are arrays of the backend (see ``Backend.array``). ``line`` matters to ``Ranked``
+    masks only, and then the chunk holds whole lines.
+    """
+
+    base: Any
+    models: list[Any]
+    working: DType
+    start: int
+    count: int
+    line: Line = field(default_factory=lambda: Line(1, 1))
+
+
+class Column(NamedTuple):
+    """A histogram to take: of which model of the chunk, of keys with which prefix, into which slot."""
+
+    slot: int
+    model: int
+    prefix: int
+
+
+class Bin(NamedTuple):
+    """A histogram bin: its number, how many elements lie in bins above it, and how many in it."""
+
+    bin: int
+    above: int
+    equal: int
+
+
+class Counts(NamedTuple):
+    """What became of one model's entries that are not zero.
+
+    ``kept`` by the mask; of those ``lost`` to the election, and ``saved``: in the mean only because of a sign
+    slack.
+    """
+
+    kept: int
+    lost: int
+    saved: int
+
+
+class Outcome(NamedTuple):
+    """What applying an operation showed: counts per model, non-finite values per input, base first."""
+
+    counts: tuple[Counts, ...]
+    non_finite: tuple[int, ...]

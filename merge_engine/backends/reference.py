@@ -1,0 +1,344 @@
+"""The reference backend: every primitive in plain torch operations, one line for one line of the formulas.
+
+Slow and meant to be obviously right; every other backend is tested against it, byte for byte. Runs on any
+torch device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from merge_engine.backends.base import (
+    NEXT_BITS,
+    SUM_BLOCK,
+    Backend,
+    level_bins,
+    level_shift,
+)
+from merge_engine.backends.operations import (
+    Band,
+    Bin,
+    Chunk,
+    Column,
+    Combine,
+    Consensus,
+    Counts,
+    Dense,
+    Draw,
+    Line,
+    Mask,
+    Outcome,
+    Ranked,
+)
+from merge_engine.dtypes import BY_NAME, DType
+from merge_engine.errors import BackendError
+
+Rounding = Callable[[torch.Tensor], torch.Tensor]
+SUM_LANES = 64
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """The torch type of the same name."""
+    result: torch.dtype = getattr(torch, dtype.name)
+    return result
+
+
+def real_dtype(working: DType) -> torch.dtype:
+    """What arithmetic runs in: float64 for float64, float32 for everything narrower."""
+    return torch.float64 if working.name == "float64" else torch.float32
+
+
+def to_odd(exact: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """Float32 between ``exact`` (float64) and zero, with a set last bit where the two differ.
+
+    Rounding such a value once more gives what rounding ``exact`` once would have given.
+    """
+    bits = rounded.view(torch.int32)
+    toward_zero = torch.where(rounded.double().abs() > exact.abs(), bits - 1, bits)
+    inexact = (rounded.double() != exact) & ~exact.isnan()
+    return torch.where(inexact, toward_zero | 1, bits).view(torch.float32)
+
+
+def round_to(values: torch.Tensor, dtype: DType) -> torch.Tensor:
+    """RN to ``dtype``, ties to even, in one rounding, with one NaN for all."""
+    target = torch_dtype(dtype)
+    if values.dtype == torch.float64 and dtype.bits == 16:
+        values = to_odd(values, values.float())
+    rounded = values.to(target)
+    return torch.where(
+        rounded.isnan(), torch.tensor(float("nan"), dtype=target, device=rounded.device), rounded
+    )
+
+
+def keys_of(delta: torch.Tensor, working: DType) -> torch.Tensor:
+    """The bits of RN(|delta|) in the working dtype as int64."""
+    integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[working.bits]
+    bits: torch.Tensor = round_to(delta.abs(), working).view(integer).long()
+    return bits & (2 ** (working.bits - 1) - 1)
+
+
+def _multiply(a: torch.Tensor, constant: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low 32 bits of a product of 32-bit numbers held in int64, which itself would overflow."""
+    high, low = a * (constant >> 16), a * (constant & 0xFFFF)
+    top = (high + (low >> 16)) >> 16
+    bottom = ((high & 0xFFFF) << 16) + low
+    return top, bottom & 0xFFFFFFFF
+
+
+def philox(key: int, counter: torch.Tensor) -> list[torch.Tensor]:
+    """Four 32-bit words of Philox 4x32-10 for each 64-bit counter, as int64."""
+    k0, k1 = key & 0xFFFFFFFF, key >> 32
+    c0, c1 = counter & 0xFFFFFFFF, counter >> 32
+    c2 = c3 = torch.zeros_like(counter)
+    for _ in range(10):
+        even_high, even_low = _multiply(c0, 0xD2511F53)
+        odd_high, odd_low = _multiply(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = odd_high ^ c1 ^ k0, odd_low, even_high ^ c3 ^ k1, even_low
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return [c0, c1, c2, c3]
+
+
+def draws(key: int, index: torch.Tensor) -> torch.Tensor:
+    """The 32-bit draw of each flat index: word (i / 16) % 4 of counter (i / 64) * 16 + i % 16."""
+    words = torch.stack(philox(key, index // 64 * 16 + index % 16))
+    return words.gather(0, (index // 16 % 4).unsqueeze(0)).squeeze(0)
+
+
+def ordered_sum(values: torch.Tensor, total: float) -> float:
+    """``total`` plus the sum of float64 values in the fixed order.
+
+    Blocks of 4096 elements, each as 64 interleaved running sums that are then halved; block sums in order.
+    """
+    for block in torch.split(values, SUM_BLOCK):
+        rows = torch.nn.functional.pad(block, (0, -len(block) % SUM_LANES)).view(-1, SUM_LANES)
+        lanes = torch.zeros(SUM_LANES, dtype=torch.float64, device=values.device)
+        for row in rows:
+            lanes = lanes + row
+        while len(lanes) > 1:
+            lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+        total += lanes.item()
+    return total
+
+
+def rank_thresholds(keys: torch.Tensor, line: Line, density: float, epsilon: float) -> torch.Tensor:
+    """floor(2^32 * p) of every element: p from its mean rank among the keys of its line, scaled to 0..1."""
+    lines = keys.view(-1, line.length, line.stride).transpose(1, 2).contiguous()
+    ordered = lines.sort(dim=-1).values
+    smaller = torch.searchsorted(ordered, lines, side="left")
+    equal = torch.searchsorted(ordered, lines, side="right") - smaller
+    if line.length > 1:
+        scaled = (2 * smaller + equal - 1).double() / float(2 * (line.length - 1))
+    else:
+        scaled = torch.full_like(smaller, 0.5, dtype=torch.float64)
+    probability = (density - epsilon) + (2 * epsilon) * scaled
+    return (probability * 2.0**32).long().transpose(1, 2).reshape(-1)
+
+
+class ReferenceBackend(Backend):
+    """Plain torch on the device of its inputs."""
+
+    name = "reference"
+
+    def array(self, memory: memoryview, dtype: DType) -> torch.Tensor:
+        """Wrap host memory (see ``Backend.array``)."""
+        if not len(memory):
+            return torch.empty(0, dtype=torch_dtype(dtype))
+        return torch.frombuffer(memory, dtype=torch_dtype(dtype))
+
+    def tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Wrap a tensor on any device (see ``Backend.tensor``)."""
+        return tensor.detach().view(-1)
+
+    def new_histograms(self, level: int, slots: int) -> Any:
+        """Make empty histograms (see ``Backend.new_histograms``)."""
+        return [torch.zeros(level_bins(level), dtype=torch.int64) for _ in range(slots)]
+
+    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Any) -> None:
+        """Count magnitude keys (see ``Backend.histogram``)."""
+        bins, shift = level_bins(level), level_shift(chunk.working, level)
+        for column in columns:
+            keys = keys_of(_delta(chunk, column.model), chunk.working) >> shift
+            if level > 0:
+                keys = keys[keys >> NEXT_BITS == column.prefix] & (bins - 1)
+            histograms[column.slot] += torch.bincount(keys, minlength=bins).cpu()
+
+    def select(self, histograms: Any, level: int, slot: int, rank: int) -> Bin:
+        """Find a rank's bin (see ``Backend.select``)."""
+        counts = histograms[slot]
+        at_least = counts.flip(0).cumsum(0).flip(0)  # at_least[b]: elements in bin b and above
+        found = int((at_least >= rank).nonzero().max())
+        equal = int(counts[found])
+        return Bin(found, int(at_least[found]) - equal, equal)
+
+    def relax(self, key: int, slack: float, working: DType) -> int:
+        """Lower a threshold (see ``Backend.relax``)."""
+        integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[working.bits]
+        real = real_dtype(working)
+        magnitude = torch.tensor([key], dtype=integer).view(torch_dtype(working)).to(real)
+        return int(keys_of(torch.tensor(1.0 - slack, dtype=real) * magnitude, working))
+
+    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
+        """Find the n-th occurrence of a key (see ``Backend.locate``)."""
+        places = (keys_of(_delta(chunk, model), chunk.working) == key).nonzero().view(-1)
+        return len(places), int(places[nth]) if nth < len(places) else None
+
+    def l1_norms(
+        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, sums: list[float]
+    ) -> list[float]:
+        """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
+        rounding = _rounding(chunk.working, storage_rounding)
+        result = []
+        for model, mask in enumerate(masks):
+            delta = rounding(_delta(chunk, model))
+            magnitude = delta.abs().double()
+            kept, _ = _mask(chunk, delta, mask)
+            result.append(ordered_sum(magnitude, sums[2 * model]))
+            result.append(ordered_sum(torch.where(kept, magnitude, 0.0), sums[2 * model + 1]))
+        return result
+
+    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
+        """Sum inner products of all inputs (see ``Backend.gram``)."""
+        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
+        values = [_load(array, chunk.working).double() for array in inputs]
+        result = list(sums)
+        for i in range(len(values)):
+            for k in range(i, len(values)):
+                at = i * len(values) + k
+                result[at] = ordered_sum(values[i] * values[k], result[at])
+        return result
+
+    def consensus(self, chunk: Chunk, operation: Consensus, output: torch.Tensor) -> Outcome:
+        """Merge task vectors (see ``Backend.consensus``)."""
+        rn = _rounding(chunk.working, operation.storage_rounding)
+        base = _load(chunk.base, chunk.working)
+        real, device = base.dtype, base.device
+
+        def number(value: float) -> torch.Tensor:
+            return torch.tensor(value, dtype=real, device=device)
+
+        values, survivors, weights = [], [], []
+        for model, entry in enumerate(operation.entries):
+            delta = rn(_delta(chunk, model))
+            kept, probability = _mask(chunk, delta, entry.mask)
+            if probability is not None:
+                delta = torch.where(kept, rn(delta * (1.0 / probability).to(real)), 0.0)
+            else:
+                delta = rn(delta * rn(number(entry.rescale)))
+            weight = rn(number(entry.weight))
+            values.append(torch.where(kept, rn(delta * weight), number(0.0)))
+            survivors.append(kept & (delta != 0))
+            weights.append(weight)
+
+        vote = plain_vote = spread = torch.zeros_like(base)
+        for value, entry in zip(values, operation.entries, strict=True):
+            say = value.sign() if operation.election == "count" else value
+            plain_vote = plain_vote + say
+            vote = vote + say * number(1.0 + entry.vote_slack)
+            spread = spread + say.abs()
+        elected, plainly_elected = rn(vote) >= 0, rn(plain_vote) >= 0
+
+        mean = divisor = torch.zeros_like(base)
+        counts = []
+        for value, kept, weight, entry in zip(values, survivors, weights, operation.entries, strict=True):
+            voted = value != 0
+            if operation.election == "none":
+                retained, lost, saved = voted, 0, 0
+                divisor = divisor + weight
+            else:
+                agrees = (value > 0) == elected
+                narrow = rn(vote).abs() < number(entry.retain_slack) * spread
+                retained = voted & (agrees | narrow)
+                divisor = divisor + torch.where(retained, weight, number(0.0))
+                lost = int((voted & ~retained).sum())
+                saved = int((retained & ((value > 0) != plainly_elected)).sum())
+            mean = mean + torch.where(retained, value, number(0.0))
+            counts.append(Counts(int(kept.sum()), lost, saved))
+
+        mean, divisor = rn(mean), rn(divisor)
+        if operation.normalize:
+            guard = 1e-8 if operation.election == "none" and operation.storage_rounding else 0.0
+            vanishes = (divisor == 0) | (divisor.abs() < number(guard))
+            mean = rn(mean / torch.where(vanishes, number(1.0), divisor))
+        if operation.scale != 1:
+            mean = rn(mean * number(operation.scale))
+        _store(rn(base + mean), output)
+        return Outcome(tuple(counts), _non_finite(chunk))
+
+    def combine(self, chunk: Chunk, operation: Combine, output: torch.Tensor) -> Outcome:
+        """Write a linear combination (see ``Backend.combine``)."""
+        models = [_load(model, chunk.working) for model in chunk.models]
+        real = models[0].dtype
+        coefficients = [torch.tensor(c, dtype=real, device=models[0].device) for c in operation.coefficients]
+        total = torch.zeros_like(models[0]) if operation.fused else -torch.zeros_like(models[0])
+        for model, coefficient in zip(models, coefficients, strict=True):
+            total = _fma(model, coefficient, total) if operation.fused else total + coefficient * model
+        if operation.normalize:
+            divisor = torch.tensor(0.0, dtype=real, device=total.device)
+            for coefficient in coefficients:
+                divisor = divisor + coefficient
+            total = total / divisor
+        _store(_rounding(chunk.working, operation.fused)(total), output)
+        return Outcome((), (0, *_non_finite(chunk)[1:]))
+
+
+def _load(array: torch.Tensor, working: DType) -> torch.Tensor:
+    return round_to(array, working).to(real_dtype(working))
+
+
+def _store(values: torch.Tensor, output: torch.Tensor) -> None:
+    output.copy_(round_to(values, BY_NAME[str(output.dtype).removeprefix("torch.")]))
+
+
+def _delta(chunk: Chunk, model: int) -> torch.Tensor:
+    return _load(chunk.models[model], chunk.working) - _load(chunk.base, chunk.working)
+
+
+def _rounding(working: DType, storage_rounding: bool) -> Rounding:
+    if not storage_rounding:
+        return lambda values: values
+    return lambda values: round_to(values, working).to(real_dtype(working))
+
+
+def _mask(chunk: Chunk, delta: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Which elements are kept, and for DELLA's own rescaling the probability of each."""
+    index = torch.arange(chunk.start, chunk.start + chunk.count, device=delta.device)
+    match mask:
+        case Dense():
+            return torch.ones_like(delta, dtype=torch.bool), None
+        case Draw():
+            return draws(mask.random_key, index) < mask.below, None
+        case Ranked():
+            keys = keys_of(delta, chunk.working)
+            thresholds = rank_thresholds(keys, chunk.line, mask.density, mask.epsilon)
+            probability = thresholds.double() / 2.0**32 if mask.inverse_probability else None
+            return draws(mask.random_key, index) < thresholds, probability
+        case Band():
+            keys = keys_of(delta, chunk.working)
+            position = draws(mask.random_key, index) if mask.by_draw else index
+            kept = (keys >= mask.low) & (keys <= min(mask.high, 2**63 - 1))
+            for bound, (first, last) in ((mask.low, mask.low_positions), (mask.high, mask.high_positions)):
+                inside = (position >= min(first, 2**63 - 1)) & (position <= min(last, 2**63 - 1))
+                kept &= (keys != min(bound, 2**63 - 1)) | inside
+            return kept, None
+    raise BackendError(f"unknown mask {mask!r}")
+
+
+def _fma(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """x * y + z in float32 with one rounding: the product is exact in float64, the sum's error is sticky."""
+    product, addend = x.double() * y.double(), z.double()
+    total = product + addend
+    virtual = total - product
+    error = (product - (total - virtual)) + (addend - virtual)
+    bits = total.view(torch.int64)
+    away = (error > 0) == (total > 0)
+    sticky = torch.where(away, bits, bits - 1) | 1
+    odd = torch.where((error != 0) & total.isfinite(), sticky, bits).view(torch.float64)
+    return odd.float()
+
+
+def _non_finite(chunk: Chunk) -> tuple[int, ...]:
+    inputs = [chunk.base, *chunk.models]
+    return tuple(0 if x is None else int((~_load(x, chunk.working).isfinite()).sum()) for x in inputs)

@@ -1,0 +1,48 @@
+"""What every stage did: bytes moved and seconds busy."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Stage:
+    """Work of one kind. ``seconds`` adds up over threads, so it can exceed the time taken."""
+
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Ledger:
+    """Bytes and busy seconds of reading, computing and writing, and the time the run took."""
+
+    read: Stage = field(default_factory=Stage)
+    compute: Stage = field(default_factory=Stage)
+    write: Stage = field(default_factory=Stage)
+    publish: Stage = field(default_factory=Stage)
+    seconds: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @contextmanager
+    def timed(self, stage: Stage, nbytes: int) -> Iterator[None]:
+        """Add the time of the enclosed block, which handles ``nbytes``, to a stage. Thread-safe."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        with self._lock:
+            stage.bytes += nbytes
+            stage.seconds += seconds
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain numbers for the manifest."""
+        stages = {"read": self.read, "compute": self.compute, "write": self.write, "publish": self.publish}
+        rows: dict[str, object] = {
+            name: {"bytes": stage.bytes, "busy_seconds": round(stage.seconds, 3)}
+            for name, stage in stages.items()
+        }
+        return {"seconds": round(self.seconds, 3), **rows}

@@ -1,0 +1,123 @@
+"""What an output says about itself: a manifest for programs, a model card for people."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from merge_engine.backends import Backend
+from merge_engine.engine.plan import Plan
+from merge_engine.engine.result import MergeResult
+
+
+def model_digest(digests: Mapping[str, str]) -> str:
+    """One SHA-256 for all tensors: of the lines "<digest>  <name>" in order of the names.
+
+    It does not depend on how the model is cut into shards.
+    """
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed: the package, Python, and the platform."""
+    try:
+        package = version("merge_engine")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        package = "unknown"
+    return {"merge_engine": package, "python": platform.python_version(), "platform": platform.platform()}
+
+
+def encode_manifest(plan: Plan, result: MergeResult, backend: Backend, digests: Mapping[str, str]) -> bytes:
+    """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run."""
+    inputs = {str(c.path): c.fingerprint() for c in (plan.donor, plan.base, *plan.models.values()) if c}
+    manifest: dict[str, Any] = {
+        "format": 1,
+        "versions": versions(),
+        "backend": backend.name,
+        "recipe": plan.recipe.to_yaml(),
+        "inputs": {path: {"fingerprint": fingerprint} for path, fingerprint in inputs.items()},
+        "digest": model_digest(digests),
+        "tensors": {
+            tensor.name: {
+                "sha256": digests.get(tensor.name),
+                "elements": tensor.elements,
+                **({"counts": _counts(tensor.counts)} if tensor.counts else {}),
+            }
+            for tensor in result.per_tensor
+        },
+        "counts": _counts(result.counts),
+        "notes": result.notes,
+        "ledger": result.ledger.as_dict(),
+    }
+    return json.dumps(manifest, indent=1).encode()
+
+
+def _counts(counts: Mapping[int, Any]) -> dict[str, dict[str, int]]:
+    return {
+        str(model): {
+            "kept": c.kept,
+            "lost": c.lost,
+            "saved_by_trim": c.saved_by_trim,
+            "saved_by_sign": c.saved_by_sign,
+        }
+        for model, c in counts.items()
+    }
+
+
+def encode_card(plan: Plan, result: MergeResult, digests: Mapping[str, str]) -> bytes:
+    """The README.md of the output: what was merged, how, and how to check it."""
+    recipe = plan.recipe
+    references = [recipe.base_model] if recipe.base_model is not None else []
+    references += [entry.model for entry in recipe.models]
+    names = list(dict.fromkeys(str(reference) for reference in references))
+    lines = [
+        "---",
+        "library_name: transformers",
+        "base_model:",
+        *(f"- {json.dumps(name, ensure_ascii=False)}" for name in names),
+        "tags:",
+        "- merge",
+        "- merge_engine",
+        "---",
+        "",
+        "# Merged model",
+        "",
+        f"Merged with merge_engine {versions()['merge_engine']}, method `{recipe.merge_method}`.",
+        "",
+        "## Models",
+        "",
+        *(f"- `{name}`" for name in names),
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        recipe.to_yaml().rstrip("\n"),
+        "```",
+        "",
+    ]
+    if result.counts:
+        lines += [
+            "## What became of the task vectors",
+            "",
+            "| model | kept | lost to the election | saved by trim slack | saved by sign slack |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *(
+                f"| `{result.models[model]}` | {c.kept:,} | {c.lost:,} "
+                f"| {c.saved_by_trim:,} | {c.saved_by_sign:,} |"
+                for model, c in result.counts.items()
+            ),
+            "",
+        ]
+    lines += [
+        "## Digest",
+        "",
+        f"SHA-256 over all tensors: `{model_digest(digests)}`. The digest of each tensor is in "
+        "`merge_manifest.json`.",
+        "",
+    ]
+    return "\n".join(lines).encode()

@@ -1,0 +1,142 @@
+"""Carry out visits on memory that holds their inputs: measure, solve, apply, count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from merge_engine.backends import Backend
+from merge_engine.backends.cpu import identical
+from merge_engine.backends.operations import Chunk, Combine, Consensus, Line, Outcome
+from merge_engine.engine.plan import Plan
+from merge_engine.engine.result import ModelCounts, TensorResult
+from merge_engine.engine.tasks import TensorJob
+from merge_engine.engine.visits import Visit
+from merge_engine.errors import NonFiniteError, PlanError
+from merge_engine.methods import MergeTask, Operation, Solution
+from merge_engine.methods.base import Statistic
+
+
+def measure(
+    backend: Backend,
+    chunk: Chunk,
+    task: MergeTask,
+    statistics: Sequence[Statistic],
+    complete: Sequence[Statistic],
+) -> None:
+    """Show a chunk to statistics, and finish those that have now seen everything."""
+    for statistic in statistics:
+        statistic.measure(backend, chunk, task)
+        if statistic in complete:
+            statistic.finish(backend)
+
+
+def apply(backend: Backend, operation: Operation, chunk: Chunk, output: Any) -> Outcome:
+    """Write a merged chunk."""
+    if isinstance(operation, Consensus):
+        return backend.consensus(chunk, operation, output)
+    return backend.combine(chunk, operation, output)
+
+
+def count(result: TensorResult, task: MergeTask, outcome: Outcome, solution: Solution, first: bool) -> None:
+    """Add a chunk's counts to its tensor's. What a trim would have kept is known per tensor, not per chunk."""
+    for model, counts in zip(task.models, outcome.counts, strict=False):
+        before = result.counts.get(model, ModelCounts())
+        plain = solution.trimmed_to.get(model)
+        saved = 0 if plain is None else counts.kept - (plain if first else 0)
+        result.counts[model] = before + ModelCounts(counts.kept, counts.lost, saved, counts.saved)
+
+
+class Merger:
+    """Visits the tensors of a plan, in order. ``results`` has one entry for each merged tensor."""
+
+    def __init__(self, plan: Plan, backend: Backend):
+        self._plan = plan
+        self._backend = backend
+        self._current: tuple[TensorJob, Solution] | None = None
+        self.results: dict[str, TensorResult] = {}
+
+    def visit(self, visit: Visit, inputs: Sequence[memoryview], output: memoryview) -> None:
+        """Measure or merge one chunk. ``inputs`` are the base, if any, and the models; ``output`` is written.
+
+        Raises ``NonFiniteError`` for NaN or infinity that the recipe does not allow, and ``PlanError`` for
+        tensors that cannot be merged and are not the same everywhere.
+        """
+        job = visit.job
+        if job.task is None and not job.out.mergeable:
+            self._copy(visit, inputs, output)
+            return
+        chunk = self._chunk(visit, inputs)
+        if job.task is not None:
+            unchanged = visit.merge and self._unchanged(visit, inputs)
+            if not unchanged:
+                measure(self._backend, chunk, job.task, visit.statistics, visit.complete)
+        if not visit.merge:
+            return
+        target = self._backend.array(output, job.out)
+        result = self.results.setdefault(job.name, TensorResult(job.name, 0))
+        result.elements += visit.count
+        if job.task is None or unchanged:
+            chunk.models = [chunk.models[0] if chunk.base is None else chunk.base]
+            outcome = self._backend.combine(chunk, Combine((1.0,), normalize=False), target)
+            self._check_finite(job, outcome.non_finite[1:])
+            if job.task is not None:
+                result.counts = {model: ModelCounts() for model in job.task.models}
+            return
+        solution = self._solution(visit)
+        outcome = apply(self._backend, solution.operation, chunk, target)
+        self._check_finite(job, outcome.non_finite if chunk.base is not None else outcome.non_finite[1:])
+        count(result, job.task, outcome, solution, first=visit.start == 0)
+
+    def _solution(self, visit: Visit) -> Solution:
+        if self._current is None or self._current[0] is not visit.job:
+            self._current = visit.job, visit.program.solve(self._backend)
+        return self._current[1]
+
+    def _chunk(self, visit: Visit, inputs: Sequence[memoryview]) -> Chunk:
+        job = visit.job
+        types = [checkpoint.tensors[name].dtype for checkpoint, name in self._plan.inputs(job)]
+        arrays = [self._backend.array(view, dtype) for view, dtype in zip(inputs, types, strict=True)]
+        base = arrays.pop(0) if self._plan.base is not None and job.task is not None else None
+        working = types[0] if job.task is None else job.task.working
+        return Chunk(base, arrays, working, visit.start, visit.count, Line.of(job.shape))
+
+    def _unchanged(self, visit: Visit, inputs: Sequence[memoryview]) -> bool:
+        """Whether no model changed this tensor, so that the base's values are the result.
+
+        Only exact when nothing is rounded and no zero is negative; what it saves is the computing.
+        """
+        job = visit.job
+        types = {checkpoint.tensors[name].dtype for checkpoint, name in self._plan.inputs(job)}
+        assert job.task is not None
+        return (
+            self._plan.base is not None
+            and visit.whole
+            and types == {job.task.working}
+            and identical(inputs, job.task.working)
+        )
+
+    def _copy(self, visit: Visit, inputs: Sequence[memoryview], output: memoryview) -> None:
+        """Copy a tensor that cannot be merged; all inputs must hold the same."""
+        sources = self._plan.inputs(visit.job)
+        for (checkpoint, name), data in zip(sources[1:], inputs[1:], strict=True):
+            if not identical([inputs[0], data], None):
+                raise PlanError(
+                    [
+                        f"{name}: {visit.job.out} tensors cannot be merged and must be the same in all inputs, "
+                        f"but {checkpoint.path} differs from {sources[0][0].path}"
+                    ]
+                )
+        output[:] = inputs[0]
+        result = self.results.setdefault(visit.job.name, TensorResult(visit.job.name, 0))
+        result.elements += visit.count
+
+    def _check_finite(self, job: TensorJob, non_finite: Sequence[int]) -> None:
+        if self._plan.recipe.allow_nonfinite:
+            return
+        for (checkpoint, name), found in zip(self._plan.inputs(job), non_finite, strict=False):
+            if found:
+                raise NonFiniteError(
+                    f"{checkpoint.file_of(name)}: tensor {name} holds {found} NaN or infinite value(s); repair "
+                    "the checkpoint, or set allow_nonfinite: true in the recipe to merge it all the same"
+                )

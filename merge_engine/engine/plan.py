@@ -1,0 +1,235 @@
+"""Plan first: from headers alone, know every tensor, every output byte's place, and what cannot work.
+
+Nothing is read but headers and configs, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from merge_engine.backends.base import SUM_BLOCK, levels
+from merge_engine.backends.operations import Line
+from merge_engine.checkpoint import (
+    Checkpoint,
+    OutputTensor,
+    ShardLayout,
+    check_output_folder,
+    locate,
+    open_checkpoint,
+    plan_shards,
+)
+from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs
+from merge_engine.errors import CheckpointError, PlanError
+from merge_engine.methods import Method, find_method
+from merge_engine.recipe import ModelReference, Recipe
+
+DEFAULT_MEMORY = 384 * 2**20
+"""Bytes of tensor data that a run holds at a time, by default."""
+
+PAGE = 4096
+_IN_FLIGHT = 4  # pieces being read, computed and written at the same time share the memory
+
+
+@dataclass
+class Plan:
+    """A merge that can start: inputs are open, every output tensor has its place.
+
+    ``bytes_read`` counts every pass over the inputs, ``bytes_written`` tensor data alone. ``memory`` is what
+    tensor data takes at most, in bytes. ``notes`` are worth telling the user. Close it when done.
+    """
+
+    recipe: Recipe
+    method: Method
+    base: Checkpoint | None
+    models: Mapping[int, Checkpoint]
+    donor: Checkpoint
+    jobs: list[TensorJob]
+    shards: list[ShardLayout]
+    memory: int
+    notes: list[str] = field(default_factory=list)
+    untied: bool = False
+
+    def inputs(self, job: TensorJob) -> list[tuple[Checkpoint, str]]:
+        """Where a tensor's inputs are: the base first, if the method uses one, then the models in order."""
+        sources = [(self.models[i], name) for i, name in job.models.items()]
+        if self.base is not None and job.base is not None:
+            sources.insert(0, (self.base, job.base))
+        return sources
+
+    def span_bytes(self, job: TensorJob, count: int) -> int:
+        """Memory that ``count`` elements take in all inputs and the output."""
+        bits = sum(checkpoint.tensors[name].dtype.bits for checkpoint, name in self.inputs(job))
+        return (bits + job.out.bits) * count // 8
+
+    def chunks(self, job: TensorJob) -> Iterator[tuple[int, int]]:
+        """(start, count) of the pieces that the tensor is streamed in."""
+        total, step = math.prod(job.shape), self.chunk_elements(job)
+        for start in range(0, total, step):
+            yield start, min(step, total - start)
+
+    def chunk_elements(self, job: TensorJob) -> int:
+        """Elements of a chunk: all of the tensor if it fits, else a multiple of what must stay together."""
+        total = math.prod(job.shape)
+        scratch = self.method.scratch_bytes(len(job.models)) if job.task is not None else 0
+        per_block = self.span_bytes(job, SUM_BLOCK) + scratch * SUM_BLOCK
+        fitting = max(self.memory // _IN_FLIGHT // per_block, 1) * SUM_BLOCK
+        if total <= fitting:
+            return max(total, 1)
+        unit = SUM_BLOCK
+        if self.method.whole_lines and job.task is not None:
+            line = Line.of(job.shape)
+            unit = min(math.lcm(SUM_BLOCK, line.length * line.stride), total)
+        return max(fitting // unit, 1) * unit
+
+    @property
+    def ring_bytes(self) -> int:
+        """Memory for inputs and outputs: the budget less what the backend needs beside them."""
+        spans = scratch = 0
+        for job in self.jobs:
+            count = self.chunk_elements(job)
+            arrays = len(self.inputs(job)) + 1
+            spans = max(spans, self.span_bytes(job, count) + arrays * PAGE)
+            if job.task is not None:
+                scratch = max(scratch, self.method.scratch_bytes(len(job.models)) * count)
+        whole = sum(self.span_bytes(job, math.prod(job.shape)) + 2**16 for job in self.jobs)
+        return max(spans, min(self.memory - scratch, whole))
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that all passes together read."""
+        return sum(self.passes(job) * self.input_bytes(job) for job in self.jobs)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of tensor data in the output."""
+        return sum(tensor.nbytes for shard in self.shards for tensor in shard.tensors.values())
+
+    def input_bytes(self, job: TensorJob) -> int:
+        """Bytes of one pass over a tensor's inputs."""
+        return sum(checkpoint.tensors[name].nbytes for checkpoint, name in self.inputs(job))
+
+    def passes(self, job: TensorJob) -> int:
+        """How often a tensor's inputs are read: once if it fits in memory, else once for every statistic too."""
+        if job.task is None:
+            return 1
+        shared = 0
+        if job.task.common.get("trim_scope") == "model":
+            shared = levels(job.task.working) + (job.task.common["ties"] == "index")
+        own = len(self.method.program(job.task, self.method.share([job.task])).statistics)
+        in_pieces = self.chunk_elements(job) < math.prod(job.shape)
+        return shared + (own if in_pieces else 0) + 1
+
+    def close(self) -> None:
+        """Close the inputs."""
+        for checkpoint in {id(c): c for c in (self.base, self.donor, *self.models.values()) if c}.values():
+            checkpoint.close()
+
+
+def make_plan(
+    recipe: Recipe,
+    output: Path | None,
+    *,
+    shard_size: int,
+    memory: int = DEFAULT_MEMORY,
+    overwrite: bool = False,
+) -> Plan:
+    """Open the inputs and plan their merge into a folder (None: into memory).
+
+    Raises ``RecipeError`` for a recipe that asks for the impossible, ``CheckpointError`` for inputs that
+    cannot be read, and ``PlanError`` with every other problem at once.
+    """
+    method = find_method(recipe.merge_method)
+    opened = _open_all(recipe)
+    try:
+        return _plan(recipe, method, opened, output, shard_size, memory, overwrite)
+    except BaseException:
+        for checkpoint in opened.values():
+            checkpoint.close()
+        raise
+
+
+def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
+    """Every input once, however often it is named."""
+    opened: dict[ModelReference, Checkpoint] = {}
+    problems = []
+    references = [entry.model for entry in recipe.models]
+    if recipe.base_model is not None:
+        references.insert(0, recipe.base_model)
+    for reference in dict.fromkeys(references):
+        try:
+            opened[reference] = open_checkpoint(locate(reference.path, reference.revision))
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        for checkpoint in opened.values():
+            checkpoint.close()
+        raise CheckpointError("\n".join(problems))
+    return opened
+
+
+def _plan(
+    recipe: Recipe,
+    method: Method,
+    opened: Mapping[ModelReference, Checkpoint],
+    output: Path | None,
+    shard_size: int,
+    memory: int,
+    overwrite: bool,
+) -> Plan:
+    base = None
+    if method.uses_base:
+        if recipe.base_model is None:
+            raise PlanError(
+                [f"{method.name} needs a base_model: add the model that the others were tuned from"]
+            )
+        base = opened[recipe.base_model]
+    models = {i: opened[entry.model] for i, entry in enumerate(recipe.models)}
+    if base is not None:  # a base listed among the models is still the base
+        models = {i: model for i, model in models.items() if model is not base}
+    donor = opened[recipe.base_model or recipe.models[0].model]
+    jobs = make_jobs(
+        recipe,
+        method,
+        None if base is None else _catalogue(base),
+        {i: _catalogue(model) for i, model in models.items()},
+    )
+    order = {name: place for place, name in enumerate(_reading_order(donor))}
+    jobs.jobs.sort(key=lambda job: order.get(job.name, len(order)))
+    shards = plan_shards([OutputTensor(job.name, job.out, job.shape) for job in jobs.jobs], shard_size)
+    plan = Plan(recipe, method, base, models, donor, jobs.jobs, shards, memory, jobs.notes)
+    plan.untied = jobs.untied and bool(donor.config.get("tie_word_embeddings"))
+    problems = jobs.problems + _memory_problems(plan)
+    if output is not None:
+        folders = [checkpoint.path for checkpoint in opened.values()]
+        problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
+    if problems:
+        raise PlanError(problems)
+    return plan
+
+
+def _reading_order(donor: Checkpoint) -> list[str]:
+    """Tensors as they follow each other in the donor's files, so that reads are sequential."""
+    return sorted(donor.tensors, key=lambda name: (str(donor.file_of(name)), donor.tensors[name].start))
+
+
+def _catalogue(checkpoint: Checkpoint) -> Catalogue:
+    tensors = {name: TensorType(info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
+    return Catalogue(str(checkpoint.path), tensors, bool(checkpoint.config.get("tie_word_embeddings")))
+
+
+def _memory_problems(plan: Plan) -> list[str]:
+    needed, largest = 0, ""
+    for job in plan.jobs:
+        count = min(plan.chunk_elements(job), math.prod(job.shape))
+        scratch = plan.method.scratch_bytes(len(job.models)) * count if job.task is not None else 0
+        if plan.span_bytes(job, count) + scratch > needed:
+            needed, largest = plan.span_bytes(job, count) + scratch, job.name
+    if needed > plan.memory:
+        return [
+            f"{largest}: at least {needed / 2**20:.1f} MiB of it must be in memory at a time, but the memory "
+            f"budget is {plan.memory / 2**20:.1f} MiB; raise it"
+        ]
+    return []

@@ -1,0 +1,80 @@
+"""What a merge gives back, and what it counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merge_engine.engine.ledger import Ledger
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ModelCounts:
+    """What became of one model's entries in a tensor, or in all of them. Zeros are never counted.
+
+    ``kept``: survived the trim or the draw; of those ``saved_by_trim`` only thanks to trim slack (in
+    expectation when ties are spread). ``lost``: kept, but left out of the mean by the election;
+    ``saved_by_sign``: in the mean only thanks to sign slack.
+    """
+
+    kept: int = 0
+    lost: int = 0
+    saved_by_trim: int = 0
+    saved_by_sign: int = 0
+
+    @property
+    def retained(self) -> int:
+        """Entries that entered the mean."""
+        return self.kept - self.lost
+
+    def __add__(self, other: ModelCounts) -> ModelCounts:
+        return ModelCounts(
+            self.kept + other.kept,
+            self.lost + other.lost,
+            self.saved_by_trim + other.saved_by_trim,
+            self.saved_by_sign + other.saved_by_sign,
+        )
+
+
+@dataclass
+class TensorResult:
+    """One merged tensor: elements, and counts by recipe position for methods with task vectors."""
+
+    name: str
+    elements: int
+    counts: dict[int, ModelCounts] = field(default_factory=dict)
+
+
+@dataclass
+class MergeResult:
+    """A finished merge.
+
+    ``output`` is the folder it was written to, or None; then ``tensors`` holds the merged tensors.
+    ``per_tensor`` counts tensor by tensor; ``models`` names the recipe positions used in counts.
+    """
+
+    output: Path | None
+    tensors: Mapping[str, torch.Tensor] | None
+    per_tensor: list[TensorResult]
+    models: Mapping[int, str]
+    ledger: Ledger
+    notes: list[str]
+
+    @property
+    def counts(self) -> dict[int, ModelCounts]:
+        """Counts by recipe position, over all tensors."""
+        return total_counts(self.per_tensor)
+
+
+def total_counts(results: list[TensorResult]) -> dict[int, ModelCounts]:
+    """Sum the counts of several tensors."""
+    totals: dict[int, ModelCounts] = {}
+    for result in results:
+        for model, counts in result.counts.items():
+            totals[model] = totals.get(model, ModelCounts()) + counts
+    return totals

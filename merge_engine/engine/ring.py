@@ -1,0 +1,81 @@
+"""Reusable host memory: one region for the whole run, handed out in order and given back in any order."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections import deque
+
+_ALIGNMENT = 4096
+
+
+def aligned(nbytes: int) -> int:
+    """``nbytes`` rounded up to whole pages, so that every array in a span starts on one."""
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+class RingClosed(Exception):
+    """The run is being stopped."""
+
+
+class Span:
+    """A piece of the ring. ``memory`` is a writable view of its bytes."""
+
+    def __init__(self, memory: memoryview, end: int):
+        self.memory = memory
+        self.end = end
+        self.free = False
+
+
+class Ring:
+    """A ring buffer of ``size`` bytes. Memory is touched, and so allocated, only as far as it is used."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._memory = memoryview(mmap.mmap(-1, max(size, _ALIGNMENT)))
+        self._spans: deque[Span] = deque()
+        self._head = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def acquire(self, nbytes: int) -> Span:
+        """Wait for ``nbytes`` contiguous bytes. Raises ``RingClosed`` once the ring is closed."""
+        nbytes = max(aligned(nbytes), _ALIGNMENT)
+        if nbytes > len(self._memory):
+            raise ValueError(f"a span of {nbytes} bytes does not fit a ring of {len(self._memory)}")
+        with self._changed:
+            while (start := self._place(nbytes)) is None:
+                if self._closed:
+                    raise RingClosed
+                self._changed.wait()
+            if self._closed:
+                raise RingClosed
+            span = Span(self._memory[start : start + nbytes], start + nbytes)
+            self._spans.append(span)
+            self._head = start + nbytes
+            return span
+
+    def release(self, span: Span) -> None:
+        """Give a span back. Its memory is reused once all earlier spans are back too."""
+        with self._changed:
+            span.free = True
+            while self._spans and self._spans[0].free:
+                self._spans.popleft()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wake up whoever waits for memory."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _place(self, nbytes: int) -> int | None:
+        """Where a span can start: after the newest one, or at the beginning when the end is too short."""
+        if not self._spans:
+            return 0
+        tail = self._spans[0].end - len(self._spans[0].memory)
+        if self._head > tail:
+            if self._head + nbytes <= len(self._memory):
+                return self._head
+            return 0 if nbytes <= tail else None
+        return self._head if self._head + nbytes <= tail else None

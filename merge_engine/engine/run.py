@@ -1,0 +1,138 @@
+"""Plan, stream, publish: a whole merge."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from merge_engine.backends import Backend, create_backend
+from merge_engine.checkpoint import (
+    DEFAULT_SHARD_SIZE,
+    MANIFEST_NAME,
+    CheckpointWriter,
+    carried_files,
+    merged_config,
+    parse_size,
+)
+from merge_engine.engine.ledger import Ledger
+from merge_engine.engine.manifest import encode_card, encode_manifest
+from merge_engine.engine.merging import Merger
+from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
+from merge_engine.engine.result import MergeResult
+from merge_engine.engine.sinks import DigestingSink, MemorySink, Sink
+from merge_engine.engine.stream import Stream
+from merge_engine.errors import PlanError
+from merge_engine.recipe import Recipe, load_recipe
+
+Progress = Callable[[int], None]
+RecipeSource = str | Path | Mapping[str, Any] | Recipe
+
+
+def plan(
+    recipe: RecipeSource,
+    output: str | Path | None = None,
+    *,
+    memory: int | str = DEFAULT_MEMORY,
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+) -> Plan:
+    """Plan a merge without reading or writing tensor data. Takes the arguments of ``run``.
+
+    Returns the plan, which holds the inputs open: close it. Raises ``RecipeError``, ``CheckpointError`` or
+    ``PlanError`` with every problem that would keep the merge from working.
+    """
+    return make_plan(
+        load_recipe(recipe),
+        Path(output) if output is not None else None,
+        shard_size=_size(shard_size, "shard_size"),
+        memory=_size(memory, "memory"),
+        overwrite=overwrite,
+    )
+
+
+def run(
+    recipe: RecipeSource,
+    output: str | Path | None = None,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    memory: int | str = DEFAULT_MEMORY,
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+    on_plan: Callable[[Plan], None] | None = None,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Merge checkpoints as a recipe says.
+
+    ``recipe``: YAML text, a path, a mapping or a ``Recipe``. ``output``: the folder to write; without one the
+    merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or "384MB"; the
+    result never depends on it). ``shard_size``: bytes per output file. ``backend`` and ``threads``: see
+    ``create_backend``. ``overwrite``: replace an earlier output in the folder. ``on_plan`` is called with the
+    plan before work starts, ``progress`` with the number of input bytes each finished step has processed.
+
+    Raises ``MergeError``: ``RecipeError``, ``CheckpointError``, ``PlanError`` before anything is written,
+    ``NonFiniteError`` for NaN or infinity in an input, ``OutputError`` when writing fails. After an error the
+    output folder holds nothing that could be taken for a model.
+    """
+    chosen = create_backend(backend, threads)
+    planned = plan(recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite)
+    try:
+        if on_plan is not None:
+            on_plan(planned)
+        if output is not None:
+            return _to_folder(planned, Path(output), chosen, progress)
+        sink = MemorySink(planned)
+        result = _stream(planned, chosen, sink, progress)
+        result.tensors = sink.tensors
+        return result
+    finally:
+        planned.close()
+
+
+def _stream(planned: Plan, backend: Backend, sink: Sink, progress: Progress | None) -> MergeResult:
+    ledger, merger = Ledger(), Merger(planned, backend)
+    start = time.perf_counter()
+    Stream(planned, merger, sink, ledger, progress or (lambda _: None)).run()
+    ledger.seconds = time.perf_counter() - start
+    labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
+    return MergeResult(None, None, list(merger.results.values()), labels, ledger, planned.notes)
+
+
+def _to_folder(planned: Plan, output: Path, backend: Backend, progress: Progress | None) -> MergeResult:
+    with CheckpointWriter(output, planned.shards) as writer:
+        sink = DigestingSink(writer)
+        result = _stream(planned, backend, sink, progress)
+        result.output = output
+        ledger = result.ledger
+        start = time.perf_counter()
+        for name, data in _side_files(planned).items():
+            writer.add_file(name, data)
+        writer.add_file("README.md", encode_card(planned, result, sink.digests()))
+        writer.flush()
+        ledger.publish.seconds = time.perf_counter() - start
+        ledger.seconds += ledger.publish.seconds
+        writer.add_file(MANIFEST_NAME, encode_manifest(planned, result, backend, sink.digests()))
+        writer.finish()
+    return result
+
+
+def _side_files(planned: Plan) -> dict[str, bytes]:
+    """Config, tokenizer and the like of the donor, with the output's dtype in the config."""
+    folder = planned.donor.path if planned.donor.path.is_dir() else planned.donor.path.parent
+    files = {name: path.read_bytes() for name, path in carried_files(folder).items()}
+    if "config.json" in files:
+        dtypes = {job.out for job in planned.jobs if job.out.mergeable}
+        written = planned.recipe.output_dtype or (dtypes.pop() if len(dtypes) == 1 else None)
+        config = merged_config(planned.donor.config, written, planned.untied)
+        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    return files
+
+
+def _size(value: int | str, name: str) -> int:
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise PlanError([f"{name}: {error}"]) from None

@@ -1,0 +1,131 @@
+"""Move bytes: read ahead into a ring of memory, have each visit carried out, write behind.
+
+Three kinds of threads share the work. Readers fill spans of the ring with the inputs of coming visits, the
+calling thread computes, writers take away what is done. The ring bounds them all.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from merge_engine.checkpoint import Checkpoint
+from merge_engine.engine.ledger import Ledger
+from merge_engine.engine.merging import Merger
+from merge_engine.engine.plan import Plan
+from merge_engine.engine.ring import Ring, RingClosed, Span, aligned
+from merge_engine.engine.sinks import Sink
+from merge_engine.engine.visits import Visit, visits
+
+READ_THREADS = 2
+_READ_PIECE = 8 << 20  # several threads share the reading of one large tensor
+
+
+@dataclass
+class _Loaded:
+    """A visit whose inputs are on their way into a span."""
+
+    visit: Visit
+    span: Span
+    inputs: list[memoryview]
+    output: memoryview
+    reads: list[Future[None]]
+
+
+class Stream:
+    """One run over a plan. ``progress`` is told how many input bytes each finished visit had."""
+
+    def __init__(
+        self, plan: Plan, merger: Merger, sink: Sink, ledger: Ledger, progress: Callable[[int], None]
+    ):
+        self._plan = plan
+        self._merger = merger
+        self._sink = sink
+        self._ledger = ledger
+        self._progress = progress
+        self._ring = Ring(plan.ring_bytes)
+        self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+        self._writers = ThreadPoolExecutor(1, thread_name_prefix="write")  # keeps pieces in order
+        self._loaded: queue.Queue[_Loaded | BaseException | None] = queue.Queue()
+        self._write_failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Merge everything. Whatever first goes wrong in any thread stops all of them and is raised here."""
+        feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
+        feeder.start()
+        try:
+            while (item := self._loaded.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                self._carry_out(item)
+                self._raise_write_failure()
+            self._writers.shutdown(wait=True)
+            self._raise_write_failure()
+        finally:
+            self._ring.close()
+            feeder.join()
+            self._readers.shutdown(wait=True, cancel_futures=True)
+            self._writers.shutdown(wait=True, cancel_futures=True)
+
+    def _feed(self) -> None:
+        """Hand out memory and start the reads, one visit after the other."""
+        try:
+            for visit in visits(self._plan):
+                self._loaded.put(self._load(visit))
+            self._loaded.put(None)
+        except RingClosed:
+            pass  # the run failed elsewhere
+        except BaseException as error:
+            self._loaded.put(error)
+
+    def _load(self, visit: Visit) -> _Loaded:
+        sources = self._plan.inputs(visit.job)
+        bits = [checkpoint.tensors[name].dtype.bits for checkpoint, name in sources]
+        sizes = [b * visit.count // 8 for b in bits]
+        sizes.append(visit.job.out.bits * visit.count // 8 if visit.merge else 0)
+        span = self._ring.acquire(sum(aligned(size) for size in sizes))
+        views, at = [], 0
+        for size in sizes:
+            views.append(span.memory[at : at + size])
+            at += aligned(size)
+        *inputs, output = views
+        reads = [
+            self._readers.submit(self._read, source, b * visit.start // 8 + at, view[at : at + _READ_PIECE])
+            for source, b, view in zip(sources, bits, inputs, strict=True)
+            for at in range(0, len(view), _READ_PIECE)
+        ]
+        return _Loaded(visit, span, inputs, output, reads)
+
+    def _read(self, source: tuple[Checkpoint, str], offset: int, view: memoryview) -> None:
+        checkpoint, name = source
+        with self._ledger.timed(self._ledger.read, len(view)):
+            checkpoint.read_into(name, offset, view)
+
+    def _carry_out(self, item: _Loaded) -> None:
+        for read in item.reads:
+            read.result()
+        nbytes = sum(len(view) for view in item.inputs)
+        with self._ledger.timed(self._ledger.compute, nbytes):
+            self._merger.visit(item.visit, item.inputs, item.output)
+        if item.visit.merge:
+            self._writers.submit(self._write, item)
+        else:
+            self._ring.release(item.span)
+        self._progress(nbytes)
+
+    def _write(self, item: _Loaded) -> None:
+        visit = item.visit
+        try:
+            with self._ledger.timed(self._ledger.write, len(item.output)):
+                self._sink.write(visit.job.name, visit.job.out.bits * visit.start // 8, item.output)
+        except BaseException as error:
+            self._write_failure = self._write_failure or error
+        finally:
+            self._ring.release(item.span)
+
+    def _raise_write_failure(self) -> None:
+        if self._write_failure is not None:
+            raise self._write_failure

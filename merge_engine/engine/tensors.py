@@ -1,0 +1,205 @@
+"""Merge tensors that are already in memory, with the methods, options and bytes of ``run``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from merge_engine.backends import Backend, create_backend
+from merge_engine.backends.base import SUM_BLOCK
+from merge_engine.backends.operations import Chunk, Line
+from merge_engine.dtypes import BY_NAME
+from merge_engine.engine.merging import apply, measure
+from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs
+from merge_engine.engine.visits import COPY
+from merge_engine.errors import NonFiniteError, PlanError, RecipeError
+from merge_engine.methods import Method, find_method
+from merge_engine.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    import torch
+
+StateDict = Mapping[str, "torch.Tensor"]
+_CHUNK = 2**30  # elements handed to a backend at a time
+
+
+def merge_tensors(
+    base: torch.Tensor | None,
+    models: Sequence[torch.Tensor],
+    method: str = "ties",
+    *,
+    name: str = "tensor",
+    backend: str = "auto",
+    **options: Any,
+) -> torch.Tensor:
+    """Merge one tensor.
+
+    ``base`` is None for methods without one. ``name`` seeds the random draws. For the options see
+    ``merge_state_dicts``. Returns a new contiguous tensor on the device of the inputs.
+    """
+    merged = merge_state_dicts(
+        None if base is None else {name: base},
+        [{name: model} for model in models],
+        method,
+        backend=backend,
+        **options,
+    )
+    return merged[name]
+
+
+def merge_state_dicts(
+    base: StateDict | None,
+    models: Sequence[StateDict],
+    method: str = "ties",
+    *,
+    backend: str = "auto",
+    **options: Any,
+) -> dict[str, torch.Tensor]:
+    """Merge state dicts as ``run`` merges checkpoints.
+
+    ``options`` are the keys of a recipe (``dtype``, ``out_dtype``, ``arithmetic``, ``seed``,
+    ``allow_nonfinite``) and the method's parameters; a parameter that each model has of its own, such as
+    ``weight``, takes one value for all models or a list with one for each. ``lambda`` is a word of Python:
+    write ``**{"lambda": 0.5}``. Weights default to 1.
+
+    Tensors of any layout on CPU, or all on one other device, where ``auto`` chooses the reference backend.
+    Returns new contiguous tensors; nothing of autograd is recorded. Raises ``RecipeError`` for options,
+    ``PlanError`` for tensors that do not fit together, and ``NonFiniteError``.
+    """
+    found = find_method(method)
+    if found.uses_base and base is None:
+        raise RecipeError(f"{method} needs a base model")
+    recipe = _recipe(found, len(models), options)
+    catalogue = None if base is None or not found.uses_base else _catalogue("the base model", base)
+    inputs = {i: _catalogue(f"model {i}", model) for i, model in enumerate(models)}
+    planned = make_jobs(recipe, found, catalogue, inputs)
+    if planned.problems:
+        raise PlanError(planned.problems)
+    chosen = create_backend(_for_device(backend, [*([base] if base is not None else []), *models]))
+    tasks = [job.task for job in planned.jobs if job.task is not None and job.task.count > 0]
+    share = found.share(tasks)
+    sources = {job.name: _Source(job, base if found.uses_base else None, models) for job in planned.jobs}
+    for statistic in share.statistics if share is not None else ():
+        chunks = [
+            (task, chunk)
+            for task in sorted(tasks, key=lambda task: task.name)
+            for chunk in sources[task.name].chunks(chosen, found)
+        ]
+        for task, chunk in chunks:
+            measure(chosen, chunk, task, [statistic], [statistic] if chunk is chunks[-1][1] else [])
+    merged = {}
+    for job in planned.jobs:
+        program = COPY if job.task is None else found.program(job.task, share)
+        source = sources[job.name]
+        if job.task is not None:
+            for statistic in program.statistics if job.task.count else ():
+                chunks_of_tensor = list(source.chunks(chosen, found))
+                for chunk in chunks_of_tensor:
+                    last = [statistic] if chunk is chunks_of_tensor[-1] else []
+                    measure(chosen, chunk, job.task, [statistic], last)
+        merged[job.name] = source.merge(chosen, found, program, recipe.allow_nonfinite)
+    return merged
+
+
+class _Source:
+    """The inputs of one output tensor."""
+
+    def __init__(self, job: TensorJob, base: StateDict | None, models: Sequence[StateDict]):
+        self._job = job
+        self._base = None if base is None or job.base is None else base[job.base].detach().contiguous()
+        self._models = [models[i][name].detach().contiguous() for i, name in job.models.items()]
+        self._labels = ["the base model"] if self._base is not None else []
+        self._labels += [f"model {i}" for i in job.models]
+
+    def chunks(self, backend: Backend, method: Method) -> Iterator[Chunk]:
+        """The tensor in pieces that a backend accepts."""
+        base, models = self._base, self._models
+        if self._job.task is None and base is not None:
+            base, models = None, [base]
+        line, total = Line.of(self._job.shape), math.prod(self._job.shape)
+        unit = math.lcm(SUM_BLOCK, line.length * line.stride) if method.whole_lines and total else SUM_BLOCK
+        step = max(_CHUNK // unit, 1) * unit
+        working = self._job.out if self._job.task is None else self._job.task.working
+        if self._job.task is None:
+            working = BY_NAME[str(models[0].dtype).removeprefix("torch.")]
+        for start in range(0, total, step):
+            stop = min(start + step, total)
+            arrays = [backend.tensor(model.view(-1)[start:stop]) for model in models]
+            base_array = None if base is None else backend.tensor(base.view(-1)[start:stop])
+            yield Chunk(base_array, arrays, working, start, stop - start, line)
+
+    def merge(self, backend: Backend, method: Method, program: Any, allow_nonfinite: bool) -> torch.Tensor:
+        """The merged tensor."""
+        import torch
+
+        inputs = ([self._base] if self._base is not None else []) + self._models
+        if not self._job.out.mergeable:
+            self._demand_equal(inputs)
+            return inputs[0].clone()
+        output = torch.empty(
+            self._job.shape, dtype=getattr(torch, self._job.out.name), device=inputs[0].device
+        )
+        for chunk in self.chunks(backend, method):
+            target = backend.tensor(output.view(-1)[chunk.start : chunk.start + chunk.count])
+            outcome = apply(backend, program.solve(backend).operation, chunk, target)
+            non_finite = outcome.non_finite if chunk.base is not None else outcome.non_finite[1:]
+            for label, bad in zip(self._labels, non_finite, strict=False):
+                if bad and not allow_nonfinite:
+                    raise NonFiniteError(
+                        f"{self._job.name}: {label} holds {bad} NaN or infinite value(s); "
+                        "pass allow_nonfinite=True to merge it all the same"
+                    )
+        return output
+
+    def _demand_equal(self, inputs: Sequence[torch.Tensor]) -> None:
+        for label, other in zip(self._labels[1:], inputs[1:], strict=True):
+            if not bool((other == inputs[0]).all()):
+                raise PlanError(
+                    [
+                        f"{self._job.name}: {self._job.out} tensors cannot be merged and must be the same in all "
+                        f"inputs, but {label} differs from {self._labels[0]}"
+                    ]
+                )
+
+
+def _recipe(method: Method, models: int, options: Mapping[str, Any]) -> Recipe:
+    """The recipe that the arguments amount to."""
+    top = {key: value for key, value in options.items() if key in Recipe.model_fields}
+    per_model: list[dict[str, Any]] = [{} for _ in range(models)]
+    common: dict[str, Any] = {}
+    scopes = {parameter.name: parameter.scope for parameter in method.parameters}
+    given = {key: value for key, value in options.items() if key not in Recipe.model_fields}
+    if "weight" in scopes:
+        given.setdefault("weight", 1.0)
+    for key, value in given.items():
+        if scopes.get(key) == "model" and isinstance(value, Sequence) and not isinstance(value, str):
+            if len(value) != models:
+                raise RecipeError(
+                    f"{key}: {len(value)} values for {models} model(s); give one for each, or one for all"
+                )
+            for parameters, own in zip(per_model, value, strict=True):
+                parameters[key] = own
+        else:
+            common[key] = value
+    entries = [{"model": f"model {i}", "parameters": parameters} for i, parameters in enumerate(per_model)]
+    return load_recipe({"merge_method": method.name, "models": entries, "parameters": common, **top})
+
+
+def _catalogue(label: str, tensors: StateDict) -> Catalogue:
+    types = {}
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in BY_NAME:
+            raise PlanError([f"{name}: {label} has it as {tensor.dtype}, which no checkpoint can hold"])
+        types[name] = TensorType(BY_NAME[dtype], tuple(tensor.shape))
+    return Catalogue(label, types)
+
+
+def _for_device(backend: str, inputs: Sequence[StateDict]) -> str:
+    devices = {str(tensor.device) for tensors in inputs for tensor in tensors.values()}
+    if len(devices) > 1:
+        raise PlanError(
+            [f"the tensors are on several devices ({', '.join(sorted(devices))}); move them to one"]
+        )
+    return "reference" if backend == "auto" and devices not in (set(), {"cpu"}) else backend

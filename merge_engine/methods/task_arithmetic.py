@@ -1,0 +1,280 @@
+"""Task arithmetic and its kin: a base plus combined task vectors.
+
+One formula, eight methods: they differ in which entries of a task vector survive (``sparsify``), whether
+models elect a sign for every parameter, and in their defaults. Names, parameters and defaults are
+mergekit's; ties, scope and slacks are ours.
+
+- task_arithmetic: Ilharco et al., ICLR 2023
+- ties: Yadav et al., NeurIPS 2023; the slacks are after Tao et al., Findings of EMNLP 2024
+- dare_linear, dare_ties: Yu et al., ICML 2024
+- breadcrumbs, breadcrumbs_ties: Davari and Belilovsky, ECCV 2024
+- della, della_linear: Deep et al., 2024
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from merge_engine.backends import Backend
+from merge_engine.backends.operations import Chunk, Consensus, Entry, Mask, Ranked
+from merge_engine.methods.base import MergeTask, Method, Program, Share, Solution, Statistic
+from merge_engine.methods.selection import Found, Query, Selection
+from merge_engine.methods.sparsify import (
+    RESCALE_CHOICES,
+    Bernoulli,
+    Cut,
+    Everything,
+    Magnitude,
+    Outliers,
+    RankedBernoulli,
+    Sparsifier,
+    Ties,
+)
+from merge_engine.recipe import Parameter, Recipe
+
+WEIGHT = Parameter("weight", float, "model", required=True)
+LAMBDA = Parameter("lambda", float, "tensor", default=1.0)
+ELECTION = (
+    Parameter("elect", str, "tensor", default="sum", choices=("sum", "count")),
+    Parameter("sign_slack", float, "model", default=0.0, minimum=0),
+    Parameter("sign_slack_mode", str, "tensor", default="elect", choices=("elect", "retain")),
+)
+NEGLIGIBLE_NORM = 1e-7
+
+
+class TaskArithmetic(Method):
+    """A member of the family."""
+
+    uses_base = True
+
+    def __init__(self, name: str, sparsifier: Sparsifier, elects: bool, normalize: bool, rescale: str):
+        self.name = name
+        self.sparsifier = sparsifier
+        self.elects = elects
+        self.whole_lines = sparsifier.whole_lines
+        self.parameters = (
+            WEIGHT,
+            Parameter("normalize", bool, "tensor", default=normalize),
+            LAMBDA,
+            Parameter("rescale", str, "tensor", default=rescale, choices=RESCALE_CHOICES),
+            *(
+                sparsifier.parameters
+                or (Parameter("density", float, "model", default=1.0, minimum=0, maximum=1),)
+            ),
+            *(ELECTION if elects else ()),
+        )
+
+    def check(self, recipe: Recipe, tasks: Sequence[MergeTask]) -> list[str]:
+        """Combinations of parameters that cannot work, once each."""
+        problems: dict[str, None] = {}
+        for task in tasks:
+            for model, settings in zip(task.models, task.settings, strict=True):
+                problem = self.sparsifier.problem(settings)
+                if (
+                    self.elects
+                    and task.common["sign_slack_mode"] == "retain"
+                    and _number(settings, "sign_slack") > 1
+                ):
+                    problem = "sign_slack must not exceed 1 when sign_slack_mode is retain"
+                if problem:
+                    problems[f"models[{model}] ({recipe.models[model].model}): {problem}"] = None
+        if _scope(tasks) == "model":
+            problems |= dict.fromkeys(_check_model_scope(recipe, tasks))
+        return list(problems)
+
+    def share(self, tasks: Sequence[MergeTask]) -> Share | None:
+        """With ``trim_scope: model``, one selection over all tensors."""
+        return ModelTrim(self.sparsifier, tasks) if _scope(tasks) == "model" else None
+
+    def program(self, task: MergeTask, share: Share | None) -> Program:
+        """Thresholds, then norms if they are to be kept, then the consensus."""
+        return Merge(self, task, share if isinstance(share, ModelTrim) else None)
+
+    def scratch_bytes(self, models: int) -> int:
+        """DELLA holds a threshold for every element of every model, and the keys of one."""
+        return 4 * models + 8 if self.whole_lines else 0
+
+
+class Trim:
+    """The cuts of all models over one or several tensors, and the selection that answers their ranks."""
+
+    def __init__(self, cuts: Mapping[int, Cut], first: MergeTask):
+        self.cuts = cuts
+        by_index = first.common.get("ties") == "index"
+        queries = [Query(model, rank) for model, cut in cuts.items() for rank in cut.ranks]
+        self._selection = Selection(queries, first.working, self._tie_counts if by_index else None)
+        self.statistics = self._selection.statistics
+
+    def masks(self, task: MergeTask, backend: Backend) -> list[tuple[Mask, int | None]]:
+        """Each model's mask for a tensor, and what it would keep without trim slack."""
+        result = []
+        for model in task.models:
+            places = {
+                query.rank: place for query, place in self._selection.places.items() if query.model == model
+            }
+            ties = Ties(str(task.common.get("ties")), task.name, task.random_key(model), places)
+            result.append(self.cuts[model].mask(self._found(model), ties, backend, task))
+        return result
+
+    def _found(self, model: int) -> Mapping[int, Found]:
+        return {query.rank: found for query, found in self._selection.found.items() if query.model == model}
+
+    def _tie_counts(self, _: Mapping[Query, Found]) -> Mapping[Query, int]:
+        return {
+            Query(model, rank): nth
+            for model, cut in self.cuts.items()
+            if cut.ranks
+            for rank, nth in cut.tie_counts(self._found(model)).items()
+        }
+
+
+class ModelTrim(Share):
+    """One threshold per model over all its tensors, as in the TIES paper."""
+
+    def __init__(self, sparsifier: Sparsifier, tasks: Sequence[MergeTask]):
+        counts: dict[int, int] = {}
+        settings = {}
+        for task in tasks:
+            for model, values in zip(task.models, task.settings, strict=True):
+                counts[model] = counts.get(model, 0) + task.count
+                settings[model] = values
+        self.trim = Trim(
+            {
+                model: sparsifier.cut(settings[model], tasks[0].common, counts[model], random_key=0)
+                for model in sorted(counts)
+            },
+            tasks[0],
+        )
+        self.statistics = self.trim.statistics
+
+
+class NormRatio(Statistic):
+    """The L1 norm of each task vector before and after its mask."""
+
+    def __init__(self, program: Merge):
+        self._program = program
+        self._sums = [0.0] * (2 * len(program.task.models))
+        self.ratios: list[float] = []
+
+    def measure(self, backend: Backend, chunk: Chunk, task: MergeTask) -> None:
+        """Add a chunk's norms."""
+        masks = [mask for mask, _ in self._program.masks(backend)]
+        self._sums = backend.l1_norms(chunk, masks, task.storage_rounding, self._sums)
+
+    def finish(self, backend: Backend) -> None:
+        """Negligible norms leave the task vector as it is."""
+        pairs = zip(self._sums[::2], self._sums[1::2], strict=True)
+        self.ratios = [
+            before / after if min(before, after) >= NEGLIGIBLE_NORM else 1.0 for before, after in pairs
+        ]
+
+
+class Merge(Program):
+    """One tensor of the family."""
+
+    def __init__(self, method: TaskArithmetic, task: MergeTask, shared: ModelTrim | None):
+        self.method = method
+        self.task = task
+        own: list[Statistic] = []
+        if shared is None:
+            cuts = {
+                model: method.sparsifier.cut(settings, task.common, task.count, task.random_key(model))
+                for model, settings in zip(task.models, task.settings, strict=True)
+            }
+            self._trim = Trim(cuts, task)
+            own += self._trim.statistics
+        else:
+            self._trim = shared.trim
+        self._masks: list[tuple[Mask, int | None]] | None = None
+        self._norms: NormRatio | None = None
+        if task.common["rescale"] == "true" and not isinstance(method.sparsifier, Everything):
+            self._norms = NormRatio(self)
+            own.append(self._norms)
+        self.statistics = own
+
+    def masks(self, backend: Backend) -> list[tuple[Mask, int | None]]:
+        """The masks, once the selection is complete."""
+        if self._masks is None:
+            self._masks = self._trim.masks(self.task, backend)
+        return self._masks
+
+    def solve(self, backend: Backend) -> Solution:
+        """The consensus with every model's mask, weight, scale and slack."""
+        task, common = self.task, self.task.common
+        retains = common.get("sign_slack_mode") == "retain"
+        entries, trimmed_to = [], {}
+        for position, (model, settings) in enumerate(zip(task.models, task.settings, strict=True)):
+            mask, plain = self.masks(backend)[position]
+            if plain is not None:
+                trimmed_to[model] = plain
+            slack = _number(settings, "sign_slack") if self.method.elects else 0.0
+            entries.append(
+                Entry(
+                    mask,
+                    weight=_number(settings, "weight"),
+                    rescale=self._rescale(position, mask, _number(settings, "density")),
+                    vote_slack=0.0 if retains else slack,
+                    retain_slack=slack if retains else 0.0,
+                )
+            )
+        operation = Consensus(
+            tuple(entries),
+            election=("count" if common["elect"] == "count" else "sum") if self.method.elects else "none",
+            normalize=bool(common["normalize"]),
+            scale=_number(common, "lambda"),
+            storage_rounding=task.storage_rounding,
+        )
+        return Solution(operation, trimmed_to)
+
+    def _rescale(self, position: int, mask: Mask, density: float) -> float:
+        if self._norms is not None:
+            return self._norms.ratios[position]
+        if self.task.common["rescale"] == "density" and not isinstance(mask, Ranked) and density > 0:
+            return 1.0 / density
+        return 1.0
+
+
+def _number(values: Mapping[str, object], name: str) -> float:
+    value = values[name]
+    assert isinstance(value, int | float), f"{name} is declared as a number"
+    return float(value)
+
+
+def _scope(tasks: Sequence[MergeTask]) -> str:
+    return str(tasks[0].common.get("trim_scope", "tensor")) if tasks else "tensor"
+
+
+def _check_model_scope(recipe: Recipe, tasks: Sequence[MergeTask]) -> list[str]:
+    """One threshold needs one kind of key, and one density per model."""
+    problems = []
+    working = sorted({task.working.name for task in tasks})
+    if len(working) > 1:
+        problems.append(
+            f"trim_scope: model compares magnitudes across tensors, but they are merged in "
+            f"{', '.join(working)}; set dtype to one of them"
+        )
+    values: dict[tuple[int, str], set[object]] = {}
+    for task in tasks:
+        for model, settings in zip(task.models, task.settings, strict=True):
+            for name in ("density", "gamma", "trim_slack"):
+                if name in settings:
+                    values.setdefault((model, name), set()).add(settings[name])
+    problems += [
+        f"models[{model}] ({recipe.models[model].model}): trim_scope: model needs one {name} for the whole "
+        "model, not a gradient or filters"
+        for (model, name), distinct in values.items()
+        if len(distinct) > 1
+    ]
+    return problems
+
+
+FAMILY = (
+    TaskArithmetic("task_arithmetic", Everything(), elects=False, normalize=False, rescale="false"),
+    TaskArithmetic("ties", Magnitude(), elects=True, normalize=True, rescale="false"),
+    TaskArithmetic("dare_linear", Bernoulli(), elects=False, normalize=False, rescale="true"),
+    TaskArithmetic("dare_ties", Bernoulli(), elects=True, normalize=False, rescale="true"),
+    TaskArithmetic("breadcrumbs", Outliers(), elects=False, normalize=False, rescale="false"),
+    TaskArithmetic("breadcrumbs_ties", Outliers(), elects=True, normalize=False, rescale="false"),
+    TaskArithmetic("della", RankedBernoulli(), elects=True, normalize=True, rescale="true"),
+    TaskArithmetic("della_linear", RankedBernoulli(), elects=False, normalize=False, rescale="true"),
+)

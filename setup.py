@@ -1,0 +1,137 @@
+"""Builds merge_engine._native from csrc/ with the compiler alone: no torch, neither to build nor to link.
+
+The CPU primitives are compiled once per instruction set and chosen at run time, so that one build runs on
+every processor of its architecture. CUDA is added when nvcc is found. Environment:
+
+    MERGE_ENGINE_CUDA=0   never build CUDA, =1 fail when nvcc is missing (default: build it if nvcc is there)
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("csrc")
+
+# Contraction and fast-math change results; trapping semantics and errno only prevent vectorisation.
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-ffp-contract=off",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-pthread",
+]
+INSTRUCTION_SETS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mbmi2"]
+    INSTRUCTION_SETS["avx512"] = [
+        "-mavx2",
+        "-mfma",
+        "-mbmi2",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mprefer-vector-width=512",
+    ]
+PER_INSTRUCTION_SET = [
+    CSRC / "cpu" / name
+    for name in ("histogram.cpp", "norms.cpp", "ranks.cpp", "consensus.cpp", "combine.cpp", "table.cpp")
+]
+COMMON = [CSRC / "binding.cpp", CSRC / "cpu" / "dispatch.cpp", CSRC / "cpu" / "pool.cpp"]
+CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+CUDA_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",
+    "--compress-mode=size",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    *(f"-gencode=arch=compute_{n},code=sm_{n}" for n in CUDA_ARCHITECTURES),
+    # PTX of the oldest and the newest: what is not listed above is compiled by the driver.
+    *(f"-gencode=arch=compute_{n},code=compute_{n}" for n in (CUDA_ARCHITECTURES[0], CUDA_ARCHITECTURES[-1])),
+]
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler to use, or None to build without CUDA."""
+    wanted = os.environ.get("MERGE_ENGINE_CUDA", "")
+    if wanted == "0":
+        return None
+    nvcc = shutil.which("nvcc")
+    if nvcc is None and wanted == "1":
+        raise SystemExit("MERGE_ENGINE_CUDA=1, but nvcc was not found on PATH")
+    return nvcc
+
+
+def static_cuda_runtime(nvcc: str) -> Path:
+    """Find libcudart_static.a of the toolkit that nvcc (perhaps a wrapper script) belongs to."""
+    dry_run = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
+    for line in dry_run.stderr.splitlines():
+        if line.startswith("#$ TOP="):
+            top = Path(line.removeprefix("#$ TOP="))
+            for library in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
+                if (top / library / "libcudart_static.a").exists():
+                    return top / library / "libcudart_static.a"
+    raise SystemExit(
+        f"{nvcc} was found, but not its libcudart_static.a; MERGE_ENGINE_CUDA=0 builds without CUDA"
+    )
+
+
+class BuildNative(build_ext):
+    """Compiles each file with its own flags, several at a time; setuptools knows only one set of flags."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile everything, then link it into one module."""
+        nvcc = find_nvcc()
+        cuda_flags = ["-DMERGE_ENGINE_WITH_CUDA"] if nvcc else []
+        jobs = [(source, cuda_flags, "") for source in COMMON]
+        for name, flags in INSTRUCTION_SETS.items():
+            jobs += [(source, [*flags, f"-DME_ISA={name}"], name) for source in PER_INSTRUCTION_SET]
+
+        def compile_one(job: tuple[Path, list[str], str]) -> str:
+            source, flags, folder = job
+            return self.compiler.compile(
+                [str(source)],
+                output_dir=str(Path(self.build_temp) / folder),
+                include_dirs=ext.include_dirs,
+                extra_postargs=[*FLAGS, *flags],
+            )[0]
+
+        def compile_cuda(source: Path) -> str:
+            target = Path(self.build_temp) / source.with_suffix(".cu.o")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([nvcc, "-c", str(source), "-o", str(target), *NVCC_FLAGS], check=True)
+            return str(target)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, jobs))
+            objects += pool.map(compile_cuda, CUDA_SOURCES if nvcc else [])
+        # The static runtime cannot clash with the one that torch brings along.
+        libraries = [str(static_cuda_runtime(nvcc)), "-ldl", "-lrt"] if nvcc else []
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(
+            objects, str(target), target_lang="c++", extra_postargs=[*libraries, "-pthread"]
+        )
+
+
+def native() -> Extension:
+    """Describe the module; the sources are listed for source distributions, BuildNative compiles them."""
+    import pybind11
+
+    sources = [str(source) for source in [*COMMON, *PER_INSTRUCTION_SET]]
+    return Extension("merge_engine._native", sources, include_dirs=[pybind11.get_include()], language="c++")
+
+
+setup(ext_modules=[native()], cmdclass={"build_ext": BuildNative})

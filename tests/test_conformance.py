@@ -1,0 +1,275 @@
+"""Every primitive of every backend gives the reference's bytes and counts."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from adversarial import DTYPES, extreme_models, quantised_models
+
+from merge_engine import _native
+from merge_engine.backends.base import SUM_BLOCK, Backend, level_shift, levels
+from merge_engine.backends.cpu import CpuBackend
+from merge_engine.backends.operations import (
+    NOTHING,
+    Band,
+    Chunk,
+    Column,
+    Combine,
+    Consensus,
+    Dense,
+    Draw,
+    Entry,
+    Line,
+    Mask,
+    Outcome,
+    Ranked,
+)
+from merge_engine.backends.reference import ReferenceBackend, draws, keys_of
+from merge_engine.dtypes import BY_NAME, DType
+
+REFERENCE = ReferenceBackend()
+INSTRUCTION_SETS = [name for name in ("avx512", "avx2", "baseline") if _native.runs(name)]
+SIZES = (0, 1, 7, 64, 511, 513, 4096, 70_001)
+
+
+BACKENDS: list[Backend] = [CpuBackend(threads=3, instruction_set=name) for name in INSTRUCTION_SETS]
+each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=INSTRUCTION_SETS)
+
+
+def dtype_of(tensor: torch.Tensor) -> DType:
+    return BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+
+
+def chunk_of(
+    backend: Backend,
+    base: torch.Tensor,
+    models: list[torch.Tensor],
+    working: DType | None = None,
+    start: int = 0,
+    line: Line | None = None,
+) -> Chunk:
+    return Chunk(
+        backend.tensor(base),
+        [backend.tensor(model) for model in models],
+        working or dtype_of(base),
+        start,
+        base.numel(),
+        line or Line(max(base.numel(), 1), 1),
+    )
+
+
+def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.view(integer), b.view(integer))
+
+
+def apply(
+    backend: Backend, operation: Consensus | Combine, base: torch.Tensor, models: list[torch.Tensor], **chunk
+) -> tuple[torch.Tensor, Outcome]:
+    output = torch.full((base.numel(),), 7.0, dtype=chunk.pop("out", None) or base.dtype)
+    run = backend.consensus if isinstance(operation, Consensus) else backend.combine
+    outcome = run(chunk_of(backend, base, models, **chunk), operation, backend.tensor(output))
+    return output, outcome
+
+
+def agree(operation: Consensus | Combine, base: torch.Tensor, models: list[torch.Tensor], **chunk) -> Outcome:
+    """Applies the operation with every backend, and demands the reference's bytes and counts of each."""
+    expected, outcome = apply(REFERENCE, operation, base, models, **chunk)
+    for backend in BACKENDS:
+        merged, counted = apply(backend, operation, base, models, **chunk)
+        assert same_bytes(merged, expected), backend
+        assert counted == outcome, backend
+    return outcome
+
+
+def median_key(base: torch.Tensor, model: torch.Tensor) -> int:
+    keys = (
+        keys_of(model.to(base.dtype).double() - base.double(), dtype_of(base))
+        if base.numel()
+        else torch.zeros(1)
+    )
+    return int(keys.long().median())
+
+
+def masks(base: torch.Tensor, model: torch.Tensor) -> list[Mask]:
+    middle = median_key(base, model)
+    n = base.numel()
+    return [
+        Dense(),
+        NOTHING,
+        Draw(below=2**31, random_key=2**63 + 5),
+        Band(low=middle),
+        Band(low=middle, low_positions=(0, 2**30), by_draw=True, random_key=77),
+        Band(low=middle, low_positions=(0, n // 2)),
+        Band(low=max(middle - 3, 0), high=middle, low_positions=(n // 3, 2**64 - 1), high_positions=(1, 0)),
+        Band(low=middle, high=middle, low_positions=(n // 4, 2**64 - 1), high_positions=(0, n // 2)),
+        Band(low=1, high=middle, high_positions=(0, 2**31), by_draw=True, random_key=3),
+        Ranked(density=0.4, epsilon=0.2, inverse_probability=False, random_key=9),
+        Ranked(density=0.4, epsilon=0.2, inverse_probability=True, random_key=9),
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_consensus_masks(dtype: torch.dtype, size: int) -> None:
+    base, models = quantised_models(size, 2, dtype)
+    for mask, start in itertools.product(masks(base, models[0]), (0, 7 * SUM_BLOCK)):
+        operation = Consensus((Entry(mask, 0.7), Entry(Dense(), -0.3, rescale=1.5)), "sum", True, 1.0)
+        agree(operation, base, models, start=start)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("models", (1, 2, 3, 5, 20))
+@pytest.mark.parametrize("election", ("none", "sum", "count"))
+def test_consensus_options(dtype: torch.dtype, models: int, election: str) -> None:
+    for make, size in ((quantised_models, 3001), (extreme_models, 1500)):
+        base, tuned = make(size, models, dtype)
+        low = median_key(base, tuned[0])
+        for normalize, storage, scale, slack in itertools.product(
+            (False, True), (False, True), (1.0, 0.3, -2.0), ("", "vote", "retain")
+        ):
+            if slack and election == "none":
+                continue
+            entries = tuple(
+                Entry(
+                    Band(low) if i % 2 else Dense(),
+                    weight=(0.6, -0.25, 1.0)[i % 3],
+                    vote_slack=0.75 if slack == "vote" and i == 0 else 0.0,
+                    retain_slack=0.4 if slack == "retain" and i != 1 else 0.0,
+                )
+                for i in range(models)
+            )
+            agree(Consensus(entries, election, normalize, scale, storage), base, tuned)
+
+
+@pytest.mark.parametrize("working", DTYPES, ids=str)
+@pytest.mark.parametrize("out", DTYPES, ids=str)
+def test_mixed_dtypes(working: torch.dtype, out: torch.dtype) -> None:
+    """Inputs of any type are rounded once to the working type, results once to the output type."""
+    base, models = quantised_models(5000, 4, torch.float64)
+    inputs = [model.to(dtype) for model, dtype in zip(models, DTYPES, strict=True)]
+    inputs[3] = inputs[3] * (1 + 2.0**-9 + 2.0**-40)  # would be rounded twice on a detour through float32
+    entries = tuple(Entry(Dense(), 0.5) for _ in inputs)
+    kwargs = {"working": BY_NAME[str(working).removeprefix("torch.")], "out": out}
+    agree(Consensus(entries, "sum", True), base, inputs, **kwargs)
+    agree(Combine((0.3, 0.3, 0.3, 1 / 3), True), base, inputs, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("make", (quantised_models, extreme_models))
+def test_combine(dtype: torch.dtype, make) -> None:
+    for models, normalize, fused in itertools.product((1, 2, 8), (False, True), (False, True)):
+        base, tuned = make(2777, models, dtype)
+        coefficients = tuple((0.6, -0.2, 1.1)[i % 3] for i in range(models))
+        agree(Combine(coefficients, normalize, fused), base, tuned)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_histogram_select_locate(backend: Backend, dtype: torch.dtype, size: int) -> None:
+    """Refining bins level by level leads both backends to the same key, and to the same occurrence of it."""
+    for base, models in (quantised_models(size, 3, dtype), extreme_models(size, 3, dtype)):
+        working = dtype_of(base)
+        for rank in {1, size // 5, size // 2, size} - {0}:
+            if size == 0:
+                continue
+            found = []
+            for b in (REFERENCE, backend):
+                chunk = chunk_of(b, base, models)
+                prefix, above, remaining = [0] * 3, [0] * 3, [rank] * 3
+                for level in range(levels(working)):
+                    counts = b.new_histograms(level, 3)
+                    b.histogram(chunk, level, [Column(m, m, prefix[m]) for m in range(3)], counts)
+                    for m in range(3):
+                        bin_ = b.select(counts, level, m, remaining[m])
+                        above[m] += bin_.above
+                        remaining[m] -= bin_.above
+                        prefix[m] = (prefix[m] << (16 if level else 0)) | bin_.bin
+                assert level_shift(working, levels(working) - 1) == 0
+                places = [b.locate(chunk, m, prefix[m], remaining[m] - 1) for m in range(3)]
+                found.append((prefix, above, places))
+                slack = [b.relax(key, 0.3, working) for key in prefix]
+                found[-1] += (slack,)
+            assert found[0] == found[1]
+            keys = keys_of(
+                models[0].to(torch.float64 if dtype == torch.float64 else torch.float32)
+                - base.to(torch.float64 if dtype == torch.float64 else torch.float32),
+                working,
+            )
+            assert found[0][0][0] == int(keys.sort(descending=True).values[rank - 1])
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_do_not_depend_on_chunks(backend: Backend, dtype: torch.dtype) -> None:
+    size, cut = 3 * SUM_BLOCK + 77, 2 * SUM_BLOCK
+    base, models = quantised_models(size, 3, dtype)
+    keep = [Dense(), Draw(2**31, 5), Band(median_key(base, models[2]))]
+    whole = REFERENCE.l1_norms(chunk_of(REFERENCE, base, models), keep, False, [0.0] * 6)
+    for b in (REFERENCE, backend):
+        for storage in (False, True):
+            sums = [0.0] * 6
+            for first, last in ((0, cut), (cut, size)):
+                part = chunk_of(b, base[first:last], [m[first:last] for m in models], start=first)
+                sums = b.l1_norms(part, keep, storage, sums)
+            if not storage:
+                assert sums == whole
+    inner = REFERENCE.gram(chunk_of(REFERENCE, base, models), [0.0] * 16)
+    assert backend.gram(chunk_of(backend, base, models), [0.0] * 16) == inner
+    stacked = torch.stack([base, *models]).double()
+    assert torch.allclose(
+        torch.tensor(inner, dtype=torch.float64).view(4, 4), (stacked @ stacked.T).triu(), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", ((24, 96), (3, 40, 7), (2, 1, 3), (5, 17, 2, 2)))
+def test_ranked_masks_in_chunks_of_slabs(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    count = torch.Size(shape).numel()
+    base, models = quantised_models(count, 2, dtype)
+    mask = Ranked(0.5, 0.3, True, 11)
+    operation = Consensus((Entry(mask, 1.0), Entry(mask, 0.5)), "sum", True)
+    agree(operation, base, models, line=Line.of(shape))
+
+
+def test_non_finite_values_are_counted_per_input() -> None:
+    base, models = quantised_models(1000, 2, torch.bfloat16)
+    base[3] = float("nan")
+    models[1][[5, 900]] = float("inf")
+    operation = Consensus((Entry(Dense(), 1.0), Entry(Dense(), 1.0)), "sum", True)
+    assert agree(operation, base, models).non_finite == (1, 0, 2)
+    assert agree(Combine((1.0, 1.0), False), base, models).non_finite == (0, 0, 2)
+
+
+def test_draws_are_philox() -> None:
+    """Known answers of Philox 4x32-10 published with Random123."""
+    from merge_engine.backends.reference import philox
+
+    words = philox(0, torch.tensor([0]))
+    assert [int(w) for w in words] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+@each_backend
+def test_draws_are_uniform_and_independent_of_the_start(backend: Backend) -> None:
+    drawn = draws(123, torch.arange(200_000)).double() / 2**32
+    assert abs(drawn.mean() - 0.5) < 0.003 and abs(drawn.var() - 1 / 12) < 0.001
+    base, models = quantised_models(10_000, 1, torch.bfloat16)
+    operation = Consensus((Entry(Draw(2**31, 123), 1.0),), "none", False)
+    whole = torch.empty_like(base)
+    backend.consensus(chunk_of(backend, base, models), operation, backend.tensor(whole))
+    part = torch.empty(10_000 - SUM_BLOCK, dtype=base.dtype)
+    tail = chunk_of(backend, base[SUM_BLOCK:], [models[0][SUM_BLOCK:]], start=SUM_BLOCK)
+    backend.consensus(tail, operation, backend.tensor(part))
+    assert same_bytes(whole[SUM_BLOCK:], part)
+
+
+@each_backend
+def test_a_chunk_with_arrays_of_another_length_is_refused(backend: Backend) -> None:
+    base, models = quantised_models(100, 1, torch.bfloat16)
+    chunk = replace(chunk_of(backend, base, models), count=101)
+    with pytest.raises(ValueError, match="a chunk of 101 elements got an array of 100"):
+        backend.histogram(chunk, 0, [Column(0, 0, 0)], backend.new_histograms(0, 1))
