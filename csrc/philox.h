@@ -35,4 +35,13 @@ ME_INLINE PhiloxWords philox(uint64_t key, uint64_t counter) {
     return {{c0, c1, c2, c3}};
 }
 
+// The draw of one element. The comparisons instead of an index let a loop over this be vectorised.
+ME_INLINE uint32_t philox_draw(uint64_t key, uint64_t index) {
+    const PhiloxWords words = philox(key, index / DRAW_GROUP * (DRAW_GROUP / 4) + index % (DRAW_GROUP / 4));
+    const uint64_t word = index / (DRAW_GROUP / 4) % 4;
+    const uint32_t lower = word == 0 ? words.word[0] : words.word[1];
+    const uint32_t upper = word == 2 ? words.word[2] : words.word[3];
+    return word < 2 ? lower : upper;
+}
+
 }  // namespace merge_engine

@@ -31,8 +31,7 @@ void combine_as(const Combine& op, uint64_t count, int threads, uint64_t* non_fi
             // -0 is what a sum starts from: adding it changes nothing, the sign of a zero included.
             for (int j = 0; j < width; ++j) sum[j] = Fused ? Real{0} : -Real{0};
             for (size_t i = 0; i < n; ++i) {
-                load_tile<Working>(op.inputs[i], at, width, x);
-                found[static_cast<size_t>(worker) * n + i] += count_non_finite(x, width);
+                found[static_cast<size_t>(worker) * n + i] += load_tile<Working>(op.inputs[i], at, width, x);
                 const Real c = coefficients[i];
                 if (Fused) {
                     for (int j = 0; j < width; ++j) sum[j] = std::fma(x[j], c, sum[j]);

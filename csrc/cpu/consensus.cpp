@@ -43,8 +43,7 @@ class Merger {
             const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
             Real b[TILE], mean[TILE], divisor[TILE];
             Votes votes;
-            load_tile<Working>(op_.base, at, width, b);
-            non_finite[0] += count_non_finite(b, width);
+            non_finite[0] += load_tile<Working>(op_.base, at, width, b);
             for (size_t i = 0; i < n; ++i) {
                 weigh(i, b, start + at, at, width, values.data() + i * TILE, counts[i], non_finite[1 + i]);
             }
@@ -76,8 +75,7 @@ class Merger {
         const Scale<Real> scale = scales_[i];
         Real x[TILE], delta[TILE];
         uint32_t kept[TILE];
-        load_tile<Working>(entry.model, offset, width, x);
-        non_finite += count_non_finite(x, width);
+        non_finite += load_tile<Working>(entry.model, offset, width, x);
         task_vector_tile<Rounding>(x, b, width, delta);
         mask_tile<Working>(entry.mask, delta, index, offset, width, kept);
         if (entry.mask.kind == MaskKind::Ranked && entry.mask.inverse_probability) {

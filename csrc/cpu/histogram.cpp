@@ -14,55 +14,59 @@ namespace {
 template <DType Working, class Visit>
 void for_each_key_tile(const Array& base, const Array& model, uint64_t first, uint64_t last, Visit&& visit) {
     using Real = typename RealOf<Working>::Type;
-    Real b[TILE], x[TILE], delta[TILE];
-    typename Storage<Working>::Bits keys[TILE];
+    Real b[TILE], x[TILE];
+    typename Storage<Working>::Bits keys[TILE];  // narrow: what follows reads them one by one
     for (uint64_t at = first; at < last; at += TILE) {
         const int count = static_cast<int>(std::min<uint64_t>(TILE, last - at));
         load_tile<Working>(base, at, count, b);
         load_tile<Working>(model, at, count, x);
-        task_vector_tile<Unrounded>(x, b, count, delta);
-        key_tile<Working>(delta, count, keys);
+        for (int j = 0; j < count; ++j) keys[j] = magnitude_key<Working>(x[j] - b[j]);
         visit(keys, count);
     }
 }
 
-// A thread's own counters. Neighbouring elements go to different tables: when one key dominates, an
-// increment would otherwise wait for the previous one to leave the store buffer.
-constexpr int TABLES = 2;
+// Neighbouring elements count in different tables: when one key dominates, an increment would otherwise wait
+// for the previous one to leave the store buffer. The tables may be one and the same.
+template <DType Working, class Counter>
+void count_keys(const Array& base, const Column& column, int shift, bool first_level, uint64_t first, uint64_t last,
+                Counter* even, Counter* odd) {
+    for_each_key_tile<Working>(base, column.model, first, last, [&](const auto* keys, int n) {
+        if (first_level) {
+            int j = 0;
+            for (; j + 1 < n; j += 2) {
+                ++even[keys[j] >> shift];
+                ++odd[keys[j + 1] >> shift];
+            }
+            if (j < n) ++even[keys[j] >> shift];
+        } else {
+            constexpr uint64_t bins = 1ull << NEXT_BITS;
+            for (int j = 0; j < n; ++j) {
+                const uint64_t bin = static_cast<uint64_t>(keys[j]) >> shift;
+                if (bin >> NEXT_BITS == column.prefix) ++even[bin & (bins - 1)];
+            }
+        }
+    });
+}
 
 template <DType Working>
 void histogram_of(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count, int threads) {
     constexpr int key_bits = 8 * sizeof(typename Storage<Working>::Bits) - 1;
     const bool first_level = shift + FIRST_BITS == key_bits;
+    if (count <= BLOCK) {  // not worth clearing and adding up tables
+        for (const Column& c : columns) count_keys<Working>(base, c, shift, first_level, 0, count, c.counts, c.counts);
+        return;
+    }
+    constexpr uint64_t TABLES = 2;
     const uint64_t bins = 1ull << (first_level ? FIRST_BITS : NEXT_BITS);
-    const uint64_t blocks = (count + BLOCK - 1) / BLOCK;
-    const uint64_t table_size = bins * TABLES * columns.size();
-    std::vector<std::vector<uint32_t>> tables(static_cast<size_t>(std::max(threads, 1)));
-
     // 32-bit counters suffice: callers hand over chunks of less than 2^32 elements.
-    parallel_for(blocks, threads, [&](uint64_t block, int worker) {
+    std::vector<std::vector<uint32_t>> tables(static_cast<size_t>(std::max(threads, 1)));
+    parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int worker) {
         auto& table = tables[static_cast<size_t>(worker)];
-        if (table.empty()) table.resize(table_size);
+        if (table.empty()) table.resize(bins * TABLES * columns.size());
         const uint64_t first = block * BLOCK, last = std::min(count, first + BLOCK);
         for (size_t c = 0; c < columns.size(); ++c) {
-            uint32_t* ME_RESTRICT even = table.data() + c * bins * TABLES;
-            uint32_t* ME_RESTRICT odd = even + bins;
-            const uint64_t prefix = columns[c].prefix;
-            for_each_key_tile<Working>(base, columns[c].model, first, last, [&](const auto* keys, int n) {
-                if (first_level) {
-                    int j = 0;
-                    for (; j + 1 < n; j += 2) {
-                        ++even[keys[j] >> shift];
-                        ++odd[keys[j + 1] >> shift];
-                    }
-                    if (j < n) ++even[keys[j] >> shift];
-                } else {
-                    for (int j = 0; j < n; ++j) {
-                        const uint64_t bin = static_cast<uint64_t>(keys[j]) >> shift;
-                        if (bin >> NEXT_BITS == prefix) ++even[bin & (bins - 1)];
-                    }
-                }
-            });
+            uint32_t* even = table.data() + c * bins * TABLES;
+            count_keys<Working>(base, columns[c], shift, first_level, first, last, even, even + bins);
         }
     });
     for (const auto& table : tables) {

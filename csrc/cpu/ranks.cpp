@@ -72,14 +72,13 @@ void rank_thresholds(const Array& base, const Array& model, DType working, uint6
         // Keys of the whole chunk come first, because lines with a stride would visit memory out of order.
         std::vector<Key> keys(count);
         parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int) {
-            Real b[TILE], x[TILE], delta[TILE];
+            Real b[TILE], x[TILE];
             const uint64_t last = std::min(count, (block + 1) * BLOCK);
             for (uint64_t at = block * BLOCK; at < last; at += TILE) {
                 const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
                 load_tile<dtype()>(base, at, n, b);
                 load_tile<dtype()>(model, at, n, x);
-                task_vector_tile<Unrounded>(x, b, n, delta);
-                key_tile<dtype()>(delta, n, keys.data() + at);
+                for (int j = 0; j < n; ++j) keys[at + static_cast<uint64_t>(j)] = magnitude_key<dtype()>(x[j] - b[j]);
             }
         });
         const uint64_t lines = count / length;

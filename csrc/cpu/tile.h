@@ -2,6 +2,8 @@
 // other passes over it. Each loop is plain C++ that compilers vectorise for whatever they compile for.
 #pragma once
 
+#include <type_traits>
+
 #include "../operations.h"
 #include "../philox.h"
 
@@ -35,10 +37,20 @@ void with_dtype(DType dtype, F&& f) {
     }
 }
 
+// Keys are held in lanes as wide as the arithmetic's, which saves the narrowing.
+template <DType Working>
+using KeyOf = std::conditional_t<Working == DType::F64, uint64_t, uint32_t>;
+
+// Widens `count` elements and returns how many are NaN or infinite.
 template <DType From, class Real>
-static void load_as(const void* data, uint64_t first, int count, Real* ME_RESTRICT out) {
+static uint64_t load_as(const void* data, uint64_t first, int count, Real* ME_RESTRICT out) {
     const auto* ME_RESTRICT bits = static_cast<const typename Storage<From>::Bits*>(data) + first;
-    for (int j = 0; j < count; ++j) out[j] = Storage<From>::template load<Real>(bits[j]);
+    int non_finite = 0;
+    for (int j = 0; j < count; ++j) {
+        out[j] = Storage<From>::template load<Real>(bits[j]);
+        non_finite += is_finite(out[j]) ? 0 : 1;
+    }
+    return static_cast<uint64_t>(non_finite);
 }
 
 template <DType To, class Real>
@@ -47,15 +59,16 @@ static void store_as(void* data, uint64_t first, int count, const Real* ME_RESTR
     for (int j = 0; j < count; ++j) bits[j] = Storage<To>::store(values[j]);
 }
 
-// Reads elements [first, first + count) of an input, rounded to the working dtype.
+// Reads elements [first, first + count) of an input, rounded to the working dtype, and returns how many of
+// them are then NaN or infinite.
 template <DType Working, class Real>
-static void load_tile(const Array& array, uint64_t first, int count, Real* ME_RESTRICT out) {
+static uint64_t load_tile(const Array& array, uint64_t first, int count, Real* ME_RESTRICT out) {
     if (array.dtype == Working) return load_as<Working>(array.data, first, count, out);
     double wide[TILE];
+    typename Storage<Working>::Bits rounded[TILE];
     with_dtype(array.dtype, [&](auto from) { load_as<from()>(array.data, first, count, wide); });
-    for (int j = 0; j < count; ++j) {
-        out[j] = Storage<Working>::template load<Real>(Storage<Working>::store(wide[j]));
-    }
+    for (int j = 0; j < count; ++j) rounded[j] = Storage<Working>::store(wide[j]);
+    return load_as<Working>(rounded, 0, count, out);
 }
 
 template <class Real>
@@ -63,23 +76,11 @@ static void store_tile(const Array& array, uint64_t first, int count, const Real
     with_dtype(array.dtype, [&](auto to) { store_as<to()>(array.data, first, count, values); });
 }
 
-template <class Real>
-static uint64_t count_non_finite(const Real* ME_RESTRICT values, int count) {
-    int found = 0;
-    for (int j = 0; j < count; ++j) found += is_finite(values[j]) ? 0 : 1;
-    return static_cast<uint64_t>(found);
-}
-
 // d = x - b
 template <class Rounding, class Real>
 static void task_vector_tile(const Real* ME_RESTRICT model, const Real* ME_RESTRICT base, int count,
                              Real* ME_RESTRICT delta) {
     for (int j = 0; j < count; ++j) delta[j] = Rounding::round(model[j] - base[j]);
-}
-
-template <DType Working, class Real, class Key>
-static void key_tile(const Real* ME_RESTRICT delta, int count, Key* ME_RESTRICT keys) {
-    for (int j = 0; j < count; ++j) keys[j] = magnitude_key<Working>(delta[j]);
 }
 
 // The random draws of elements [index, index + count) of a tensor.
@@ -120,58 +121,81 @@ struct TileRange {
         first = range.first > index ? static_cast<uint32_t>(range.first - index) : 0;
         last = range.last < end ? static_cast<uint32_t>(range.last - index) : static_cast<uint32_t>(count);
     }
-    bool up_to(uint32_t highest) const { return first == 0 && last >= highest; }
 };
 
+// Decides the elements whose key equals a bound. They are few, so they are gathered first.
+template <class Key>
+static void decide_ties(const Mask& mask, const Key* ME_RESTRICT keys, uint64_t index, int count,
+                        uint32_t* ME_RESTRICT kept) {
+    constexpr int STEP = 16;
+    const Key low = static_cast<Key>(mask.low), high = static_cast<Key>(mask.high);
+    int tied[TILE], ties = 0;
+    for (int at = 0; at < count; at += STEP) {
+        const int end = at + STEP < count ? at + STEP : count;
+        uint32_t found = 0;
+        for (int j = at; j < end; ++j) found |= (keys[j] == low) | (keys[j] == high);
+        if (!found) continue;
+        for (int j = at; j < end; ++j) {
+            tied[ties] = j;
+            ties += (keys[j] == low) | (keys[j] == high);
+        }
+    }
+    const TileRange at_low(mask.low_positions, mask.by_draw, index, count);
+    const TileRange at_high(mask.high_positions, mask.by_draw, index, count);
+    uint32_t positions[TILE];
+    if (mask.by_draw) {
+        for (int i = 0; i < ties; ++i) {
+            positions[i] = philox_draw(mask.random_key, index + static_cast<uint64_t>(tied[i]));
+        }
+    } else {
+        for (int i = 0; i < ties; ++i) positions[i] = static_cast<uint32_t>(tied[i]);
+    }
+    for (int i = 0; i < ties; ++i) {
+        const Key key = keys[tied[i]];
+        const uint32_t low_keeps = (key != low) | ((positions[i] >= at_low.first) & (positions[i] <= at_low.last));
+        const uint32_t high_keeps =
+            (key != high) | ((positions[i] >= at_high.first) & (positions[i] <= at_high.last));
+        kept[tied[i]] &= low_keeps & high_keeps;
+    }
+}
+
 // kept[j] = 1 where the mask keeps the element. `index` is the flat index in the tensor, `offset` in the
-// chunk; scratch space is the caller's stack.
+// chunk.
 template <DType Working, class Real>
 static void mask_tile(const Mask& mask, const Real* ME_RESTRICT delta, uint64_t index, uint64_t offset, int count,
                       uint32_t* ME_RESTRICT kept) {
-    using Key = typename Storage<Working>::Bits;
-    uint32_t positions[TILE];
+    using Key = KeyOf<Working>;
+    uint32_t draws[TILE];
+    Key keys[TILE];
     switch (mask.kind) {
         case MaskKind::Dense:
             for (int j = 0; j < count; ++j) kept[j] = 1;
             return;
         case MaskKind::Draw: {
-            draw_tile(mask.random_key, index, count, positions);
+            draw_tile(mask.random_key, index, count, draws);
             const TileRange range(mask.low_positions, true, index, count);
-            for (int j = 0; j < count; ++j) kept[j] = (positions[j] >= range.first) & (positions[j] <= range.last);
+            for (int j = 0; j < count; ++j) kept[j] = (draws[j] >= range.first) & (draws[j] <= range.last);
             return;
         }
         case MaskKind::Ranked: {
-            draw_tile(mask.random_key, index, count, positions);
+            draw_tile(mask.random_key, index, count, draws);
             const uint32_t* ME_RESTRICT thresholds = mask.thresholds + offset;
-            for (int j = 0; j < count; ++j) kept[j] = positions[j] < thresholds[j];
+            for (int j = 0; j < count; ++j) kept[j] = draws[j] < thresholds[j];
             return;
         }
-        case MaskKind::Band: break;
-    }
-    Key keys[TILE];
-    key_tile<Working>(delta, count, keys);
-    const Key low = static_cast<Key>(mask.low);
-    const Key high = static_cast<Key>(mask.high < static_cast<uint64_t>(static_cast<Key>(~Key{0})) ? mask.high
-                                                                                                : ~Key{0});
-    const TileRange at_low(mask.low_positions, mask.by_draw, index, count);
-    const TileRange at_high(mask.high_positions, mask.by_draw, index, count);
-    uint32_t decided_by_position = 0;
-    for (int j = 0; j < count; ++j) {
-        kept[j] = (keys[j] >= low) & (keys[j] <= high);
-        decided_by_position += (keys[j] == low) | (keys[j] == high);
-    }
-    const uint32_t highest = mask.by_draw ? 0xFFFFFFFFu : static_cast<uint32_t>(count - 1);
-    if (!decided_by_position || (at_low.up_to(highest) && at_high.up_to(highest))) return;
-    if (mask.by_draw) {
-        draw_tile(mask.random_key, index, count, positions);
-    } else {
-        for (int j = 0; j < count; ++j) positions[j] = static_cast<uint32_t>(j);
-    }
-    for (int j = 0; j < count; ++j) {
-        const uint32_t p = positions[j];
-        const uint32_t low_keeps = (keys[j] != low) | ((p >= at_low.first) & (p <= at_low.last));
-        const uint32_t high_keeps = (keys[j] != high) | ((p >= at_high.first) & (p <= at_high.last));
-        kept[j] &= low_keeps & high_keeps;
+        case MaskKind::Band: {
+            constexpr uint64_t highest = static_cast<Key>(~Key{0});
+            const Key low = static_cast<Key>(mask.low), high = static_cast<Key>(mask.high < highest ? mask.high : highest);
+            for (int j = 0; j < count; ++j) {
+                keys[j] = magnitude_key<Working>(delta[j]);
+                kept[j] = (keys[j] >= low) & (keys[j] <= high);
+            }
+            constexpr uint64_t every = ~0ull;
+            const bool undecided = mask.low_positions.first > 0 || mask.low_positions.last < every ||
+                                   mask.high_positions.first > 0 || mask.high_positions.last < every;
+            if (undecided) decide_ties(mask, keys, index, count, kept);
+            return;
+        }
     }
 }
 

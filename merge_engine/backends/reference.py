@@ -77,7 +77,7 @@ def keys_of(delta: torch.Tensor, working: DType) -> torch.Tensor:
     """The bits of RN(|delta|) in the working dtype as int64."""
     integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[working.bits]
     bits: torch.Tensor = round_to(delta.abs(), working).view(integer).long()
-    return bits & (2 ** (working.bits - 1) - 1)
+    return torch.bitwise_and(bits, 2 ** (working.bits - 1) - 1)
 
 
 def _multiply(a: torch.Tensor, constant: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +104,7 @@ def philox(key: int, counter: torch.Tensor) -> list[torch.Tensor]:
 def draws(key: int, index: torch.Tensor) -> torch.Tensor:
     """The 32-bit draw of each flat index: word (i / 16) % 4 of counter (i / 64) * 16 + i % 16."""
     words = torch.stack(philox(key, index // 64 * 16 + index % 16))
-    return words.gather(0, (index // 16 % 4).unsqueeze(0)).squeeze(0)
+    return torch.gather(words, 0, (index // 16 % 4).unsqueeze(0)).squeeze(0)
 
 
 def ordered_sum(values: torch.Tensor, total: float) -> float:

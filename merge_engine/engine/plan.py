@@ -26,7 +26,7 @@ from merge_engine.errors import CheckpointError, PlanError
 from merge_engine.methods import Method, find_method
 from merge_engine.recipe import ModelReference, Recipe
 
-DEFAULT_MEMORY = 384 * 2**20
+DEFAULT_MEMORY = 400_000_000
 """Bytes of tensor data that a run holds at a time, by default."""
 
 PAGE = 4096
@@ -66,13 +66,13 @@ class Plan:
 
     def chunks(self, job: TensorJob) -> Iterator[tuple[int, int]]:
         """(start, count) of the pieces that the tensor is streamed in."""
-        total, step = math.prod(job.shape), self.chunk_elements(job)
+        total, step = job.count, self.chunk_elements(job)
         for start in range(0, total, step):
             yield start, min(step, total - start)
 
     def chunk_elements(self, job: TensorJob) -> int:
         """Elements of a chunk: all of the tensor if it fits, else a multiple of what must stay together."""
-        total = math.prod(job.shape)
+        total = job.count
         scratch = self.method.scratch_bytes(len(job.models)) if job.task is not None else 0
         per_block = self.span_bytes(job, SUM_BLOCK) + scratch * SUM_BLOCK
         fitting = max(self.memory // _IN_FLIGHT // per_block, 1) * SUM_BLOCK
@@ -94,7 +94,7 @@ class Plan:
             spans = max(spans, self.span_bytes(job, count) + arrays * PAGE)
             if job.task is not None:
                 scratch = max(scratch, self.method.scratch_bytes(len(job.models)) * count)
-        whole = sum(self.span_bytes(job, math.prod(job.shape)) + 2**16 for job in self.jobs)
+        whole = sum(self.span_bytes(job, job.count) + 2**16 for job in self.jobs)
         return max(spans, min(self.memory - scratch, whole))
 
     @property
@@ -119,7 +119,7 @@ class Plan:
         if job.task.common.get("trim_scope") == "model":
             shared = levels(job.task.working) + (job.task.common["ties"] == "index")
         own = len(self.method.program(job.task, self.method.share([job.task])).statistics)
-        in_pieces = self.chunk_elements(job) < math.prod(job.shape)
+        in_pieces = self.chunk_elements(job) < job.count
         return shared + (own if in_pieces else 0) + 1
 
     def close(self) -> None:
@@ -223,7 +223,7 @@ def _catalogue(checkpoint: Checkpoint) -> Catalogue:
 def _memory_problems(plan: Plan) -> list[str]:
     needed, largest = 0, ""
     for job in plan.jobs:
-        count = min(plan.chunk_elements(job), math.prod(job.shape))
+        count = min(plan.chunk_elements(job), job.count)
         scratch = plan.method.scratch_bytes(len(job.models)) * count if job.task is not None else 0
         if plan.span_bytes(job, count) + scratch > needed:
             needed, largest = plan.span_bytes(job, count) + scratch, job.name

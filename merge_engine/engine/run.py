@@ -68,7 +68,7 @@ def run(
     """Merge checkpoints as a recipe says.
 
     ``recipe``: YAML text, a path, a mapping or a ``Recipe``. ``output``: the folder to write; without one the
-    merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or "384MB"; the
+    merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or text such as "400MB"; the
     result never depends on it). ``shard_size``: bytes per output file. ``backend`` and ``threads``: see
     ``create_backend``. ``overwrite``: replace an earlier output in the folder. ``on_plan`` is called with the
     plan before work starts, ``progress`` with the number of input bytes each finished step has processed.

@@ -6,6 +6,7 @@ planned by the same rules.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -58,6 +59,11 @@ class TensorJob:
     base: str | None
     models: Mapping[int, str]
     task: MergeTask | None
+
+    @property
+    def count(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
 
 
 @dataclass

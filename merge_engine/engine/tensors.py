@@ -117,7 +117,7 @@ class _Source:
         base, models = self._base, self._models
         if self._job.task is None and base is not None:
             base, models = None, [base]
-        line, total = Line.of(self._job.shape), math.prod(self._job.shape)
+        line, total = Line.of(self._job.shape), self._job.count
         unit = math.lcm(SUM_BLOCK, line.length * line.stride) if method.whole_lines and total else SUM_BLOCK
         step = max(_CHUNK // unit, 1) * unit
         working = self._job.out if self._job.task is None else self._job.task.working
@@ -133,7 +133,7 @@ class _Source:
         """The merged tensor."""
         import torch
 
-        inputs = ([self._base] if self._base is not None else []) + self._models
+        inputs = self._models if self._base is None else [self._base, *self._models]
         if not self._job.out.mergeable:
             self._demand_equal(inputs)
             return inputs[0].clone()

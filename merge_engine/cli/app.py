@@ -1,0 +1,93 @@
+"""The commands of ``merge-engine``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import merge_engine
+from merge_engine.cli import show
+from merge_engine.cli.doctor import examine
+from merge_engine.errors import MergeError
+
+app = typer.Typer(
+    help="Merge models: exactly, at the speed of the disk, in bounded memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file in mergekit's format.")]
+Memory = Annotated[str, typer.Option(help="Tensor data held in memory at a time.")]
+ShardSize = Annotated[str, typer.Option(help="Size of an output file, such as 5GB or 500MB.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output in the folder.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    output: Annotated[Path, typer.Argument(help="The folder to write the merged model to.")],
+    backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that compute. [default: all cores]")
+    ] = None,
+    memory: Memory = "400MB",
+    shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge checkpoints as a recipe says."""
+    with show.Progress(console) as progress:
+        result = merge_engine.run(
+            recipe,
+            output,
+            backend=backend,
+            threads=threads,
+            memory=memory,
+            shard_size=shard_size,
+            overwrite=overwrite,
+            on_plan=progress.start,
+            progress=progress.advance,
+        )
+    show.result(console, result)
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    output: Annotated[
+        Path | None, typer.Argument(help="The folder that the merge would be written to.")
+    ] = None,
+    memory: Memory = "400MB",
+    shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+) -> None:
+    """Say what a merge would do, and everything that would keep it from working."""
+    planned = merge_engine.plan(recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite)
+    try:
+        show.plan(console, planned)
+    finally:
+        planned.close()
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this installation can do on this machine, and why not more."""
+    show.pairs(console, examine())
+
+
+def main() -> None:
+    """Run the command line. What the user can mend is told in one line each; the exit code is then 1."""
+    try:
+        app()
+    except MergeError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; nothing was left behind", file=sys.stderr)
+        sys.exit(130)
