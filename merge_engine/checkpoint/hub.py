@@ -25,6 +25,8 @@ def locate(path: str, revision: str | None) -> Path:
                 f"{path}: a revision ({revision}) is given, but this is a local path; remove it"
             )
         return local
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # the hub has names and owner/name only
+        raise CheckpointError(f"{path}: there is no such folder or file")
     folder = _snapshot(path, revision, [*_SIDE_FILES, "*.safetensors"])
     if not any(folder.glob("*.safetensors")):
         folder = _snapshot(path, revision, [*_SIDE_FILES, "*.bin"])
@@ -40,9 +42,8 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
                 repo, revision=revision, allow_patterns=patterns, ignore_patterns=_NEVER_READ
             )
         )
-    except (
-        Exception
-    ) as error:  # the hub's own, its HTTP library's and the system's errors share no base class
+    # The hub's own errors, its HTTP library's and the system's share no base class.
+    except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         at = f" at revision {revision}" if revision else ""
         raise CheckpointError(

@@ -17,7 +17,7 @@ _SUFFIXES = frozenset((".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm",
 def carried_files(folder: Path) -> dict[str, Path]:
     """The files that an output inherits from the checkpoint in ``folder``, by relative name, sorted.
 
-    These are all text and tokenizer files of the folder and of its direct subfolders
+    These are the licence, and all text and tokenizer files of the folder and of its direct subfolders
     (``1_Pooling/config.json``), except indexes of weights, manifests of earlier merges, and the
     ``checkpoint-*`` and hidden folders of training runs.
     """
@@ -54,7 +54,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 def _is_carried(file: Path) -> bool:
     return (
-        file.suffix in _SUFFIXES
+        (file.suffix in _SUFFIXES or file.name.startswith(("LICENSE", "NOTICE")))
         and not file.name.endswith((".safetensors.index.json", ".bin.index.json"))
         and file.name != MANIFEST_NAME
     )

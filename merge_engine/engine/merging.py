@@ -14,21 +14,6 @@ from merge_engine.engine.tasks import TensorJob
 from merge_engine.engine.visits import Visit
 from merge_engine.errors import NonFiniteError, PlanError
 from merge_engine.methods import MergeTask, Operation, Solution
-from merge_engine.methods.base import Statistic
-
-
-def measure(
-    backend: Backend,
-    chunk: Chunk,
-    task: MergeTask,
-    statistics: Sequence[Statistic],
-    complete: Sequence[Statistic],
-) -> None:
-    """Show a chunk to statistics, and finish those that have now seen everything."""
-    for statistic in statistics:
-        statistic.measure(backend, chunk, task)
-        if statistic in complete:
-            statistic.finish(backend)
 
 
 def apply(backend: Backend, operation: Operation, chunk: Chunk, output: Any) -> Outcome:
@@ -67,10 +52,14 @@ class Merger:
             self._copy(visit, inputs, output)
             return
         chunk = self._chunk(visit, inputs)
+        unchanged = False
         if job.task is not None:
             unchanged = visit.merge and self._unchanged(visit, inputs)
             if not unchanged:
-                measure(self._backend, chunk, job.task, visit.statistics, visit.complete)
+                for statistic in visit.statistics:
+                    statistic.measure(self._backend, chunk, job.task)
+                    if statistic in visit.complete:
+                        statistic.finish(self._backend)
         if not visit.merge:
             return
         target = self._backend.array(output, job.out)
@@ -104,7 +93,7 @@ class Merger:
     def _unchanged(self, visit: Visit, inputs: Sequence[memoryview]) -> bool:
         """Whether no model changed this tensor, so that the base's values are the result.
 
-        Only exact when nothing is rounded and no zero is negative; what it saves is the computing.
+        Only exact when nothing is rounded, no zero is negative and no value infinite; it saves the computing.
         """
         job = visit.job
         types = {checkpoint.tensors[name].dtype for checkpoint, name in self._plan.inputs(job)}
@@ -112,6 +101,7 @@ class Merger:
         return (
             self._plan.base is not None
             and visit.whole
+            and not self._plan.recipe.allow_nonfinite
             and types == {job.task.working}
             and identical(inputs, job.task.working)
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merge_engine.backends.base import SUM_BLOCK, levels
+from merge_engine.backends.base import SUM_BLOCK
 from merge_engine.backends.operations import Line
 from merge_engine.checkpoint import (
     Checkpoint,
@@ -115,10 +115,9 @@ class Plan:
         """How often a tensor's inputs are read: once if it fits in memory, else once for every statistic too."""
         if job.task is None:
             return 1
-        shared = 0
-        if job.task.common.get("trim_scope") == "model":
-            shared = levels(job.task.working) + (job.task.common["ties"] == "index")
-        own = len(self.method.program(job.task, self.method.share([job.task])).statistics)
+        share = self.method.share([job.task])
+        shared = 0 if share is None else len(share.statistics)
+        own = len(self.method.program(job.task, share).statistics)
         in_pieces = self.chunk_elements(job) < job.count
         return shared + (own if in_pieces else 0) + 1
 

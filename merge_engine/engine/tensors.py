@@ -10,11 +10,12 @@ from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.base import SUM_BLOCK
 from merge_engine.backends.operations import Chunk, Line
 from merge_engine.dtypes import BY_NAME
-from merge_engine.engine.merging import apply, measure
+from merge_engine.engine.merging import apply
 from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs
 from merge_engine.engine.visits import COPY
 from merge_engine.errors import NonFiniteError, PlanError, RecipeError
-from merge_engine.methods import Method, find_method
+from merge_engine.methods import MergeTask, Method, Program, find_method
+from merge_engine.methods.base import Statistic
 from merge_engine.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -80,66 +81,64 @@ def merge_state_dicts(
     tasks = [job.task for job in planned.jobs if job.task is not None and job.task.count > 0]
     share = found.share(tasks)
     sources = {job.name: _Source(job, base if found.uses_base else None, models) for job in planned.jobs}
+
+    def show(statistic: Statistic, seen_by: Sequence[MergeTask]) -> None:
+        for task in seen_by:
+            for chunk in sources[task.name].chunks(chosen, found):
+                statistic.measure(chosen, chunk, task)
+        statistic.finish(chosen)
+
     for statistic in share.statistics if share is not None else ():
-        chunks = [
-            (task, chunk)
-            for task in sorted(tasks, key=lambda task: task.name)
-            for chunk in sources[task.name].chunks(chosen, found)
-        ]
-        for task, chunk in chunks:
-            measure(chosen, chunk, task, [statistic], [statistic] if chunk is chunks[-1][1] else [])
+        show(statistic, sorted(tasks, key=lambda task: task.name))
     merged = {}
     for job in planned.jobs:
         program = COPY if job.task is None else found.program(job.task, share)
-        source = sources[job.name]
-        if job.task is not None:
-            for statistic in program.statistics if job.task.count else ():
-                chunks_of_tensor = list(source.chunks(chosen, found))
-                for chunk in chunks_of_tensor:
-                    last = [statistic] if chunk is chunks_of_tensor[-1] else []
-                    measure(chosen, chunk, job.task, [statistic], last)
-        merged[job.name] = source.merge(chosen, found, program, recipe.allow_nonfinite)
+        if job.task is not None and job.count > 0:
+            for statistic in program.statistics:
+                show(statistic, [job.task])
+        merged[job.name] = sources[job.name].merge(chosen, found, program, recipe.allow_nonfinite)
     return merged
 
 
 class _Source:
-    """The inputs of one output tensor."""
+    """The inputs of one output tensor: the base first, if the method uses one, then the models."""
 
     def __init__(self, job: TensorJob, base: StateDict | None, models: Sequence[StateDict]):
         self._job = job
-        self._base = None if base is None or job.base is None else base[job.base].detach().contiguous()
-        self._models = [models[i][name].detach().contiguous() for i, name in job.models.items()]
-        self._labels = ["the base model"] if self._base is not None else []
-        self._labels += [f"model {i}" for i in job.models]
+        self._inputs = [models[i][name].detach().contiguous() for i, name in job.models.items()]
+        self._labels = [f"model {i}" for i in job.models]
+        self._has_base = base is not None and job.base is not None
+        if base is not None and job.base is not None:
+            self._inputs.insert(0, base[job.base].detach().contiguous())
+            self._labels.insert(0, "the base model")
 
     def chunks(self, backend: Backend, method: Method) -> Iterator[Chunk]:
-        """The tensor in pieces that a backend accepts."""
-        base, models = self._base, self._models
-        if self._job.task is None and base is not None:
-            base, models = None, [base]
-        line, total = Line.of(self._job.shape), self._job.count
-        unit = math.lcm(SUM_BLOCK, line.length * line.stride) if method.whole_lines and total else SUM_BLOCK
+        """The tensor in pieces that a backend accepts. A tensor that is copied has one input."""
+        job, line = self._job, Line.of(self._job.shape)
+        inputs = self._inputs if job.task is not None else self._inputs[:1]
+        dtype = BY_NAME[str(inputs[0].dtype).removeprefix("torch.")]
+        unit = (
+            math.lcm(SUM_BLOCK, line.length * line.stride) if method.whole_lines and job.count else SUM_BLOCK
+        )
         step = max(_CHUNK // unit, 1) * unit
-        working = self._job.out if self._job.task is None else self._job.task.working
-        if self._job.task is None:
-            working = BY_NAME[str(models[0].dtype).removeprefix("torch.")]
-        for start in range(0, total, step):
-            stop = min(start + step, total)
-            arrays = [backend.tensor(model.view(-1)[start:stop]) for model in models]
-            base_array = None if base is None else backend.tensor(base.view(-1)[start:stop])
-            yield Chunk(base_array, arrays, working, start, stop - start, line)
+        for start in range(0, job.count, step):
+            stop = min(start + step, job.count)
+            arrays = [backend.tensor(tensor.view(-1)[start:stop]) for tensor in inputs]
+            base = arrays.pop(0) if self._has_base and job.task is not None else None
+            working = dtype if job.task is None else job.task.working
+            yield Chunk(base, arrays, working, start, stop - start, line)
 
-    def merge(self, backend: Backend, method: Method, program: Any, allow_nonfinite: bool) -> torch.Tensor:
+    def merge(
+        self, backend: Backend, method: Method, program: Program, allow_nonfinite: bool
+    ) -> torch.Tensor:
         """The merged tensor."""
         import torch
 
-        inputs = self._models if self._base is None else [self._base, *self._models]
-        if not self._job.out.mergeable:
-            self._demand_equal(inputs)
-            return inputs[0].clone()
-        output = torch.empty(
-            self._job.shape, dtype=getattr(torch, self._job.out.name), device=inputs[0].device
-        )
+        job = self._job
+        if not job.out.mergeable:
+            self._demand_equal(self._inputs)
+            return self._inputs[0].clone()
+        output = torch.empty(job.shape, dtype=getattr(torch, job.out.name), device=self._inputs[0].device)
         for chunk in self.chunks(backend, method):
             target = backend.tensor(output.view(-1)[chunk.start : chunk.start + chunk.count])
             outcome = apply(backend, program.solve(backend).operation, chunk, target)
@@ -147,7 +146,7 @@ class _Source:
             for label, bad in zip(self._labels, non_finite, strict=False):
                 if bad and not allow_nonfinite:
                     raise NonFiniteError(
-                        f"{self._job.name}: {label} holds {bad} NaN or infinite value(s); "
+                        f"{job.name}: {label} holds {bad} NaN or infinite value(s); "
                         "pass allow_nonfinite=True to merge it all the same"
                     )
         return output
