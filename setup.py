@@ -93,6 +93,10 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile everything, then link it into one module."""
+        target = Path(self.get_ext_fullpath(ext.name))
+        inputs = [Path(__file__), *CSRC.rglob("*.*")]
+        if not self.force and target.exists() and target.stat().st_mtime > max(f.stat().st_mtime for f in inputs):
+            return  # build_ext --force compiles all the same
         nvcc = find_nvcc()
         cuda_flags = ["-DMERGE_ENGINE_WITH_CUDA"] if nvcc else []
         jobs = [(source, cuda_flags, "") for source in COMMON]
@@ -119,7 +123,6 @@ class BuildNative(build_ext):
             objects += pool.map(compile_cuda, CUDA_SOURCES if nvcc else [])
         # The static runtime cannot clash with the one that torch brings along.
         libraries = [str(static_cuda_runtime(nvcc)), "-ldl", "-lrt"] if nvcc else []
-        target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
             objects, str(target), target_lang="c++", extra_postargs=[*libraries, "-pthread"]

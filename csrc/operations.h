@@ -46,7 +46,7 @@ struct Entry {
     double rescale = 1;       // multiplies the task vector before the weight
     double weight = 1;
     double vote_slack = 0;    // the vote counts (1 + vote_slack) times
-    double retain_slack = 0;  // a lost entry stays when |vote| < retain_slack * sum of magnitudes
+    double retain_slack = 0;  // a lost entry stays when |vote| < retain_slack * sum of magnitudes; at 1 always
 };
 
 enum class Election : int { None, Sum, Count };

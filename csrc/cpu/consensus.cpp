@@ -139,6 +139,7 @@ class Merger {
         const Real* ME_RESTRICT sum = votes.sum;
         const Real* ME_RESTRICT plain = votes.plain;
         const Real* ME_RESTRICT magnitude = votes.magnitude;
+        const uint32_t always = slack >= 1;  // also where an entry is too small to show in the margin
         uint32_t lost = 0, saved = 0;
         for (int j = 0; j < width; ++j) {
             const Real v = value[j];
@@ -147,7 +148,7 @@ class Merger {
             const uint32_t agrees = positive == static_cast<uint32_t>(sum[j] >= 0);
             const uint32_t agrees_plainly = positive == static_cast<uint32_t>(plain[j] >= 0);
             const Real margin = sum[j] < 0 ? -sum[j] : sum[j];
-            const uint32_t narrow = margin < slack * magnitude[j];
+            const uint32_t narrow = (margin < slack * magnitude[j]) | always;
             const uint32_t retained = votes_ & (agrees | narrow);
             mean[j] += retained ? v : Real(0);
             divisor[j] += retained ? weight : Real(0);

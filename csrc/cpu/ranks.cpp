@@ -57,7 +57,8 @@ uint32_t threshold(uint64_t twice_rank, uint64_t length, double density, double 
     const double scaled =
         length > 1 ? static_cast<double>(twice_rank) / static_cast<double>(2 * (length - 1)) : 0.5;
     const double probability = (density - epsilon) + 2 * epsilon * scaled;
-    return static_cast<uint32_t>(probability * 4294967296.0);
+    const double scaled_up = probability * 4294967296.0;  // rounding may lift a probability to exactly 1
+    return scaled_up < 4294967295.0 ? static_cast<uint32_t>(scaled_up) : 0xFFFFFFFFu;
 }
 
 }  // namespace

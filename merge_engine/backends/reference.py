@@ -134,7 +134,8 @@ def rank_thresholds(keys: torch.Tensor, line: Line, density: float, epsilon: flo
     else:
         scaled = torch.full_like(smaller, 0.5, dtype=torch.float64)
     probability = (density - epsilon) + (2 * epsilon) * scaled
-    return (probability * 2.0**32).long().transpose(1, 2).reshape(-1)
+    thresholds = (probability * 2.0**32).clamp(max=2.0**32 - 1)  # rounding may lift a probability to exactly 1
+    return thresholds.long().transpose(1, 2).reshape(-1)
 
 
 class ReferenceBackend(Backend):
@@ -249,7 +250,7 @@ class ReferenceBackend(Backend):
                 divisor = divisor + weight
             else:
                 agrees = (value > 0) == elected
-                narrow = rn(vote).abs() < number(entry.retain_slack) * spread
+                narrow = (rn(vote).abs() < number(entry.retain_slack) * spread) | (entry.retain_slack >= 1)
                 retained = voted & (agrees | narrow)
                 divisor = divisor + torch.where(retained, weight, number(0.0))
                 lost = int((voted & ~retained).sum())
