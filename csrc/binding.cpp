@@ -128,13 +128,13 @@ PYBIND11_MODULE(_native, m) {
         }));
     py::class_<Consensus>(m, "Consensus")
         .def(py::init([](const Array& base, const Array& output, DType working, const std::vector<Entry>& entries,
-                         Election election, bool normalize, bool storage_rounding, double lambda) {
-            return Consensus{base, output, working, entries, election, normalize, storage_rounding, lambda};
+                         Election election, bool normalize, bool storage_rounding, double lambda, double divisor) {
+            return Consensus{base, output, working, entries, election, normalize, storage_rounding, lambda, divisor};
         }));
     py::class_<Combine>(m, "Combine")
         .def(py::init([](const std::vector<Array>& inputs, const std::vector<double>& coefficients,
-                         const Array& output, DType working, bool normalize, bool fused) {
-            return Combine{inputs, coefficients, output, working, normalize, fused};
+                         const Array& output, DType working, bool divides, double divisor, bool fused) {
+            return Combine{inputs, coefficients, output, working, divides, divisor, fused};
         }));
 
     m.def("select", &select_bin);

@@ -59,6 +59,7 @@ struct Consensus {
     bool normalize = false;
     bool storage_rounding = false;  // round every intermediate to the working dtype, as mergekit does
     double lambda = 1;
+    double divisor = 1;  // of methods without an election, when they normalize
 };
 
 // Counts of one model in a consensus.
@@ -73,7 +74,8 @@ struct Combine {
     std::vector<double> coefficients;
     Array output;
     DType working;
-    bool normalize = false;
+    bool divides = false;
+    double divisor = 1;
     bool fused = false;  // acc = fma(x, c, acc), as mergekit's linear computes
 };
 

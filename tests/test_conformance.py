@@ -142,7 +142,7 @@ def test_consensus_options(dtype: torch.dtype, models: int, election: str) -> No
                 )
                 for i in range(models)
             )
-            agree(Consensus(entries, election, normalize, scale, storage), base, tuned)
+            agree(Consensus(entries, election, normalize, scale, storage, divisor=-0.3), base, tuned)
 
 
 @pytest.mark.parametrize("working", DTYPES, ids=str)
@@ -155,16 +155,16 @@ def test_mixed_dtypes(working: torch.dtype, out: torch.dtype) -> None:
     entries = tuple(Entry(Dense(), 0.5) for _ in inputs)
     kwargs = {"working": BY_NAME[str(working).removeprefix("torch.")], "out": out}
     agree(Consensus(entries, "sum", True), base, inputs, **kwargs)
-    agree(Combine((0.3, 0.3, 0.3, 1 / 3), True), base, inputs, **kwargs)
+    agree(Combine((0.3, 0.3, 0.3, 1 / 3), 1.7), base, inputs, **kwargs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("make", (quantised_models, extreme_models))
 def test_combine(dtype: torch.dtype, make) -> None:
-    for models, normalize, fused in itertools.product((1, 2, 8), (False, True), (False, True)):
+    for models, divisor, fused in itertools.product((1, 2, 8), (None, 0.7), (False, True)):
         base, tuned = make(2777, models, dtype)
         coefficients = tuple((0.6, -0.2, 1.1)[i % 3] for i in range(models))
-        agree(Combine(coefficients, normalize, fused), base, tuned)
+        agree(Combine(coefficients, divisor, fused), base, tuned)
 
 
 @each_backend
@@ -242,7 +242,7 @@ def test_non_finite_values_are_counted_per_input() -> None:
     models[1][[5, 900]] = float("inf")
     operation = Consensus((Entry(Dense(), 1.0), Entry(Dense(), 1.0)), "sum", True)
     assert agree(operation, base, models).non_finite == (1, 0, 2)
-    assert agree(Combine((1.0, 1.0), False), base, models).non_finite == (0, 0, 2)
+    assert agree(Combine((1.0, 1.0)), base, models).non_finite == (0, 0, 2)
 
 
 def test_draws_are_philox() -> None:

@@ -17,11 +17,8 @@ void combine_as(const Combine& op, uint64_t count, int threads, uint64_t* non_fi
     const size_t n = op.inputs.size();
     const uint64_t blocks = (count + BLOCK - 1) / BLOCK;
     std::vector<Real> coefficients;
-    Real divisor = 0;
-    for (double value : op.coefficients) {
-        coefficients.push_back(static_cast<Real>(value));
-        divisor += coefficients.back();
-    }
+    for (double value : op.coefficients) coefficients.push_back(static_cast<Real>(value));
+    const Real divisor = static_cast<Real>(op.divisor);
     std::vector<uint64_t> found(static_cast<size_t>(std::max(threads, 1)) * n);
     parallel_for(blocks, threads, [&](uint64_t block, int worker) {
         const uint64_t first = block * BLOCK, last = std::min(count, first + BLOCK);
@@ -39,7 +36,7 @@ void combine_as(const Combine& op, uint64_t count, int threads, uint64_t* non_fi
                     for (int j = 0; j < width; ++j) sum[j] += c * x[j];
                 }
             }
-            if (op.normalize) {
+            if (op.divides) {
                 for (int j = 0; j < width; ++j) sum[j] /= divisor;
             }
             if (Fused) {

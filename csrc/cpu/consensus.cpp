@@ -26,13 +26,9 @@ class Merger {
             scales_.push_back({Rounding::round(static_cast<Real>(entry.rescale)),
                                Rounding::round(static_cast<Real>(entry.weight)),
                                static_cast<Real>(1.0 + entry.vote_slack), static_cast<Real>(entry.retain_slack)});
-            total_weight_ += scales_.back().weight;
             slack_votes_ |= entry.vote_slack != 0;
             retains_ |= entry.retain_slack != 0;
         }
-        total_weight_ = Rounding::round(total_weight_);
-        const Real least = op.storage_rounding ? Real(1e-8) : Real(0);
-        if (total_weight_ == 0 || (total_weight_ < least && -total_weight_ < least)) total_weight_ = 1;
     }
 
     // Merges elements [first, last) of the chunk; index 0 of the chunk is element `start` of the tensor.
@@ -96,9 +92,9 @@ class Merger {
         counts.kept += survived;
     }
 
-    // Without an election every kept entry counts, and the divisor is the sum of all weights.
+    // Without an election every kept entry counts, and the divisor is the same everywhere.
     void sum_all(const Real* values, int width, Real* ME_RESTRICT mean, Real* ME_RESTRICT divisor) const {
-        for (int j = 0; j < width; ++j) mean[j] = 0, divisor[j] = total_weight_;
+        for (int j = 0; j < width; ++j) mean[j] = 0, divisor[j] = static_cast<Real>(op_.divisor);
         for (size_t i = 0; i < scales_.size(); ++i) {
             const Real* ME_RESTRICT value = values + i * TILE;
             for (int j = 0; j < width; ++j) mean[j] += value[j];
@@ -175,7 +171,6 @@ class Merger {
 
     const Consensus& op_;
     std::vector<Scale<Real>> scales_;
-    Real total_weight_ = 0;
     bool slack_votes_ = false, retains_ = false;
 };
 

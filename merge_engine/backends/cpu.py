@@ -173,6 +173,7 @@ class CpuBackend(Backend):
             operation.normalize,
             operation.storage_rounding,
             operation.scale,
+            operation.divisor,
         )
         counts, non_finite = _native.consensus(
             self.instruction_set, native, chunk.start, chunk.count, self.threads
@@ -187,7 +188,8 @@ class CpuBackend(Backend):
             list(operation.coefficients),
             output.native,
             _dtype(chunk.working),
-            operation.normalize,
+            operation.divisor is not None,
+            1.0 if operation.divisor is None else operation.divisor,
             operation.fused,
         )
         non_finite = _native.combine(self.instruction_set, native, chunk.count, self.threads)

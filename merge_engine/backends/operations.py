@@ -74,21 +74,29 @@ class Entry:
 
 @dataclass(frozen=True)
 class Consensus:
-    """b + lambda * mean of the retained w * d, after an optional election of signs (TIES and its kin)."""
+    """b + scale * mean of the retained w * d, after an optional election of signs (TIES and its kin).
+
+    With ``normalize`` the mean divides by the weights of what was retained, element by element; without an
+    election by ``divisor``.
+    """
 
     entries: tuple[Entry, ...]
     election: Literal["none", "sum", "count"]
     normalize: bool
     scale: float = 1.0
     storage_rounding: bool = False
+    divisor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Combine:
-    """Sum of coefficient * input, divided by the sum of coefficients when ``normalize`` is set."""
+    """Sum of coefficient * input, divided by ``divisor`` if there is one.
+
+    ``fused`` adds by fused multiply-add and rounds the result to the working dtype, as mergekit does.
+    """
 
     coefficients: tuple[float, ...]
-    normalize: bool
+    divisor: float | None = None
     fused: bool = False
 
 

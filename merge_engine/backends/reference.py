@@ -134,7 +134,9 @@ def rank_thresholds(keys: torch.Tensor, line: Line, density: float, epsilon: flo
     else:
         scaled = torch.full_like(smaller, 0.5, dtype=torch.float64)
     probability = (density - epsilon) + (2 * epsilon) * scaled
-    thresholds = (probability * 2.0**32).clamp(max=2.0**32 - 1)  # rounding may lift a probability to exactly 1
+    thresholds = (probability * 2.0**32).clamp(
+        max=2.0**32 - 1
+    )  # rounding may lift a probability to exactly 1
     return thresholds.long().transpose(1, 2).reshape(-1)
 
 
@@ -247,7 +249,7 @@ class ReferenceBackend(Backend):
             voted = value != 0
             if operation.election == "none":
                 retained, lost, saved = voted, 0, 0
-                divisor = divisor + weight
+                divisor = number(operation.divisor).expand_as(base)
             else:
                 agrees = (value > 0) == elected
                 narrow = (rn(vote).abs() < number(entry.retain_slack) * spread) | (entry.retain_slack >= 1)
@@ -258,11 +260,9 @@ class ReferenceBackend(Backend):
             mean = mean + torch.where(retained, value, number(0.0))
             counts.append(Counts(int(kept.sum()), lost, saved))
 
-        mean, divisor = rn(mean), rn(divisor)
+        mean, divisor = rn(mean), divisor if operation.election == "none" else rn(divisor)
         if operation.normalize:
-            guard = 1e-8 if operation.election == "none" and operation.storage_rounding else 0.0
-            vanishes = (divisor == 0) | (divisor.abs() < number(guard))
-            mean = rn(mean / torch.where(vanishes, number(1.0), divisor))
+            mean = rn(mean / torch.where(divisor == 0, number(1.0), divisor))
         if operation.scale != 1:
             mean = rn(mean * number(operation.scale))
         _store(rn(base + mean), output)
@@ -276,11 +276,8 @@ class ReferenceBackend(Backend):
         total = torch.zeros_like(models[0]) if operation.fused else -torch.zeros_like(models[0])
         for model, coefficient in zip(models, coefficients, strict=True):
             total = _fma(model, coefficient, total) if operation.fused else total + coefficient * model
-        if operation.normalize:
-            divisor = torch.tensor(0.0, dtype=real, device=total.device)
-            for coefficient in coefficients:
-                divisor = divisor + coefficient
-            total = total / divisor
+        if operation.divisor is not None:
+            total = total / torch.tensor(operation.divisor, dtype=real, device=total.device)
         _store(_rounding(chunk.working, operation.fused)(total), output)
         return Outcome((), (0, *_non_finite(chunk)[1:]))
 

@@ -67,7 +67,7 @@ class Merger:
         result.elements += visit.count
         if job.task is None or unchanged:
             chunk.models = [chunk.models[0] if chunk.base is None else chunk.base]
-            outcome = self._backend.combine(chunk, Combine((1.0,), normalize=False), target)
+            outcome = self._backend.combine(chunk, Combine((1.0,)), target)
             self._check_finite(job, outcome.non_finite[1:])
             if job.task is not None:
                 result.counts = {model: ModelCounts() for model in job.task.models}

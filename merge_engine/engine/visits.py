@@ -16,7 +16,7 @@ from merge_engine.engine.tasks import TensorJob
 from merge_engine.methods import Program, Share
 from merge_engine.methods.base import Fixed, Statistic
 
-COPY = Fixed(Combine((1.0,), normalize=False))
+COPY = Fixed(Combine((1.0,)))
 """Gives back every finite value bit for bit, converted to the output's type."""
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from merge_engine.backends.operations import Combine
+from merge_engine.dtypes import F32
 from merge_engine.methods.base import Fixed, MergeTask, Method, Program, Share
+from merge_engine.methods.rounding import weight_sum
 from merge_engine.recipe import Parameter, Recipe
 
 
@@ -28,13 +30,21 @@ class Linear(Method):
             f"{task.name}: the weights sum to 0, so the mean is undefined; "
             "change them or set normalize: false"
             for task in tasks
-            if task.common["normalize"] and sum(float(s["weight"] or 0) for s in task.settings) == 0
+            if task.common["normalize"] and self._divisor(task) == 0
         ]
 
     def program(self, task: MergeTask, share: Share | None) -> Program:
         """One combination with constant coefficients."""
-        weights = tuple(float(settings["weight"] or 0) for settings in task.settings)
-        return Fixed(Combine(weights, bool(task.common["normalize"]), fused=task.storage_rounding))
+        divisor = self._divisor(task) if task.common["normalize"] else None
+        return Fixed(Combine(self._weights(task), divisor, fused=task.storage_rounding))
+
+    def _weights(self, task: MergeTask) -> tuple[float, ...]:
+        return tuple(float(settings["weight"] or 0) for settings in task.settings)
+
+    def _divisor(self, task: MergeTask) -> float:
+        # mergekit's linear is the one method whose weights stay float32.
+        working = F32 if task.storage_rounding else task.working
+        return weight_sum(self._weights(task), working, task.storage_rounding)
 
 
 class Passthrough(Method):
@@ -48,4 +58,4 @@ class Passthrough(Method):
     def program(self, task: MergeTask, share: Share | None) -> Program:
         """One coefficient; 1 gives back every finite value, bit for bit."""
         scale = task.settings[0]["scale"]
-        return Fixed(Combine((1.0 if scale is None else float(scale),), normalize=False))
+        return Fixed(Combine((1.0 if scale is None else float(scale),)))

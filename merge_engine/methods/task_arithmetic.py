@@ -13,11 +13,13 @@ mergekit's; ties, scope and slacks are ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from merge_engine.backends import Backend
 from merge_engine.backends.operations import Chunk, Consensus, Entry, Mask, Ranked
 from merge_engine.methods.base import MergeTask, Method, Program, Share, Solution, Statistic
+from merge_engine.methods.rounding import rounded, weight_sum
 from merge_engine.methods.selection import Found, Query, Selection
 from merge_engine.methods.sparsify import (
     RESCALE_CHOICES,
@@ -40,6 +42,7 @@ ELECTION = (
     Parameter("sign_slack_mode", str, "tensor", default="elect", choices=("elect", "retain")),
 )
 NEGLIGIBLE_NORM = 1e-7
+VANISHING_WEIGHT = 1e-8
 
 
 class TaskArithmetic(Method):
@@ -153,6 +156,7 @@ class NormRatio(Statistic):
 
     def __init__(self, program: Merge):
         self._program = program
+        self._task = program.task
         self._sums = [0.0] * (2 * len(program.task.models))
         self.ratios: list[float] = []
 
@@ -163,7 +167,10 @@ class NormRatio(Statistic):
 
     def finish(self, backend: Backend) -> None:
         """Negligible norms leave the task vector as it is."""
-        pairs = zip(self._sums[::2], self._sums[1::2], strict=True)
+        sums = self._sums
+        if self._task.storage_rounding:  # but not where mergekit's sums overflow
+            sums = [n if math.isinf(r := rounded(n, self._task.working)) else r for n in sums]
+        pairs = zip(sums[::2], sums[1::2], strict=True)
         self.ratios = [
             before / after if min(before, after) >= NEGLIGIBLE_NORM else 1.0 for before, after in pairs
         ]
@@ -223,8 +230,15 @@ class Merge(Program):
             normalize=bool(common["normalize"]),
             scale=_number(common, "lambda"),
             storage_rounding=task.storage_rounding,
+            divisor=self._divisor([entry.weight for entry in entries]),
         )
         return Solution(operation, trimmed_to)
+
+    def _divisor(self, weights: Sequence[float]) -> float:
+        """Weights that cancel divide by 1, and so do those that nearly cancel in mergekit."""
+        total = weight_sum(weights, self.task.working, self.task.storage_rounding)
+        vanishes = abs(total) < VANISHING_WEIGHT if self.task.storage_rounding else total == 0
+        return 1.0 if vanishes else total
 
     def _rescale(self, position: int, mask: Mask, density: float) -> float:
         if self._norms is not None:

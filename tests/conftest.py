@@ -1,0 +1,43 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+SaveCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def save_checkpoint(tmp_path: Path) -> SaveCheckpoint:
+    """Writes tensors as a checkpoint folder of this name: one file, or as many shards as asked for."""
+
+    def save(
+        name: str,
+        tensors: Mapping[str, torch.Tensor],
+        config: Mapping[str, Any] | None = None,
+        shards: int = 1,
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": "test", **(config or {})}))
+        held = {key: value.contiguous() for key, value in tensors.items()}
+        if shards == 1:
+            save_file(held, folder / "model.safetensors")
+            return folder
+        files = [f"model-{i:05d}-of-{shards:05d}.safetensors" for i in range(1, shards + 1)]
+        names = list(held)
+        places = {key: files[i * shards // len(names)] for i, key in enumerate(names)}
+        for file in files:
+            save_file({key: held[key] for key in names if places[key] == file}, folder / file)
+        index = {"metadata": {}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        return folder
+
+    return save
