@@ -95,7 +95,11 @@ class BuildNative(build_ext):
         """Compile everything, then link it into one module."""
         target = Path(self.get_ext_fullpath(ext.name))
         inputs = [Path(__file__), *CSRC.rglob("*.*")]
-        if not self.force and target.exists() and target.stat().st_mtime > max(f.stat().st_mtime for f in inputs):
+        if (
+            not self.force
+            and target.exists()
+            and target.stat().st_mtime > max(f.stat().st_mtime for f in inputs)
+        ):
             return  # build_ext --force compiles all the same
         nvcc = find_nvcc()
         cuda_flags = ["-DMERGE_ENGINE_WITH_CUDA"] if nvcc else []
