@@ -1,0 +1,1 @@
+"""Speed and memory of merge_engine, measured against a bare copy of the same bytes and against mergekit."""

@@ -1,0 +1,169 @@
+"""The CPU backend's primitives, per instruction set and number of models, beside the memory's own speed.
+
+``bytes_moved`` is the least that must move: every input read once, every output written once. Its rate is
+given in GB/s and as a percentage of the rate at which all cores together copy memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TypeVar
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import merge_engine._native as native
+from benchmarks.checkpoints import draw_base, draw_tuned
+from benchmarks.machine import copy_rate
+from merge_engine.backends.base import level_bins
+from merge_engine.backends.cpu import CpuBackend
+from merge_engine.backends.operations import (
+    Band,
+    Chunk,
+    Column,
+    Combine,
+    Consensus,
+    Dense,
+    Draw,
+    Entry,
+    Line,
+    Mask,
+    Ranked,
+)
+from merge_engine.dtypes import BF16
+
+INSTRUCTION_SETS = [name for name in ("baseline", "avx2", "avx512") if native.runs(name)]
+MODELS = (2, 4, 8)
+DENSITY = 0.2
+ROUNDS = 5
+LINE = 4096
+
+Result = TypeVar("Result")
+pytestmark = [pytest.mark.parametrize("isa", INSTRUCTION_SETS), pytest.mark.parametrize("n", MODELS)]
+
+
+@pytest.fixture(scope="module")
+def count(small: bool) -> int:
+    """Elements of each input."""
+    return 1 << (14 if small else 24)
+
+
+@cache
+def tensors(count: int, n: int) -> list[torch.Tensor]:
+    """A base and ``n`` fine-tunes of it."""
+    if n == 0:
+        return [draw_base(count, seed=0)]
+    fewer = tensors(count, n - 1)
+    return [*fewer, draw_tuned(fewer[0], seed=n)]
+
+
+def chunk_of(backend: CpuBackend, count: int, n: int) -> Chunk:
+    """The inputs as a chunk that is a whole tensor."""
+    base, *models = (backend.tensor(tensor) for tensor in tensors(count, n))
+    return Chunk(base, models, BF16, 0, count, Line(LINE, 1))
+
+
+def timed(benchmark: BenchmarkFixture, bytes_moved: int, body: Callable[[], Result]) -> Result:
+    """Run ``body`` under the benchmark and note how fast it moves bytes."""
+    result = benchmark.pedantic(body, rounds=ROUNDS, warmup_rounds=1)
+    if benchmark.stats is not None:  # None when benchmarks are disabled
+        rate = bytes_moved / benchmark.stats.stats.median
+        benchmark.extra_info |= {
+            "bytes_moved": bytes_moved,
+            "gb_per_s": round(rate / 1e9, 2),
+            "percent_of_memory_copy": round(100 * rate / copy_rate(), 1),
+        }
+    return result
+
+
+def deltas(count: int, n: int) -> list[torch.Tensor]:
+    """Task vectors in double precision."""
+    base, *models = tensors(count, n)
+    return [(model.float() - base.float()).double() for model in models]
+
+
+def threshold(backend: CpuBackend, chunk: Chunk, model: int) -> Band:
+    """The mask that keeps the top fifth of a model's entries, ties decided by draws."""
+    histograms = backend.new_histograms(0, 1)
+    backend.histogram(chunk, 0, [Column(0, model, 0)], histograms)
+    rank = int(DENSITY * chunk.count)
+    found = backend.select(histograms, 0, 0, rank)
+    below = (rank - found.above) * 2**32 // found.equal
+    return Band(found.bin, low_positions=(0, below - 1), by_draw=True, random_key=model)
+
+
+def test_histogram(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> None:
+    backend = CpuBackend(instruction_set=isa)
+    chunk = chunk_of(backend, count, n)
+    columns = [Column(slot, slot, 0) for slot in range(n)]
+
+    def body() -> Sequence[int]:
+        histograms: Sequence[int] = backend.new_histograms(0, n)
+        backend.histogram(chunk, 0, columns, histograms)
+        return histograms
+
+    bins, step = timed(benchmark, 2 * count * (1 + n), body), level_bins(0)
+    assert [sum(bins[slot * step : (slot + 1) * step]) for slot in range(n)] == [count] * n
+
+
+@pytest.mark.parametrize("kind", ["dense", "band", "draw", "ranked"])
+def test_consensus(benchmark: BenchmarkFixture, kind: str, isa: str, n: int, count: int) -> None:
+    """Trim, election and mean; ``ranked`` includes the ranking of magnitudes along lines of 4096."""
+    backend = CpuBackend(instruction_set=isa)
+    chunk = chunk_of(backend, count, n)
+    masks: dict[str, Callable[[int], Mask]] = {
+        "dense": lambda model: Dense(),
+        "band": lambda model: threshold(backend, chunk, model),
+        "draw": lambda model: Draw(int(DENSITY * 2**32), random_key=model),
+        "ranked": lambda model: Ranked(DENSITY, 0.1, inverse_probability=True, random_key=model),
+    }
+    entries = tuple(Entry(masks[kind](model), weight=0.5) for model in range(n))
+    operation = Consensus(entries, election="sum", normalize=True)
+    merged = torch.empty(count, dtype=torch.bfloat16)
+    output = backend.tensor(merged)
+    outcome = timed(benchmark, 2 * count * (2 + n), lambda: backend.consensus(chunk, operation, output))
+    assert outcome.non_finite == (0,) * (1 + n)
+    for counts, delta in zip(outcome.counts, deltas(count, n), strict=True):
+        changed = int(delta.count_nonzero())
+        expected = {"dense": changed, "band": DENSITY * count, "draw": DENSITY * changed}.get(
+            kind, counts.kept
+        )
+        assert abs(counts.kept - expected) <= (0 if kind == "dense" else 6 * math.sqrt(count))
+        assert 0 <= counts.lost <= counts.kept
+    unmoved = torch.stack(deltas(count, n)).count_nonzero(0) == 0
+    assert torch.equal(merged[unmoved], tensors(count, n)[0][unmoved])
+
+
+def test_combine(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> None:
+    backend = CpuBackend(instruction_set=isa)
+    chunk = chunk_of(backend, count, n)
+    chunk.base = None
+    merged = torch.empty(count, dtype=torch.bfloat16)
+    output, operation = backend.tensor(merged), Combine((0.5,) * n, divisor=0.5 * n)
+    timed(benchmark, 2 * count * (1 + n), lambda: backend.combine(chunk, operation, output))
+    total = torch.zeros(count)
+    for model in tensors(count, n)[1:]:
+        total += model.float() * 0.5
+    assert torch.equal(merged, (total / (0.5 * n)).bfloat16())
+
+
+def test_gram(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> None:
+    backend = CpuBackend(instruction_set=isa)
+    chunk = chunk_of(backend, count, n)
+    sums = timed(benchmark, 2 * count * (1 + n), lambda: backend.gram(chunk, [0.0] * (n + 1) ** 2))
+    base, first = (tensor.double() for tensor in tensors(count, n)[:2])
+    assert sums[:2] == pytest.approx([float(base @ base), float(base @ first)], rel=1e-9)
+
+
+def test_l1_norms(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> None:
+    backend = CpuBackend(instruction_set=isa)
+    chunk = chunk_of(backend, count, n)
+    masks = [threshold(backend, chunk, model) for model in range(n)]
+    sums = timed(
+        benchmark, 2 * count * (1 + n), lambda: backend.l1_norms(chunk, masks, False, [0.0] * (2 * n))
+    )
+    assert sums[::2] == pytest.approx([float(delta.abs().sum()) for delta in deltas(count, n)], rel=1e-9)
+    assert all(0 < kept < whole for whole, kept in zip(sums[::2], sums[1::2], strict=True))
