@@ -29,6 +29,7 @@ FLAGS = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
+    "-Wno-maybe-uninitialized",  # gcc 12 warns about its own AVX-512 header
     "-pthread",
 ]
 INSTRUCTION_SETS = {"baseline": []}

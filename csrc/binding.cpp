@@ -156,12 +156,14 @@ PYBIND11_MODULE(_native, m) {
           [](const std::string& isa, const Array& base, const std::vector<Array>& models,
              const std::vector<Mask>& masks, DType working, bool storage_rounding, uint64_t start, uint64_t count,
              int threads, std::vector<double> sums) {
+              if (sums.size() != 2 * models.size()) throw std::invalid_argument("l1_norms needs two sums a model");
               py::gil_scoped_release released;
               table(isa).l1_norms(base, models, masks, working, storage_rounding, start, count, threads, sums.data());
               return sums;
           });
     m.def("gram", [](const std::string& isa, const std::vector<Array>& inputs, DType working, uint64_t count,
                      int threads, std::vector<double> sums) {
+        if (sums.size() != inputs.size() * inputs.size()) throw std::invalid_argument("gram needs n * n sums");
         py::gil_scoped_release released;
         table(isa).gram(inputs, working, count, threads, sums.data());
         return sums;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -23,9 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, ShardLayout, open_checkpoint, plan_shards
-from merge_engine.checkpoint import writer as writer_module
 from merge_engine.checkpoint.header import PAGE
-from merge_engine.dtypes import BY_NAME
+from merge_engine.dtypes import BY_CODE, BY_NAME
 from merge_engine.errors import CheckpointError, OutputError
 
 State = dict[str, torch.Tensor]
@@ -406,9 +406,40 @@ def test_killed_at_any_moment(before: int | None, after: int, tmp_path: Path) ->
     assert ("old" in outcomes) == (before is not None)
 
 
-def test_write_back_is_for_big_writes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    advised: list[int] = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, length, advice: advised.append(length))
-    write_checkpoint(tmp_path, STATE)
-    assert advised == [STATE["big"].nbytes]
-    assert STATE["big"].nbytes >= writer_module._WRITE_BACK_FROM > STATE["page"].nbytes
+@pytest.mark.parametrize("refuses", ("open", "write", "nothing"))
+def test_file_systems_without_direct_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    """Whole pages from aligned memory go past the page cache where that works, and through it elsewhere."""
+    real_open, real_pwrite = os.open, os.pwrite
+    direct: set[int] = set()
+    written: list[int] = []
+
+    def open_(path: str, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECT and refuses == "open":
+            raise OSError(errno.EINVAL, "no direct IO")
+        descriptor = real_open(path, flags, *mode)
+        (direct.add if flags & os.O_DIRECT else direct.discard)(descriptor)
+        return descriptor
+
+    def pwrite(descriptor: int, data: memoryview, position: int) -> int:
+        if descriptor in direct:
+            if refuses == "write":
+                raise OSError(errno.EINVAL, "no direct IO")
+            written.append(len(data))
+        return real_pwrite(descriptor, data, position)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    memory = memoryview(mmap.mmap(-1, 5 * 4096))
+    memory[:] = os.urandom(len(memory))
+    sizes = {"pages": 4 * 4096, "rest": 4096 + 100}
+    tensors = [OutputTensor(name, BY_CODE["U8"], (size,)) for name, size in sizes.items()]
+    with CheckpointWriter(tmp_path / "out", plan_shards(tensors, 10**9)) as writer:
+        for name, size in sizes.items():
+            writer.write(name, 0, memory[:size])
+        writer.finish()
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    for name, size in sizes.items():
+        assert bytes(state[name].tolist()) == bytes(memory[:size])
+    assert written == ([4 * 4096, 4096] if refuses == "nothing" else [])

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "../operations.h"
-#include "../philox.h"
+#include "philox_lanes.h"
 
 #define ME_RESTRICT __restrict__
 
@@ -85,21 +85,41 @@ static void task_vector_tile(const Real* ME_RESTRICT model, const Real* ME_RESTR
 
 // The random draws of elements [index, index + count) of a tensor.
 static inline void draw_tile(uint64_t key, uint64_t index, int count, uint32_t* ME_RESTRICT draws) {
-    constexpr int LANES = DRAW_GROUP / 4;
+    static_assert(DRAW_GROUP == 4 * PHILOX_LANES, "a group is one call");
     const int skipped = static_cast<int>(index % DRAW_GROUP);
     uint32_t aligned[TILE + DRAW_GROUP];
     for (int at = 0; at < skipped + count; at += DRAW_GROUP) {
-        const uint64_t counter = (index - skipped + at) / 4;
-        uint32_t* ME_RESTRICT group = aligned + at;
-        for (int lane = 0; lane < LANES; ++lane) {
-            const PhiloxWords drawn = philox(key, counter + static_cast<uint64_t>(lane));
-            group[lane] = drawn.word[0];
-            group[lane + LANES] = drawn.word[1];
-            group[lane + 2 * LANES] = drawn.word[2];
-            group[lane + 3 * LANES] = drawn.word[3];
+        const uint64_t counter = (index - static_cast<uint64_t>(skipped) + static_cast<uint64_t>(at)) / 4;
+        uint32_t low[PHILOX_LANES], high[PHILOX_LANES], words[4][PHILOX_LANES];
+        for (int lane = 0; lane < PHILOX_LANES; ++lane) {
+            low[lane] = static_cast<uint32_t>(counter) + static_cast<uint32_t>(lane);  // a multiple of 16, plus
+            high[lane] = static_cast<uint32_t>(counter >> 32);
         }
+        philox_lanes(key, low, high, words);
+        std::memcpy(aligned + at, words, sizeof(words));
     }
     std::memcpy(draws, aligned + skipped, static_cast<size_t>(count) * sizeof(uint32_t));
+}
+
+// The random draws of the elements at index + offsets[0], ..., in whole groups of PHILOX_LANES.
+static inline void draw_some(uint64_t key, uint64_t index, const int* ME_RESTRICT offsets, int count,
+                             uint32_t* ME_RESTRICT draws) {
+    for (int at = 0; at < count; at += PHILOX_LANES) {
+        uint32_t low[PHILOX_LANES], high[PHILOX_LANES], word[PHILOX_LANES], words[4][PHILOX_LANES];
+        for (int lane = 0; lane < PHILOX_LANES; ++lane) {
+            const uint64_t element = index + static_cast<uint64_t>(offsets[at + lane]);
+            const uint64_t counter = element / DRAW_GROUP * PHILOX_LANES + element % PHILOX_LANES;
+            low[lane] = static_cast<uint32_t>(counter);
+            high[lane] = static_cast<uint32_t>(counter >> 32);
+            word[lane] = static_cast<uint32_t>(element) / PHILOX_LANES % 4;
+        }
+        philox_lanes(key, low, high, words);
+        for (int lane = 0; lane < PHILOX_LANES; ++lane) {
+            const uint32_t lower = word[lane] == 0 ? words[0][lane] : words[1][lane];
+            const uint32_t upper = word[lane] == 2 ? words[2][lane] : words[3][lane];
+            draws[at + lane] = word[lane] < 2 ? lower : upper;
+        }
+    }
 }
 
 // A range of positions as 32-bit bounds for one tile: draws as they are, flat indices relative to `index`.
@@ -128,7 +148,6 @@ struct TileRange {
 template <class Key>
 static void decide_ties(const Mask& mask, const Key* ME_RESTRICT keys, const uint8_t* ME_RESTRICT at_bound,
                         uint64_t index, int count, uint32_t* ME_RESTRICT kept) {
-    constexpr int LANES = 16;
     const Key low = static_cast<Key>(mask.low), high = static_cast<Key>(mask.high);
     int tied[TILE], ties = 0;
     for (int at = 0; at < count; at += 8) {
@@ -140,11 +159,8 @@ static void decide_ties(const Mask& mask, const Key* ME_RESTRICT keys, const uin
     const TileRange at_high(mask.high_positions, mask.by_draw, index, count);
     uint32_t positions[TILE];
     if (mask.by_draw) {
-        const int whole = (ties + LANES - 1) / LANES * LANES;  // a few idle lanes are cheaper than single steps
-        for (int i = ties; i < whole; ++i) tied[i] = 0;
-        for (int i = 0; i < whole; ++i) {
-            positions[i] = philox_draw(mask.random_key, index + static_cast<uint64_t>(tied[i]));
-        }
+        for (int i = ties; i % PHILOX_LANES != 0; ++i) tied[i] = 0;
+        draw_some(mask.random_key, index, tied, ties, positions);
     } else {
         for (int i = 0; i < ties; ++i) positions[i] = static_cast<uint32_t>(tied[i]);
     }

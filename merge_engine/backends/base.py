@@ -82,7 +82,10 @@ class Backend(ABC):
 
     @abstractmethod
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
-        """Add the inner products of the inputs (base first, if any) to ``sums``: upper triangle, by rows."""
+        """Add the inner products of the n inputs (base first, if any) to the upper triangle of ``sums``.
+
+        ``sums`` is an n by n matrix by rows; its other half is left as it is.
+        """
 
     @abstractmethod
     def consensus(self, chunk: Chunk, operation: Consensus, output: Any) -> Outcome:

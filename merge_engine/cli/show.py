@@ -97,17 +97,15 @@ def result(console: Console, merged: MergeResult) -> None:
             )
         console.print(table)
     ledger = merged.ledger
-    rows = [
-        (name, _stage(stage))
-        for name, stage in (("read", ledger.read), ("compute", ledger.compute), ("write", ledger.write))
-    ]
-    rows.append(("flush", f"{ledger.publish.seconds:.2f} s"))
+    rows = [(name, _stage(stage)) for name, stage in ledger.stages().items()]
     rows += [("note", note) for note in merged.notes]
     rows.append(("merged", f"{merged.output} in {ledger.seconds:.2f} s"))
     pairs(console, rows)
 
 
 def _stage(stage: Stage) -> str:
+    if not stage.bytes:
+        return f"{stage.seconds:.2f} s"
     rate = stage.bytes / stage.seconds / 1e9 if stage.seconds else 0.0
     return f"{_gigabytes(stage.bytes)}, busy {stage.seconds:.2f} s, {rate:.2f} GB/s"
 

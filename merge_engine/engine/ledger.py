@@ -19,11 +19,16 @@ class Stage:
 
 @dataclass
 class Ledger:
-    """Bytes and busy seconds of reading, computing and writing, and the time the run took."""
+    """Bytes and busy seconds of every stage, and the time the run took.
+
+    ``read`` and ``write`` are of the files, ``compute`` counts input bytes, ``digest`` and ``publish`` follow a
+    merge to a folder: SHA-256 of the output, and flushing it to disk.
+    """
 
     read: Stage = field(default_factory=Stage)
     compute: Stage = field(default_factory=Stage)
     write: Stage = field(default_factory=Stage)
+    digest: Stage = field(default_factory=Stage)
     publish: Stage = field(default_factory=Stage)
     seconds: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -38,11 +43,14 @@ class Ledger:
             stage.bytes += nbytes
             stage.seconds += seconds
 
+    def stages(self) -> dict[str, Stage]:
+        """The stages by name."""
+        return {name: getattr(self, name) for name in ("read", "compute", "digest", "write", "publish")}
+
     def as_dict(self) -> dict[str, object]:
         """Plain numbers for the manifest."""
-        stages = {"read": self.read, "compute": self.compute, "write": self.write, "publish": self.publish}
         rows: dict[str, object] = {
             name: {"bytes": stage.bytes, "busy_seconds": round(stage.seconds, 3)}
-            for name, stage in stages.items()
+            for name, stage in self.stages().items()
         }
         return {"seconds": round(self.seconds, 3), **rows}

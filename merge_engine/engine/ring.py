@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 from collections import deque
@@ -32,7 +33,11 @@ class Ring:
 
     def __init__(self, size: int):
         self.size = size
-        self._memory = memoryview(mmap.mmap(-1, max(size, _ALIGNMENT)))
+        region = mmap.mmap(-1, max(aligned(size), _ALIGNMENT), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                region.madvise(mmap.MADV_HUGEPAGE)
+        self._memory = memoryview(region)
         self._spans: deque[Span] = deque()
         self._head = 0
         self._changed = threading.Condition()

@@ -22,7 +22,7 @@ from merge_engine.engine.manifest import encode_card, encode_manifest
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from merge_engine.engine.result import MergeResult
-from merge_engine.engine.sinks import DigestingSink, MemorySink, Sink
+from merge_engine.engine.sinks import Digests, MemorySink, Sink
 from merge_engine.engine.stream import Stream
 from merge_engine.errors import PlanError
 from merge_engine.recipe import Recipe, load_recipe
@@ -85,17 +85,19 @@ def run(
         if output is not None:
             return _to_folder(planned, Path(output), chosen, progress)
         sink = MemorySink(planned)
-        result = _stream(planned, chosen, sink, progress)
+        result = _stream(planned, chosen, sink, None, progress)
         result.tensors = sink.tensors
         return result
     finally:
         planned.close()
 
 
-def _stream(planned: Plan, backend: Backend, sink: Sink, progress: Progress | None) -> MergeResult:
+def _stream(
+    planned: Plan, backend: Backend, sink: Sink, digests: Digests | None, progress: Progress | None
+) -> MergeResult:
     ledger, merger = Ledger(), Merger(planned, backend)
     start = time.perf_counter()
-    Stream(planned, merger, sink, ledger, progress or (lambda _: None)).run()
+    Stream(planned, merger, sink, digests, ledger, progress or (lambda _: None)).run()
     ledger.seconds = time.perf_counter() - start
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     return MergeResult(None, None, list(merger.results.values()), labels, ledger, planned.notes)
@@ -103,18 +105,18 @@ def _stream(planned: Plan, backend: Backend, sink: Sink, progress: Progress | No
 
 def _to_folder(planned: Plan, output: Path, backend: Backend, progress: Progress | None) -> MergeResult:
     with CheckpointWriter(output, planned.shards) as writer:
-        sink = DigestingSink(writer)
-        result = _stream(planned, backend, sink, progress)
+        digests = Digests()
+        result = _stream(planned, backend, writer, digests, progress)
         result.output = output
         ledger = result.ledger
         start = time.perf_counter()
         for name, data in _side_files(planned).items():
             writer.add_file(name, data)
-        writer.add_file("README.md", encode_card(planned, result, sink.digests()))
+        writer.add_file("README.md", encode_card(planned, result, digests.by_name()))
         writer.flush()
         ledger.publish.seconds = time.perf_counter() - start
         ledger.seconds += ledger.publish.seconds
-        writer.add_file(MANIFEST_NAME, encode_manifest(planned, result, backend, sink.digests()))
+        writer.add_file(MANIFEST_NAME, encode_manifest(planned, result, backend, digests.by_name()))
         writer.finish()
     return result
 

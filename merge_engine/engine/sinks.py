@@ -16,7 +16,7 @@ class Sink(Protocol):
     """Takes merged tensors, piece by piece."""
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
-        """Take bytes of a tensor from byte ``offset`` on. The pieces of a tensor come in order."""
+        """Take bytes of a tensor from byte ``offset`` on. Called from several threads, in any order."""
 
 
 class MemorySink:
@@ -36,18 +36,16 @@ class MemorySink:
         memoryview(target).cast("B")[offset : offset + len(data)] = data
 
 
-class DigestingSink:
-    """Passes everything on and keeps the SHA-256 of every tensor's bytes."""
+class Digests:
+    """The SHA-256 of every tensor's bytes."""
 
-    def __init__(self, sink: Sink):
-        self._sink = sink
+    def __init__(self) -> None:
         self._hashes: dict[str, hashlib._Hash] = {}
 
-    def write(self, name: str, offset: int, data: memoryview) -> None:
-        """Digest while the bytes are still in the cache, then pass them on."""
+    def add(self, name: str, data: memoryview) -> None:
+        """Take the next bytes of a tensor."""
         self._hashes.setdefault(name, hashlib.sha256()).update(data)
-        self._sink.write(name, offset, data)
 
-    def digests(self) -> dict[str, str]:
-        """SHA-256 (hex) by tensor name, in order of the names."""
+    def by_name(self) -> dict[str, str]:
+        """Hexadecimal digests by tensor name, in order of the names."""
         return {name: self._hashes[name].hexdigest() for name in sorted(self._hashes)}

@@ -1,7 +1,7 @@
 """Move bytes: read ahead into a ring of memory, have each visit carried out, write behind.
 
-Three kinds of threads share the work. Readers fill spans of the ring with the inputs of coming visits, the
-calling thread computes, writers take away what is done. The ring bounds them all.
+Threads share the work: readers fill spans of the ring with the inputs of coming visits, the calling thread
+computes, writers take away what is done and one thread digests it. The ring bounds them all.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import Plan
 from merge_engine.engine.ring import Ring, RingClosed, Span, aligned
-from merge_engine.engine.sinks import Sink
+from merge_engine.engine.sinks import Digests, Sink
 from merge_engine.engine.visits import Visit, visits
 
-READ_THREADS = 2
+READ_THREADS = 4
+WRITE_THREADS = 2
 _READ_PIECE = 8 << 20  # several threads share the reading of one large tensor
 
 
@@ -33,24 +34,34 @@ class _Loaded:
     inputs: list[memoryview]
     output: memoryview
     reads: list[Future[None]]
+    users: int = 0  # of the output: writer and digester
 
 
 class Stream:
     """One run over a plan. ``progress`` is told how many input bytes each finished visit had."""
 
     def __init__(
-        self, plan: Plan, merger: Merger, sink: Sink, ledger: Ledger, progress: Callable[[int], None]
+        self,
+        plan: Plan,
+        merger: Merger,
+        sink: Sink,
+        digests: Digests | None,
+        ledger: Ledger,
+        progress: Callable[[int], None],
     ):
         self._plan = plan
         self._merger = merger
         self._sink = sink
+        self._digests = digests
         self._ledger = ledger
         self._progress = progress
         self._ring = Ring(plan.ring_bytes)
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
-        self._writers = ThreadPoolExecutor(1, thread_name_prefix="write")  # keeps pieces in order
+        self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
+        self._digester = ThreadPoolExecutor(1, thread_name_prefix="digest")  # one: pieces stay in order
+        self._lock = threading.Lock()
         self._loaded: queue.Queue[_Loaded | BaseException | None] = queue.Queue()
-        self._write_failure: BaseException | None = None
+        self._failure: BaseException | None = None  # of a writer or the digester
 
     def run(self) -> None:
         """Merge everything. Whatever first goes wrong in any thread stops all of them and is raised here."""
@@ -61,14 +72,16 @@ class Stream:
                 if isinstance(item, BaseException):
                     raise item
                 self._carry_out(item)
-                self._raise_write_failure()
+                self._raise_failure()
             self._writers.shutdown(wait=True)
-            self._raise_write_failure()
+            self._digester.shutdown(wait=True)
+            self._raise_failure()
         finally:
             self._ring.close()
             feeder.join()
             self._readers.shutdown(wait=True, cancel_futures=True)
             self._writers.shutdown(wait=True, cancel_futures=True)
+            self._digester.shutdown(wait=True, cancel_futures=True)
 
     def _feed(self) -> None:
         """Hand out memory and start the reads, one visit after the other."""
@@ -111,21 +124,37 @@ class Stream:
         with self._ledger.timed(self._ledger.compute, nbytes):
             self._merger.visit(item.visit, item.inputs, item.output)
         if item.visit.merge:
-            self._writers.submit(self._write, item)
+            item.users = 1 if self._digests is None else 2
+            self._writers.submit(self._guarded, self._write, item)
+            if self._digests is not None:
+                self._digester.submit(self._guarded, self._digest, item)
         else:
             self._ring.release(item.span)
         self._progress(nbytes)
 
+    def _guarded(self, use: Callable[[_Loaded], None], item: _Loaded) -> None:
+        """Use an output; the last user gives its memory back."""
+        try:
+            use(item)
+        except BaseException as error:
+            self._failure = self._failure or error
+        finally:
+            with self._lock:
+                item.users -= 1
+                unused = item.users == 0
+            if unused:
+                self._ring.release(item.span)
+
     def _write(self, item: _Loaded) -> None:
         visit = item.visit
-        try:
-            with self._ledger.timed(self._ledger.write, len(item.output)):
-                self._sink.write(visit.job.name, visit.job.out.bits * visit.start // 8, item.output)
-        except BaseException as error:
-            self._write_failure = self._write_failure or error
-        finally:
-            self._ring.release(item.span)
+        with self._ledger.timed(self._ledger.write, len(item.output)):
+            self._sink.write(visit.job.name, visit.job.out.bits * visit.start // 8, item.output)
 
-    def _raise_write_failure(self) -> None:
-        if self._write_failure is not None:
-            raise self._write_failure
+    def _digest(self, item: _Loaded) -> None:
+        assert self._digests is not None
+        with self._ledger.timed(self._ledger.digest, len(item.output)):
+            self._digests.add(item.visit.job.name, item.output)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
