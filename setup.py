@@ -32,6 +32,8 @@ FLAGS = [
     "-Wno-maybe-uninitialized",  # gcc 12 warns about its own AVX-512 header
     "-pthread",
 ]
+# Baseline comes first, also when linking: of functions that several objects bring along (std::vector's), the
+# linker takes the first, and that one must run everywhere.
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mbmi2"]
@@ -98,6 +100,7 @@ class BuildNative(build_ext):
         inputs = [Path(__file__), *CSRC.rglob("*.*")]
         if (
             not self.force
+            and "MERGE_ENGINE_CUDA" not in os.environ
             and target.exists()
             and target.stat().st_mtime > max(f.stat().st_mtime for f in inputs)
         ):

@@ -175,10 +175,10 @@ PYBIND11_MODULE(_native, m) {
         table(isa).rank_thresholds(base, model, working, length, stride, density, epsilon, count, threads,
                                    pointer<uint32_t>(thresholds));
     });
-    // Returns ([(kept, lost, saved) per model], [non-finite values per input, base first]).
+    // Returns ([(kept, lost, saved) per model], [non-finite values per input, base first, and in the output]).
     m.def("consensus", [](const std::string& isa, const Consensus& op, uint64_t start, uint64_t count, int threads) {
         std::vector<Counts> counts(op.entries.size());
-        std::vector<uint64_t> non_finite(op.entries.size() + 1);
+        std::vector<uint64_t> non_finite(op.entries.size() + 2);
         {
             py::gil_scoped_release released;
             table(isa).consensus(op, start, count, threads, counts.data(), non_finite.data());
@@ -189,7 +189,7 @@ PYBIND11_MODULE(_native, m) {
     });
     m.def("combine", [](const std::string& isa, const Combine& op, uint64_t count, int threads) {
         py::gil_scoped_release released;
-        std::vector<uint64_t> non_finite(op.inputs.size());
+        std::vector<uint64_t> non_finite(op.inputs.size() + 1);
         table(isa).combine(op, count, threads, non_finite.data());
         return non_finite;
     });

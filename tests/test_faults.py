@@ -339,7 +339,8 @@ write = CheckpointWriter.write
 
 def slow(*args):
     write(*args)
-    print("written", flush=True)
+    sys.stdout.write("written" + chr(10))  # in one piece, for several threads write
+    sys.stdout.flush()
     time.sleep(float(sys.argv[3]))
 
 CheckpointWriter.write = slow

@@ -19,7 +19,7 @@ void combine_as(const Combine& op, uint64_t count, int threads, uint64_t* non_fi
     std::vector<Real> coefficients;
     for (double value : op.coefficients) coefficients.push_back(static_cast<Real>(value));
     const Real divisor = static_cast<Real>(op.divisor);
-    std::vector<uint64_t> found(static_cast<size_t>(std::max(threads, 1)) * n);
+    std::vector<uint64_t> found(static_cast<size_t>(std::max(threads, 1)) * (n + 1));
     parallel_for(blocks, threads, [&](uint64_t block, int worker) {
         const uint64_t first = block * BLOCK, last = std::min(count, first + BLOCK);
         Real x[TILE], sum[TILE];
@@ -28,7 +28,7 @@ void combine_as(const Combine& op, uint64_t count, int threads, uint64_t* non_fi
             // -0 is what a sum starts from: adding it changes nothing, the sign of a zero included.
             for (int j = 0; j < width; ++j) sum[j] = Fused ? Real{0} : -Real{0};
             for (size_t i = 0; i < n; ++i) {
-                found[static_cast<size_t>(worker) * n + i] += load_tile<Working>(op.inputs[i], at, width, x);
+                found[static_cast<size_t>(worker) * (n + 1) + i] += load_tile<Working>(op.inputs[i], at, width, x);
                 const Real c = coefficients[i];
                 if (Fused) {
                     for (int j = 0; j < width; ++j) sum[j] = std::fma(x[j], c, sum[j]);
@@ -42,10 +42,10 @@ void combine_as(const Combine& op, uint64_t count, int threads, uint64_t* non_fi
             if (Fused) {
                 for (int j = 0; j < width; ++j) sum[j] = RoundedTo<Working>::round(sum[j]);
             }
-            store_tile(op.output, at, width, sum);
+            found[static_cast<size_t>(worker) * (n + 1) + n] += store_tile(op.output, at, width, sum);
         }
     });
-    for (size_t slot = 0; slot < found.size(); ++slot) non_finite[slot % n] += found[slot];
+    for (size_t slot = 0; slot < found.size(); ++slot) non_finite[slot % (n + 1)] += found[slot];
 }
 
 }  // namespace

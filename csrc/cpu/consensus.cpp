@@ -55,7 +55,7 @@ class Merger {
                 for (int j = 0; j < width; ++j) divisor[j] = divisor[j] == 0 ? Real(1) : divisor[j];
             }
             finish(b, mean, divisor, width);
-            store_tile(op_.output, at, width, mean);
+            non_finite[n + 1] += store_tile(op_.output, at, width, mean);
         }
     }
 
@@ -181,11 +181,11 @@ void consensus_as(const Consensus& op, uint64_t start, uint64_t count, int threa
     const size_t n = op.entries.size();
     const size_t workers = static_cast<size_t>(std::max(threads, 1));
     std::vector<Counts> counted(workers * n);
-    std::vector<uint64_t> found(workers * (n + 1));
+    std::vector<uint64_t> found(workers * (n + 2));
     parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int worker) {
         const size_t w = static_cast<size_t>(worker);
         merger.merge(start, block * BLOCK, std::min(count, (block + 1) * BLOCK), counted.data() + w * n,
-                     found.data() + w * (n + 1));
+                     found.data() + w * (n + 2));
     });
     for (size_t w = 0; w < workers; ++w) {
         for (size_t i = 0; i < n; ++i) {
@@ -193,7 +193,7 @@ void consensus_as(const Consensus& op, uint64_t start, uint64_t count, int threa
             counts[i].lost += counted[w * n + i].lost;
             counts[i].saved += counted[w * n + i].saved;
         }
-        for (size_t i = 0; i <= n; ++i) non_finite[i] += found[w * (n + 1) + i];
+        for (size_t i = 0; i <= n + 1; ++i) non_finite[i] += found[w * (n + 2) + i];
     }
 }
 

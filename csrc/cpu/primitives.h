@@ -21,7 +21,7 @@ struct Primitives {
     void (*histogram)(const Array& base, const std::vector<Column>& columns, DType working, int shift,
                       uint64_t count, int threads);
 
-    // Appends the offset of the `nth` element (from 0) whose key equals `key`, or -1, and returns how many
+    // Finds the offset of the `nth` element (from 0) whose key equals `key`, or -1, and returns how many
     // such elements the chunk holds.
     uint64_t (*locate)(const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
                        uint64_t count, int threads, int64_t* offset);
@@ -39,11 +39,12 @@ struct Primitives {
     void (*rank_thresholds)(const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
                             double density, double epsilon, uint64_t count, int threads, uint32_t* thresholds);
 
-    // Merges task vectors. Adds to counts[entry] and to non_finite[0] for the base, [1 + entry] for models.
+    // Merges task vectors. Adds to counts[entry], and to non_finite[0] for the base, [1 + entry] for models and
+    // the last one for the output.
     void (*consensus)(const Consensus& operation, uint64_t start, uint64_t count, int threads, Counts* counts,
                       uint64_t* non_finite);
 
-    // output = sum of coefficient * input. Adds to non_finite[input].
+    // output = sum of coefficient * input. Adds to non_finite[input], and to the last one for the output.
     void (*combine)(const Combine& operation, uint64_t count, int threads, uint64_t* non_finite);
 };
 

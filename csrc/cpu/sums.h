@@ -13,7 +13,7 @@ namespace ME_ISA {
 struct LaneSum {
     double lane[SUM_LANES] = {};
 
-    // `offset` is where in the block the first value stands: a multiple of SUM_LANES.
+    // Calls for one block start at multiples of SUM_LANES.
     void add(const double* ME_RESTRICT values, int count) {
         int j = 0;
         for (; j + static_cast<int>(SUM_LANES) <= count; j += SUM_LANES) {

@@ -53,10 +53,16 @@ static uint64_t load_as(const void* data, uint64_t first, int count, Real* ME_RE
     return static_cast<uint64_t>(non_finite);
 }
 
+// Rounds and writes `count` elements and returns how many are then NaN or infinite.
 template <DType To, class Real>
-static void store_as(void* data, uint64_t first, int count, const Real* ME_RESTRICT values) {
+static uint64_t store_as(void* data, uint64_t first, int count, const Real* ME_RESTRICT values) {
     auto* ME_RESTRICT bits = static_cast<typename Storage<To>::Bits*>(data) + first;
-    for (int j = 0; j < count; ++j) bits[j] = Storage<To>::store(values[j]);
+    int non_finite = 0;
+    for (int j = 0; j < count; ++j) {
+        bits[j] = Storage<To>::store(values[j]);
+        non_finite += is_finite(Storage<To>::template load<Real>(bits[j])) ? 0 : 1;
+    }
+    return static_cast<uint64_t>(non_finite);
 }
 
 // Reads elements [first, first + count) of an input, rounded to the working dtype, and returns how many of
@@ -72,8 +78,10 @@ static uint64_t load_tile(const Array& array, uint64_t first, int count, Real* M
 }
 
 template <class Real>
-static void store_tile(const Array& array, uint64_t first, int count, const Real* ME_RESTRICT values) {
-    with_dtype(array.dtype, [&](auto to) { store_as<to()>(array.data, first, count, values); });
+static uint64_t store_tile(const Array& array, uint64_t first, int count, const Real* ME_RESTRICT values) {
+    uint64_t non_finite = 0;
+    with_dtype(array.dtype, [&](auto to) { non_finite = store_as<to()>(array.data, first, count, values); });
+    return non_finite;
 }
 
 // d = x - b
@@ -143,34 +151,55 @@ struct TileRange {
     }
 };
 
-// Decides the elements whose key equals a bound, which `at_bound` marks with 1. They are few, so they are
-// gathered first, eight marks at a look.
+// Whether elements whose key equals a bound of the mask stay, from their positions.
 template <class Key>
-static void decide_ties(const Mask& mask, const Key* ME_RESTRICT keys, const uint8_t* ME_RESTRICT at_bound,
+struct TieRule {
+    Key low, high;
+    TileRange at_low, at_high;
+
+    TieRule(const Mask& mask, uint64_t index, int count)
+        : low(static_cast<Key>(mask.low)),
+          high(static_cast<Key>(mask.high)),
+          at_low(mask.low_positions, mask.by_draw, index, count),
+          at_high(mask.high_positions, mask.by_draw, index, count) {}
+
+    ME_INLINE uint32_t keeps(Key key, uint32_t position) const {
+        const uint32_t low_keeps = (key != low) | ((position >= at_low.first) & (position <= at_low.last));
+        const uint32_t high_keeps = (key != high) | ((position >= at_high.first) & (position <= at_high.last));
+        return low_keeps & high_keeps;
+    }
+};
+
+// Decides the `ties` elements whose key equals a bound, which `at_bound` marks with 1.
+template <class Key>
+static void decide_ties(const Mask& mask, const Key* ME_RESTRICT keys, const uint8_t* ME_RESTRICT at_bound, int ties,
                         uint64_t index, int count, uint32_t* ME_RESTRICT kept) {
-    const Key low = static_cast<Key>(mask.low), high = static_cast<Key>(mask.high);
-    int tied[TILE], ties = 0;
+    constexpr int FEW = TILE / 16;
+    const TieRule<Key> rule(mask, index, count);
+    uint32_t positions[TILE];
+    if (ties > FEW) {
+        if (mask.by_draw) {
+            draw_tile(mask.random_key, index, count, positions);
+        } else {
+            for (int j = 0; j < count; ++j) positions[j] = static_cast<uint32_t>(j);
+        }
+        for (int j = 0; j < count; ++j) kept[j] &= rule.keeps(keys[j], positions[j]);
+        return;
+    }
+    // Gathered, eight marks at a look, and drawn together.
+    int tied[FEW + PHILOX_LANES], found = 0;
     for (int at = 0; at < count; at += 8) {
         uint64_t marks;
         std::memcpy(&marks, at_bound + at, sizeof(marks));
-        for (; marks; marks &= marks - 1) tied[ties++] = at + __builtin_ctzll(marks) / 8;
+        for (; marks; marks &= marks - 1) tied[found++] = at + __builtin_ctzll(marks) / 8;
     }
-    const TileRange at_low(mask.low_positions, mask.by_draw, index, count);
-    const TileRange at_high(mask.high_positions, mask.by_draw, index, count);
-    uint32_t positions[TILE];
     if (mask.by_draw) {
-        for (int i = ties; i % PHILOX_LANES != 0; ++i) tied[i] = 0;
-        draw_some(mask.random_key, index, tied, ties, positions);
+        for (int i = found; i % PHILOX_LANES != 0; ++i) tied[i] = 0;
+        draw_some(mask.random_key, index, tied, found, positions);
     } else {
-        for (int i = 0; i < ties; ++i) positions[i] = static_cast<uint32_t>(tied[i]);
+        for (int i = 0; i < found; ++i) positions[i] = static_cast<uint32_t>(tied[i]);
     }
-    for (int i = 0; i < ties; ++i) {
-        const Key key = keys[tied[i]];
-        const uint32_t low_keeps = (key != low) | ((positions[i] >= at_low.first) & (positions[i] <= at_low.last));
-        const uint32_t high_keeps =
-            (key != high) | ((positions[i] >= at_high.first) & (positions[i] <= at_high.last));
-        kept[tied[i]] &= low_keeps & high_keeps;
-    }
+    for (int i = 0; i < found; ++i) kept[tied[i]] &= rule.keeps(keys[tied[i]], positions[i]);
 }
 
 // kept[j] = 1 where the mask keeps the element. `index` is the flat index in the tensor, `offset` in the
@@ -202,15 +231,18 @@ static void mask_tile(const Mask& mask, const Real* ME_RESTRICT delta, uint64_t 
             const Key low = static_cast<Key>(mask.low), high = static_cast<Key>(mask.high < highest ? mask.high : highest);
             uint8_t at_bound[TILE];
             std::memset(at_bound + count / 8 * 8, 0, 8 * (count % 8 != 0));
+            int ties = 0;
             for (int j = 0; j < count; ++j) {
                 keys[j] = magnitude_key<Working>(delta[j]);
                 kept[j] = (keys[j] >= low) & (keys[j] <= high);
-                at_bound[j] = (keys[j] == low) | (keys[j] == high);
+                const uint32_t tied = (keys[j] == low) | (keys[j] == high);
+                at_bound[j] = static_cast<uint8_t>(tied);
+                ties += static_cast<int>(tied);
             }
             constexpr uint64_t every = ~0ull;
             const bool undecided = mask.low_positions.first > 0 || mask.low_positions.last < every ||
                                    mask.high_positions.first > 0 || mask.high_positions.last < every;
-            if (undecided) decide_ties(mask, keys, at_bound, index, count, kept);
+            if (undecided && ties) decide_ties(mask, keys, at_bound, ties, index, count, kept);
             return;
         }
     }

@@ -178,7 +178,7 @@ class CpuBackend(Backend):
         counts, non_finite = _native.consensus(
             self.instruction_set, native, chunk.start, chunk.count, self.threads
         )
-        return Outcome(tuple(Counts(*row) for row in counts), tuple(non_finite))
+        return Outcome(tuple(Counts(*row) for row in counts), tuple(non_finite[:-1]), non_finite[-1])
 
     def combine(self, chunk: Chunk, operation: Combine, output: HostArray) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""
@@ -193,7 +193,7 @@ class CpuBackend(Backend):
             operation.fused,
         )
         non_finite = _native.combine(self.instruction_set, native, chunk.count, self.threads)
-        return Outcome((), (0, *non_finite))
+        return Outcome((), (0, *non_finite[:-1]), non_finite[-1])
 
     def _masks(self, chunk: Chunk, masks: Sequence[Mask]) -> list[Any]:
         return [self._mask(chunk, model, mask) for model, mask in enumerate(masks)]

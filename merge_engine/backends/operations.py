@@ -162,7 +162,12 @@ class Counts(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What applying an operation showed: counts per model, non-finite values per input, base first."""
+    """What applying an operation showed.
+
+    Counts per model; NaN or infinite values per input, base first, once rounded to the working dtype; and in
+    the output.
+    """
 
     counts: tuple[Counts, ...]
     non_finite: tuple[int, ...]
+    non_finite_output: int

@@ -266,7 +266,7 @@ class ReferenceBackend(Backend):
         if operation.scale != 1:
             mean = rn(mean * number(operation.scale))
         _store(rn(base + mean), output)
-        return Outcome(tuple(counts), _non_finite(chunk))
+        return Outcome(tuple(counts), _non_finite(chunk), int((~output.isfinite()).sum()))
 
     def combine(self, chunk: Chunk, operation: Combine, output: torch.Tensor) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""
@@ -279,7 +279,7 @@ class ReferenceBackend(Backend):
         if operation.divisor is not None:
             total = total / torch.tensor(operation.divisor, dtype=real, device=total.device)
         _store(_rounding(chunk.working, operation.fused)(total), output)
-        return Outcome((), (0, *_non_finite(chunk)[1:]))
+        return Outcome((), (0, *_non_finite(chunk)[1:]), int((~output.isfinite()).sum()))
 
 
 def _load(array: torch.Tensor, working: DType) -> torch.Tensor:

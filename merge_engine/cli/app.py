@@ -12,10 +12,10 @@ from rich.console import Console
 import merge_engine
 from merge_engine.cli import show
 from merge_engine.cli.doctor import examine
+from merge_engine.engine.manifest import versions
 from merge_engine.errors import MergeError
 
 app = typer.Typer(
-    help="Merge models: exactly, at the speed of the disk, in bounded memory.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,6 +26,21 @@ RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file in mer
 Memory = Annotated[str, typer.Option(help="Tensor data held in memory at a time.")]
 ShardSize = Annotated[str, typer.Option(help="Size of an output file, such as 5GB or 500MB.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output in the folder.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(versions()["merge_engine"])
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Merge models: exactly, at the speed of the disk, in bounded memory."""
 
 
 @app.command()
@@ -67,11 +82,10 @@ def plan(
     overwrite: Overwrite = False,
 ) -> None:
     """Say what a merge would do, and everything that would keep it from working."""
-    planned = merge_engine.plan(recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite)
-    try:
+    with merge_engine.plan(
+        recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite
+    ) as planned:
         show.plan(console, planned)
-    finally:
-        planned.close()
 
 
 @app.command()
@@ -88,6 +102,6 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; nothing was left behind", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:  # no permission, no space for a temporary file, a disk that fails
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from merge_engine.engine.ledger import Stage
 from merge_engine.engine.plan import Plan
@@ -56,7 +57,7 @@ def pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for left, right in rows:
-        table.add_row(left, right)
+        table.add_row(left, Text(right))
     console.print(table)
 
 
@@ -93,7 +94,11 @@ def result(console: Console, merged: MergeResult) -> None:
         for model, c in merged.counts.items():
             lost = f"{c.lost:,} ({c.lost / c.kept:.1%})" if c.kept else "0"
             table.add_row(
-                merged.models[model], f"{c.kept:,}", lost, f"{c.saved_by_trim:,}", f"{c.saved_by_sign:,}"
+                Text(merged.models[model]),
+                f"{c.kept:,}",
+                lost,
+                f"{c.saved_by_trim:,}",
+                f"{c.saved_by_sign:,}",
             )
         console.print(table)
     ledger = merged.ledger

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from merge_engine.backends import Backend
@@ -32,8 +33,10 @@ def versions() -> dict[str, str]:
     return {"merge_engine": package, "python": platform.python_version(), "platform": platform.platform()}
 
 
-def encode_manifest(plan: Plan, result: MergeResult, backend: Backend, digests: Mapping[str, str]) -> bytes:
-    """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run."""
+def encode_manifest(
+    plan: Plan, result: MergeResult, backend: Backend, digests: Mapping[str, str], files: Sequence[str]
+) -> bytes:
+    """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run, and what else was written."""
     inputs = {str(c.path): c.fingerprint() for c in (plan.donor, plan.base, *plan.models.values()) if c}
     manifest: dict[str, Any] = {
         "format": 1,
@@ -51,6 +54,7 @@ def encode_manifest(plan: Plan, result: MergeResult, backend: Backend, digests: 
             for tensor in result.per_tensor
         },
         "counts": _counts(result.counts),
+        "files": list(files),
         "notes": result.notes,
         "ledger": result.ledger.as_dict(),
     }
@@ -75,11 +79,12 @@ def encode_card(plan: Plan, result: MergeResult, digests: Mapping[str, str]) -> 
     references = [recipe.base_model] if recipe.base_model is not None else []
     references += [entry.model for entry in recipe.models]
     names = list(dict.fromkeys(str(reference) for reference in references))
+    # Local paths mean nothing to others, and are nobody's business.
+    on_hub = [name for name in names if not Path(name).expanduser().exists()]
     lines = [
         "---",
         "library_name: transformers",
-        "base_model:",
-        *(f"- {json.dumps(name, ensure_ascii=False)}" for name in names),
+        *(["base_model:", *(f"- {json.dumps(name)}" for name in on_hub)] if on_hub else []),
         "tags:",
         "- merge",
         "- merge_engine",

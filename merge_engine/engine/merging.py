@@ -8,6 +8,7 @@ from typing import Any
 from merge_engine.backends import Backend
 from merge_engine.backends.cpu import identical
 from merge_engine.backends.operations import Chunk, Combine, Consensus, Line, Outcome
+from merge_engine.dtypes import DType
 from merge_engine.engine.plan import Plan
 from merge_engine.engine.result import ModelCounts, TensorResult
 from merge_engine.engine.tasks import TensorJob
@@ -27,9 +28,37 @@ def count(result: TensorResult, task: MergeTask, outcome: Outcome, solution: Sol
     """Add a chunk's counts to its tensor's. What a trim would have kept is known per tensor, not per chunk."""
     for model, counts in zip(task.models, outcome.counts, strict=False):
         before = result.counts.get(model, ModelCounts())
-        plain = solution.trimmed_to.get(model)
+        plain = None if solution.whole_model else solution.trimmed_to.get(model)
         saved = 0 if plain is None else counts.kept - (plain if first else 0)
         result.counts[model] = before + ModelCounts(counts.kept, counts.lost, saved, counts.saved)
+
+
+def check_finite(
+    job: TensorJob, outcome: Outcome, chunk: Chunk, sources: Sequence[tuple[str, DType]], allowed: bool
+) -> None:
+    """Refuse NaN and infinity, naming the input they are in, or the output where they first appear.
+
+    ``sources`` says, for every input of the tensor in order, where it is and the dtype it is stored in.
+    """
+    if allowed:
+        return
+    non_finite = outcome.non_finite if chunk.base is not None else outcome.non_finite[1:]
+    for (place, stored), found in zip(sources, non_finite, strict=False):
+        if found and stored == chunk.working:
+            raise NonFiniteError(
+                f"{place} holds {found} NaN or infinite value(s); repair the checkpoint, or set "
+                "allow_nonfinite: true to merge it all the same"
+            )
+        if found:
+            raise NonFiniteError(
+                f"{place} holds {found} value(s) that are NaN, infinite or too large for {chunk.working}, which "
+                "it is merged in; choose a wider dtype, or set allow_nonfinite: true to merge it all the same"
+            )
+    if outcome.non_finite_output:
+        raise NonFiniteError(
+            f"{job.name}: {outcome.non_finite_output} merged value(s) are too large for {job.out}; choose a wider "
+            "out_dtype or smaller weights, or set allow_nonfinite: true to write infinity"
+        )
 
 
 class Merger:
@@ -40,6 +69,7 @@ class Merger:
         self._backend = backend
         self._current: tuple[TensorJob, Solution] | None = None
         self.results: dict[str, TensorResult] = {}
+        self.trimmed_to: dict[int, int] = {}  # over all tensors, when the trim was
 
     def visit(self, visit: Visit, inputs: Sequence[memoryview], output: memoryview) -> None:
         """Measure or merge one chunk. ``inputs`` are the base, if any, and the models; ``output`` is written.
@@ -66,15 +96,18 @@ class Merger:
         result = self.results.setdefault(job.name, TensorResult(job.name, 0))
         result.elements += visit.count
         if job.task is None or unchanged:
-            chunk.models = [chunk.models[0] if chunk.base is None else chunk.base]
+            if chunk.base is not None:
+                chunk.base, chunk.models = None, [chunk.base]
             outcome = self._backend.combine(chunk, Combine((1.0,)), target)
-            self._check_finite(job, outcome.non_finite[1:])
+            self._check_finite(job, outcome, chunk)
             if job.task is not None:
                 result.counts = {model: ModelCounts() for model in job.task.models}
             return
         solution = self._solution(visit)
+        if solution.whole_model:
+            self.trimmed_to.update(solution.trimmed_to)
         outcome = apply(self._backend, solution.operation, chunk, target)
-        self._check_finite(job, outcome.non_finite if chunk.base is not None else outcome.non_finite[1:])
+        self._check_finite(job, outcome, chunk)
         count(result, job.task, outcome, solution, first=visit.start == 0)
 
     def _solution(self, visit: Visit) -> Solution:
@@ -87,8 +120,7 @@ class Merger:
         types = [checkpoint.tensors[name].dtype for checkpoint, name in self._plan.inputs(job)]
         arrays = [self._backend.array(view, dtype) for view, dtype in zip(inputs, types, strict=True)]
         base = arrays.pop(0) if self._plan.base is not None and job.task is not None else None
-        working = types[0] if job.task is None else job.task.working
-        return Chunk(base, arrays, working, visit.start, visit.count, Line.of(job.shape))
+        return Chunk(base, arrays, job.working, visit.start, visit.count, Line.of(job.shape))
 
     def _unchanged(self, visit: Visit, inputs: Sequence[memoryview]) -> bool:
         """Whether no model changed this tensor, so that the base's values are the result.
@@ -121,12 +153,9 @@ class Merger:
         result = self.results.setdefault(visit.job.name, TensorResult(visit.job.name, 0))
         result.elements += visit.count
 
-    def _check_finite(self, job: TensorJob, non_finite: Sequence[int]) -> None:
-        if self._plan.recipe.allow_nonfinite:
-            return
-        for (checkpoint, name), found in zip(self._plan.inputs(job), non_finite, strict=False):
-            if found:
-                raise NonFiniteError(
-                    f"{checkpoint.file_of(name)}: tensor {name} holds {found} NaN or infinite value(s); repair "
-                    "the checkpoint, or set allow_nonfinite: true in the recipe to merge it all the same"
-                )
+    def _check_finite(self, job: TensorJob, outcome: Outcome, chunk: Chunk) -> None:
+        sources = [
+            (f"{checkpoint.file_of(name)}: tensor {name}", checkpoint.tensors[name].dtype)
+            for checkpoint, name in self._plan.inputs(job)
+        ]
+        check_finite(job, outcome, chunk, sources, self._plan.recipe.allow_nonfinite)

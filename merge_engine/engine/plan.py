@@ -121,6 +121,12 @@ class Plan:
         in_pieces = self.chunk_elements(job) < job.count
         return shared + (own if in_pieces else 0) + 1
 
+    def __enter__(self) -> Plan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the inputs."""
         for checkpoint in {id(c): c for c in (self.base, self.donor, *self.models.values()) if c}.values():
@@ -199,7 +205,7 @@ def _plan(
     jobs.jobs.sort(key=lambda job: order.get(job.name, len(order)))
     shards = plan_shards([OutputTensor(job.name, job.out, job.shape) for job in jobs.jobs], shard_size)
     plan = Plan(recipe, method, base, models, donor, jobs.jobs, shards, memory, jobs.notes)
-    plan.untied = jobs.untied and bool(donor.config.get("tie_word_embeddings"))
+    plan.untied = jobs.untied and _tied(donor) is not False
     problems = jobs.problems + _memory_problems(plan)
     if output is not None:
         folders = [checkpoint.path for checkpoint in opened.values()]
@@ -216,7 +222,16 @@ def _reading_order(donor: Checkpoint) -> list[str]:
 
 def _catalogue(checkpoint: Checkpoint) -> Catalogue:
     tensors = {name: TensorType(info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
-    return Catalogue(str(checkpoint.path), tensors, bool(checkpoint.config.get("tie_word_embeddings")))
+    return Catalogue(str(checkpoint.path), tensors, _tied(checkpoint))
+
+
+def _tied(checkpoint: Checkpoint) -> bool | None:
+    """Whether the head is the embedding, as far as the config says; some model classes tie without a word."""
+    text = checkpoint.config.get("text_config")
+    for section in (checkpoint.config, text if isinstance(text, dict) else {}):
+        if "tie_word_embeddings" in section:
+            return bool(section["tie_word_embeddings"])
+    return None
 
 
 def _memory_problems(plan: Plan) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ class ModelCounts:
     """What became of one model's entries in a tensor, or in all of them. Zeros are never counted.
 
     ``kept``: survived the trim or the draw; of those ``saved_by_trim`` only thanks to trim slack (in
-    expectation when ties are spread). ``lost``: kept, but left out of the mean by the election;
-    ``saved_by_sign``: in the mean only thanks to sign slack.
+    expectation when ties are spread; with ``trim_scope: model`` known for the whole model alone). ``lost``:
+    kept, but left out of the mean by the election; ``saved_by_sign``: in the mean only thanks to sign slack.
     """
 
     kept: int = 0
@@ -55,7 +55,8 @@ class MergeResult:
     """A finished merge.
 
     ``output`` is the folder it was written to, or None; then ``tensors`` holds the merged tensors.
-    ``per_tensor`` counts tensor by tensor; ``models`` names the recipe positions used in counts.
+    ``per_tensor`` counts tensor by tensor; ``models`` names the recipe positions used in counts;
+    ``trimmed_to`` is what a trim over the whole model would have kept without slack.
     """
 
     output: Path | None
@@ -64,17 +65,15 @@ class MergeResult:
     models: Mapping[int, str]
     ledger: Ledger
     notes: list[str]
+    trimmed_to: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[int, ModelCounts]:
         """Counts by recipe position, over all tensors."""
-        return total_counts(self.per_tensor)
-
-
-def total_counts(results: list[TensorResult]) -> dict[int, ModelCounts]:
-    """Sum the counts of several tensors."""
-    totals: dict[int, ModelCounts] = {}
-    for result in results:
-        for model, counts in result.counts.items():
-            totals[model] = totals.get(model, ModelCounts()) + counts
-    return totals
+        totals: dict[int, ModelCounts] = {}
+        for result in self.per_tensor:
+            for model, counts in result.counts.items():
+                totals[model] = totals.get(model, ModelCounts()) + counts
+        for model, trimmed_to in self.trimmed_to.items():
+            totals[model] = replace(totals[model], saved_by_trim=totals[model].kept - trimmed_to)
+        return totals

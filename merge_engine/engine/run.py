@@ -100,7 +100,8 @@ def _stream(
     Stream(planned, merger, sink, digests, ledger, progress or (lambda _: None)).run()
     ledger.seconds = time.perf_counter() - start
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
-    return MergeResult(None, None, list(merger.results.values()), labels, ledger, planned.notes)
+    results = list(merger.results.values())
+    return MergeResult(None, None, results, labels, ledger, planned.notes, merger.trimmed_to)
 
 
 def _to_folder(planned: Plan, output: Path, backend: Backend, progress: Progress | None) -> MergeResult:
@@ -110,21 +111,22 @@ def _to_folder(planned: Plan, output: Path, backend: Backend, progress: Progress
         result.output = output
         ledger = result.ledger
         start = time.perf_counter()
-        for name, data in _side_files(planned).items():
+        side_files = _side_files(planned)
+        for name, data in side_files.items():
             writer.add_file(name, data)
         writer.add_file("README.md", encode_card(planned, result, digests.by_name()))
         writer.flush()
         ledger.publish.seconds = time.perf_counter() - start
         ledger.seconds += ledger.publish.seconds
-        writer.add_file(MANIFEST_NAME, encode_manifest(planned, result, backend, digests.by_name()))
+        manifest = encode_manifest(planned, result, backend, digests.by_name(), [*side_files, "README.md"])
+        writer.add_file(MANIFEST_NAME, manifest)
         writer.finish()
     return result
 
 
 def _side_files(planned: Plan) -> dict[str, bytes]:
     """Config, tokenizer and the like of the donor, with the output's dtype in the config."""
-    folder = planned.donor.path if planned.donor.path.is_dir() else planned.donor.path.parent
-    files = {name: path.read_bytes() for name, path in carried_files(folder).items()}
+    files = {name: path.read_bytes() for name, path in carried_files(planned.donor.path).items()}
     if "config.json" in files:
         dtypes = {job.out for job in planned.jobs if job.out.mergeable}
         written = planned.recipe.output_dtype or (dtypes.pop() if len(dtypes) == 1 else None)

@@ -7,6 +7,7 @@ import hashlib
 from typing import TYPE_CHECKING, Protocol
 
 from merge_engine.engine.plan import Plan
+from merge_engine.errors import PlanError
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,9 @@ class MemorySink:
     def __init__(self, plan: Plan):
         import torch
 
+        for job in plan.jobs:
+            if not hasattr(torch, job.out.name) or job.out.bits < 8:
+                raise PlanError([f"{job.name}: torch has no tensors of {job.out}; merge to a folder instead"])
         self.tensors: dict[str, torch.Tensor] = {
             job.name: torch.empty(job.shape, dtype=getattr(torch, job.out.name)) for job in plan.jobs
         }

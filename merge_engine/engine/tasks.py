@@ -28,17 +28,20 @@ class TensorType(NamedTuple):
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The tensors of one input. ``label`` names it in messages; ``tied``: its head may be its embedding."""
+    """The tensors of one input. ``label`` names it in messages.
+
+    ``tied`` says whether its head is its embedding, None that its config does not say.
+    """
 
     label: str
     tensors: Mapping[str, TensorType]
-    tied: bool = False
+    tied: bool | None = False
 
     def find(self, name: str) -> str | None:
-        """The tensor to use for ``name``: itself, or the embedding for the head of a tied model."""
+        """The tensor to use for ``name``: itself, or the embedding for the head of a model without one."""
         if name in self.tensors:
             return name
-        if self.tied and name.endswith(HEAD):
+        if self.tied is not False and name.endswith(HEAD):
             candidates = [other for other in self.tensors if other.endswith(EMBEDDINGS)]
             if len(candidates) == 1:
                 return candidates[0]
@@ -49,12 +52,13 @@ class Catalogue:
 class TensorJob:
     """One output tensor: the names under which its inputs have it (base first, None without one).
 
-    ``task`` is None for a tensor that is copied: one that only the base has, or one of a type that cannot be
-    merged and must therefore be the same everywhere.
+    ``task`` is None for a tensor that is copied: one that only the base has, which is rounded to ``working`` and
+    ``out`` like any other, or one of a type that cannot be merged and must be the same everywhere.
     """
 
     name: str
     shape: tuple[int, ...]
+    working: DType
     out: DType
     base: str | None
     models: Mapping[int, str]
@@ -90,14 +94,16 @@ def make_jobs(
     names = list(dict.fromkeys(name for catalogue in inputs for name in catalogue.tensors))
     positions = layer_positions(names)
     absent: dict[int, list[str]] = {}
+    if not names:
+        result.problems.append("the inputs hold no tensors")
     for name in names:
         found = {i: used for i, model in models.items() if (used := model.find(name)) is not None}
         base_name = base.find(name) if base is not None else None
         types = [models[i].tensors[used] for i, used in found.items()]
         if base is not None:
             if base_name is None:
-                owners = ", ".join(models[i].label for i in found)
-                result.problems.append(f"{name}: in {owners}, but not in the base model {base.label}")
+                having = ", ".join(models[i].label for i in found)
+                result.problems.append(f"{name}: in {having}, but not in the base model {base.label}")
                 continue
             types.insert(0, base.tensors[base_name])
         problem = _disagreement(name, types, base if base_name else None, [models[i] for i in found])
@@ -106,13 +112,15 @@ def make_jobs(
             continue
         for i in models.keys() - found.keys():
             absent.setdefault(i, []).append(name)
-        aliased = base_name not in (None, name) or any(used != name for used in found.values())
-        result.untied |= aliased and name.endswith(HEAD)
+        if name.endswith(HEAD):
+            owners = [models[i] for i in found] + ([base] if base is not None else [])
+            result.untied |= any(owner.tied is False or owner.find(name) != name for owner in owners)
         common = resolver.for_tensor(name, positions[name])
         working = recipe.working_dtype
         mergeable = all(kind.dtype.mergeable for kind in types)
         if not mergeable:
-            result.jobs.append(TensorJob(name, types[0].shape, types[0].dtype, base_name, found, None))
+            kind = types[0].dtype
+            result.jobs.append(TensorJob(name, types[0].shape, kind, kind, base_name, found, None))
             continue
         working = working or promote(*(kind.dtype for kind in types))
         out = recipe.output_dtype or working
@@ -127,10 +135,16 @@ def make_jobs(
             recipe.seed,
             recipe.arithmetic == "mergekit",
         )
-        result.jobs.append(TensorJob(name, types[0].shape, out, base_name, found, task if found else None))
+        result.jobs.append(
+            TensorJob(name, types[0].shape, working, out, base_name, found, task if found else None)
+        )
     result.notes += [
-        f"{models[i].label} lacks {_some(names_)}; they are merged from the other inputs"
-        for i, names_ in sorted(absent.items())
+        f"{models[i].label} lacks {_some(lacking)}; merged from the inputs that have them"
+        for i, lacking in sorted(absent.items())
+    ]
+    labels = [model.label for model in models.values()]
+    result.notes += [
+        f"{label} is merged more than once" for label in dict.fromkeys(labels) if labels.count(label) > 1
     ]
     tasks = [job.task for job in result.jobs if job.task is not None]
     if recipe.arithmetic == "mergekit" and any(task.working.name == "float64" for task in tasks):

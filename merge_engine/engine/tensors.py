@@ -10,10 +10,10 @@ from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.base import SUM_BLOCK
 from merge_engine.backends.operations import Chunk, Line
 from merge_engine.dtypes import BY_NAME
-from merge_engine.engine.merging import apply
+from merge_engine.engine.merging import apply, check_finite
 from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs
 from merge_engine.engine.visits import COPY
-from merge_engine.errors import NonFiniteError, PlanError, RecipeError
+from merge_engine.errors import PlanError, RecipeError
 from merge_engine.methods import MergeTask, Method, Program, find_method
 from merge_engine.methods.base import Statistic
 from merge_engine.recipe import Recipe, load_recipe
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 StateDict = Mapping[str, "torch.Tensor"]
+RECIPE_OPTIONS = ("dtype", "out_dtype", "arithmetic", "seed", "allow_nonfinite")
 _CHUNK = 2**30  # elements handed to a backend at a time
 
 
@@ -105,28 +106,27 @@ class _Source:
 
     def __init__(self, job: TensorJob, base: StateDict | None, models: Sequence[StateDict]):
         self._job = job
-        self._inputs = [models[i][name].detach().contiguous() for i, name in job.models.items()]
+        self._inputs = [models[i][name].detach() for i, name in job.models.items()]
         self._labels = [f"model {i}" for i in job.models]
         self._has_base = base is not None and job.base is not None
         if base is not None and job.base is not None:
-            self._inputs.insert(0, base[job.base].detach().contiguous())
+            self._inputs.insert(0, base[job.base].detach())
             self._labels.insert(0, "the base model")
 
     def chunks(self, backend: Backend, method: Method) -> Iterator[Chunk]:
         """The tensor in pieces that a backend accepts. A tensor that is copied has one input."""
         job, line = self._job, Line.of(self._job.shape)
         inputs = self._inputs if job.task is not None else self._inputs[:1]
-        dtype = BY_NAME[str(inputs[0].dtype).removeprefix("torch.")]
+        inputs = [tensor.contiguous().view(-1) for tensor in inputs]
         unit = (
             math.lcm(SUM_BLOCK, line.length * line.stride) if method.whole_lines and job.count else SUM_BLOCK
         )
         step = max(_CHUNK // unit, 1) * unit
         for start in range(0, job.count, step):
             stop = min(start + step, job.count)
-            arrays = [backend.tensor(tensor.view(-1)[start:stop]) for tensor in inputs]
+            arrays = [backend.tensor(tensor[start:stop]) for tensor in inputs]
             base = arrays.pop(0) if self._has_base and job.task is not None else None
-            working = dtype if job.task is None else job.task.working
-            yield Chunk(base, arrays, working, start, stop - start, line)
+            yield Chunk(base, arrays, job.working, start, stop - start, line)
 
     def merge(
         self, backend: Backend, method: Method, program: Program, allow_nonfinite: bool
@@ -137,23 +137,21 @@ class _Source:
         job = self._job
         if not job.out.mergeable:
             self._demand_equal(self._inputs)
-            return self._inputs[0].clone()
+            return self._inputs[0].contiguous().clone()
         output = torch.empty(job.shape, dtype=getattr(torch, job.out.name), device=self._inputs[0].device)
         for chunk in self.chunks(backend, method):
             target = backend.tensor(output.view(-1)[chunk.start : chunk.start + chunk.count])
             outcome = apply(backend, program.solve(backend).operation, chunk, target)
-            non_finite = outcome.non_finite if chunk.base is not None else outcome.non_finite[1:]
-            for label, bad in zip(self._labels, non_finite, strict=False):
-                if bad and not allow_nonfinite:
-                    raise NonFiniteError(
-                        f"{job.name}: {label} holds {bad} NaN or infinite value(s); "
-                        "pass allow_nonfinite=True to merge it all the same"
-                    )
+            sources = [
+                (f"{job.name}: {label}", BY_NAME[str(tensor.dtype).removeprefix("torch.")])
+                for label, tensor in zip(self._labels, self._inputs, strict=True)
+            ]
+            check_finite(job, outcome, chunk, sources, allow_nonfinite)
         return output
 
     def _demand_equal(self, inputs: Sequence[torch.Tensor]) -> None:
         for label, other in zip(self._labels[1:], inputs[1:], strict=True):
-            if not bool((other == inputs[0]).all()):
+            if not _same_bytes(other, inputs[0]):
                 raise PlanError(
                     [
                         f"{self._job.name}: {self._job.out} tensors cannot be merged and must be the same in all "
@@ -162,13 +160,23 @@ class _Source:
                 )
 
 
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    import torch
+
+    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+
+
 def _recipe(method: Method, models: int, options: Mapping[str, Any]) -> Recipe:
     """The recipe that the arguments amount to."""
-    top = {key: value for key, value in options.items() if key in Recipe.model_fields}
+    top = {
+        key: str(value) if "dtype" in key and value is not None else value
+        for key, value in options.items()
+        if key in RECIPE_OPTIONS
+    }
     per_model: list[dict[str, Any]] = [{} for _ in range(models)]
     common: dict[str, Any] = {}
     scopes = {parameter.name: parameter.scope for parameter in method.parameters}
-    given = {key: value for key, value in options.items() if key not in Recipe.model_fields}
+    given = {key: value for key, value in options.items() if key not in RECIPE_OPTIONS}
     if "weight" in scopes:
         given.setdefault("weight", 1.0)
     for key, value in given.items():

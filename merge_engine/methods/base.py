@@ -71,11 +71,13 @@ Operation: TypeAlias = Consensus | Combine
 class Solution:
     """The operation to apply to every chunk.
 
-    ``trimmed_to`` says, per model with a trim slack, how many entries the trim would have kept without it.
+    ``trimmed_to`` says, per model with a trim slack, how many entries the trim would have kept without it: in
+    this tensor, or with ``whole_model`` in all tensors together.
     """
 
     operation: Operation
     trimmed_to: Mapping[int, int] = field(default_factory=dict)
+    whole_model: bool = False
 
 
 class Program(ABC):

@@ -26,12 +26,14 @@ class Linear(Method):
 
     def check(self, recipe: Recipe, tasks: Sequence[MergeTask]) -> list[str]:
         """Weights that cancel leave nothing to divide by."""
-        return [
-            f"{task.name}: the weights sum to 0, so the mean is undefined; "
-            "change them or set normalize: false"
-            for task in tasks
-            if task.common["normalize"] and self._divisor(task) == 0
-        ]
+        names = [task.name for task in tasks if task.common["normalize"] and self._divisor(task) == 0]
+        more = f" and of {len(names) - 1} more tensors" if len(names) > 1 else ""
+        remedy = "change them or set normalize: false"
+        return (
+            [f"{names[0]}: the weights sum to 0, so the mean of it{more} is undefined; {remedy}"]
+            if names
+            else []
+        )
 
     def program(self, task: MergeTask, share: Share | None) -> Program:
         """One combination with constant coefficients."""

@@ -117,7 +117,7 @@ class KeepBand(Cut):
         high = found[self.first] if self.first > 1 else None
         low_kept = self.last - low.above
         high_kept = 0 if high is None else high.equal - (self.first - 1 - high.above)
-        if high is not None and high.key == low.key:
+        if high is not None and high.key == low.key and self.slack == 0:
             low_kept = high_kept = self.last - self.first + 1
 
         low_key, plain = low.key, None
@@ -159,7 +159,6 @@ class Sparsifier(ABC):
     """Makes cuts from a model's parameters."""
 
     parameters: tuple[Parameter, ...] = ()
-    trims = False  # by magnitude: has thresholds, ties and a scope
     whole_lines = False
 
     @abstractmethod
@@ -183,7 +182,6 @@ class Magnitude(Sparsifier):
     """Top-k by magnitude: k = floor(density * N), at least 1 (TIES, Yadav et al., NeurIPS 2023)."""
 
     parameters = (DENSITY, TRIM_SLACK, TIES, TRIM_SCOPE)
-    trims = True
 
     def cut(self, settings: Values, common: Values, count: int, random_key: int) -> Cut:
         """Keep the k largest magnitudes, and with a slack the near misses."""
@@ -208,7 +206,6 @@ class Outliers(Sparsifier):
         TIES,
         TRIM_SCOPE,
     )
-    trims = True
 
     def cut(self, settings: Values, common: Values, count: int, random_key: int) -> Cut:
         """Keep a band of magnitudes."""

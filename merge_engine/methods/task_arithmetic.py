@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from merge_engine.backends import Backend
-from merge_engine.backends.operations import Chunk, Consensus, Entry, Mask, Ranked
+from merge_engine.backends.operations import Chunk, Consensus, Dense, Entry, Mask, Ranked
 from merge_engine.methods.base import MergeTask, Method, Program, Share, Solution, Statistic
 from merge_engine.methods.rounding import rounded, weight_sum
 from merge_engine.methods.selection import Found, Query, Selection
@@ -182,6 +182,7 @@ class Merge(Program):
     def __init__(self, method: TaskArithmetic, task: MergeTask, shared: ModelTrim | None):
         self.method = method
         self.task = task
+        self._shared = shared is not None
         own: list[Statistic] = []
         if shared is None:
             cuts = {
@@ -232,7 +233,7 @@ class Merge(Program):
             storage_rounding=task.storage_rounding,
             divisor=self._divisor([entry.weight for entry in entries]),
         )
-        return Solution(operation, trimmed_to)
+        return Solution(operation, trimmed_to, whole_model=self._shared)
 
     def _divisor(self, weights: Sequence[float]) -> float:
         """Weights that cancel divide by 1, and so do those that nearly cancel in mergekit."""
@@ -243,7 +244,7 @@ class Merge(Program):
     def _rescale(self, position: int, mask: Mask, density: float) -> float:
         if self._norms is not None:
             return self._norms.ratios[position]
-        if self.task.common["rescale"] == "density" and not isinstance(mask, Ranked) and density > 0:
+        if self.task.common["rescale"] == "density" and not isinstance(mask, Dense | Ranked) and density > 0:
             return 1.0 / density
         return 1.0
 
