@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import huggingface_hub
@@ -87,3 +88,33 @@ def test_errors_are_one_line(error: Exception, tmp_path: Path, monkeypatch: pyte
     assert "\n" not in str(caught.value)
     assert "v2" in str(caught.value)
     assert str(caught.value).rpartition(": ")[2]
+
+
+def refused(path: str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        locate(path, None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_paths_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "there is no such folder or file" in refused("~nosuchuser/model")
+    assert "cannot be read: File name too long" in refused(str(tmp_path / ("x" * 300)))
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    assert refused(str(tmp_path)) == f"{tmp_path}: cannot be read: Permission denied"
+
+
+def test_mistyped_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llama-instruct").mkdir()
+    typed = tmp_path / "lama-instruct"
+    message = refused(str(typed))
+    assert message == f"{typed}: there is no such folder or file; did you mean {tmp_path / 'llama-instruct'}?"
+    assert refused(str(tmp_path / "mistral")).endswith("there is no such folder or file")
+    assert refused(str(tmp_path / "no" / "llama-instruct")).endswith("there is no such folder or file")
+    install(monkeypatch, Hub(tmp_path, [], RuntimeError("no network")))
+    monkeypatch.chdir(tmp_path)
+    assert refused("lama-instruct").endswith("no network; did you mean llama-instruct?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -50,6 +51,9 @@ def test_inputs_are_never_written_to(model: Path, tmp_path: Path) -> None:
     for folder in (model, link, model / ".." / "model"):
         for source in (model, link, model / "model.safetensors"):
             assert "is the folder of the input" in the_problem(folder, [source], overwrite=True)
+    linked_file = tmp_path / "renamed.safetensors"
+    linked_file.symlink_to(model / "model.safetensors")
+    assert "is the folder of the input" in the_problem(model, [linked_file], overwrite=True)
     for folder in (model / "out", link / "a" / "out", tmp_path):
         assert "inside or around the input" in the_problem(folder, [model], overwrite=True)
 
@@ -81,3 +85,20 @@ def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_all_problems_at_once(model: Path) -> None:
     assert len(check_output_folder(model, [model], False, 10**18)) == 3
+
+
+def test_files_may_be_merged_into_a_folder_beside_them(model: Path, tmp_path: Path) -> None:
+    for folder in (model / "out", tmp_path / "out"):
+        assert check_output_folder(folder, [model / "model.safetensors"], False, 0) == []
+
+
+def test_paths_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "File name too long" in the_problem(tmp_path / ("x" * 300), [])
+    (tmp_path / "circle").symlink_to("circle")
+    assert "leads back to itself" in the_problem(tmp_path / "circle" / "out", [])
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    assert "Permission denied" in the_problem(tmp_path / "out", [])

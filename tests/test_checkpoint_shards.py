@@ -72,6 +72,13 @@ def test_sizes(text: int | str, expected: int) -> None:
     assert parse_size(text) == expected
 
 
+@pytest.mark.parametrize("text", ["9" * 400 + ".5", "9" * 400, "9" * 5000, "10000000TB"])
+def test_sizes_beyond_any_file(text: str) -> None:
+    with pytest.raises(ValueError, match="more bytes than any file has") as caught:
+        parse_size(text)
+    assert len(str(caught.value)) < 120
+
+
 @pytest.mark.parametrize(
     "text", ["", "GB", "5GiB", "-1GB", "5 apples", "0", 0, -3, True, "1e9", "0.0001KB", "٣x"]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -249,11 +250,15 @@ def test_file_that_changes_before_the_first_read(sharded: Path) -> None:
                 read(checkpoint, "a")
 
 
-def test_fingerprint_is_of_headers(sharded: Path) -> None:
-    before = open_checkpoint(sharded).fingerprint()
-    save_file({"a": A + 1}, sharded / "model-00001-of-00002.safetensors")
+def test_fingerprint_changes_when_a_file_is_rewritten(sharded: Path) -> None:
+    file = sharded / "model-00001-of-00002.safetensors"
+    before, stat = open_checkpoint(sharded).fingerprint(), file.stat()
     assert open_checkpoint(sharded).fingerprint() == before
-    save_file({"a": A.T.contiguous()}, sharded / "model-00001-of-00002.safetensors")
+    save_file({"a": A + 1}, file)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert open_checkpoint(sharded).fingerprint() != before
+    save_file({"a": A.T.contiguous()}, file)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert open_checkpoint(sharded).fingerprint() != before
 
 
@@ -264,3 +269,52 @@ def test_safetensors_need_no_torch(sharded: Path) -> None:
         "assert not {'torch', 'safetensors', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_more_shards_than_the_soft_limit_of_open_files(tmp_path: Path) -> None:
+    """Everything is open at once while it is read, and while it is written."""
+    code = (
+        "import pathlib, resource, sys\n"
+        "from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards\n"
+        "from merge_engine.dtypes import F32\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "folder, data = pathlib.Path(sys.argv[1]), memoryview(bytearray(4096))\n"
+        "names = [str(number) for number in range(100)]\n"
+        "shards = plan_shards([OutputTensor(name, F32, (1024,)) for name in names], 4096)\n"
+        "with CheckpointWriter(folder, shards) as writer:\n"
+        "    for name in names: writer.write(name, 0, data)\n"
+        "    writer.finish()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "with open_checkpoint(folder) as checkpoint:\n"
+        "    for name in names: checkpoint.read_into(name, 0, data)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=True)
+
+
+@pytest.mark.parametrize("depth", [200, 100_000])
+def test_deeply_nested_config(depth: int, tmp_path: Path) -> None:
+    save_file({"a": A}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"a":' * depth + "1" + "}" * depth)
+    assert "config.json: nested more than 100 levels deep" in refused(tmp_path)
+    (tmp_path / "config.json").write_text('{"a":' * 99 + "[]" + "}" * 99)
+    open_checkpoint(tmp_path).close()
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    assert "File name too long" in refused(tmp_path / ("x" * 300))
+    write_index(tmp_path, {"a": "x" * 300 + ".safetensors"})
+    assert "is too long for a file name" in refused(tmp_path)
+
+
+def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deny(monkeypatch)
+    assert refused(tmp_path / "model") == f"{tmp_path / 'model'}: cannot be read: Permission denied"
+
+
+def deny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As below a folder without x permission, which root never meets."""
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", denied)

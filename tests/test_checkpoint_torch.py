@@ -96,6 +96,8 @@ def broken_files() -> dict[str, tuple[object, str]]:
     return {
         "empty": (b"", "cannot be read as a torch checkpoint"),
         "text": (b"not a checkpoint", "refused: damaged"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+        "wrong reference": (b"\x80\x02h\x07.", "cannot be read as a torch checkpoint|refused"),
         "torn zip": (b"PK\x03\x04" + bytes(100), "cannot be read as a torch checkpoint"),
         "list": ([torch.ones(1)], "holds a list"),
         "number inside": ({"w": torch.ones(1), "epoch": 3}, "found 'epoch' with a int"),
@@ -117,3 +119,16 @@ def test_broken_files(case: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("7"), AssertionError(), IndexError("pop"), AttributeError("a\nb")]
+)
+def test_whatever_garbage_raises(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "pytorch_model.bin").write_bytes(b"garbage")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be read as a torch checkpoint: \S+$"):
+        open_checkpoint(tmp_path)

@@ -443,3 +443,173 @@ def test_file_systems_without_direct_writes(
     for name, size in sizes.items():
         assert bytes(state[name].tolist()) == bytes(memory[:size])
     assert written == ([4 * 4096, 4096] if refuses == "nothing" else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "early"),
+    [
+        ("README.md", False),
+        ("README.md", True),
+        ("model.safetensors", True),
+        ("model.safetensors.index.json", False),
+        ("model.safetensors.index.json", True),
+    ],
+)
+def test_folder_with_the_name_of_a_file(name: str, early: bool, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, OLD, TWO_SHARDS if name == "model.safetensors" else ONE_FILE)
+
+    def attempt() -> None:
+        with CheckpointWriter(tmp_path, plan(NEW, TWO_SHARDS)) as writer:
+            (tmp_path / name).mkdir(exist_ok=True)
+            writer.add_file("README.md", b"new")
+            write_all(writer, NEW)
+            writer.finish()
+
+    if early:
+        (tmp_path / name).mkdir()
+    before = {*names_in(tmp_path), name}
+    with pytest.raises(OutputError, match=f"{name}: is a folder, but a file needs this name"):
+        attempt()
+    assert set(names_in(tmp_path)) == before
+    (tmp_path / name).rmdir()
+    assert_same(load_folder(tmp_path), OLD)
+
+
+@pytest.mark.parametrize("call", ["unlink", "replace"])
+def test_failure_after_the_old_weights_gave_way(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the new weights are the only ones: they stay, complete, and the error says how to get them."""
+    write_checkpoint(tmp_path, OLD, THREE_SHARDS)
+    real = getattr(Path, call)
+
+    def failing(path: Path, *arguments: object, **options: object) -> object:
+        if path.name.startswith("model-00002-of-0000"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, *arguments, **options)
+
+    def attempt() -> None:
+        with CheckpointWriter(tmp_path, plan(NEW, TWO_SHARDS)) as writer:
+            write_all(writer, NEW)
+            monkeypatch.setattr(Path, call, failing)
+            writer.finish()
+
+    with pytest.raises(
+        OutputError, match=r"Input/output error .*the new weights are complete: remove \.part"
+    ):
+        attempt()
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="unfinished"):
+        open_checkpoint(tmp_path)
+    for part in tmp_path.glob("*.part"):
+        part.replace(part.with_suffix(""))
+    assert_same(load_folder(tmp_path), NEW)
+
+
+def open_paths() -> list[Path]:
+    """What this process has open; the descriptor that lists the folder is gone by the time it is looked at."""
+    return [link.readlink() for link in list(Path("/proc/self/fd").iterdir()) if link.is_symlink()]
+
+
+def test_failing_start_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = len(open_paths())
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="No space left"):
+        CheckpointWriter(tmp_path / "out", plan(STATE))
+    assert len(open_paths()) == before
+    assert names_in(tmp_path) == []
+
+
+def test_a_complete_shard_is_closed(tmp_path: Path) -> None:
+    """And a direct descriptor is opened only for a shard that has whole pages to write."""
+
+    def parts() -> list[str]:
+        return sorted(
+            path.name for path in open_paths() if path.parent == tmp_path and path.suffix == ".part"
+        )
+
+    names = [f"model-0000{i}-of-00002.safetensors.part" for i in (1, 2)]
+    with CheckpointWriter(tmp_path, plan(STATE)) as writer:
+        assert parts() == names
+        writer.write("odd", 0, memoryview(raw(STATE["odd"])))
+        assert parts() == names
+        big = memoryview(raw(STATE["big"]))
+        writer.write("big", 0, big[:PAGE])
+        assert parts() == [names[0], *names]
+        writer.write("big", PAGE, big[PAGE:])
+        for name in ("page", "scalar"):
+            writer.write(name, 0, memoryview(raw(STATE[name])))
+        writer.flush()
+        assert parts() == []
+        writer.finish()
+    assert_same(load_folder(tmp_path), STATE)
+
+
+def test_no_descriptor_left_for_direct_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def open_(path: str, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECT == os.O_DIRECT:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", open_)
+    write_checkpoint(tmp_path, STATE)
+    assert_same(load_folder(tmp_path), STATE)
+
+
+def write_with_files(folder: Path, names: list[str], manifest: object) -> None:
+    with CheckpointWriter(folder, plan(STATE, ONE_FILE)) as writer:
+        for name in names:
+            writer.add_file(name, b"x")
+        writer.add_file("merge_manifest.json", json.dumps(manifest).encode())
+        write_all(writer, STATE)
+        writer.finish()
+
+
+def test_side_files_of_the_earlier_output_go(tmp_path: Path) -> None:
+    first = ["config.json", "tokenizer.model", "sub/a.json", "shared/b.json"]
+    write_with_files(tmp_path, first, {"files": [*first, "model.safetensors.part", "gone.txt"]})
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "shared" / "mine.txt").touch()
+    write_with_files(tmp_path, ["config.json"], {"files": ["config.json"]})
+    assert names_in(tmp_path) == [
+        "config.json",
+        "merge_manifest.json",
+        "model.safetensors",
+        "notes.txt",
+        "shared",
+        "shared/mine.txt",
+    ]
+    assert_same(load_folder(tmp_path), STATE)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        [],
+        {},
+        {"files": "a.txt"},
+        {"files": ["a.txt", 1]},
+        {"files": ["a.txt", "../outside.txt"]},
+        {"files": ["a.txt", "link/outside.txt"]},
+        {"files": ["a.txt", "circle/x"]},
+        {"files": ["a.txt", "\0"]},
+        {"files": ["a.txt", "\ud800/x"]},
+        {"files": ["a.txt", "."]},
+    ],
+)
+def test_manifests_that_are_not_ours_decide_nothing(manifest: object, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (tmp_path / "outside.txt").touch()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "circle").symlink_to("circle")
+    (folder / "a.txt").touch()
+    (folder / "merge_manifest.json").write_text(json.dumps(manifest))
+    write_with_files(folder, [], {})
+    assert (folder / "a.txt").exists()
+    assert (tmp_path / "outside.txt").exists()

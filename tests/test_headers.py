@@ -36,6 +36,10 @@ def raw_entry(text: str) -> bytes:
 ATTACKS = {
     "empty file": (b"", "too short"),
     "seven bytes": (bytes(7), "too short"),
+    "git lfs pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        "a Git LFS pointer, not the weights; run git lfs pull",
+    ),
     "header past the end": (struct.pack("<Q", 100) + b"{}", "truncated: claims a header of 100"),
     "header of 2^64 - 1": (b"\xff" * 8 + b"{}", f"more than the {MAX_HEADER}"),
     "header one above the limit": (struct.pack("<Q", MAX_HEADER + 1) + b"{}", f"more than the {MAX_HEADER}"),

@@ -19,6 +19,7 @@ from merge_engine.errors import CheckpointError, OutputError
 
 PAGE = 4096
 MAX_HEADER = 100_000_000
+LFS_START = b"version https://git-lfs"
 _LENGTH_BYTES = 8
 _MAX_COUNT = 2**63 - 1
 
@@ -85,6 +86,13 @@ def read_header(path: Path) -> Header:
     return Header({tensor.name: tensor for tensor in tensors}, metadata, data_start)
 
 
+def lfs_pointer(path: Path) -> CheckpointError:
+    """What to say of a file that starts with ``LFS_START``."""
+    return CheckpointError(
+        f"{path}: a Git LFS pointer, not the weights; run git lfs pull in its repository to fetch them"
+    )
+
+
 def encode_header(tensors: Sequence[OutputTensor], metadata: dict[str, str]) -> bytes:
     """The leading bytes of a safetensors file that holds ``tensors`` one after the other, in this order.
 
@@ -119,6 +127,9 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
             prefix = file.read(_LENGTH_BYTES)
             if len(prefix) < _LENGTH_BYTES:
                 raise CheckpointError(f"{path}: only {file_size} bytes, too short for a safetensors file")
+            if prefix + file.read(len(LFS_START) - _LENGTH_BYTES) == LFS_START:
+                raise lfs_pointer(path)
+            file.seek(_LENGTH_BYTES)
             length = int.from_bytes(prefix, "little")
             if length > MAX_HEADER:
                 raise CheckpointError(

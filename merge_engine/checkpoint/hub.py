@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from merge_engine.errors import CheckpointError
@@ -18,19 +19,38 @@ def locate(path: str, revision: str | None) -> Path:
     without a network the cache alone is used. Raises ``CheckpointError`` when there is no such model or it
     cannot be fetched.
     """
-    local = Path(path).expanduser()
-    if local.exists():
+    try:
+        local = Path(path).expanduser()
+        exists = local.exists()
+    except RuntimeError as error:  # ~name without such a user
+        raise CheckpointError(f"{path}: there is no such folder or file: {error}") from None
+    except OSError as error:  # a name too long, a folder without permission
+        raise CheckpointError(f"{path:.300}: cannot be read: {error.strerror}") from error
+    if exists:
         if revision is not None:
             raise CheckpointError(
                 f"{path}: a revision ({revision}) is given, but this is a local path; remove it"
             )
         return local
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # the hub has names and owner/name only
-        raise CheckpointError(f"{path}: there is no such folder or file")
-    folder = _snapshot(path, revision, [*_SIDE_FILES, "*.safetensors"])
-    if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(path, revision, [*_SIDE_FILES, "*.bin"])
+        raise CheckpointError(f"{path}: there is no such folder or file{_suggestion(local)}")
+    try:
+        folder = _snapshot(path, revision, [*_SIDE_FILES, "*.safetensors"])
+        if not any(folder.glob("*.safetensors")):
+            folder = _snapshot(path, revision, [*_SIDE_FILES, "*.bin"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_suggestion(local)}") from error
     return folder
+
+
+def _suggestion(local: Path) -> str:
+    """A question to append to an error, if something beside ``local`` has nearly its name."""
+    try:
+        names = [entry.name for entry in local.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(local.name, names, n=1, cutoff=0.75)
+    return f"; did you mean {local.parent / close[0]}?" if close else ""
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:

@@ -26,6 +26,7 @@ _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 # What trainers leave beside the weights in torch's format.
 _TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 _SHOWN = 5
+_MAX_NAME = 255  # bytes in a file name, on all common file systems
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,16 @@ class WeightFiles:
 def find_weights(path: Path) -> WeightFiles:
     """Find the weights of the checkpoint at ``path``, a folder or a weight file.
 
-    Raises ``CheckpointError`` when there are none, when the choice is unclear, or when the index is wrong.
+    Raises ``CheckpointError`` when there are none, when the choice is unclear, when the index is wrong, or
+    when the path cannot be looked at.
     """
+    try:
+        return _find_weights(path)
+    except OSError as error:  # a name too long, a folder without permission
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _find_weights(path: Path) -> WeightFiles:
     if path.is_file():
         if path.suffix not in _SAFETENSORS_SUFFIXES + _TORCH_SUFFIXES:
             raise CheckpointError(f"{path}: not a weight file; expected .safetensors, .bin, .pt or .pth")
@@ -130,6 +139,8 @@ def _indexed(folder: Path, index: Path, suffix: str) -> WeightFiles:
     for file_name in names:
         if "/" in file_name or "\\" in file_name or "\0" in file_name:
             raise CheckpointError(f"{index}: {file_name!r:.100} points outside its folder; not read")
+        if len(file_name.encode("utf-8", "surrogatepass")) > _MAX_NAME:
+            raise CheckpointError(f"{index}: {file_name!r:.100}... is too long for a file name; not read")
         if not file_name.endswith(suffix):
             raise CheckpointError(f"{index}: {file_name!r:.100} is not a {suffix} file; not read")
     missing = [name for name in names if not (folder / name).is_file()]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some, unfinished_files
+from merge_engine.checkpoint.sidecar import MANIFEST_NAME
+from merge_engine.checkpoint.strict_json import parse_json
 
 _OUR_SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 
@@ -21,15 +24,25 @@ def check_output_folder(
     ``inputs`` are the folders or files of the input checkpoints. ``needed_bytes`` must be free although an
     earlier output is overwritten, because that one is kept until the new one is complete.
     """
+    try:
+        return _problems(folder, inputs, overwrite, needed_bytes)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        return [f"{folder}: cannot be used as the output: {error.strerror}; choose another folder"]
+    except RuntimeError:  # pathlib's word for links that lead in a circle
+        return [f"{folder}: a link in it leads back to itself; choose another folder"]
+
+
+def _problems(folder: Path, inputs: Sequence[Path], overwrite: bool, needed_bytes: int) -> list[str]:
     problems = []
     if folder.exists() and not folder.is_dir():
         return [f"{folder}: is a file; the output is a folder"]
     resolved = folder.resolve()
     for source in inputs:
-        source_folder = (source if source.is_dir() else source.parent).resolve()
-        if resolved == source_folder:
+        # The folder around an input file is no input, but its file might be taken for an earlier output.
+        homes = [source.resolve()] if source.is_dir() else [source.parent.resolve(), source.resolve().parent]
+        if resolved in homes:
             problems.append(f"{folder}: is the folder of the input {source}; write somewhere else")
-        elif resolved.is_relative_to(source_folder) or source_folder.is_relative_to(resolved):
+        elif source.is_dir() and (resolved.is_relative_to(homes[0]) or homes[0].is_relative_to(resolved)):
             problems.append(f"{folder}: lies inside or around the input {source}; write somewhere else")
     existing = _nearest_existing(resolved)
     if not existing.is_dir():
@@ -66,8 +79,34 @@ def retire_previous_output(folder: Path, kept: Collection[str]) -> None:
         (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
     for file in folder.glob("*.safetensors"):
-        if _OUR_SHARD.fullmatch(file.name) and file.name not in kept:
+        if _OUR_SHARD.fullmatch(file.name) and file.name not in kept and not file.is_dir():
             file.unlink()
+
+
+def listed_files(folder: Path) -> list[Path]:
+    """The side files of an earlier output, as its manifest lists them under ``files``.
+
+    Only what lies inside the folder is named. A manifest that is malformed, or that names anything outside,
+    is not one of ours: nothing is deleted on its word.
+    """
+    try:
+        manifest = parse_json((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError):
+        return []
+    names = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(names, list) or not all(_is_inside(folder, name) for name in names):
+        return []
+    return [folder / name for name in names]
+
+
+def remove_listed(folder: Path, files: Sequence[Path]) -> None:
+    """Delete these files of an earlier output, and the subfolders of ``folder`` that are empty then."""
+    for file in files:
+        if file.is_file() or file.is_symlink():
+            file.unlink()
+    for parent in {file.parent for file in files} - {folder}:
+        with contextlib.suppress(OSError):  # something else is in it
+            parent.rmdir()
 
 
 def sync_folder(folder: Path) -> None:
@@ -77,6 +116,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_inside(folder: Path, name: object) -> bool:
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    relative = PurePosixPath(name)
+    if not relative.name or relative.is_absolute() or ".." in relative.parts:
+        return False
+    try:
+        return (folder / relative).parent.resolve().is_relative_to(folder.resolve())
+    except (RuntimeError, ValueError):  # links in a circle, characters that no file name has
+        return False
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -15,6 +15,7 @@ from merge_engine.checkpoint.layout import SINGLE_FILE
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
+_MAX_SIZE = 2**63 - 1
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B?|B)?\s*", re.IGNORECASE)
 # A lone B is mergekit's billion: 5B is its default shard size.
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
@@ -61,7 +62,12 @@ def parse_size(size: int | str) -> int:
         raise ValueError(f"{size!r} is not a size; write 5GB, 500MB or a number of bytes")
     number, unit = match.groups()
     unit = (unit or "").upper()
-    count = int(float(number) * _UNITS[unit[:1]]) if "." in number else int(number) * _UNITS[unit[:1]]
+    try:
+        count = int(float(number) * _UNITS[unit[:1]]) if "." in number else int(number) * _UNITS[unit[:1]]
+    except (OverflowError, ValueError):  # no double holds it, or more digits than Python converts
+        count = _MAX_SIZE + 1
+    if count > _MAX_SIZE:
+        raise ValueError(f"{size!r:.60} is more bytes than any file has")
     if count < 1:
         raise ValueError(f"{size!r} is less than one byte")
     return count

@@ -3,26 +3,58 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from merge_engine.dtypes import DType
+from merge_engine.errors import CheckpointError
 
 MANIFEST_NAME = "merge_manifest.json"
 
 _SUFFIXES = frozenset((".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".py"))
+# A single weight file may lie in a downloads folder: only what by its name belongs to a model goes along.
+_BESIDE_A_FILE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+# A text file above this is data that was left there, not configuration; big tokenizers take a third of it.
+_MAX_BYTES = 100_000_000
 
 
-def carried_files(folder: Path) -> dict[str, Path]:
-    """The files that an output inherits from the checkpoint in ``folder``, by relative name, sorted.
+def carried_files(path: Path) -> dict[str, Path]:
+    """The files that an output inherits from the checkpoint at ``path``, by relative name, sorted.
 
-    These are the licence, and all text and tokenizer files of the folder and of its direct subfolders
-    (``1_Pooling/config.json``), except indexes of weights, manifests of earlier merges, and the
-    ``checkpoint-*`` and hidden folders of training runs.
+    Of a folder these are the licence, and all text and tokenizer files in it and in its direct subfolders
+    (``1_Pooling/config.json``), except indexes of weights, manifests of earlier merges, the ``checkpoint-*``
+    and hidden folders of training runs, and files above 100 MB, which are data and not configuration. Of a
+    single weight file they are those beside it that have the well-known names of a model's files. Raises
+    ``CheckpointError`` when a folder or one of the files may not be read.
     """
-    found = {file.relative_to(folder).as_posix(): file for file in _candidates(folder)}
-    return {name: found[name] for name in sorted(found) if _is_carried(found[name])}
+    try:
+        if path.is_dir():
+            found = {file.relative_to(path).as_posix(): file for file in _candidates(path)}
+        else:
+            found = {file.name: file for file in path.parent.iterdir() if _is_known(file)}
+        carried = {name: found[name] for name in sorted(found) if _is_carried(found[name])}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+    for file in carried.values():
+        if not os.access(file, os.R_OK):
+            raise CheckpointError(f"{file}: cannot be read: permission denied; make it readable or remove it")
+    return carried
 
 
 def merged_config(config: dict[str, Any], out_dtype: DType | None, untied: bool) -> dict[str, Any]:
@@ -52,9 +84,14 @@ def _candidates(folder: Path) -> Iterator[Path]:
             yield from (file for file in entry.iterdir() if file.is_file())
 
 
+def _is_known(file: Path) -> bool:
+    return any(fnmatchcase(file.name, pattern) for pattern in _BESIDE_A_FILE) and file.is_file()
+
+
 def _is_carried(file: Path) -> bool:
     return (
         (file.suffix in _SUFFIXES or file.name.startswith(("LICENSE", "NOTICE")))
         and not file.name.endswith((".safetensors.index.json", ".bin.index.json"))
         and file.name != MANIFEST_NAME
+        and file.stat().st_size <= _MAX_BYTES
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import resource
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,6 +16,8 @@ from typing import Any
 from merge_engine.checkpoint.header import TensorInfo, read_header
 from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
 from merge_engine.errors import CheckpointError
+
+_MAX_DEPTH = 100  # of config.json, far below what exhausts the stack when it is copied or written
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -46,7 +50,7 @@ class Checkpoint(ABC):
         self._file_of = place_tensors(weights, contents)
         self.tensors = {name: contents[file][name] for name, file in self._file_of.items()}
         self._contents = contents
-        self._sizes = {file: file.stat().st_size for file in contents}
+        self._stats = {file: _stat(file) for file in contents}
 
     @abstractmethod
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -68,15 +72,16 @@ class Checkpoint(ABC):
             raise CheckpointError(f"{self.path}: has no tensor {name!r}") from None
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the names and sizes of the weight files and what their headers say.
+        """SHA-256 (hex) over the weight files' names, sizes, modification times and what their headers say.
 
-        It names a layout, not the values: two checkpoints of the same model that differ only in their
-        weights have the same fingerprint.
+        It tells whether a checkpoint has been rewritten since, without reading it. It does not identify the
+        values: a copy with new modification times has another fingerprint.
         """
         layout = [
             [
                 file.name,
-                self._sizes[file],
+                self._stats[file].st_size,
+                self._stats[file].st_mtime_ns,
                 [[t.name, t.dtype.code, t.shape, t.start] for t in self._contents[file].values()],
             ]
             for file in sorted(self._contents)
@@ -104,6 +109,8 @@ class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, weights: WeightFiles):
         """Reads the headers of all files."""
         super().__init__(weights, {file: read_header(file).tensors for file in weights.files})
+        if len(weights.files) > 1:
+            allow_many_files()
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
 
@@ -135,11 +142,23 @@ class SafetensorsCheckpoint(Checkpoint):
         with self._lock:
             if file not in self._descriptors:
                 descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                if os.fstat(descriptor).st_size != self._sizes[file]:
+                if os.fstat(descriptor).st_size != self._stats[file].st_size:
                     os.close(descriptor)
                     raise CheckpointError(f"{file}: its size has changed since its header was read")
                 self._descriptors[file] = descriptor
             return self._descriptors[file]
+
+
+def allow_many_files() -> None:
+    """Raise this process's limit of open files as far as it may.
+
+    Every shard of every input and of the output is open at once, and common soft limits (1024, 256) are
+    meant for programs that use ``select``; the hard limit is what the administrator allows.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # systems where "unlimited" cannot be asked for
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def as_bytes(buffer: memoryview) -> memoryview:
@@ -150,13 +169,34 @@ def as_bytes(buffer: memoryview) -> memoryview:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
+        config: object = json.loads(path.read_bytes())
+        too_deep = _depth(config) > _MAX_DEPTH
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: no valid JSON: {error}") from None
+    except RecursionError:
+        too_deep = True
+    if too_deep:
+        raise CheckpointError(f"{path}: nested more than {_MAX_DEPTH} levels deep; no model's configuration")
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: holds {config!r:.60}, not a JSON object")
     return config
+
+
+def _depth(value: object) -> int:
+    """How many objects and lists lie inside each other. Level by level: recursion is what must not happen."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error

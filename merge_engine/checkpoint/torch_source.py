@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from merge_engine.checkpoint.header import TensorInfo
+from merge_engine.checkpoint.header import LFS_START, TensorInfo, lfs_pointer
 from merge_engine.checkpoint.layout import WeightFiles
 from merge_engine.checkpoint.source import Checkpoint
 from merge_engine.dtypes import BY_NAME
@@ -48,17 +48,24 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file by name, each contiguous."""
     try:
         with file.open("rb") as stream:
-            can_map = stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+            start = stream.read(len(LFS_START))
+        can_map = start.startswith(_ZIP_MAGIC)
+        if start == LFS_START:
+            raise lfs_pointer(file)
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=can_map)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{file}: refused: damaged, or it holds more than tensors, and loading such a file can run any "
             "code; convert it to safetensors"
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error) or "it ends too early").splitlines()[0]
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except EOFError as error:
+        raise CheckpointError(f"{file}: cannot be read as a torch checkpoint: it ends too early") from error
+    except Exception as error:  # garbage makes the unpickler raise anything: KeyError, AssertionError, ...
+        reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
         raise CheckpointError(f"{file}: cannot be read as a torch checkpoint: {reason}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

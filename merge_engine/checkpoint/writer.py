@@ -2,7 +2,8 @@
 
 Everything is written to ``.part`` files. Only ``finish`` renames them, and the file that makes the folder
 a checkpoint, the index or the single ``model.safetensors``, comes last. A process killed at any moment
-leaves nothing that can be taken for a complete checkpoint, and an earlier output is kept until then.
+leaves nothing that can be taken for a complete checkpoint, and an earlier output is kept until then: its
+weights go once nothing but renaming the new ones is left to do, and from then on those are never deleted.
 """
 
 from __future__ import annotations
@@ -20,25 +21,49 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from merge_engine.checkpoint.header import PAGE, TensorInfo
-from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, some
-from merge_engine.checkpoint.output_folder import remove_unfinished, retire_previous_output, sync_folder
+from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some
+from merge_engine.checkpoint.output_folder import (
+    listed_files,
+    remove_listed,
+    remove_unfinished,
+    retire_previous_output,
+    sync_folder,
+)
 from merge_engine.checkpoint.shards import ShardLayout
-from merge_engine.checkpoint.source import as_bytes
+from merge_engine.checkpoint.source import allow_many_files, as_bytes
 from merge_engine.errors import OutputError
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 
 
 @dataclass
 class _OpenShard:
-    """A shard being written. ``missing`` bytes of its data are still to come."""
+    """A shard being written. ``missing`` bytes of its data are still to come.
+
+    ``direct`` is a second descriptor, opened when first needed: None until then, -1 if there can be none.
+    """
 
     layout: ShardLayout
     part: Path
     descriptor: int
-    direct: int
     missing: int
+    direct: int | None = None
     synced: Future[None] | None = None
+
+    def close(self) -> None:
+        """Close what is open. No write may be under way."""
+        for descriptor in (self.descriptor, self.direct):
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+        self.descriptor = self.direct = -1
+
+    def sync_and_close(self) -> None:
+        """Wait until the data is on the disk; closed at once, since the shards may outnumber the limit."""
+        try:
+            os.fsync(self.descriptor)
+        finally:
+            self.close()
 
 
 class CheckpointWriter:
@@ -63,12 +88,16 @@ class CheckpointWriter:
         self._state = threading.Condition()
         self._writes_under_way = 0
         self._open = True
+        self._retiring = False
         self._lock_descriptor = -1
         self._syncs = ThreadPoolExecutor(max_workers=max(1, len(shards)), thread_name_prefix="fsync")
+        if len(shards) > 1:
+            allow_many_files()
         try:
             with self._naming(folder):
                 self._make_folder(folder)
                 self._lock_descriptor = _lock(folder)
+                self._refuse_folders([folder / shard.name for shard in shards])
                 remove_unfinished(folder)
             for shard in shards:
                 self._start(shard)
@@ -88,14 +117,18 @@ class CheckpointWriter:
                 f"{shard.part}: internal error: tensor {name!r} has {tensor.nbytes} bytes, not {data.nbytes} "
                 f"from {offset} on"
             )
-        with self._state:
-            if not self._open:
-                raise OutputError(f"{shard.part}: internal error: written to after it was closed")
-            self._writes_under_way += 1
+        self._claim(shard, name, data.nbytes)
         try:
             with self._naming(shard.part):
-                _pwrite_all(shard.descriptor, data, tensor.start + offset, shard.direct)
-            self._count(shard, name, data.nbytes)
+                position = tensor.start + offset
+                whole_pages = data.nbytes >= PAGE and position % PAGE == 0
+                direct = self._direct(shard) if whole_pages else -1
+                _pwrite_all(shard.descriptor, data, position, direct)
+            self._count(shard, data.nbytes)
+        except BaseException:
+            with self._state:
+                self._missing[name] += data.nbytes
+            raise
         finally:
             with self._state:
                 self._writes_under_way -= 1
@@ -135,21 +168,29 @@ class CheckpointWriter:
                     shard.synced.result()
 
     def finish(self) -> None:
-        """Flush, and give all files their names, the index last. Raises ``OutputError`` as ``flush`` does."""
+        """Flush, and give all files their names, the index last.
+
+        Raises ``OutputError`` as ``flush`` does, and when a file cannot get its name: as long as the earlier
+        output is complete it stays so, and afterwards the new weights are left as ``.part`` files.
+        """
         self.flush()
         self._close()
-        with self._naming(self._folder):
-            self._publish()
+        try:
+            with self._naming(self._folder):
+                self._publish()
+        except OutputError as error:
+            raise OutputError(f"{error}{self._rescue()}") from error
         self._release()
 
     def abort(self) -> None:
         """Give up: delete the ``.part`` files made here and the folders made here, if they are empty.
 
-        An earlier output in the folder stays as it is. Waits for writes under way; does nothing after
+        An earlier output in the folder stays as it is. Where its weights had begun to give way, the new
+        ones are complete and the only ones, so they stay. Waits for writes under way; does nothing after
         ``finish``.
         """
         self._close()
-        if self._lock_descriptor >= 0:
+        if self._lock_descriptor >= 0 and not self._retiring:
             for part in (*(shard.part for shard in self._shards), *self._side_parts.values()):
                 part.unlink(missing_ok=True)
             (self._folder / (INDEX_FILE + PART_SUFFIX)).unlink(missing_ok=True)
@@ -168,31 +209,50 @@ class CheckpointWriter:
         part = self._folder / (layout.name + PART_SUFFIX)
         with self._naming(part):
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            shard = _OpenShard(layout, part, descriptor, _open_direct(part), layout.size - len(layout.header))
-            self._shards.append(shard)
+            shard = _OpenShard(layout, part, descriptor, layout.size - len(layout.header))
+            self._shards.append(shard)  # before anything can fail, so that abort knows it
             _reserve(descriptor, layout.size)
             _pwrite_all(descriptor, memoryview(layout.header), 0)
         for tensor in layout.tensors.values():
             self._missing[tensor.name] = tensor.nbytes
             self._place[tensor.name] = (shard, tensor)
 
-    def _count(self, shard: _OpenShard, name: str, nbytes: int) -> None:
+    def _claim(self, shard: _OpenShard, name: str, nbytes: int) -> None:
+        """Start a write. Bytes are claimed before they are written: no late write meets a closed shard."""
+        with self._state:
+            if not self._open:
+                raise OutputError(f"{shard.part}: internal error: written to after it was closed")
+            if nbytes > self._missing[name]:
+                raise OutputError(f"{shard.part}: internal error: tensor {name!r} was written twice")
+            self._missing[name] -= nbytes
+            self._writes_under_way += 1
+
+    def _count(self, shard: _OpenShard, nbytes: int) -> None:
         """Note what came; a shard that has all its bytes goes to disk while others are still filled."""
         with self._state:
-            self._missing[name] -= nbytes
             shard.missing -= nbytes
-            if self._missing[name] < 0:
-                raise OutputError(f"{shard.part}: internal error: tensor {name!r} was written twice")
             if shard.missing == 0 and nbytes:
-                shard.synced = self._syncs.submit(os.fsync, shard.descriptor)
+                shard.synced = self._syncs.submit(shard.sync_and_close)
+
+    def _direct(self, shard: _OpenShard) -> int:
+        with self._state:
+            if shard.direct is None:
+                shard.direct = _open_direct(shard.part)
+            return shard.direct
 
     def _publish(self) -> None:
-        """Rename everything, in the order that never shows old and new weights as one checkpoint."""
+        """Rename everything, in the order that never shows old and new weights as one checkpoint.
+
+        What can fail comes first: the weights of an earlier output give way only to ones that are ready.
+        """
         names = [shard.layout.name for shard in self._shards]
+        targets = [self._folder / name for name in names]
+        self._refuse_folders([*targets, *self._side_parts])
         index_part = self._folder / (INDEX_FILE + PART_SUFFIX)
         if len(self._shards) > 1:
             _write_file(index_part, self._encode_index())
-        retire_previous_output(self._folder, kept=names)
+        written = {*targets, *self._side_parts, *(shard.part for shard in self._shards), index_part}
+        stale = [file for file in listed_files(self._folder) if file not in written]
         for target, part in self._side_parts.items():
             part.replace(target)
         changed = {target.parent for target in self._side_parts} | {
@@ -200,12 +260,30 @@ class CheckpointWriter:
         }
         for folder in changed:
             sync_folder(folder)
+        self._retiring = True
+        retire_previous_output(self._folder, kept=names)
+        remove_listed(self._folder, stale)
         for shard in self._shards:
             shard.part.replace(self._folder / shard.layout.name)
         sync_folder(self._folder)
         if len(self._shards) > 1:
             index_part.replace(self._folder / INDEX_FILE)
             sync_folder(self._folder)
+
+    def _refuse_folders(self, targets: Sequence[Path]) -> None:
+        """Fail while nothing is lost, if a folder has the name of a file to write or to replace."""
+        for target in (*targets, self._folder / SINGLE_FILE, self._folder / INDEX_FILE):
+            if target.is_dir() and not target.is_symlink():
+                raise OutputError(f"{target}: is a folder, but a file needs this name; move it away")
+
+    def _rescue(self) -> str:
+        """What to do about weights that are complete but could not get their names."""
+        if not self._retiring or not any(shard.part.exists() for shard in self._shards):
+            return ""
+        return (
+            f"; the new weights are complete: remove {PART_SUFFIX} from the names of the *{PART_SUFFIX} files "
+            f"in {self._folder} to get the model, or run the merge again"
+        )
 
     def _encode_index(self) -> bytes:
         """Compact, because the hub's loader refuses an index above 10 MiB."""
@@ -227,10 +305,7 @@ class CheckpointWriter:
             self._state.wait_for(lambda: self._writes_under_way == 0)
         self._syncs.shutdown(wait=True)
         for shard in self._shards:
-            for descriptor in (shard.descriptor, shard.direct):
-                if descriptor >= 0:
-                    os.close(descriptor)
-            shard.descriptor = shard.direct = -1
+            shard.close()
 
     def _release(self) -> None:
         """Forget what was made, and let another merge have the folder."""
@@ -275,11 +350,11 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 def _open_direct(part: Path) -> int:
-    """A second descriptor that bypasses the page cache, or -1 where the file system has none."""
+    """A second descriptor that bypasses the page cache, or -1 where there can be none: it is not needed."""
     try:
         return os.open(part, os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in _UNSUPPORTED + _TOO_MANY_OPEN:
             raise
         return -1
 
