@@ -9,18 +9,16 @@ weights go once nothing but renaming the new ones is left to do, and from then o
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from merge_engine.checkpoint.header import PAGE, TensorInfo
+from merge_engine.checkpoint.header import TensorInfo
 from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some
 from merge_engine.checkpoint.output_folder import (
     listed_files,
@@ -29,41 +27,10 @@ from merge_engine.checkpoint.output_folder import (
     retire_previous_output,
     sync_folder,
 )
+from merge_engine.checkpoint.shard_file import ShardFile
 from merge_engine.checkpoint.shards import ShardLayout
 from merge_engine.checkpoint.source import allow_many_files, as_bytes
 from merge_engine.errors import OutputError
-
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-_TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
-
-
-@dataclass
-class _OpenShard:
-    """A shard being written. ``missing`` bytes of its data are still to come.
-
-    ``direct`` is a second descriptor, opened when first needed: None until then, -1 if there can be none.
-    """
-
-    layout: ShardLayout
-    part: Path
-    descriptor: int
-    missing: int
-    direct: int | None = None
-    synced: Future[None] | None = None
-
-    def close(self) -> None:
-        """Close what is open. No write may be under way."""
-        for descriptor in (self.descriptor, self.direct):
-            if descriptor is not None and descriptor >= 0:
-                os.close(descriptor)
-        self.descriptor = self.direct = -1
-
-    def sync_and_close(self) -> None:
-        """Wait until the data is on the disk; closed at once, since the shards may outnumber the limit."""
-        try:
-            os.fsync(self.descriptor)
-        finally:
-            self.close()
 
 
 class CheckpointWriter:
@@ -81,10 +48,10 @@ class CheckpointWriter:
         """
         self._folder = folder
         self._made_folders: list[Path] = []
-        self._shards: list[_OpenShard] = []
+        self._shards: list[ShardFile] = []
         self._side_parts: dict[Path, Path] = {}
         self._missing: dict[str, int] = {}
-        self._place: dict[str, tuple[_OpenShard, TensorInfo]] = {}
+        self._place: dict[str, tuple[ShardFile, TensorInfo]] = {}
         self._state = threading.Condition()
         self._writes_under_way = 0
         self._open = True
@@ -120,10 +87,7 @@ class CheckpointWriter:
         self._claim(shard, name, data.nbytes)
         try:
             with self._naming(shard.part):
-                position = tensor.start + offset
-                whole_pages = data.nbytes >= PAGE and position % PAGE == 0
-                direct = self._direct(shard) if whole_pages else -1
-                _pwrite_all(shard.descriptor, data, position, direct)
+                shard.write(data, tensor.start + offset)
             self._count(shard, data.nbytes)
         except BaseException:
             with self._state:
@@ -163,7 +127,7 @@ class CheckpointWriter:
         for shard in self._shards:
             with self._naming(shard.part):
                 if shard.synced is None:  # no tensor of it has any bytes
-                    os.fsync(shard.descriptor)
+                    shard.sync()
                 else:
                     shard.synced.result()
 
@@ -208,16 +172,14 @@ class CheckpointWriter:
     def _start(self, layout: ShardLayout) -> None:
         part = self._folder / (layout.name + PART_SUFFIX)
         with self._naming(part):
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            shard = _OpenShard(layout, part, descriptor, layout.size - len(layout.header))
+            shard = ShardFile(layout, part)
             self._shards.append(shard)  # before anything can fail, so that abort knows it
-            _reserve(descriptor, layout.size)
-            _pwrite_all(descriptor, memoryview(layout.header), 0)
+            shard.prepare()
         for tensor in layout.tensors.values():
             self._missing[tensor.name] = tensor.nbytes
             self._place[tensor.name] = (shard, tensor)
 
-    def _claim(self, shard: _OpenShard, name: str, nbytes: int) -> None:
+    def _claim(self, shard: ShardFile, name: str, nbytes: int) -> None:
         """Start a write. Bytes are claimed before they are written: no late write meets a closed shard."""
         with self._state:
             if not self._open:
@@ -227,18 +189,12 @@ class CheckpointWriter:
             self._missing[name] -= nbytes
             self._writes_under_way += 1
 
-    def _count(self, shard: _OpenShard, nbytes: int) -> None:
+    def _count(self, shard: ShardFile, nbytes: int) -> None:
         """Note what came; a shard that has all its bytes goes to disk while others are still filled."""
         with self._state:
             shard.missing -= nbytes
             if shard.missing == 0 and nbytes:
                 shard.synced = self._syncs.submit(shard.sync_and_close)
-
-    def _direct(self, shard: _OpenShard) -> int:
-        with self._state:
-            if shard.direct is None:
-                shard.direct = _open_direct(shard.part)
-            return shard.direct
 
     def _publish(self) -> None:
         """Rename everything, in the order that never shows old and new weights as one checkpoint.
@@ -299,7 +255,7 @@ class CheckpointWriter:
             self._made_folders.append(level)
 
     def _close(self) -> None:
-        """Close the shards once no thread writes: a closed descriptor's number may become another file's."""
+        """Close the shards once no thread writes."""
         with self._state:
             self._open = False
             self._state.wait_for(lambda: self._writes_under_way == 0)
@@ -337,46 +293,6 @@ def _lock(folder: Path) -> int:
     except OSError:
         pass  # file systems without locks
     return descriptor
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Take the disk space now, so that a disk too small is known before the work and not after it."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        os.ftruncate(descriptor, size)
-
-
-def _open_direct(part: Path) -> int:
-    """A second descriptor that bypasses the page cache, or -1 where there can be none: it is not needed."""
-    try:
-        return os.open(part, os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED + _TOO_MANY_OPEN:
-            raise
-        return -1
-
-
-def _pwrite_all(descriptor: int, data: memoryview, position: int, direct: int = -1) -> None:
-    """Write everything, whole pages through ``direct`` if there is one.
-
-    Past the page cache, because filling it with what nobody reads again took several times the processor time
-    on a virtual disk, and pushed the inputs out of it.
-    """
-    while data.nbytes:
-        whole = data.nbytes // PAGE * PAGE if direct >= 0 and position % PAGE == 0 else 0
-        try:
-            written = (
-                os.pwrite(direct, data[:whole], position) if whole else os.pwrite(descriptor, data, position)
-            )
-        except OSError as error:
-            if not whole or error.errno not in _UNSUPPORTED:
-                raise
-            direct = -1  # memory that is not aligned, or a file system that has second thoughts
-            continue
-        data, position = data[written:], position + written
 
 
 def _write_file(path: Path, data: bytes) -> None:
