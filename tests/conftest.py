@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
+
+# How long an example takes says nothing on a machine that is shared.
+settings.register_profile("merge_engine", deadline=None)
+settings.load_profile("merge_engine")
 
 SaveCheckpoint = Callable[..., Path]
 
