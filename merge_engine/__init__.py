@@ -10,10 +10,11 @@
 Everything that can go wrong for a reason the caller can mend raises a ``MergeError``.
 """
 
-from merge_engine.engine.plan import Plan
-from merge_engine.engine.result import MergeResult, ModelCounts, TensorResult
-from merge_engine.engine.run import plan, run
-from merge_engine.engine.tensors import merge_state_dicts, merge_tensors
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from merge_engine.errors import (
     BackendError,
     CheckpointError,
@@ -23,8 +24,14 @@ from merge_engine.errors import (
     PlanError,
     RecipeError,
 )
-from merge_engine.methods import METHODS
-from merge_engine.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from merge_engine.engine.plan import Plan
+    from merge_engine.engine.result import MergeResult, ModelCounts, TensorResult
+    from merge_engine.engine.run import plan, run
+    from merge_engine.engine.tensors import merge_state_dicts, merge_tensors
+    from merge_engine.methods import METHODS
+    from merge_engine.recipe import Recipe, load_recipe
 
 __all__ = [
     "METHODS",
@@ -46,3 +53,26 @@ __all__ = [
     "plan",
     "run",
 ]
+
+# Loaded when first asked for, so that tools which may merge, but mostly do not, start fast.
+_HOMES = {
+    "METHODS": "merge_engine.methods",
+    "MergeResult": "merge_engine.engine.result",
+    "ModelCounts": "merge_engine.engine.result",
+    "Plan": "merge_engine.engine.plan",
+    "Recipe": "merge_engine.recipe",
+    "TensorResult": "merge_engine.engine.result",
+    "load_recipe": "merge_engine.recipe",
+    "merge_state_dicts": "merge_engine.engine.tensors",
+    "merge_tensors": "merge_engine.engine.tensors",
+    "plan": "merge_engine.engine.run",
+    "run": "merge_engine.engine.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -117,3 +117,13 @@ def test_a_merge_of_safetensors_needs_no_torch(recipe: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_everything_public_is_there() -> None:
+    code = (
+        "import merge_engine as me\n"
+        "assert all(getattr(me, name) is not None for name in me.__all__)\n"
+        "assert set(me._HOMES) < set(me.__all__)\n"
+        "assert not hasattr(me, 'misspelt')"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

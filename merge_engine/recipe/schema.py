@@ -35,7 +35,7 @@ _DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 class ModelEntry(BaseModel):
     """One model to merge and the settings that are its own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     model: ModelReference
     parameters: _Settings = {}
@@ -56,7 +56,7 @@ class Recipe(BaseModel):
     infinity in the inputs pass.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     merge_method: Annotated[str, Field(strict=True, min_length=1)]
     base_model: ModelReference | None = None
