@@ -117,7 +117,7 @@ class Merger:
 
     def _chunk(self, visit: Visit, inputs: Sequence[memoryview]) -> Chunk:
         job = visit.job
-        types = [checkpoint.tensors[name].dtype for checkpoint, name in self._plan.inputs(job)]
+        types = self._plan.input_dtypes(job)
         arrays = [self._backend.array(view, dtype) for view, dtype in zip(inputs, types, strict=True)]
         base = arrays.pop(0) if self._plan.base is not None and job.task is not None else None
         return Chunk(base, arrays, job.working, visit.start, visit.count, Line.of(job.shape))
@@ -128,13 +128,12 @@ class Merger:
         Only exact when nothing is rounded, no zero is negative and no value infinite; it saves the computing.
         """
         job = visit.job
-        types = {checkpoint.tensors[name].dtype for checkpoint, name in self._plan.inputs(job)}
         assert job.task is not None
         return (
             self._plan.base is not None
             and visit.whole
             and not self._plan.recipe.allow_nonfinite
-            and types == {job.task.working}
+            and set(self._plan.input_dtypes(job)) == {job.task.working}
             and identical(inputs, job.task.working)
         )
 

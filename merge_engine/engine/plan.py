@@ -21,6 +21,8 @@ from merge_engine.checkpoint import (
     open_checkpoint,
     plan_shards,
 )
+from merge_engine.checkpoint.header import PAGE
+from merge_engine.dtypes import DType
 from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs
 from merge_engine.errors import CheckpointError, PlanError
 from merge_engine.methods import Method, find_method
@@ -29,7 +31,6 @@ from merge_engine.recipe import ModelReference, Recipe
 DEFAULT_MEMORY = 400_000_000
 """Bytes of tensor data that a run holds at a time, by default."""
 
-PAGE = 4096
 _IN_FLIGHT = 4  # pieces being read, computed and written at the same time share the memory
 
 
@@ -59,10 +60,13 @@ class Plan:
             sources.insert(0, (self.base, job.base))
         return sources
 
+    def input_dtypes(self, job: TensorJob) -> list[DType]:
+        """The types that a tensor's inputs are stored in."""
+        return [checkpoint.tensors[name].dtype for checkpoint, name in self.inputs(job)]
+
     def span_bytes(self, job: TensorJob, count: int) -> int:
         """Memory that ``count`` elements take in all inputs and the output."""
-        bits = sum(checkpoint.tensors[name].dtype.bits for checkpoint, name in self.inputs(job))
-        return (bits + job.out.bits) * count // 8
+        return (sum(dtype.bits for dtype in self.input_dtypes(job)) + job.out.bits) * count // 8
 
     def chunks(self, job: TensorJob) -> Iterator[tuple[int, int]]:
         """(start, count) of the pieces that the tensor is streamed in."""
@@ -117,9 +121,9 @@ class Plan:
             return 1
         share = self.method.share([job.task])
         shared = 0 if share is None else len(share.statistics)
-        own = len(self.method.program(job.task, share).statistics)
-        in_pieces = self.chunk_elements(job) < job.count
-        return shared + (own if in_pieces else 0) + 1
+        if self.chunk_elements(job) >= job.count:
+            return shared + 1
+        return shared + len(self.method.program(job.task, share).statistics) + 1
 
     def __enter__(self) -> Plan:
         return self

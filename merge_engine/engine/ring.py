@@ -7,12 +7,12 @@ import mmap
 import threading
 from collections import deque
 
-_ALIGNMENT = 4096
+from merge_engine.checkpoint.header import PAGE
 
 
 def aligned(nbytes: int) -> int:
     """``nbytes`` rounded up to whole pages, so that every array in a span starts on one."""
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+    return -(-nbytes // PAGE) * PAGE
 
 
 class RingClosed(Exception):
@@ -33,7 +33,7 @@ class Ring:
 
     def __init__(self, size: int):
         self.size = size
-        region = mmap.mmap(-1, max(aligned(size), _ALIGNMENT), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        region = mmap.mmap(-1, max(aligned(size), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without huge pages
                 region.madvise(mmap.MADV_HUGEPAGE)
@@ -45,7 +45,7 @@ class Ring:
 
     def acquire(self, nbytes: int) -> Span:
         """Wait for ``nbytes`` contiguous bytes. Raises ``RingClosed`` once the ring is closed."""
-        nbytes = max(aligned(nbytes), _ALIGNMENT)
+        nbytes = max(aligned(nbytes), PAGE)
         if nbytes > len(self._memory):
             raise ValueError(f"a span of {nbytes} bytes does not fit a ring of {len(self._memory)}")
         with self._changed:

@@ -96,7 +96,7 @@ class Stream:
 
     def _load(self, visit: Visit) -> _Loaded:
         sources = self._plan.inputs(visit.job)
-        bits = [checkpoint.tensors[name].dtype.bits for checkpoint, name in sources]
+        bits = [dtype.bits for dtype in self._plan.input_dtypes(visit.job)]
         sizes = [b * visit.count // 8 for b in bits]
         sizes.append(visit.job.out.bits * visit.count // 8 if visit.merge else 0)
         span = self._ring.acquire(sum(aligned(size) for size in sizes))

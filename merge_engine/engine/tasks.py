@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from merge_engine.checkpoint.layout import some
 from merge_engine.dtypes import DType, promote
 from merge_engine.methods import MergeTask, Method
 from merge_engine.recipe import ParameterResolver, Recipe, layer_positions
@@ -139,7 +140,7 @@ def make_jobs(
             TensorJob(name, types[0].shape, working, out, base_name, found, task if found else None)
         )
     result.notes += [
-        f"{models[i].label} lacks {_some(lacking)}; merged from the inputs that have them"
+        f"{models[i].label} lacks {some(lacking)}; merged from the inputs that have them"
         for i, lacking in sorted(absent.items())
     ]
     labels = [model.label for model in models.values()]
@@ -176,8 +177,3 @@ def _disagreement(
         dtypes = ", ".join(f"{kind.dtype} in {label}" for label, kind in zip(labels, types, strict=True))
         return f"{name}: these types cannot be merged with each other: {dtypes}"
     return None
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
