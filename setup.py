@@ -1,7 +1,8 @@
-"""Builds merge_engine._native from csrc/ with the compiler alone: no torch, neither to build nor to link.
+"""Builds the native modules from csrc/ with the compilers alone: no torch, neither to build nor to link.
 
-The CPU primitives are compiled once per instruction set and chosen at run time, so that one build runs on
-every processor of its architecture. CUDA is added when nvcc is found. Environment:
+merge_engine._native holds the CPU primitives, compiled once per instruction set and chosen at run time, so that
+one build runs on every processor of its architecture. merge_engine._cuda is built too when nvcc is found.
+Environment:
 
     MERGE_ENGINE_CUDA=0   never build CUDA, =1 fail when nvcc is missing (default: build it if nvcc is there)
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+CPU_MODULE, CUDA_MODULE = "merge_engine._native", "merge_engine._cuda"
 CSRC = Path("csrc")
 
 # Contraction and fast-math change results; trapping semantics and errno only prevent vectorisation.
@@ -51,7 +53,8 @@ PER_INSTRUCTION_SET = [
     CSRC / "cpu" / name
     for name in ("histogram.cpp", "norms.cpp", "ranks.cpp", "consensus.cpp", "combine.cpp", "table.cpp")
 ]
-COMMON = [CSRC / "binding.cpp", CSRC / "cpu" / "dispatch.cpp", CSRC / "cpu" / "pool.cpp"]
+COMMON = [CSRC / "cpu" / name for name in ("binding.cpp", "dispatch.cpp", "pool.cpp")]
+CUDA_BINDING = CSRC / "cuda" / "binding.cpp"
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 CUDA_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 NVCC_FLAGS = [
@@ -105,44 +108,50 @@ class BuildNative(build_ext):
             and target.stat().st_mtime > max(f.stat().st_mtime for f in inputs)
         ):
             return  # build_ext --force compiles all the same
-        nvcc = find_nvcc()
-        cuda_flags = ["-DMERGE_ENGINE_WITH_CUDA"] if nvcc else []
-        jobs = [(source, cuda_flags, "") for source in COMMON]
-        for name, flags in INSTRUCTION_SETS.items():
-            jobs += [(source, [*flags, f"-DME_ISA={name}"], name) for source in PER_INSTRUCTION_SET]
-
-        def compile_one(job: tuple[Path, list[str], str]) -> str:
-            source, flags, folder = job
-            return self.compiler.compile(
-                [str(source)],
-                output_dir=str(Path(self.build_temp) / folder),
-                include_dirs=ext.include_dirs,
-                extra_postargs=[*FLAGS, *flags],
-            )[0]
-
-        def compile_cuda(source: Path) -> str:
-            target = Path(self.build_temp) / source.with_suffix(".cu.o")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([nvcc, "-c", str(source), "-o", str(target), *NVCC_FLAGS], check=True)
-            return str(target)
-
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, jobs))
-            objects += pool.map(compile_cuda, CUDA_SOURCES if nvcc else [])
-        # The static runtime cannot clash with the one that torch brings along.
-        libraries = [str(static_cuda_runtime(nvcc)), "-ldl", "-lrt"] if nvcc else []
+            if ext.name == CUDA_MODULE:
+                nvcc = find_nvcc()
+                assert nvcc is not None, "without it the module is not asked for"
+                objects = list(pool.map(lambda source: self._compile_cuda(nvcc, source), CUDA_SOURCES))
+                objects.append(self._compile(ext, CUDA_BINDING, [], "cuda"))
+                # The static runtime cannot clash with the one that torch brings along.
+                libraries = [str(static_cuda_runtime(nvcc)), "-ldl", "-lrt"]
+            else:
+                jobs = [(source, [], "") for source in COMMON]
+                for name, flags in INSTRUCTION_SETS.items():
+                    jobs += [(source, [*flags, f"-DME_ISA={name}"], name) for source in PER_INSTRUCTION_SET]
+                objects = list(pool.map(lambda job: self._compile(ext, *job), jobs))
+                libraries = []
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
             objects, str(target), target_lang="c++", extra_postargs=[*libraries, "-pthread"]
         )
 
+    def _compile(self, ext: Extension, source: Path, flags: list[str], folder: str) -> str:
+        return self.compiler.compile(
+            [str(source)],
+            output_dir=str(Path(self.build_temp) / folder),
+            include_dirs=ext.include_dirs,
+            extra_postargs=[*FLAGS, *flags],
+        )[0]
 
-def native() -> Extension:
-    """Describe the module; the sources are listed for source distributions, BuildNative compiles them."""
+    def _compile_cuda(self, nvcc: str, source: Path) -> str:
+        target = Path(self.build_temp) / source.with_suffix(".cu.o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([nvcc, "-c", str(source), "-o", str(target), *NVCC_FLAGS], check=True)
+        return str(target)
+
+
+def modules() -> list[Extension]:
+    """Describe the modules; the sources are listed for source distributions, BuildNative compiles them."""
     import pybind11
 
-    sources = [str(source) for source in [*COMMON, *PER_INSTRUCTION_SET]]
-    return Extension("merge_engine._native", sources, include_dirs=[pybind11.get_include()], language="c++")
+    include = [pybind11.get_include()]
+    cpu = [str(source) for source in [*COMMON, *PER_INSTRUCTION_SET]]
+    found = [Extension(CPU_MODULE, cpu, include_dirs=include, language="c++")]
+    if find_nvcc() is not None:
+        found.append(Extension(CUDA_MODULE, [str(CUDA_BINDING)], include_dirs=include, language="c++"))
+    return found
 
 
-setup(ext_modules=[native()], cmdclass={"build_ext": BuildNative})
+setup(ext_modules=modules(), cmdclass={"build_ext": BuildNative})

@@ -21,7 +21,6 @@ from benchmarks.machine import copy_rate
 from merge_engine.backends.base import level_bins
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import (
-    Band,
     Chunk,
     Column,
     Combine,
@@ -31,6 +30,8 @@ from merge_engine.backends.operations import (
     Entry,
     Line,
     Mask,
+    Rank,
+    RankBand,
     Ranked,
 )
 from merge_engine.dtypes import BF16
@@ -85,20 +86,19 @@ def deltas(count: int, n: int) -> list[torch.Tensor]:
     return [(model.float() - base.float()).double() for model in models]
 
 
-def threshold(backend: CpuBackend, chunk: Chunk, model: int) -> Band:
+def threshold(backend: CpuBackend, chunk: Chunk, model: int) -> Mask:
     """The mask that keeps the top fifth of a model's entries, ties decided by draws."""
     histograms = backend.new_histograms(0, 1)
-    backend.histogram(chunk, 0, [Column(0, model, 0)], histograms)
+    backend.histogram(chunk, 0, [Column(0, model)], histograms)
     rank = int(DENSITY * chunk.count)
-    found = backend.select(histograms, 0, 0, rank)
-    below = (rank - found.above) * 2**32 // found.equal
-    return Band(found.bin, low_positions=(0, below - 1), by_draw=True, random_key=model)
+    [found] = backend.select(histograms, 0, [Rank(0, rank)])
+    return backend.bands([RankBand(1, rank, found, random_key=model)], chunk.working)[0].mask
 
 
 def test_histogram(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> None:
     backend = CpuBackend(instruction_set=isa)
     chunk = chunk_of(backend, count, n)
-    columns = [Column(slot, slot, 0) for slot in range(n)]
+    columns = [Column(slot, slot) for slot in range(n)]
 
     def body() -> Sequence[int]:
         histograms: Sequence[int] = backend.new_histograms(0, n)

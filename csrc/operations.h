@@ -37,6 +37,7 @@ struct Mask {
     const uint32_t* thresholds = nullptr;  // Ranked: one per element of the chunk
     bool inverse_probability = false;      // Ranked: kept elements are divided by their probability
     uint64_t random_key = 0;
+    const Mask* solved = nullptr;  // in device memory: what a device found itself, to be read instead of all this
 };
 
 // One fine-tuned model in a consensus.

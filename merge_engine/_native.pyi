@@ -1,9 +1,8 @@
-"""Types of the native module, see csrc/binding.cpp."""
+"""Types of the CPU module, see csrc/cpu/binding.cpp."""
 
 from collections.abc import Sequence
 from typing import Any
 
-has_cuda: bool
 SUM_BLOCK: int
 DType: Any
 MaskKind: Any
@@ -14,12 +13,13 @@ Mask: Any
 Entry: Any
 Consensus: Any
 Combine: Any
+Found: Any
+RankBand: Any
 
 def instruction_set() -> str: ...
 def runs(instruction_set: str) -> bool: ...
-def cuda_devices() -> list[str]: ...
 def select(counts: int, bins: int, rank: int) -> tuple[int, int, int]: ...
-def relax(key: int, slack: float, working: Any) -> int: ...
+def solve_band(band: Any, low: Any, high: Any, working: Any) -> Any: ...
 def identical(addresses: Sequence[int], size: int, element_bytes: int) -> bool: ...
 def histogram(
     isa: str, base: Any, columns: Sequence[Any], working: Any, shift: int, count: int, threads: int

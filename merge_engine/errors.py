@@ -35,3 +35,7 @@ class OutputError(MergeError):
 
 class BackendError(MergeError):
     """The requested backend is not installed or cannot do what was asked."""
+
+
+class DeviceMemoryError(BackendError):
+    """The device has too little free memory; less at a time may do."""

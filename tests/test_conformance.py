@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -22,9 +23,12 @@ from merge_engine.backends.operations import (
     Dense,
     Draw,
     Entry,
+    Found,
     Line,
     Mask,
     Outcome,
+    Rank,
+    RankBand,
     Ranked,
 )
 from merge_engine.backends.reference import ReferenceBackend, draws, keys_of
@@ -71,7 +75,7 @@ def apply(
 ) -> tuple[torch.Tensor, Outcome]:
     output = torch.full((base.numel(),), 7.0, dtype=chunk.pop("out", None) or base.dtype)
     run = backend.consensus if isinstance(operation, Consensus) else backend.combine
-    outcome = run(chunk_of(backend, base, models, **chunk), operation, backend.tensor(output))
+    outcome = backend.fetch(run(chunk_of(backend, base, models, **chunk), operation, backend.tensor(output)))
     return output, outcome
 
 
@@ -180,27 +184,66 @@ def test_histogram_select_locate(backend: Backend, dtype: torch.dtype, size: int
             found = []
             for b in (REFERENCE, backend):
                 chunk = chunk_of(b, base, models)
-                prefix, above, remaining = [0] * 3, [0] * 3, [rank] * 3
+                keys: list = [None] * 3
                 for level in range(levels(working)):
                     counts = b.new_histograms(level, 3)
-                    b.histogram(chunk, level, [Column(m, m, prefix[m]) for m in range(3)], counts)
-                    for m in range(3):
-                        bin_ = b.select(counts, level, m, remaining[m])
-                        above[m] += bin_.above
-                        remaining[m] -= bin_.above
-                        prefix[m] = (prefix[m] << (16 if level else 0)) | bin_.bin
+                    b.histogram(chunk, level, [Column(m, m, keys[m]) for m in range(3)], counts)
+                    keys = b.select(counts, level, [Rank(m, rank, keys[m]) for m in range(3)])
+                answers = [b.fetch(key) for key in keys]
                 assert level_shift(working, levels(working) - 1) == 0
-                places = [b.locate(chunk, m, prefix[m], remaining[m] - 1) for m in range(3)]
-                found.append((prefix, above, places))
-                slack = [b.relax(key, 0.3, working) for key in prefix]
-                found[-1] += (slack,)
+                places = [b.locate(chunk, m, answers[m].key, rank - answers[m].above - 1) for m in range(3)]
+                found.append((answers, places))
             assert found[0] == found[1]
             keys = keys_of(
                 models[0].to(torch.float64 if dtype == torch.float64 else torch.float32)
                 - base.to(torch.float64 if dtype == torch.float64 else torch.float32),
                 working,
             )
-            assert found[0][0][0] == int(keys.sort(descending=True).values[rank - 1])
+            assert found[0][0][0].key == int(keys.sort(descending=True).values[rank - 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("ties", ("spread", "all", "index"))
+def test_bands(dtype: torch.dtype, ties: Literal["spread", "all", "index"]) -> None:
+    """Ranks lead every backend to the same kept entries, whatever the ties, the slack and the upper cut."""
+    size = 4500
+    for make in (quantised_models, extreme_models):
+        base, models = make(size, 2, dtype)
+        working = dtype_of(base)
+        for (first, last), slack in itertools.product(
+            ((1, 1), (1, 900), (1, size), (400, 2000), (1200, 1300), (size, size)), (0.0, 0.1, 0.999)
+        ):
+            results = []
+            for b in (REFERENCE, *BACKENDS):
+                chunk, found = chunk_of(b, base, models), dict[int, Any]()
+                for level in range(levels(working)):
+                    histograms = b.new_histograms(level, 2)
+                    columns = [Column(slot, 0, found.get(slot)) for slot in (0, 1)]
+                    b.histogram(chunk, level, columns, histograms)
+                    ranks = [Rank(slot, rank, found.get(slot)) for slot, rank in enumerate((last, first))]
+                    found = dict(enumerate(b.select(histograms, level, ranks)))
+                high = found[1] if first > 1 else None
+                positions = ((0, size // 2), (size // 3, 2**64 - 1))
+                band = RankBand(first, last, found[0], high, slack, ties, *positions, random_key=41)
+                [(mask, plain)] = b.bands([band], working)
+                output = torch.empty_like(base)
+                operation = Consensus((Entry(mask, 1.0), Entry(Dense(), 0.5)), "sum", True)
+                outcome = b.consensus(chunk, operation, b.tensor(output))
+                results.append((output, b.fetch(outcome), b.fetch(plain)))
+            for output, outcome, plain in results[1:]:
+                assert same_bytes(output, results[0][0])
+                assert (outcome, plain) == results[0][1:]
+
+
+def test_shares_of_draws_are_exact() -> None:
+    """floor(2^32 * kept / equal), also where the product needs more than 64 bits."""
+    for kept, equal in ((1, 3), (2**33 + 1, 2**34 + 5), (2**40 - 1, 2**40), (5, 5), (0, 9), (1, 2**40)):
+        low = Found(7, 3, equal)
+        band = RankBand(1, kept + 3, low, ties="spread")
+        expected = REFERENCE.bands([band], BY_NAME["bfloat16"])[0].mask
+        for backend in BACKENDS:
+            mask = backend.bands([band], BY_NAME["bfloat16"])[0].mask
+            assert mask.low_positions == expected.low_positions
 
 
 @each_backend
@@ -272,4 +315,4 @@ def test_a_chunk_with_arrays_of_another_length_is_refused(backend: Backend) -> N
     base, models = quantised_models(100, 1, torch.bfloat16)
     chunk = replace(chunk_of(backend, base, models), count=101)
     with pytest.raises(ValueError, match="a chunk of 101 elements got an array of 100"):
-        backend.histogram(chunk, 0, [Column(0, 0, 0)], backend.new_histograms(0, 1))
+        backend.histogram(chunk, 0, [Column(0, 0)], backend.new_histograms(0, 1))

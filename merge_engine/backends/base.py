@@ -10,7 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from merge_engine.backends.operations import Bin, Chunk, Column, Combine, Consensus, Mask, Outcome
+from merge_engine.backends.operations import (
+    Chunk,
+    Column,
+    Combine,
+    Consensus,
+    Mask,
+    Rank,
+    RankBand,
+    SolvedBand,
+)
 from merge_engine.dtypes import DType
 
 if TYPE_CHECKING:
@@ -39,13 +48,43 @@ def level_bins(level: int) -> int:
 
 
 class Backend(ABC):
-    """One way of computing. All backends give the same bytes and the same counts."""
+    """One way of computing. All backends give the same bytes and the same counts.
+
+    A backend may work behind the caller's back: what it returns as ``Any`` are its own handles, and
+    ``fetch`` waits for the values they stand for.
+    """
 
     name: str
+    depth: int = 1
+    """Visits that may be handed over before the first of them is fetched."""
+
+    def attach(self, memory: memoryview) -> None:  # noqa: B027 (nothing to do where arrays are the memory)
+        """Prepare for the host memory that ``array`` and ``output`` will be given pieces of, until ``detach``.
+
+        Raises ``DeviceMemoryError`` when the device has too little memory for it.
+        """
+
+    def detach(self) -> None:  # noqa: B027
+        """Wait for all work, and let go of what ``attach`` took."""
+
+    def fetch(self, value: Any) -> Any:
+        """The value that a handle stands for, once it is known."""
+        return value
+
+    def mark(self) -> Any:
+        """A handle whose ``fetch`` waits for everything asked for so far."""
+        return None
 
     @abstractmethod
     def array(self, memory: memoryview, dtype: DType) -> Any:
-        """Wrap host memory, without a copy; its length decides the number of elements."""
+        """Take host memory as an input; its length decides the number of elements.
+
+        The memory must stay as it is until what uses the array has been fetched.
+        """
+
+    def output(self, memory: memoryview, dtype: DType) -> Any:
+        """Take host memory as an output. It is written once the outcome has been fetched."""
+        return self.array(memory, dtype)
 
     @abstractmethod
     def tensor(self, tensor: torch.Tensor) -> Any:
@@ -59,16 +98,16 @@ class Backend(ABC):
     def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Any) -> None:
         """Count magnitude keys, each column into its slot of ``histograms``.
 
-        Below level 0 only keys count whose bits above the level's bins equal the column's prefix.
+        Below level 0 only keys count whose bits above the level's bins equal those of the column's ``within``.
         """
 
     @abstractmethod
-    def select(self, histograms: Any, level: int, slot: int, rank: int) -> Bin:
-        """The bin of the ``rank``-th largest key in a slot, counted from 1."""
+    def select(self, histograms: Any, level: int, ranks: Sequence[Rank]) -> list[Any]:
+        """Find keys by rank: handles to ``Found``, exact once the last level has been looked into."""
 
     @abstractmethod
-    def relax(self, key: int, slack: float, working: DType) -> int:
-        """The key of RN(float32(1 - slack) * magnitude(key)), in double for float64."""
+    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+        """Turn ranks and what was found for them into masks."""
 
     @abstractmethod
     def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
@@ -88,9 +127,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def consensus(self, chunk: Chunk, operation: Consensus, output: Any) -> Outcome:
-        """Merge the task vectors into ``output``, which must not overlap any input."""
+    def consensus(self, chunk: Chunk, operation: Consensus, output: Any) -> Any:
+        """Merge the task vectors into ``output``, which must not overlap any input. A handle to an ``Outcome``."""
 
     @abstractmethod
-    def combine(self, chunk: Chunk, operation: Combine, output: Any) -> Outcome:
-        """Write a linear combination of the models into ``output``. The base takes no part."""
+    def combine(self, chunk: Chunk, operation: Combine, output: Any) -> Any:
+        """Write a linear combination of the models into ``output``. A handle to an ``Outcome``.
+
+        The base takes no part.
+        """

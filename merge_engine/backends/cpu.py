@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import merge_engine._native as _native
-from merge_engine.backends.base import Backend, level_bins, level_shift
+from merge_engine.backends import structures
+from merge_engine.backends.base import NEXT_BITS, Backend, level_bins, level_shift
 from merge_engine.backends.operations import (
-    Band,
-    Bin,
     Chunk,
     Column,
     Combine,
     Consensus,
     Counts,
-    Dense,
-    Draw,
+    Found,
     Mask,
     Outcome,
+    Rank,
+    RankBand,
     Ranked,
+    SolvedBand,
 )
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
@@ -67,14 +68,14 @@ class CpuBackend(Backend):
     def array(self, memory: memoryview, dtype: DType) -> HostArray:
         """Wrap host memory (see ``Backend.array``)."""
         address = address_of(memory)
-        return HostArray(_array(address, dtype), address, len(memory) // dtype.itemsize, dtype, memory)
+        return _host_array(address, len(memory) // dtype.itemsize, dtype, memory)
 
     def tensor(self, tensor: torch.Tensor) -> HostArray:
         """Wrap a contiguous CPU tensor (see ``Backend.tensor``)."""
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise BackendError(f"the cpu backend needs a contiguous CPU tensor, got one on {tensor.device}")
         dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
-        return HostArray(_array(tensor.data_ptr(), dtype), tensor.data_ptr(), tensor.numel(), dtype, tensor)
+        return _host_array(tensor.data_ptr(), tensor.numel(), dtype, tensor)
 
     def new_histograms(self, level: int, slots: int) -> Any:
         """Make empty histograms (see ``Backend.new_histograms``)."""
@@ -82,38 +83,55 @@ class CpuBackend(Backend):
 
     def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Any) -> None:
         """Count magnitude keys (see ``Backend.histogram``)."""
-        _check(chunk)
+        structures.check(chunk)
         _native.histogram(
             self.instruction_set,
             chunk.base.native,
             [
                 _native.Column(
-                    chunk.models[column.model].native, column.prefix, _slot(histograms, level, column.slot)
+                    chunk.models[column.model].native,
+                    column.within.key if column.within is not None else 0,
+                    _slot(histograms, level, column.slot),
                 )
                 for column in columns
             ],
-            _dtype(chunk.working),
+            structures.dtype(_native, chunk.working),
             level_shift(chunk.working, level),
             chunk.count,
             self.threads,
         )
 
-    def select(self, histograms: Any, level: int, slot: int, rank: int) -> Bin:
-        """Find a rank's bin (see ``Backend.select``)."""
-        return Bin(*_native.select(_slot(histograms, level, slot), level_bins(level), rank))
+    def select(self, histograms: Any, level: int, ranks: Sequence[Rank]) -> list[Found]:
+        """Find keys by rank (see ``Backend.select``)."""
+        found = []
+        for slot, rank, within in ranks:
+            key, above, _ = within or Found(0, 0, 0)
+            bin_, more, equal = _native.select(
+                _slot(histograms, level, slot), level_bins(level), rank - above
+            )
+            found.append(Found(key << NEXT_BITS | bin_, above + more, equal))
+        return found
 
-    def relax(self, key: int, slack: float, working: DType) -> int:
-        """Lower a threshold (see ``Backend.relax``)."""
-        return int(_native.relax(key, slack, _dtype(working)))
+    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+        """Turn ranks into masks (see ``Backend.bands``)."""
+        result = []
+        for band in bands:
+            low, high = (_native.Found(*(found or (0, 0, 0))) for found in (band.low, band.high))
+            solved = _native.solve_band(
+                structures.rank_band(_native, band), low, high, structures.dtype(_native, working)
+            )
+            kept = solved.kept_without_slack if band.slack > 0 else None
+            result.append(SolvedBand(solved.mask, kept))
+        return result
 
     def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
-        _check(chunk)
+        structures.check(chunk)
         found, offset = _native.locate(
             self.instruction_set,
             chunk.base.native,
             chunk.models[model].native,
-            _dtype(chunk.working),
+            structures.dtype(_native, chunk.working),
             key,
             nth,
             chunk.count,
@@ -125,13 +143,13 @@ class CpuBackend(Backend):
         self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, sums: list[float]
     ) -> list[float]:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
-        _check(chunk)
+        structures.check(chunk)
         result: list[float] = _native.l1_norms(
             self.instruction_set,
             chunk.base.native,
             [model.native for model in chunk.models],
             self._masks(chunk, masks),
-            _dtype(chunk.working),
+            structures.dtype(_native, chunk.working),
             storage_rounding,
             chunk.start,
             chunk.count,
@@ -142,12 +160,12 @@ class CpuBackend(Backend):
 
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
-        _check(chunk)
+        structures.check(chunk)
         inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
         result: list[float] = _native.gram(
             self.instruction_set,
             [array.native for array in inputs],
-            _dtype(chunk.working),
+            structures.dtype(_native, chunk.working),
             chunk.count,
             self.threads,
             sums,
@@ -156,25 +174,9 @@ class CpuBackend(Backend):
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: HostArray) -> Outcome:
         """Merge task vectors (see ``Backend.consensus``)."""
-        _check(chunk, output)
+        structures.check(chunk, output)
         masks = self._masks(chunk, [entry.mask for entry in operation.entries])
-        entries = [
-            _native.Entry(
-                model.native, mask, entry.rescale, entry.weight, entry.vote_slack, entry.retain_slack
-            )
-            for model, mask, entry in zip(chunk.models, masks, operation.entries, strict=True)
-        ]
-        native = _native.Consensus(
-            chunk.base.native,
-            output.native,
-            _dtype(chunk.working),
-            entries,
-            getattr(_native.Election, operation.election),
-            operation.normalize,
-            operation.storage_rounding,
-            operation.scale,
-            operation.divisor,
-        )
+        native = structures.consensus(_native, chunk, operation, output, masks)
         counts, non_finite = _native.consensus(
             self.instruction_set, native, chunk.start, chunk.count, self.threads
         )
@@ -182,42 +184,19 @@ class CpuBackend(Backend):
 
     def combine(self, chunk: Chunk, operation: Combine, output: HostArray) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        _check(chunk, output)
-        native = _native.Combine(
-            [model.native for model in chunk.models],
-            list(operation.coefficients),
-            output.native,
-            _dtype(chunk.working),
-            operation.divisor is not None,
-            1.0 if operation.divisor is None else operation.divisor,
-            operation.fused,
-        )
+        structures.check(chunk, output)
+        native = structures.combine(_native, chunk, operation, output)
         non_finite = _native.combine(self.instruction_set, native, chunk.count, self.threads)
         return Outcome((), (0, *non_finite[:-1]), non_finite[-1])
 
-    def _masks(self, chunk: Chunk, masks: Sequence[Mask]) -> list[Any]:
-        return [self._mask(chunk, model, mask) for model, mask in enumerate(masks)]
-
-    def _mask(self, chunk: Chunk, model: int, mask: Mask) -> Any:
-        native = _native.Mask()
-        match mask:
-            case Dense():
-                native.kind = _native.MaskKind.Dense
-            case Band():
-                native.kind = _native.MaskKind.Band
-                native.low, native.high = mask.low, mask.high
-                native.set_low_positions(*mask.low_positions)
-                native.set_high_positions(*mask.high_positions)
-                native.by_draw, native.random_key = mask.by_draw, mask.random_key
-            case Draw():
-                native.kind = _native.MaskKind.Draw
-                native.set_low_positions(*((0, mask.below - 1) if mask.below else (1, 0)))
-                native.random_key = mask.random_key
-            case Ranked():
-                native.kind = _native.MaskKind.Ranked
+    def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[Any]:
+        result = []
+        for model, mask in enumerate(masks):
+            native = structures.mask(_native, mask)
+            if isinstance(mask, Ranked):
                 native.set_thresholds(self._rank_thresholds(chunk, model, mask))
-                native.inverse_probability, native.random_key = mask.inverse_probability, mask.random_key
-        return native
+            result.append(native)
+        return result
 
     def _rank_thresholds(self, chunk: Chunk, model: int, mask: Ranked) -> int:
         while len(self._scratch) <= model:
@@ -229,7 +208,7 @@ class CpuBackend(Backend):
             self.instruction_set,
             chunk.base.native,
             chunk.models[model].native,
-            _dtype(chunk.working),
+            structures.dtype(_native, chunk.working),
             chunk.line.length,
             chunk.line.stride,
             mask.density,
@@ -254,19 +233,5 @@ def _slot(histograms: Any, level: int, slot: int) -> int:
     return ctypes.addressof(histograms) + 8 * level_bins(level) * slot
 
 
-def _dtype(dtype: DType) -> Any:
-    return getattr(_native.DType, dtype.code)
-
-
-def _array(address: int, dtype: DType) -> Any:
-    return _native.Array(address, _dtype(dtype))
-
-
-def _check(chunk: Chunk, output: HostArray | None = None) -> None:
-    """Native code trusts addresses and counts, so they are checked here."""
-    arrays = [array for array in (chunk.base, *chunk.models, output) if array is not None]
-    for array in arrays:
-        if array.count != chunk.count:
-            raise ValueError(f"a chunk of {chunk.count} elements got an array of {array.count}")
-    if chunk.count >= 2**32:
-        raise ValueError(f"a chunk of {chunk.count} elements is too large; cut it below 2**32")
+def _host_array(address: int, count: int, dtype: DType, owner: Any) -> HostArray:
+    return HostArray(structures.array(_native, address, dtype), address, count, dtype, owner)

@@ -133,20 +133,62 @@ class Chunk:
     line: Line = field(default_factory=lambda: Line(1, 1))
 
 
+class Found(NamedTuple):
+    """A magnitude key found by its rank: how many keys are larger, and how many equal.
+
+    Backends may keep these numbers on their device (see ``Backend.fetch``).
+    """
+
+    key: int
+    above: int
+    equal: int
+
+
 class Column(NamedTuple):
-    """A histogram to take: of which model of the chunk, of keys with which prefix, into which slot."""
+    """A histogram to take: of which model of the chunk, into which slot.
+
+    ``within`` is the ``Found`` of the level above whose bin is looked into, None at level 0.
+    """
 
     slot: int
     model: int
-    prefix: int
+    within: Any = None
 
 
-class Bin(NamedTuple):
-    """A histogram bin: its number, how many elements lie in bins above it, and how many in it."""
+class Rank(NamedTuple):
+    """Asks for the ``rank``-th largest key, counted from 1, in a slot of histograms (``within`` as in Column)."""
 
-    bin: int
-    above: int
-    equal: int
+    slot: int
+    rank: int
+    within: Any = None
+
+
+@dataclass(frozen=True)
+class RankBand:
+    """Keeps the magnitudes of descending rank ``first`` to ``last`` (from 1, both included) of a task vector.
+
+    ``low`` is what was found for ``last``, ``high`` for ``first``, None when nothing is dropped above. With
+    ``slack`` the lower threshold t gives way to RN(float32(1 - slack) * t). Keys equal to a threshold stay where
+    ``low_positions`` and ``high_positions`` say, or with ``ties`` "spread" where their draws fall below the share of
+    them that is to stay.
+    """
+
+    first: int
+    last: int
+    low: Any
+    high: Any = None
+    slack: float = 0.0
+    ties: Literal["spread", "index", "all"] = "spread"
+    low_positions: Positions = EVERY_POSITION
+    high_positions: Positions = EVERY_POSITION
+    random_key: int = 0
+
+
+class SolvedBand(NamedTuple):
+    """The mask of a ``RankBand``, and how many entries it would keep without slack (None when it has none)."""
+
+    mask: Any
+    kept_without_slack: Any
 
 
 class Counts(NamedTuple):

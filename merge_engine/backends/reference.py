@@ -19,8 +19,10 @@ from merge_engine.backends.base import (
     level_shift,
 )
 from merge_engine.backends.operations import (
+    EVERY_POSITION,
+    NO_POSITION,
+    NOTHING,
     Band,
-    Bin,
     Chunk,
     Column,
     Combine,
@@ -28,10 +30,15 @@ from merge_engine.backends.operations import (
     Counts,
     Dense,
     Draw,
+    Found,
     Line,
     Mask,
     Outcome,
+    Positions,
+    Rank,
+    RankBand,
     Ranked,
+    SolvedBand,
 )
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
@@ -140,6 +147,52 @@ def rank_thresholds(keys: torch.Tensor, line: Line, density: float, epsilon: flo
     return thresholds.long().transpose(1, 2).reshape(-1)
 
 
+def relaxed_key(key: int, slack: float, working: DType) -> int:
+    """The key of RN(float32(1 - slack) * magnitude(key)), in double for float64."""
+    integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[working.bits]
+    real = real_dtype(working)
+    magnitude = torch.tensor([key], dtype=integer).view(torch_dtype(working)).to(real)
+    return int(keys_of(torch.tensor(1.0 - slack, dtype=real) * magnitude, working))
+
+
+def solve_band(band: RankBand, working: DType) -> SolvedBand:
+    """The keys that a trim keeps, and what becomes of the ties at its thresholds.
+
+    A zero carries nothing, so zeros are never kept.
+    """
+    low, high = band.low, band.high
+    low_kept = band.last - low.above
+    high_kept = 0 if high is None else high.equal - (band.first - 1 - high.above)
+    if high is not None and high.key == low.key and band.slack == 0:
+        low_kept = high_kept = band.last - band.first + 1
+
+    low_key, kept_without_slack = low.key, None
+    low_positions = _share(low_kept, low.equal) if band.ties == "spread" else band.low_positions
+    if band.slack > 0:
+        every = band.ties == "all"
+        top = high.above if high is not None and every else band.first - 1
+        bottom = low.above if low.key == 0 else low.above + low.equal if every else band.last
+        kept_without_slack = max(bottom - top, 0)  # 0: the band lies among the zeros
+        low_key, low_positions = relaxed_key(low.key, band.slack, working), EVERY_POSITION
+    if low_key == 0:
+        low_key, low_positions = 1, EVERY_POSITION
+    by_draw = band.ties == "spread"
+    if high is None:
+        mask: Mask = Band(low_key, low_positions=low_positions, by_draw=by_draw, random_key=band.random_key)
+        return SolvedBand(mask, kept_without_slack)
+    if high.key < low_key:
+        return SolvedBand(NOTHING, kept_without_slack)
+    high_positions = _share(high_kept, high.equal) if by_draw else band.high_positions
+    mask = Band(low_key, high.key, low_positions, high_positions, by_draw, band.random_key)
+    return SolvedBand(mask, kept_without_slack)
+
+
+def _share(kept: int, equal: int) -> Positions:
+    """The draws that let about ``kept`` of ``equal`` elements stay."""
+    below = (kept << 32) // equal
+    return (0, below - 1) if below else NO_POSITION
+
+
 class ReferenceBackend(Backend):
     """Plain torch on the device of its inputs."""
 
@@ -165,23 +218,24 @@ class ReferenceBackend(Backend):
         for column in columns:
             keys = keys_of(_delta(chunk, column.model), chunk.working) >> shift
             if level > 0:
-                keys = keys[keys >> NEXT_BITS == column.prefix] & (bins - 1)
+                keys = keys[keys >> NEXT_BITS == column.within.key] & (bins - 1)
             histograms[column.slot] += torch.bincount(keys, minlength=bins).cpu()
 
-    def select(self, histograms: Any, level: int, slot: int, rank: int) -> Bin:
-        """Find a rank's bin (see ``Backend.select``)."""
-        counts = histograms[slot]
-        at_least = counts.flip(0).cumsum(0).flip(0)  # at_least[b]: elements in bin b and above
-        found = int((at_least >= rank).nonzero().max())
-        equal = int(counts[found])
-        return Bin(found, int(at_least[found]) - equal, equal)
+    def select(self, histograms: Any, level: int, ranks: Sequence[Rank]) -> list[Found]:
+        """Find keys by rank (see ``Backend.select``)."""
+        result = []
+        for slot, rank, within in ranks:
+            key, above, _ = within or Found(0, 0, 0)
+            counts = histograms[slot]
+            at_least = counts.flip(0).cumsum(0).flip(0)  # at_least[b]: elements in bin b and above
+            bin_ = int((at_least >= rank - above).nonzero().max())
+            equal = int(counts[bin_])
+            result.append(Found(key << NEXT_BITS | bin_, above + int(at_least[bin_]) - equal, equal))
+        return result
 
-    def relax(self, key: int, slack: float, working: DType) -> int:
-        """Lower a threshold (see ``Backend.relax``)."""
-        integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[working.bits]
-        real = real_dtype(working)
-        magnitude = torch.tensor([key], dtype=integer).view(torch_dtype(working)).to(real)
-        return int(keys_of(torch.tensor(1.0 - slack, dtype=real) * magnitude, working))
+    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+        """Turn ranks into masks (see ``Backend.bands``)."""
+        return [solve_band(band, working) for band in bands]
 
     def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""

@@ -32,10 +32,12 @@ def _package(name: str) -> str:
 
 
 def _cuda() -> str:
-    if not _native.has_cuda:
+    try:
+        import merge_engine._cuda as _cuda
+    except ImportError:
         return "built without CUDA: no nvcc was found when the package was built; install it and build again"
     try:
-        devices = _native.cuda_devices()
+        devices = _cuda.devices()
     except RuntimeError as error:
         return f"built with CUDA, no kernels yet; no usable device: {error}"
     return "built with CUDA, no kernels yet; " + "; ".join(devices)

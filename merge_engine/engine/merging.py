@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from merge_engine.backends import Backend
@@ -17,19 +17,22 @@ from merge_engine.errors import NonFiniteError, PlanError
 from merge_engine.methods import MergeTask, Operation, Solution
 
 
-def apply(backend: Backend, operation: Operation, chunk: Chunk, output: Any) -> Outcome:
-    """Write a merged chunk."""
+def apply(backend: Backend, operation: Operation, chunk: Chunk, output: Any) -> Any:
+    """Write a merged chunk. A handle to its ``Outcome``."""
     if isinstance(operation, Consensus):
         return backend.consensus(chunk, operation, output)
     return backend.combine(chunk, operation, output)
 
 
-def count(result: TensorResult, task: MergeTask, outcome: Outcome, solution: Solution, first: bool) -> None:
+def count(
+    backend: Backend, result: TensorResult, task: MergeTask, outcome: Outcome, solution: Solution, first: bool
+) -> None:
     """Add a chunk's counts to its tensor's. What a trim would have kept is known per tensor, not per chunk."""
     for model, counts in zip(task.models, outcome.counts, strict=False):
         before = result.counts.get(model, ModelCounts())
-        plain = None if solution.whole_model else solution.trimmed_to.get(model)
-        saved = 0 if plain is None else counts.kept - (plain if first else 0)
+        trimmed = not solution.whole_model and model in solution.trimmed_to
+        plain = backend.fetch(solution.trimmed_to[model]) if trimmed and first else 0
+        saved = counts.kept - plain if trimmed else 0
         result.counts[model] = before + ModelCounts(counts.kept, counts.lost, saved, counts.saved)
 
 
@@ -71,44 +74,51 @@ class Merger:
         self.results: dict[str, TensorResult] = {}
         self.trimmed_to: dict[int, int] = {}  # over all tensors, when the trim was
 
-    def visit(self, visit: Visit, inputs: Sequence[memoryview], output: memoryview) -> None:
+    def visit(self, visit: Visit, inputs: Sequence[memoryview], output: memoryview) -> Callable[[], None]:
         """Measure or merge one chunk. ``inputs`` are the base, if any, and the models; ``output`` is written.
 
-        Raises ``NonFiniteError`` for NaN or infinity that the recipe does not allow, and ``PlanError`` for
-        tensors that cannot be merged and are not the same everywhere.
+        The backend may work on it for longer than this takes. What is returned waits until inputs and output are
+        no longer in use; call it once, in the order of the visits. It raises ``NonFiniteError`` for NaN or
+        infinity that the recipe does not allow. Raises ``PlanError`` for tensors that cannot be merged and are not
+        the same everywhere.
         """
-        job = visit.job
+        job, backend = visit.job, self._backend
         if job.task is None and not job.out.mergeable:
             self._copy(visit, inputs, output)
-            return
-        chunk = self._chunk(visit, inputs)
-        unchanged = False
-        if job.task is not None:
-            unchanged = visit.merge and self._unchanged(visit, inputs)
-            if not unchanged:
-                for statistic in visit.statistics:
-                    statistic.measure(self._backend, chunk, job.task)
-                    if statistic in visit.complete:
-                        statistic.finish(self._backend)
+            return lambda: None
+        unchanged = job.task is not None and visit.merge and self._unchanged(visit, inputs)
+        chunk = self._chunk(visit, inputs[:1] if unchanged else inputs)
+        if job.task is not None and not unchanged:
+            for statistic in visit.statistics:
+                statistic.measure(backend, chunk, job.task)
+                if statistic in visit.complete:
+                    statistic.finish(backend)
         if not visit.merge:
-            return
-        target = self._backend.array(output, job.out)
+            done = backend.mark()
+            return lambda: backend.fetch(done)
+        target = backend.output(output, job.out)
+        if job.task is None or unchanged:
+            handle = backend.combine(chunk, Combine((1.0,)), target)
+            return lambda: self._finish(visit, chunk, handle, None)
+        solution = self._solution(visit)
+        handle = apply(backend, solution.operation, chunk, target)
+        return lambda: self._finish(visit, chunk, handle, solution)
+
+    def _finish(self, visit: Visit, chunk: Chunk, handle: Any, solution: Solution | None) -> None:
+        """Take in the outcome of a merge. Without a solution the tensor was copied."""
+        job, outcome = visit.job, self._backend.fetch(handle)
+        self._check_finite(job, outcome, chunk)
         result = self.results.setdefault(job.name, TensorResult(job.name, 0))
         result.elements += visit.count
-        if job.task is None or unchanged:
-            if chunk.base is not None:
-                chunk.base, chunk.models = None, [chunk.base]
-            outcome = self._backend.combine(chunk, Combine((1.0,)), target)
-            self._check_finite(job, outcome, chunk)
-            if job.task is not None:
-                result.counts = {model: ModelCounts() for model in job.task.models}
+        if job.task is None:
             return
-        solution = self._solution(visit)
+        if solution is None:
+            result.counts = {model: ModelCounts() for model in job.task.models}
+            return
         if solution.whole_model:
-            self.trimmed_to.update(solution.trimmed_to)
-        outcome = apply(self._backend, solution.operation, chunk, target)
-        self._check_finite(job, outcome, chunk)
-        count(result, job.task, outcome, solution, first=visit.start == 0)
+            fetched = {model: self._backend.fetch(kept) for model, kept in solution.trimmed_to.items()}
+            self.trimmed_to.update(fetched)
+        count(self._backend, result, job.task, outcome, solution, first=visit.start == 0)
 
     def _solution(self, visit: Visit) -> Solution:
         if self._current is None or self._current[0] is not visit.job:
@@ -116,10 +126,15 @@ class Merger:
         return self._current[1]
 
     def _chunk(self, visit: Visit, inputs: Sequence[memoryview]) -> Chunk:
+        """The chunk that a backend works on. A tensor that is copied, having one input, has no base."""
         job = visit.job
         types = self._plan.input_dtypes(job)
-        arrays = [self._backend.array(view, dtype) for view, dtype in zip(inputs, types, strict=True)]
-        base = arrays.pop(0) if self._plan.base is not None and job.task is not None else None
+        arrays = [self._backend.array(view, dtype) for view, dtype in zip(inputs, types, strict=False)]
+        base = (
+            arrays.pop(0)
+            if self._plan.base is not None and job.task is not None and len(arrays) > 1
+            else None
+        )
         return Chunk(base, arrays, job.working, visit.start, visit.count, Line.of(job.shape))
 
     def _unchanged(self, visit: Visit, inputs: Sequence[memoryview]) -> bool:

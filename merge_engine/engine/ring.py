@@ -29,7 +29,10 @@ class Span:
 
 
 class Ring:
-    """A ring buffer of ``size`` bytes. Memory is touched, and so allocated, only as far as it is used."""
+    """A ring buffer of ``size`` bytes, which ``memory`` views.
+
+    Memory is touched, and so allocated, only as far as it is used.
+    """
 
     def __init__(self, size: int):
         self.size = size
@@ -37,7 +40,7 @@ class Ring:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without huge pages
                 region.madvise(mmap.MADV_HUGEPAGE)
-        self._memory = memoryview(region)
+        self.memory = memoryview(region)
         self._spans: deque[Span] = deque()
         self._head = 0
         self._changed = threading.Condition()
@@ -46,8 +49,8 @@ class Ring:
     def acquire(self, nbytes: int) -> Span:
         """Wait for ``nbytes`` contiguous bytes. Raises ``RingClosed`` once the ring is closed."""
         nbytes = max(aligned(nbytes), PAGE)
-        if nbytes > len(self._memory):
-            raise ValueError(f"a span of {nbytes} bytes does not fit a ring of {len(self._memory)}")
+        if nbytes > len(self.memory):
+            raise ValueError(f"a span of {nbytes} bytes does not fit a ring of {len(self.memory)}")
         with self._changed:
             while (start := self._place(nbytes)) is None:
                 if self._closed:
@@ -55,7 +58,7 @@ class Ring:
                 self._changed.wait()
             if self._closed:
                 raise RingClosed
-            span = Span(self._memory[start : start + nbytes], start + nbytes)
+            span = Span(self.memory[start : start + nbytes], start + nbytes)
             self._spans.append(span)
             self._head = start + nbytes
             return span
@@ -80,7 +83,7 @@ class Ring:
             return 0
         tail = self._spans[0].end - len(self._spans[0].memory)
         if self._head > tail:
-            if self._head + nbytes <= len(self._memory):
+            if self._head + nbytes <= len(self.memory):
                 return self._head
             return 0 if nbytes <= tail else None
         return self._head if self._head + nbytes <= tail else None

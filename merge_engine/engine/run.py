@@ -97,7 +97,7 @@ def _stream(
 ) -> MergeResult:
     ledger, merger = Ledger(), Merger(planned, backend)
     start = time.perf_counter()
-    Stream(planned, merger, sink, digests, ledger, progress or (lambda _: None)).run()
+    Stream(planned, backend, merger, sink, digests, ledger, progress or (lambda _: None)).run()
     ledger.seconds = time.perf_counter() - start
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     results = list(merger.results.values())

@@ -1,17 +1,21 @@
 """Move bytes: read ahead into a ring of memory, have each visit carried out, write behind.
 
 Threads share the work: readers fill spans of the ring with the inputs of coming visits, the calling thread
-computes, writers take away what is done and one thread digests it. The ring bounds them all.
+hands them to the backend, writers take away what is done and one thread digests it. A backend that works on a
+device of its own has several visits at a time: one on its way up, one computed, one on its way down. The ring
+bounds them all.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from merge_engine.backends import Backend
 from merge_engine.checkpoint import Checkpoint
 from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
@@ -36,6 +40,11 @@ class _Loaded:
     reads: list[Future[None]]
     users: int = 0  # of the output: writer and digester
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inputs."""
+        return sum(len(view) for view in self.inputs)
+
 
 class Stream:
     """One run over a plan. ``progress`` is told how many input bytes each finished visit had."""
@@ -43,6 +52,7 @@ class Stream:
     def __init__(
         self,
         plan: Plan,
+        backend: Backend,
         merger: Merger,
         sink: Sink,
         digests: Digests | None,
@@ -50,6 +60,7 @@ class Stream:
         progress: Callable[[int], None],
     ):
         self._plan = plan
+        self._backend = backend
         self._merger = merger
         self._sink = sink
         self._digests = digests
@@ -66,13 +77,10 @@ class Stream:
     def run(self) -> None:
         """Merge everything. Whatever first goes wrong in any thread stops all of them and is raised here."""
         feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
+        self._backend.attach(self._ring.memory)
         feeder.start()
         try:
-            while (item := self._loaded.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                self._carry_out(item)
-                self._raise_failure()
+            self._merge_all()
             self._writers.shutdown(wait=True)
             self._digester.shutdown(wait=True)
             self._raise_failure()
@@ -82,6 +90,24 @@ class Stream:
             self._readers.shutdown(wait=True, cancel_futures=True)
             self._writers.shutdown(wait=True, cancel_futures=True)
             self._digester.shutdown(wait=True, cancel_futures=True)
+            self._backend.detach()
+
+    def _merge_all(self) -> None:
+        """Keep the backend busy with as many visits as it takes at a time."""
+        under_way: deque[tuple[_Loaded, Callable[[], None]]] = deque()
+        while True:
+            # With nothing more to hand over, the memory that is waited for may be under way.
+            while under_way and (len(under_way) >= self._backend.depth or self._loaded.empty()):
+                self._complete(*under_way.popleft())
+                self._raise_failure()
+            item = self._loaded.get()
+            if item is None:
+                break
+            if isinstance(item, BaseException):
+                raise item
+            under_way.append((item, self._begin(item)))
+        while under_way:
+            self._complete(*under_way.popleft())
 
     def _feed(self) -> None:
         """Hand out memory and start the reads, one visit after the other."""
@@ -117,12 +143,15 @@ class Stream:
         with self._ledger.timed(self._ledger.read, len(view)):
             checkpoint.read_into(name, offset, view)
 
-    def _carry_out(self, item: _Loaded) -> None:
+    def _begin(self, item: _Loaded) -> Callable[[], None]:
         for read in item.reads:
             read.result()
-        nbytes = sum(len(view) for view in item.inputs)
-        with self._ledger.timed(self._ledger.compute, nbytes):
-            self._merger.visit(item.visit, item.inputs, item.output)
+        with self._ledger.timed(self._ledger.compute, item.nbytes):
+            return self._merger.visit(item.visit, item.inputs, item.output)
+
+    def _complete(self, item: _Loaded, wait: Callable[[], None]) -> None:
+        with self._ledger.timed(self._ledger.compute, 0):
+            wait()
         if item.visit.merge:
             item.users = 1 if self._digests is None else 2
             self._writers.submit(self._guarded, self._write, item)
@@ -130,7 +159,7 @@ class Stream:
                 self._digester.submit(self._guarded, self._digest, item)
         else:
             self._ring.release(item.span)
-        self._progress(nbytes)
+        self._progress(item.nbytes)
 
     def _guarded(self, use: Callable[[_Loaded], None], item: _Loaded) -> None:
         """Use an output; the last user gives its memory back."""

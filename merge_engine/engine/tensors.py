@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
@@ -91,13 +91,16 @@ def merge_state_dicts(
 
     for statistic in share.statistics if share is not None else ():
         show(statistic, sorted(tasks, key=lambda task: task.name))
-    merged = {}
+    merged, checks = {}, []
     for job in planned.jobs:
         program = COPY if job.task is None else found.program(job.task, share)
         if job.task is not None and job.count > 0:
             for statistic in program.statistics:
                 show(statistic, [job.task])
-        merged[job.name] = sources[job.name].merge(chosen, found, program, recipe.allow_nonfinite)
+        merged[job.name], check = sources[job.name].merge(chosen, found, program, recipe.allow_nonfinite)
+        checks.append(check)
+    for check in checks:  # not before everything is under way: a device need not wait for the host
+        check()
     return merged
 
 
@@ -130,24 +133,29 @@ class _Source:
 
     def merge(
         self, backend: Backend, method: Method, program: Program, allow_nonfinite: bool
-    ) -> torch.Tensor:
-        """The merged tensor."""
+    ) -> tuple[torch.Tensor, Callable[[], None]]:
+        """The merged tensor, and what raises ``NonFiniteError`` if it must, once the backend is done."""
         import torch
 
         job = self._job
         if not job.out.mergeable:
             self._demand_equal(self._inputs)
-            return self._inputs[0].contiguous().clone()
+            return self._inputs[0].contiguous().clone(), lambda: None
         output = torch.empty(job.shape, dtype=getattr(torch, job.out.name), device=self._inputs[0].device)
+        outcomes = []
         for chunk in self.chunks(backend, method):
             target = backend.tensor(output.view(-1)[chunk.start : chunk.start + chunk.count])
-            outcome = apply(backend, program.solve(backend).operation, chunk, target)
+            outcomes.append((chunk, apply(backend, program.solve(backend).operation, chunk, target)))
+
+        def check() -> None:
             sources = [
                 (f"{job.name}: {label}", BY_NAME[str(tensor.dtype).removeprefix("torch.")])
                 for label, tensor in zip(self._labels, self._inputs, strict=True)
             ]
-            check_finite(job, outcome, chunk, sources, allow_nonfinite)
-        return output
+            for chunk, handle in outcomes:
+                check_finite(job, backend.fetch(handle), chunk, sources, allow_nonfinite)
+
+        return output, check
 
     def _demand_equal(self, inputs: Sequence[torch.Tensor]) -> None:
         for label, other in zip(self._labels[1:], inputs[1:], strict=True):

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.backends.operations import Chunk, Combine, Consensus
@@ -71,12 +71,12 @@ Operation: TypeAlias = Consensus | Combine
 class Solution:
     """The operation to apply to every chunk.
 
-    ``trimmed_to`` says, per model with a trim slack, how many entries the trim would have kept without it: in
-    this tensor, or with ``whole_model`` in all tensors together.
+    ``trimmed_to`` says, per model with a trim slack, how many entries the trim would have kept without it (a
+    handle of the backend): in this tensor, or with ``whole_model`` in all tensors together.
     """
 
     operation: Operation
-    trimmed_to: Mapping[int, int] = field(default_factory=dict)
+    trimmed_to: Mapping[int, Any] = field(default_factory=dict)
     whole_model: bool = False
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from merge_engine.backends import Backend
-from merge_engine.backends.base import NEXT_BITS, levels
-from merge_engine.backends.operations import Chunk, Column
+from merge_engine.backends.base import levels
+from merge_engine.backends.operations import Chunk, Column, Found, Rank
 from merge_engine.dtypes import DType
 from merge_engine.methods.base import MergeTask, Statistic
 
@@ -24,14 +24,6 @@ class Query(NamedTuple):
     rank: int
 
 
-class Found(NamedTuple):
-    """A key, how many keys are larger, and how many are equal."""
-
-    key: int
-    above: int
-    equal: int
-
-
 @dataclass(frozen=True)
 class Place:
     """Where an element is: its tensor and flat index."""
@@ -41,7 +33,7 @@ class Place:
 
 
 class Selection:
-    """Answers queries. ``statistics`` are the passes it takes.
+    """Answers queries with handles to ``Found`` of the backend. ``statistics`` are the passes it takes.
 
     ``ties`` names, once the keys are known, those whose n-th occurrence (from 0, tensors in order of their
     names) must be located as well; None when no tie is decided by index.
@@ -54,9 +46,8 @@ class Selection:
         ties: Callable[[Mapping[Query, Found]], Mapping[Query, int]] | None,
     ):
         self.queries = tuple(dict.fromkeys(queries))
-        self.found: dict[Query, Found] = {}
+        self.found: dict[Query, Any] = {}
         self.places: dict[Query, Place] = {}
-        self._partial = {query: Found(0, 0, 0) for query in self.queries}
         self.statistics: list[Statistic] = []
         if self.queries:
             self.statistics = [_Level(self, level) for level in range(levels(working))]
@@ -70,30 +61,30 @@ class _Level(Statistic):
     def __init__(self, selection: Selection, level: int):
         self._selection = selection
         self._level = level
-        self._slots: dict[tuple[int, int], int] = {}  # (model, prefix) -> slot
+        self._slots: dict[Query, int] = {}
         self._histograms: Any = None
 
     def measure(self, backend: Backend, chunk: Chunk, task: MergeTask) -> None:
+        found = self._selection.found
         if self._histograms is None:
-            for query, partial in self._selection._partial.items():
-                self._slots.setdefault((query.model, partial.key), len(self._slots))
-            self._histograms = backend.new_histograms(self._level, len(self._slots))
-        columns = [
-            Column(slot, task.models.index(model), prefix)
-            for (model, prefix), slot in self._slots.items()
-            if model in task.models
-        ]
-        backend.histogram(chunk, self._level, columns, self._histograms)
+            keys: dict[Any, int] = {}  # at level 0, the queries of a model share its histogram
+            for query in self._selection.queries:
+                key = query if self._level else query.model
+                self._slots[query] = keys.setdefault(key, len(keys))
+            self._histograms = backend.new_histograms(self._level, len(keys))
+        columns = {
+            slot: Column(slot, task.models.index(query.model), found.get(query))
+            for query, slot in self._slots.items()
+            if query.model in task.models
+        }
+        backend.histogram(chunk, self._level, list(columns.values()), self._histograms)
 
     def finish(self, backend: Backend) -> None:
-        partial = self._selection._partial
-        for query, (prefix, above, _) in partial.items():
-            slot = self._slots[query.model, prefix]
-            bin_ = backend.select(self._histograms, self._level, slot, query.rank - above)
-            key = prefix << NEXT_BITS | bin_.bin
-            partial[query] = Found(key, above + bin_.above, bin_.equal)
+        found = self._selection.found
+        ranks = [Rank(slot, query.rank, found.get(query)) for query, slot in self._slots.items()]
+        handles = backend.select(self._histograms, self._level, ranks)
+        self._selection.found = dict(zip(self._slots, handles, strict=True))
         self._histograms = None
-        self._selection.found = dict(partial)
 
 
 class _Ties(Statistic):
@@ -102,16 +93,18 @@ class _Ties(Statistic):
     def __init__(self, selection: Selection, ties: Callable[[Mapping[Query, Found]], Mapping[Query, int]]):
         self._selection = selection
         self._ties = ties
+        self._keys: dict[Query, int] = {}
         self._wanted: dict[Query, int] | None = None
 
     def measure(self, backend: Backend, chunk: Chunk, task: MergeTask) -> None:
         if self._wanted is None:
-            self._wanted = dict(self._ties(self._selection.found))
+            found = {query: backend.fetch(handle) for query, handle in self._selection.found.items()}
+            self._keys = {query: answer.key for query, answer in found.items()}
+            self._wanted = dict(self._ties(found))
         for query, nth in list(self._wanted.items()):
             if query.model not in task.models:
                 continue
-            key = self._selection.found[query].key
-            passed, offset = backend.locate(chunk, task.models.index(query.model), key, nth)
+            passed, offset = backend.locate(chunk, task.models.index(query.model), self._keys[query], nth)
             if offset is None:
                 self._wanted[query] = nth - passed
             else:

@@ -1,7 +1,7 @@
 """Sparsifiers: which entries of a task vector survive.
 
 Each makes a ``Cut`` for a model and a number of elements. A cut says which order statistics it needs
-(``ranks``, descending, from 1), and turns them into a mask.
+(``ranks``, descending, from 1), and asks for a mask from them.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from merge_engine.backends import Backend
 from merge_engine.backends.operations import (
     EVERY_POSITION,
     NO_POSITION,
     NOTHING,
-    Band,
     Dense,
     Draw,
+    Found,
     Mask,
     Positions,
+    RankBand,
     Ranked,
 )
-from merge_engine.methods.base import MergeTask, Values
-from merge_engine.methods.selection import Found, Place
+from merge_engine.methods.base import Values
+from merge_engine.methods.selection import Place
 from merge_engine.recipe import Parameter
 
 DENSITY = Parameter("density", float, "model", default=1.0, minimum=0, maximum=1)
@@ -41,7 +42,7 @@ RESCALE_CHOICES = ("false", "true", "density")
 class Ties:
     """How ties are decided in one tensor: the rule, and for ``index`` where the deciding ties lie."""
 
-    rule: str
+    rule: Literal["spread", "index", "all"]
     tensor: str
     random_key: int
     places: Mapping[int, Place]  # by rank
@@ -57,10 +58,8 @@ class Cut(ABC):
         return {}
 
     @abstractmethod
-    def mask(
-        self, found: Mapping[int, Found], ties: Ties, backend: Backend, task: MergeTask
-    ) -> tuple[Mask, int | None]:
-        """The mask, and what the trim would have kept without its slack (None when there is no slack)."""
+    def mask(self, found: Mapping[int, Any], ties: Ties) -> Mask | RankBand:
+        """The mask, or what the backend is to make one of, from the backend's handles to what was found."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,9 @@ class Keep(Cut):
 
     fixed: Mask
 
-    def mask(
-        self, found: Mapping[int, Found], ties: Ties, backend: Backend, task: MergeTask
-    ) -> tuple[Mask, int | None]:
+    def mask(self, found: Mapping[int, Any], ties: Ties) -> Mask | RankBand:
         """Return the mask."""
-        return self.fixed, None
+        return self.fixed
 
 
 @dataclass(frozen=True)
@@ -109,50 +106,28 @@ class KeepBand(Cut):
                 counts[self.first] = high.equal - dropped - 1
         return counts
 
-    def mask(
-        self, found: Mapping[int, Found], ties: Ties, backend: Backend, task: MergeTask
-    ) -> tuple[Mask, int | None]:
-        """See ``Cut.mask``. A zero carries nothing, so zeros are never counted as kept."""
-        low = found[self.last]
-        high = found[self.first] if self.first > 1 else None
-        low_kept = self.last - low.above
-        high_kept = 0 if high is None else high.equal - (self.first - 1 - high.above)
-        if high is not None and high.key == low.key and self.slack == 0:
-            low_kept = high_kept = self.last - self.first + 1
+    def mask(self, found: Mapping[int, Any], ties: Ties) -> Mask | RankBand:
+        """See ``Cut.mask``."""
+        return RankBand(
+            self.first,
+            self.last,
+            found[self.last],
+            found[self.first] if self.first > 1 else None,
+            self.slack,
+            ties.rule,
+            self._positions(ties, self.last, self.stable_ascending),
+            self._positions(ties, self.first, False),
+            ties.random_key,
+        )
 
-        low_key, plain = low.key, None
-        low_positions = self._positions(ties, self.last, low_kept, low.equal, self.stable_ascending)
-        if self.slack > 0:
-            plain = self._kept_without_slack(low, high, ties.rule)
-            low_key, low_positions = backend.relax(low.key, self.slack, task.working), EVERY_POSITION
-        if low_key == 0:
-            low_key, low_positions = 1, EVERY_POSITION
-        by_draw = ties.rule == "spread"
-        if high is None:
-            mask = Band(low_key, low_positions=low_positions, by_draw=by_draw, random_key=ties.random_key)
-            return mask, plain
-        if high.key < low_key:
-            return NOTHING, plain
-        high_positions = self._positions(ties, self.first, high_kept, high.equal, False)
-        return Band(low_key, high.key, low_positions, high_positions, by_draw, ties.random_key), plain
-
-    def _positions(self, ties: Ties, rank: int, kept: int, equal: int, from_there: bool) -> Positions:
-        """Where ``kept`` of ``equal`` elements at a threshold stay: up to the deciding tie, or from it on."""
-        if ties.rule == "spread":
-            below = (kept << 32) // equal
-            return (0, below - 1) if below else NO_POSITION
-        if ties.rule == "index" and rank in ties.places:
-            place = ties.places[rank]
-            if ties.tensor == place.tensor:
-                return (place.index, EVERY_POSITION[1]) if from_there else (0, place.index)
-            return EVERY_POSITION if (ties.tensor > place.tensor) == from_there else NO_POSITION
-        return EVERY_POSITION
-
-    def _kept_without_slack(self, low: Found, high: Found | None, rule: str) -> int:
-        top = high.above if high is not None and rule == "all" else self.first - 1
-        if low.key == 0:
-            return low.above - top
-        return (low.above + low.equal if rule == "all" else self.last) - top
+    def _positions(self, ties: Ties, rank: int, from_there: bool) -> Positions:
+        """Where the ties at a threshold stay: up to the deciding one, or from it on."""
+        place = ties.places.get(rank)
+        if place is None:
+            return EVERY_POSITION
+        if ties.tensor == place.tensor:
+            return (place.index, EVERY_POSITION[1]) if from_there else (0, place.index)
+        return EVERY_POSITION if (ties.tensor > place.tensor) == from_there else NO_POSITION
 
 
 class Sparsifier(ABC):

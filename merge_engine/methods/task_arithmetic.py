@@ -15,12 +15,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 from merge_engine.backends import Backend
-from merge_engine.backends.operations import Chunk, Consensus, Dense, Entry, Mask, Ranked
+from merge_engine.backends.operations import (
+    Chunk,
+    Consensus,
+    Dense,
+    Entry,
+    Found,
+    Mask,
+    RankBand,
+    Ranked,
+    SolvedBand,
+)
 from merge_engine.methods.base import MergeTask, Method, Program, Share, Solution, Statistic
 from merge_engine.methods.rounding import rounded, weight_sum
-from merge_engine.methods.selection import Found, Query, Selection
+from merge_engine.methods.selection import Query, Selection
 from merge_engine.methods.sparsify import (
     RESCALE_CHOICES,
     Bernoulli,
@@ -108,27 +119,31 @@ class Trim:
         self._selection = Selection(queries, first.working, self._tie_counts if by_index else None)
         self.statistics = self._selection.statistics
 
-    def masks(self, task: MergeTask, backend: Backend) -> list[tuple[Mask, int | None]]:
+    def masks(self, task: MergeTask, backend: Backend) -> list[SolvedBand]:
         """Each model's mask for a tensor, and what it would keep without trim slack."""
-        result = []
+        rule = cast(Literal["spread", "index", "all"], task.common.get("ties"))
+        masks: list[Mask | RankBand] = []
         for model in task.models:
             places = {
                 query.rank: place for query, place in self._selection.places.items() if query.model == model
             }
-            ties = Ties(str(task.common.get("ties")), task.name, task.random_key(model), places)
-            result.append(self.cuts[model].mask(self._found(model), ties, backend, task))
-        return result
+            ties = Ties(rule, task.name, task.random_key(model), places)
+            masks.append(self.cuts[model].mask(_of(model, self._selection.found), ties))
+        solved = iter(backend.bands([mask for mask in masks if isinstance(mask, RankBand)], task.working))
+        return [next(solved) if isinstance(mask, RankBand) else SolvedBand(mask, None) for mask in masks]
 
-    def _found(self, model: int) -> Mapping[int, Found]:
-        return {query.rank: found for query, found in self._selection.found.items() if query.model == model}
-
-    def _tie_counts(self, _: Mapping[Query, Found]) -> Mapping[Query, int]:
+    def _tie_counts(self, found: Mapping[Query, Found]) -> Mapping[Query, int]:
         return {
             Query(model, rank): nth
             for model, cut in self.cuts.items()
             if cut.ranks
-            for rank, nth in cut.tie_counts(self._found(model)).items()
+            for rank, nth in cut.tie_counts(_of(model, found)).items()
         }
+
+
+def _of(model: int, found: Mapping[Query, Any]) -> dict[int, Any]:
+    """What was found for one model, by rank."""
+    return {query.rank: answer for query, answer in found.items() if query.model == model}
 
 
 class ModelTrim(Share):
@@ -193,14 +208,14 @@ class Merge(Program):
             own += self._trim.statistics
         else:
             self._trim = shared.trim
-        self._masks: list[tuple[Mask, int | None]] | None = None
+        self._masks: list[SolvedBand] | None = None
         self._norms: NormRatio | None = None
         if task.common["rescale"] == "true" and not isinstance(method.sparsifier, Everything):
             self._norms = NormRatio(self)
             own.append(self._norms)
         self.statistics = own
 
-    def masks(self, backend: Backend) -> list[tuple[Mask, int | None]]:
+    def masks(self, backend: Backend) -> list[SolvedBand]:
         """The masks, once the selection is complete."""
         if self._masks is None:
             self._masks = self._trim.masks(self.task, backend)
@@ -212,9 +227,9 @@ class Merge(Program):
         retains = common.get("sign_slack_mode") == "retain"
         entries, trimmed_to = [], {}
         for position, (model, settings) in enumerate(zip(task.models, task.settings, strict=True)):
-            mask, plain = self.masks(backend)[position]
-            if plain is not None:
-                trimmed_to[model] = plain
+            mask, kept_without_slack = self.masks(backend)[position]
+            if kept_without_slack is not None:
+                trimmed_to[model] = kept_without_slack
             slack = _number(settings, "sign_slack") if self.method.elects else 0.0
             entries.append(
                 Entry(

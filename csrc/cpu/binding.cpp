@@ -1,28 +1,12 @@
-// The Python module merge_engine._native: a thin layer that turns Python values into plain structures.
-//
-// Arrays are passed as (address, dtype) and must hold the given number of elements; the Python wrappers in
-// merge_engine/backends check that. The GIL is released while a primitive runs.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// The Python module merge_engine._native: the CPU primitives. The GIL is released while one runs.
 #include <cstring>
 #include <stdexcept>
 
-#include "cpu/pool.h"
-#include "cpu/primitives.h"
-#ifdef MERGE_ENGINE_WITH_CUDA
-#include "cuda/device.h"
-#endif
-
-namespace py = pybind11;
-using namespace merge_engine;
+#include "../binding_types.h"
+#include "pool.h"
+#include "primitives.h"
 
 namespace {
-
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 const Primitives& table(const std::string& instruction_set) {
     const Primitives* found = cpu_primitives(instruction_set.c_str());
@@ -40,13 +24,12 @@ std::tuple<uint64_t, uint64_t, uint64_t> select_bin(uintptr_t counts, uint64_t b
     throw std::out_of_range("the histogram holds fewer elements than the rank asked for");
 }
 
-// The key of RN(float(1 - slack) * magnitude), the threshold of a trim relaxed by a slack.
-uint64_t relax(uint64_t key, double slack, DType working) {
+SolvedBand band_of(const RankBand& band, const Found& low, const Found& high, DType working) {
     switch (working) {
-        case DType::BF16: return relaxed_key<DType::BF16, float>(key, slack);
-        case DType::F16: return relaxed_key<DType::F16, float>(key, slack);
-        case DType::F32: return relaxed_key<DType::F32, float>(key, slack);
-        case DType::F64: return relaxed_key<DType::F64, double>(key, slack);
+        case DType::BF16: return solve_band<DType::BF16, float>(band, low, high);
+        case DType::F16: return solve_band<DType::F16, float>(band, low, high);
+        case DType::F32: return solve_band<DType::F32, float>(band, low, high);
+        case DType::F64: return solve_band<DType::F64, double>(band, low, high);
     }
     throw std::invalid_argument("unknown dtype");
 }
@@ -78,67 +61,19 @@ bool identical(const std::vector<uintptr_t>& addresses, uint64_t bytes, int elem
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of merge_engine. Use merge_engine.backends instead of calling this directly.";
-#ifdef MERGE_ENGINE_WITH_CUDA
-    m.attr("has_cuda") = true;
-    m.def("cuda_devices", &cuda_devices, "Names of the CUDA devices; raises RuntimeError with the driver's reason.");
-#else
-    m.attr("has_cuda") = false;
-#endif
-    m.attr("SUM_BLOCK") = SUM_BLOCK;
     m.def("instruction_set", &cpu_instruction_set, "The best instruction set that this processor runs.");
     m.def("runs", [](const std::string& name) { return cpu_primitives(name.c_str()) != nullptr; });
 
-    py::enum_<DType>(m, "DType")
-        .value("BF16", DType::BF16)
-        .value("F16", DType::F16)
-        .value("F32", DType::F32)
-        .value("F64", DType::F64);
-    py::enum_<MaskKind>(m, "MaskKind")
-        .value("Dense", MaskKind::Dense)
-        .value("Band", MaskKind::Band)
-        .value("Draw", MaskKind::Draw)
-        .value("Ranked", MaskKind::Ranked);
-    py::enum_<Election>(m, "Election")
-        .value("none", Election::None)
-        .value("sum", Election::Sum)
-        .value("count", Election::Count);
-
-    py::class_<Array>(m, "Array").def(
-        py::init([](uintptr_t address, DType dtype) { return Array{pointer<void>(address), dtype}; }));
-    py::class_<Column>(m, "Column").def(py::init([](const Array& model, uint64_t prefix, uintptr_t counts) {
+    bind_operations(m);
+    py::class_<Column>(m, "Column", py::module_local()).def(py::init([](const Array& model, uint64_t prefix, uintptr_t counts) {
         return Column{model, prefix, pointer<uint64_t>(counts)};
     }));
-    py::class_<Mask>(m, "Mask")
-        .def(py::init<>())
-        .def_readwrite("kind", &Mask::kind)
-        .def_readwrite("low", &Mask::low)
-        .def_readwrite("high", &Mask::high)
-        .def_readwrite("by_draw", &Mask::by_draw)
-        .def_readwrite("inverse_probability", &Mask::inverse_probability)
-        .def_readwrite("random_key", &Mask::random_key)
-        .def("set_low_positions", [](Mask& mask, uint64_t first, uint64_t last) { mask.low_positions = {first, last}; })
-        .def("set_high_positions",
-             [](Mask& mask, uint64_t first, uint64_t last) { mask.high_positions = {first, last}; })
-        .def("set_thresholds",
-             [](Mask& mask, uintptr_t address) { mask.thresholds = pointer<const uint32_t>(address); });
-    py::class_<Entry>(m, "Entry")
-        .def(py::init([](const Array& model, const Mask& mask, double rescale, double weight, double vote_slack,
-                         double retain_slack) {
-            return Entry{model, mask, rescale, weight, vote_slack, retain_slack};
-        }));
-    py::class_<Consensus>(m, "Consensus")
-        .def(py::init([](const Array& base, const Array& output, DType working, const std::vector<Entry>& entries,
-                         Election election, bool normalize, bool storage_rounding, double lambda, double divisor) {
-            return Consensus{base, output, working, entries, election, normalize, storage_rounding, lambda, divisor};
-        }));
-    py::class_<Combine>(m, "Combine")
-        .def(py::init([](const std::vector<Array>& inputs, const std::vector<double>& coefficients,
-                         const Array& output, DType working, bool divides, double divisor, bool fused) {
-            return Combine{inputs, coefficients, output, working, divides, divisor, fused};
-        }));
+    py::class_<SolvedBand>(m, "SolvedBand", py::module_local())
+        .def_readonly("mask", &SolvedBand::mask)
+        .def_readonly("kept_without_slack", &SolvedBand::kept_without_slack);
 
     m.def("select", &select_bin);
-    m.def("relax", &relax);
+    m.def("solve_band", &band_of);
     m.def("identical", &identical, py::call_guard<py::gil_scoped_release>());
     m.def("histogram", [](const std::string& isa, const Array& base, const std::vector<Column>& columns,
                           DType working, int shift, uint64_t count, int threads) {

@@ -1,0 +1,3 @@
+"""Types of the CUDA module, see csrc/cuda/binding.cpp."""
+
+def devices() -> list[str]: ...
