@@ -77,11 +77,12 @@ def locate(
     totals = torch.zeros(triton.cdiv(count, TILE), dtype=torch.int64, device=base.device)
     types = {"BASE": codes[0], "MODEL": codes[1], "WORKING": working, "BLOCK": TILE}
     over_tiles(count_kernel, count, TILE, base, model, totals, key, **types)
-    passed = 0
-    for tile, found in enumerate(totals.tolist()):
-        if passed + found > nth:
-            place = torch.empty(1, dtype=torch.int64, device=base.device)
-            place_kernel[(1,)](base, model, place, key, nth - passed, tile, count, **types, **OPTIONS)
-            return int(totals.sum()), int(place)
-        passed += found
-    return passed, None
+    ends = totals.cumsum(0)
+    found = int(ends[-1]) if count else 0
+    if nth >= found:
+        return found, None
+    tile = int((ends <= nth).sum())
+    place = torch.empty(1, dtype=torch.int64, device=base.device)
+    before = int(ends[tile] - totals[tile])
+    place_kernel[(1,)](base, model, place, key, nth - before, tile, count, **types, **OPTIONS)
+    return found, int(place)

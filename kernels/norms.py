@@ -116,8 +116,10 @@ def add_in_order_kernel(sums, totals, width, blocks, WIDTH: tl.constexpr):
     column = tl.arange(0, WIDTH)
     inside = column < width
     total = tl.load(totals + column, mask=inside, other=0.0)
-    for block in range(blocks):
-        total += tl.load(sums + block.to(tl.int64) * width + column, mask=inside, other=0.0)
+    row = sums + column
+    for _ in range(blocks):
+        total += tl.load(row, mask=inside, other=0.0)
+        row += width
     tl.store(totals + column, total, mask=inside)
 
 
