@@ -119,7 +119,7 @@ def consensus_kernel(
             positive = values[i] > 0
             retained = voted & (positive == (elected >= 0))
             if RETAIN_SLACK:
-                slack = tl.load(numbers + i * NUMBERS + 3).to(REAL)
+                slack = tl.load(numbers + i * NUMBERS + 3).to(REAL) + tl.zeros_like(b)
                 narrow_margin = (tl.abs(elected) < slack * spread) | (slack >= 1)
                 retained = retained | (voted & narrow_margin)
             mean += tl.where(retained, values[i], 0.0)

@@ -117,9 +117,11 @@ def add_in_order_kernel(sums, totals, width, blocks, WIDTH: tl.constexpr):
     inside = column < width
     total = tl.load(totals + column, mask=inside, other=0.0)
     row = sums + column
-    for _ in range(blocks):
+    left = blocks  # the interpreter cannot count to an argument with range() under NumPy 2.4
+    while left > 0:
         total += tl.load(row, mask=inside, other=0.0)
         row += width
+        left -= 1
     tl.store(totals + column, total, mask=inside)
 
 
