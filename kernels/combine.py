@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from merge_engine.kernels.counting import FIELDS, NON_FINITE, add_tallies, tally
-from merge_engine.kernels.launching import TILE, over_tiles
+from merge_engine.kernels.launching import TILE, constants, over_tiles
 from merge_engine.kernels.numbers import load, narrow, non_finite, rounded_to, widen
 
 
@@ -40,7 +40,7 @@ def combine_kernel(
     counts,
     first_tile,
     count,
-    CODES: tl.constexpr,
+    CODES,
     OUT: tl.constexpr,
     WORKING: tl.constexpr,
     DIVIDES: tl.constexpr,
@@ -107,7 +107,7 @@ def combine(
         numbers,
         output,
         counts,
-        CODES=tuple(codes[:-1]),
+        CODES=constants(codes[:-1]),
         OUT=codes[-1],
         WORKING=working,
         DIVIDES=divides,

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from merge_engine.kernels.counting import FIELDS, KEPT, LOST, NON_FINITE, SAVED, add_tallies, tally
 from merge_engine.kernels.draws import GROUP
-from merge_engine.kernels.launching import TILE, over_tiles
+from merge_engine.kernels.launching import TILE, constants, over_tiles
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, ROW, keeps
 from merge_engine.kernels.numbers import load, narrow, non_finite, rounded_to, widen
 
@@ -47,10 +47,10 @@ def consensus_kernel(
     start,
     first_tile,
     count,
-    CODES: tl.constexpr,
+    CODES,
     OUT: tl.constexpr,
     WORKING: tl.constexpr,
-    KINDS: tl.constexpr,
+    KINDS,
     ELECTION: tl.constexpr,
     NORMALIZE: tl.constexpr,
     STORAGE_ROUNDING: tl.constexpr,
@@ -188,10 +188,10 @@ def consensus(
         output,
         counts,
         start,
-        CODES=tuple(codes[:-1]),
+        CODES=constants(codes[:-1]),
         OUT=codes[-1],
         WORKING=working,
-        KINDS=tuple(kinds),
+        KINDS=constants(kinds),
         ELECTION=election,
         NORMALIZE=normalize,
         STORAGE_ROUNDING=storage_rounding,

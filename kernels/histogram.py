@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import TILE, over_tiles
+from merge_engine.kernels.launching import TILE, constants, over_tiles
 from merge_engine.kernels.numbers import load, magnitude_key
 
 COPIES = tl.constexpr(8)
@@ -28,7 +28,7 @@ def histogram_kernel(
     histograms,
     first_tile,
     count,
-    CODES: tl.constexpr,
+    CODES,
     WORKING: tl.constexpr,
     SHIFT: tl.constexpr,
     BINS: tl.constexpr,
@@ -82,7 +82,7 @@ def histogram(
         slots,
         slots if found is None else found,
         histograms,
-        CODES=tuple(codes),
+        CODES=constants(codes),
         WORKING=working,
         SHIFT=shift,
         BINS=histograms.shape[2],

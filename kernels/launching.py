@@ -6,7 +6,10 @@ Fixed sizes instead of tuning: each kernel reads every element once, and memory 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
+
+import triton.language as tl
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels are interpreted on the CPU. Triton reads this variable when it sees a kernel, so set it before."""
@@ -17,6 +20,11 @@ about as long for an operation on few elements as on many."""
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 """A fused multiply-add rounds once where docs/arithmetic.md rounds twice."""
+
+
+def constants(values: Sequence[Any]) -> tuple[Any, ...]:
+    """A tuple whose elements are constants to a kernel, one by one: they need no annotation in its signature."""
+    return tuple(tl.constexpr(value) for value in values)
 
 
 def over_tiles(kernel: Any, count: int, tile: int, *arguments: Any, **constants: Any) -> None:
