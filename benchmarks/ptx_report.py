@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import sys
 
-from merge_engine.kernels.compiling import compile_all
+from merge_engine.kernels.compiling import LOADS_OF_2_BYTES, LOADS_OF_16_BYTES, STORES_OF_16_BYTES, compile_all
 
-COLUMNS = "| kernel | sm | registers | stack, bytes | 16-byte loads | 2-byte loads | 16-byte stores | fma |"
+COLUMNS = ("use", "kernel", "sm", "registers", "stack, bytes", "16-byte loads", "2-byte loads", "16-byte stores")
 
 
 def main() -> None:
-    print(COLUMNS)
-    print("|" + "---|" * COLUMNS.count(" | ") + "---|")
+    for line in (COLUMNS, ["---"] * len(COLUMNS)):
+        print("|", " | ".join(line), "|")
     for capability in map(int, sys.argv[1:] or ("80", "90", "100")):
         for kernel in compile_all(capability):
-            registers, stack = kernel.resources()
-            numbers = [
-                kernel.count(pattern)
-                for pattern in (
-                    r"ld\.global\S*\.v4\.b32",
-                    r"ld\.global\S*\.[bu]16",
-                    r"st\.global\S*\.v4\.b32",
-                    r"\bfma\.",
-                )
+            cells = [
+                kernel.use,
+                kernel.name + (", partial tile" if kernel.masked else ""),
+                capability,
+                *kernel.resources(),
+                *map(kernel.count, (LOADS_OF_16_BYTES, LOADS_OF_2_BYTES, STORES_OF_16_BYTES)),
             ]
-            name = kernel.name + (", partial tile" if kernel.masked else "")
-            print("| " + " | ".join(map(str, [name, capability, registers, stack, *numbers])) + " |", flush=True)
+            print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,20 @@ from triton.runtime.driver import driver
 from merge_engine.kernels import bands, combine, consensus, histogram, locate, masks, norms, ranks, select
 from merge_engine.kernels.launching import TILE
 
+LOADS_OF_16_BYTES = r"ld\.global\S*\.v4\.b32"
+LOADS_OF_2_BYTES = r"ld\.global\S*\.[bu]16"
+STORES_OF_16_BYTES = r"st\.global\S*\.v4\.b32"
+
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel in assembly and machine code. ``masked``: the variant for a partial tile, None where there is none."""
+    """A kernel in assembly and machine code.
 
+    ``use`` says what it was launched for, ``masked`` whether it is the variant for a partial tile, None where there is
+    none.
+    """
+
+    use: str
     name: str
     masked: bool | None
     ptx: str
@@ -85,14 +94,15 @@ def _launches_kept(capability: int) -> Iterator[list[tuple[Any, bool | None]]]:
         driver._active = previous
 
 
-def compile_all(capability: int, only: str = "") -> list[Compiled]:
-    """Every kernel, compiled for an architecture (80, 90, 100, ...). ``only``: those whose names begin so."""
+def compile_all(capability: int) -> list[Compiled]:
+    """Every kernel, compiled for an architecture (80, 90, 100, ...)."""
     compiled = []
-    for name, launch in _launches().items():
-        if name.startswith(only):
-            with _launches_kept(capability) as kept:
-                launch()
-            compiled += [Compiled(name, masked, k.asm["ptx"], k.asm["cubin"]) for k, masked in kept]
+    for use, launch in _launches().items():
+        with _launches_kept(capability) as kept:
+            launch()
+        for kernel, masked in kept:
+            name = kernel.metadata.name.removesuffix("_kernel")
+            compiled.append(Compiled(use, name, masked, kernel.asm["ptx"], kernel.asm["cubin"]))
     return compiled
 
 

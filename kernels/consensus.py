@@ -20,7 +20,7 @@ from merge_engine.kernels.counting import FIELDS, KEPT, LOST, NON_FINITE, SAVED,
 from merge_engine.kernels.draws import GROUP
 from merge_engine.kernels.launching import TILE, constants, over_tiles
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, ROW, keeps
-from merge_engine.kernels.numbers import load, narrow, non_finite, rounded_to, widen
+from merge_engine.kernels.numbers import load, load_bits, narrow, non_finite, rounded_to, widen
 
 NUMBERS = tl.constexpr(4)  # of an entry: rescale, weight, 1 + vote slack, retain slack
 
@@ -77,7 +77,7 @@ def consensus_kernel(
         delta = rounded(x - b, WORKING, STORAGE_ROUNDING)
         below = place.to(tl.uint32)  # stands in for thresholds where a mask has none
         if (KINDS[i] == RANKED) | (KINDS[i] == RANKED_INVERSE):
-            below = tl.load(thresholds[i] + offsets, mask=inside, other=0)
+            below = load_bits(thresholds[i], offsets, inside, MASKED)
         kept = keeps(masks + i * ROW, below, delta, start + first, place, groups, KINDS[i], WORKING)
         if KINDS[i] == RANKED_INVERSE:
             inverse = (4294967296.0 / tl.maximum(below, 1).to(tl.float64)).to(REAL)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from merge_engine.kernels.launching import OPTIONS, over_tiles
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, keeps
-from merge_engine.kernels.numbers import load, rounded_to
+from merge_engine.kernels.numbers import load, load_bits, rounded_to
 
 LANES = tl.constexpr(64)
 SUM_BLOCK = tl.constexpr(4096)
@@ -72,7 +72,7 @@ def l1_kernel(
             delta = rounded_to(delta, WORKING)
         below = place.to(tl.uint32)
         if (KIND == RANKED) | (KIND == RANKED_INVERSE):
-            below = tl.load(thresholds + offsets, mask=inside, other=0)
+            below = load_bits(thresholds, offsets, inside, MASKED)
         kept = keeps(mask, below, delta, start + first, place, groups, KIND, WORKING)
         magnitude = tl.abs(delta).to(tl.float64)
         whole += magnitude

@@ -81,13 +81,20 @@ def rounded_to(value, CODE: tl.constexpr):
 
 
 @triton.jit
-def load(pointer, offsets, inside, CODE: tl.constexpr, WORKING: tl.constexpr, MASKED: tl.constexpr):
-    """Elements of an input, rounded once to the working dtype; 0 where a mask says that there are none."""
-    REAL: tl.constexpr = tl.float64 if WORKING == "F64" else tl.float32
+def load_bits(pointer, offsets, inside, MASKED: tl.constexpr):
+    """Bits as they are; 0 where a mask says that there are none."""
     if MASKED:
         bits = tl.load(pointer + offsets, mask=inside, other=0)
     else:
         bits = tl.load(pointer + offsets)
+    return bits
+
+
+@triton.jit
+def load(pointer, offsets, inside, CODE: tl.constexpr, WORKING: tl.constexpr, MASKED: tl.constexpr):
+    """Elements of an input, rounded once to the working dtype."""
+    REAL: tl.constexpr = tl.float64 if WORKING == "F64" else tl.float32
+    bits = load_bits(pointer, offsets, inside, MASKED)
     if CODE == WORKING:
         value = widen(bits, CODE, REAL)
     else:

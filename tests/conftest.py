@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import computing
 import pytest
 import torch
 from hypothesis import settings
@@ -15,6 +16,16 @@ from safetensors.torch import save_file
 # How long an example takes says nothing on a machine that is shared.
 settings.register_profile("merge_engine", deadline=None)
 settings.load_profile("merge_engine")
+
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backends", default="cpu", choices=computing.NAMES, help="what conformance is tested of")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    computing.choose(config.getoption("--backends"))
+
 
 SaveCheckpoint = Callable[..., Path]
 

@@ -1,0 +1,26 @@
+"""Triton's kernels give the reference's bytes, and a run with them those of the cpu backend, in Triton's interpreter.
+
+Whether kernels are interpreted is settled when they are first imported, so this is a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("file", ("test_conformance.py", "triton_streaming.py"))
+def test_interpreted(file: str) -> None:
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "pytest", "-x", "--backends=triton", TESTS / file]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout and "skipped" not in done.stdout
