@@ -31,10 +31,13 @@ from merge_engine.backends.operations import (
     SolvedBand,
 )
 from merge_engine.dtypes import BY_NAME, DType
-from merge_engine.errors import BackendError, DeviceMemoryError
+from merge_engine.errors import BackendError, DeviceMemoryError, NoDeviceError
 
 if TYPE_CHECKING:
     import torch
+
+HEADROOM = 64 << 20
+"""Bytes for histograms, counters and lists beside what a run says it needs."""
 
 OLDEST = (8, 0)
 """The first compute capability that the kernels are made for (Ampere)."""
@@ -98,13 +101,16 @@ class CudaBackend(Backend):
         self._uploads = False
         self._spare: list[tuple[int, Any]] = []  # pinned memory for outcomes, with its size
 
-    def attach(self, memory: memoryview) -> None:
+    def attach(self, memory: memoryview, scratch: int) -> None:
         """Mirror host memory on the device, and pin it (see ``Backend.attach``)."""
+        needed = len(memory) + scratch + HEADROOM
         try:
+            if self._native.free_memory(self.device) < needed:
+                raise MemoryError
             self._mirror = self._native.DeviceMemory(self._compute.queue, len(memory), False)
         except MemoryError:
             raise DeviceMemoryError(
-                f"CUDA device {self.device} has no {len(memory) / 2**20:,.0f} MiB of free memory"
+                f"CUDA device {self.device} has less than {needed / 2**20:,.0f} MiB of free memory"
             ) from None
         self._compute.wait()  # the mirror is there for the other streams too
         self._ring_address = address_of(memory)
@@ -398,7 +404,7 @@ def _module() -> Any:
     try:
         import merge_engine._cuda as native
     except ImportError:
-        raise BackendError(
+        raise NoDeviceError(
             "merge_engine was built without CUDA: install nvcc (the CUDA toolkit) and build it again, or use "
             "the triton backend"
         ) from None
@@ -410,10 +416,12 @@ def _examine(native: Any, device: int) -> str:
     try:
         found = native.devices()
     except RuntimeError as error:
-        raise BackendError(f"CUDA cannot be used: {error}") from None
+        missing = "no NVIDIA driver" in str(error)
+        raise (NoDeviceError if missing else BackendError)(f"CUDA cannot be used: {error}") from None
+    if not found:
+        raise NoDeviceError("there is no CUDA device (CUDA_VISIBLE_DEVICES may hide it)")
     if device >= len(found):
-        there = f"there are {len(found)}" if found else "there is none"
-        raise BackendError(f"there is no CUDA device {device}: {there} (CUDA_VISIBLE_DEVICES may hide some)")
+        raise BackendError(f"there is no CUDA device {device}, only 0 to {len(found) - 1}")
     name, major, minor, memory = found[device]
     if (major, minor) < OLDEST:
         raise BackendError(

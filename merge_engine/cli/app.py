@@ -47,7 +47,8 @@ def options(
 def run(
     recipe: RecipeFile,
     output: Annotated[Path, typer.Argument(help="The folder to write the merged model to.")],
-    backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second one.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or reference.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute. [default: all cores]")
     ] = None,
@@ -60,6 +61,7 @@ def run(
         result = merge_engine.run(
             recipe,
             output,
+            device=device,
             backend=backend,
             threads=threads,
             memory=memory,

@@ -89,17 +89,23 @@ class Plan:
         return max(fitting // unit, 1) * unit
 
     @property
+    def scratch_bytes(self) -> int:
+        """Memory that the backend needs beside inputs and outputs."""
+        tasks = [job for job in self.jobs if job.task is not None]
+        return max(
+            (self.method.scratch_bytes(len(job.models)) * self.chunk_elements(job) for job in tasks),
+            default=0,
+        )
+
+    @property
     def ring_bytes(self) -> int:
         """Memory for inputs and outputs: the budget less what the backend needs beside them."""
-        spans = scratch = 0
+        spans = 0
         for job in self.jobs:
-            count = self.chunk_elements(job)
             arrays = len(self.inputs(job)) + 1
-            spans = max(spans, self.span_bytes(job, count) + arrays * PAGE)
-            if job.task is not None:
-                scratch = max(scratch, self.method.scratch_bytes(len(job.models)) * count)
+            spans = max(spans, self.span_bytes(job, self.chunk_elements(job)) + arrays * PAGE)
         whole = sum(self.span_bytes(job, job.count) + 2**16 for job in self.jobs)
-        return max(spans, min(self.memory - scratch, whole))
+        return max(spans, min(self.memory - self.scratch_bytes, whole))
 
     @property
     def bytes_read(self) -> int:

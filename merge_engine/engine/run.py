@@ -24,8 +24,11 @@ from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from merge_engine.engine.result import MergeResult
 from merge_engine.engine.sinks import Digests, MemorySink, Sink
 from merge_engine.engine.stream import Stream
-from merge_engine.errors import PlanError
+from merge_engine.errors import DeviceMemoryError, PlanError
 from merge_engine.recipe import Recipe, load_recipe
+
+SMALLEST_DEVICE_MEMORY = 16 << 20
+"""Bytes of tensor data at a time that a device must have room for."""
 
 Progress = Callable[[int], None]
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
@@ -57,7 +60,8 @@ def run(
     recipe: RecipeSource,
     output: str | Path | None = None,
     *,
-    backend: str = "auto",
+    device: str = "auto",
+    backend: str | Backend = "auto",
     threads: int | None = None,
     memory: int | str = DEFAULT_MEMORY,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
@@ -67,18 +71,21 @@ def run(
 ) -> MergeResult:
     """Merge checkpoints as a recipe says.
 
-    ``recipe``: YAML text, a path, a mapping or a ``Recipe``. ``output``: the folder to write; without one the
-    merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or text such as "400MB"; the
-    result never depends on it). ``shard_size``: bytes per output file. ``backend`` and ``threads``: see
-    ``create_backend``. ``overwrite``: replace an earlier output in the folder. ``on_plan`` is called with the
-    plan before work starts, ``progress`` with the number of input bytes each finished step has processed.
+    ``recipe``: YAML text, a path, a mapping or a ``Recipe``. ``output``: the folder to write; without one the merged
+    tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or text such as "400MB"; the
+    result never depends on it), on the host and as much on a device. ``shard_size``: bytes per output file.
+    ``device``, ``backend`` (a name, or one made before) and ``threads``: see ``create_backend``. ``overwrite``:
+    replace an earlier output in the folder. ``on_plan`` is called with the plan before work starts, ``progress``
+    with the number of input bytes each finished step has processed.
 
     Raises ``MergeError``: ``RecipeError``, ``CheckpointError``, ``PlanError`` before anything is written,
     ``NonFiniteError`` for NaN or infinity in an input, ``OutputError`` when writing fails. After an error the
     output folder holds nothing that could be taken for a model.
     """
-    chosen = create_backend(backend, threads)
+    notes: list[str] = []
+    chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device, notes)
     planned = plan(recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite)
+    planned.notes += notes
     try:
         if on_plan is not None:
             on_plan(planned)
@@ -97,11 +104,25 @@ def _stream(
 ) -> MergeResult:
     ledger, merger = Ledger(), Merger(planned, backend)
     start = time.perf_counter()
-    Stream(planned, backend, merger, sink, digests, ledger, progress or (lambda _: None)).run()
+    _fitting(planned, backend, merger, sink, digests, ledger, progress or (lambda _: None)).run()
     ledger.seconds = time.perf_counter() - start
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     results = list(merger.results.values())
     return MergeResult(None, None, results, labels, ledger, planned.notes, merger.trimmed_to)
+
+
+def _fitting(planned: Plan, backend: Backend, *arguments: Any) -> Stream:
+    """A stream that the device has memory for. Less memory means smaller pieces, never another result."""
+    while True:
+        try:
+            return Stream(planned, backend, *arguments)
+        except DeviceMemoryError:
+            if planned.memory // 2 < SMALLEST_DEVICE_MEMORY:
+                raise
+            planned.memory //= 2
+            planned.notes.append(
+                f"the device is short of memory: working with {planned.memory / 2**20:,.0f} MiB at a time"
+            )
 
 
 def _to_folder(planned: Plan, output: Path, backend: Backend, progress: Progress | None) -> MergeResult:

@@ -1,8 +1,9 @@
 // Enough of CUDA on a CPU to run csrc/cuda as it is, so that its kernels are tested where no GPU is.
 //
 // Every CUDA thread is a fiber; those of a block take turns, and a block runs after the other. A barrier lets the others
-// go on until all have reached it, a warp operation until all 32 lanes have. Streams do everything at once. What this
-// cannot show: races between threads that do not wait for each other, memory that is not coherent, speed.
+// go on until all have reached it, a warp operation until all 32 lanes have. A stream is as late as it may be: its work
+// is done when somebody waits for it, so that what should have waited and did not finds garbage. What this cannot
+// show: races between threads that do not wait for each other, memory that is not coherent, speed.
 #pragma once
 
 #include <bit>
@@ -10,7 +11,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #define __global__
@@ -37,6 +40,22 @@ void run_grid(unsigned blocks, unsigned threads, size_t shared_bytes, const std:
 void wait_for_block();
 // Gives every lane the values of all, once all 32 are there.
 const uint32_t* exchange(uint32_t value);
+
+// Work that was handed to a stream and not yet done; `done` counts what was.
+struct Stream {
+    std::deque<std::function<void()>> work;
+    uint64_t handed_in = 0, done = 0;
+};
+struct Event {
+    Stream* stream = nullptr;
+    uint64_t point = 0;
+};
+Stream* stream_of(void* handle);  // the default stream has none
+void hand_in(Stream* stream, std::function<void()> work);
+void finish(Stream* stream, uint64_t point);
+bool is_pinned(const void* memory);
+void pin(const void* memory, size_t bytes);
+void unpin(const void* memory);
 // The next calls of cudaMalloc* fail while this is positive and they ask for more.
 extern size_t memory_limit;
 extern size_t memory_used;
@@ -134,14 +153,34 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 2, cudaSuccess; }
 inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) { return *free = *total = size_t{1} << 30, cudaSuccess; }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = nullptr, cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+    return *stream = reinterpret_cast<cudaStream_t>(new emulated::Stream), cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    emulated::Stream* own = emulated::stream_of(stream);
+    return emulated::finish(own, own->handed_in), cudaSuccess;
+}
+// Not freed: an event may still ask how far it came.
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+    return *event = reinterpret_cast<cudaEvent_t>(new emulated::Event), cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    emulated::Stream* own = emulated::stream_of(stream);
+    return *reinterpret_cast<emulated::Event*>(event) = {own, own->handed_in}, cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    const auto* point = reinterpret_cast<emulated::Event*>(event);
+    return emulated::finish(point->stream, point->point), cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    return delete reinterpret_cast<emulated::Event*>(event), cudaSuccess;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    const emulated::Event point = *reinterpret_cast<emulated::Event*>(event);
+    emulated::hand_in(emulated::stream_of(stream), [point] { emulated::finish(point.stream, point.point); });
+    return cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) { return *pool = nullptr, cudaSuccess; }
 inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 
@@ -157,25 +196,41 @@ inline cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t) {
     std::memset(*memory, 0xA5, bytes);
     return cudaSuccess;
 }
-inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
-    size_t bytes;
-    std::memcpy(&bytes, static_cast<char*>(memory) - 256, sizeof(bytes));
-    emulated::memory_used -= bytes;
-    std::memset(static_cast<char*>(memory) - 256, 0x5A, bytes + 256);
-    std::free(static_cast<char*>(memory) - 256);
+inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
+    emulated::hand_in(emulated::stream_of(stream), [memory] {
+        size_t bytes;
+        std::memcpy(&bytes, static_cast<char*>(memory) - 256, sizeof(bytes));
+        emulated::memory_used -= bytes;
+        std::memset(static_cast<char*>(memory) - 256, 0x5A, bytes + 256);
+        std::free(static_cast<char*>(memory) - 256);
+    });
     return cudaSuccess;
 }
 inline cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
-    return *memory = std::malloc(bytes), cudaSuccess;
+    *memory = std::malloc(bytes);
+    return emulated::pin(*memory, bytes), cudaSuccess;
 }
-inline cudaError_t cudaFreeHost(void* memory) { return std::free(memory), cudaSuccess; }
-inline cudaError_t cudaHostRegister(void*, size_t, unsigned) { return cudaSuccess; }
-inline cudaError_t cudaHostUnregister(void*) { return cudaSuccess; }
-inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
-    return std::memset(memory, value, bytes), cudaSuccess;
+inline cudaError_t cudaFreeHost(void* memory) { return emulated::unpin(memory), std::free(memory), cudaSuccess; }
+inline cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
+    return emulated::pin(memory, bytes), cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-    return std::memcpy(to, from, bytes), cudaSuccess;
+inline cudaError_t cudaHostUnregister(void* memory) { return emulated::unpin(memory), cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
+    emulated::hand_in(emulated::stream_of(stream), [=] { std::memset(memory, value, bytes); });
+    return cudaSuccess;
+}
+// What is not pinned is copied before the call returns.
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    emulated::Stream* own = emulated::stream_of(stream);
+    if (kind == cudaMemcpyHostToDevice && !emulated::is_pinned(from)) {
+        const auto staged = std::make_shared<std::vector<char>>(bytes);
+        std::memcpy(staged->data(), from, bytes);
+        emulated::hand_in(own, [=] { std::memcpy(to, staged->data(), bytes); });
+        return cudaSuccess;
+    }
+    emulated::hand_in(own, [=] { std::memcpy(to, from, bytes); });
+    if (kind == cudaMemcpyDeviceToHost && !emulated::is_pinned(to)) emulated::finish(own, own->handed_in);
+    return cudaSuccess;
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
@@ -183,7 +238,9 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
 }
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
-    emulated::run_grid(config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes,
-                       [&] { kernel(static_cast<Parameters>(arguments)...); });
+    const std::function<void()> body = [=] { kernel(static_cast<Parameters>(arguments)...); };
+    const unsigned blocks = config->gridDim.x, threads = config->blockDim.x;
+    const size_t shared_bytes = config->dynamicSmemBytes;
+    emulated::hand_in(emulated::stream_of(config->stream), [=] { emulated::run_grid(blocks, threads, shared_bytes, body); });
     return cudaSuccess;
 }

@@ -5,6 +5,7 @@
 #include <ucontext.h>
 
 #include <cstdio>
+#include <map>
 #include <memory>
 
 namespace merge_engine {
@@ -122,6 +123,41 @@ void run_block(unsigned threads) {
 }
 
 }  // namespace
+
+Stream* stream_of(void* handle) {
+    static Stream default_stream;
+    return handle ? static_cast<Stream*>(handle) : &default_stream;
+}
+
+void hand_in(Stream* stream, std::function<void()> work) {
+    stream->work.push_back(std::move(work));
+    ++stream->handed_in;
+}
+
+void finish(Stream* stream, uint64_t point) {
+    while (stream->done < point) {
+        const std::function<void()> next = std::move(stream->work.front());
+        stream->work.pop_front();
+        next();
+        ++stream->done;
+    }
+}
+
+namespace {
+std::map<const char*, size_t> pinned;
+}
+
+bool is_pinned(const void* memory) {
+    const auto* address = static_cast<const char*>(memory);
+    auto after = pinned.upper_bound(address);
+    if (after == pinned.begin()) return false;
+    --after;
+    return address < after->first + after->second;
+}
+
+void pin(const void* memory, size_t bytes) { pinned[static_cast<const char*>(memory)] = bytes; }
+
+void unpin(const void* memory) { pinned.erase(static_cast<const char*>(memory)); }
 
 void wait_for_block() { leave_in(State::AtBarrier); }
 
