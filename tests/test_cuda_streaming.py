@@ -78,7 +78,7 @@ def test_less_device_memory_means_smaller_pieces(backend, recipe: dict, monkeypa
     assert any("short of memory" in note for note in merged.notes)
     assert all(torch.equal(merged.tensors[name], expected.tensors[name]) for name in SHAPES)
     free = 100
-    with pytest.raises(DeviceMemoryError, match="CUDA device 0 has less than .* of free memory"):
+    with pytest.raises(DeviceMemoryError, match=r"CUDA device 0 has less than .* of free memory"):
         me.run(recipe, backend=backend, memory="1MB")
 
 

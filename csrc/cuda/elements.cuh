@@ -49,10 +49,11 @@ __device__ Pack<Working, V> load_pack(const Array& array, uint64_t index) {
     using Bits = typename Storage<Working>::Bits;
     Pack<Working, V> pack;
     if constexpr (V > 1) {
-        const uint4 words = *reinterpret_cast<const uint4*>(static_cast<const Bits*>(array.data) + index);
+        // The address may come from shared memory; __ldg says that it leads to global memory nevertheless.
+        const uint4 words = __ldg(reinterpret_cast<const uint4*>(static_cast<const Bits*>(array.data) + index));
         memcpy(pack.bits, &words, sizeof(words));
     } else if (array.dtype == Working) {
-        pack.bits[0] = static_cast<const Bits*>(array.data)[index];
+        pack.bits[0] = __ldg(static_cast<const Bits*>(array.data) + index);
     } else {
         switch (array.dtype) {
             case DType::BF16: pack.bits[0] = converted<DType::BF16, Working>(array.data, index); break;

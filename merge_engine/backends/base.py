@@ -61,7 +61,8 @@ class Backend(ABC):
     def attach(self, memory: memoryview, scratch: int) -> None:  # noqa: B027
         """Prepare for the host memory that ``array`` and ``output`` will be given pieces of, until ``detach``.
 
-        ``scratch`` is what masks may take beside it, in bytes. Raises ``DeviceMemoryError`` when the device has too little memory for it.
+        ``scratch`` is what masks may take beside it, in bytes. Raises ``DeviceMemoryError`` when the device has
+        too little memory for it.
         """
 
     def detach(self) -> None:  # noqa: B027

@@ -98,6 +98,10 @@ T atomicMax(T* address, T value) {
     return before;
 }
 template <class T>
+T __ldg(const T* address) {
+    return *address;
+}
+template <class T>
 void __stcs(T* address, T value) {
     *address = value;
 }
