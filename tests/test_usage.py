@@ -11,6 +11,7 @@ from conftest import SaveCheckpoint
 from rich.console import Console
 
 import merge_engine as me
+from merge_engine.backends import create_backend
 from merge_engine.cli import show
 from merge_engine.engine import usage
 from merge_engine.engine.limits import DiskLimits, Limits, load_limits, save_limits
@@ -92,7 +93,9 @@ def test_in_memory_there_is_no_disk_to_write(recipe: dict[str, object]) -> None:
 def test_a_plan_says_what_is_known(recipe: dict[str, object], tmp_path: Path) -> None:
     save_limits(Limits(memory=1e10, disks={str(mount_of(tmp_path)): DiskLimits(1e6, 1e6, 1e9, 5e8)}))
     with me.plan(recipe) as plan:
-        predicted = usage.predict(plan, tmp_path / "out", load_limits(), Reading("read", 0), "never run")
+        predicted = usage.predict(
+            plan, tmp_path / "out", load_limits(), Reading("read", 0), create_backend("cpu"), 3
+        )
         console = Console(width=200)
         with console.capture() as capture:
             show.plan(console, plan, predicted)

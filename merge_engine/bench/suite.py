@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import merge_engine
+from merge_engine.backends import create_backend
 from merge_engine.bench.checkpoints import Family, weight_files
 from merge_engine.bench.contestants import METHODS, Merge, check_output, command, plays
 from merge_engine.bench.fit import median_seconds
@@ -157,7 +158,8 @@ def measure_case(suite: Suite, case: Case, limits: Limits) -> Result:
 def _floor(merge: Merge, output: Path, case: Case, limits: Limits) -> float | None:
     """Seconds that moving the bytes takes at best, with the inputs where they are now."""
     with merge_engine.plan(merge.recipe()) as plan:
-        floor = predict(plan, output, limits, choose_reading(plan, limits), "").floor
+        reading = choose_reading(plan, limits)
+        floor = predict(plan, output, limits, reading, create_backend(), None).floor
     if case.pace is None:
         return floor
     return max(floor or 0.0, (merge.bytes_read + merge.bytes_written) / case.pace)

@@ -18,7 +18,7 @@ from merge_engine.engine.limits import load_limits
 from merge_engine.engine.manifest import versions
 from merge_engine.engine.probe import measure_limits
 from merge_engine.engine.reading import choose_reading
-from merge_engine.engine.usage import kind_of_run, predict
+from merge_engine.engine.usage import predict
 from merge_engine.errors import MergeError
 
 app = typer.Typer(
@@ -93,10 +93,9 @@ def plan(
     with merge_engine.plan(
         recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite
     ) as planned:
-        kind = kind_of_run(planned, create_backend(), None)
         limits = load_limits()
         reading = choose_reading(planned, limits)
-        show.plan(console, planned, predict(planned, output, limits, reading, kind))
+        show.plan(console, planned, predict(planned, output, limits, reading, create_backend(), None))
 
 
 @app.command()

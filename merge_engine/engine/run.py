@@ -26,7 +26,7 @@ from merge_engine.engine.reading import Reading, apply_reading, choose_reading
 from merge_engine.engine.result import MergeResult
 from merge_engine.engine.sinks import Digests, MemorySink, Sink
 from merge_engine.engine.stream import Stream
-from merge_engine.engine.usage import Usage, account, kind_of_run, predict, remember
+from merge_engine.engine.usage import Usage, account, predict, remember
 from merge_engine.errors import DeviceMemoryError, PlanError
 from merge_engine.recipe import Recipe, load_recipe
 
@@ -92,18 +92,20 @@ def run(
     try:
         if on_plan is not None:
             on_plan(planned)
-        limits, kind = load_limits(), kind_of_run(planned, chosen, threads)
+        limits = load_limits()
         reading = choose_reading(planned, limits)
-        predicted = predict(planned, Path(output) if output is not None else None, limits, reading, kind)
+        target = Path(output) if output is not None else None
+        predicted = predict(planned, target, limits, reading, chosen, threads)
         apply_reading(planned, reading)
-        if output is not None:
-            result = _to_folder(planned, Path(output), chosen, progress, limits, reading, predicted)
+        if target is not None:
+            result = _to_folder(planned, target, chosen, progress, limits, reading, predicted)
         else:
             sink = MemorySink(planned)
             result = _stream(planned, chosen, sink, None, progress)
             result.tensors = sink.tensors
-            result.predicted, result.usage = predicted, account(planned, None, limits, reading, result.ledger)
-        remember(kind, result.ledger)
+            result.predicted = predicted
+            result.usage = account(planned, None, limits, reading, chosen, result.ledger)
+        remember(planned, chosen, threads, result.ledger)
         return result
     finally:
         planned.close()
@@ -158,7 +160,7 @@ def _to_folder(
         writer.flush()
         ledger.publish.seconds = time.perf_counter() - start
         ledger.seconds += ledger.publish.seconds
-        result.predicted, result.usage = predicted, account(planned, output, limits, reading, ledger)
+        result.predicted, result.usage = predicted, account(planned, output, limits, reading, backend, ledger)
         manifest = encode_manifest(planned, result, backend, digests.by_name(), [*side_files, "README.md"])
         writer.add_file(MANIFEST_NAME, manifest)
         writer.finish()

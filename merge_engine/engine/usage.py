@@ -89,41 +89,50 @@ class Usage:
         }
 
 
-def predict(plan: Plan, output: Path | None, limits: Limits, reading: Reading, kind: str) -> Usage:
-    """What the merge will use. ``kind`` is its ``kind_of_run``, whose speed an earlier run may have shown."""
-    resources = _resources(plan, output, limits, reading, reading.not_cached)
-    rate = limits.compute.get(kind)
+def predict(
+    plan: Plan, output: Path | None, limits: Limits, reading: Reading, backend: Backend, threads: int | None
+) -> Usage:
+    """What the merge will use. How fast it computes, an earlier run of its kind may have shown."""
+    resources = _resources(plan, output, limits, reading, backend, reading.not_cached)
+    rate = limits.compute.get(_kind(plan, backend, threads))
     compute = plan.bytes_read / rate if rate else None
     floor = Usage(resources, compute, None, None).floor
     expected = None if compute is None or floor is None else max(compute, floor)
     return Usage(resources, compute, None, expected)
 
 
-def account(plan: Plan, output: Path | None, limits: Limits, reading: Reading, ledger: Ledger) -> Usage:
+def account(
+    plan: Plan, output: Path | None, limits: Limits, reading: Reading, backend: Backend, ledger: Ledger
+) -> Usage:
     """What the merge has used."""
-    resources = _resources(plan, output, limits, reading, ledger.from_storage)
+    resources = _resources(plan, output, limits, reading, backend, ledger.from_storage)
     return Usage(resources, ledger.compute.seconds, ledger.digest.seconds, ledger.seconds)
 
 
-def kind_of_run(plan: Plan, backend: Backend, threads: int | None) -> str:
+def remember(plan: Plan, backend: Backend, threads: int | None, ledger: Ledger) -> None:
+    """Keep the speed of computing for the next prediction, once limits are measured on this machine."""
+    limits, stage = load_limits(), ledger.compute  # others may have measured meanwhile
+    if limits.memory is None or stage.bytes < _TELLING or not stage.seconds:
+        return
+    limits.compute[_kind(plan, backend, threads)] = stage.bytes / stage.seconds
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no reason for a merge to fail
+        save_limits(limits)
+
+
+def _kind(plan: Plan, backend: Backend, threads: int | None) -> str:
     """Runs of one kind compute about as fast as each other."""
     dtypes = sorted({str(job.working) for job in plan.jobs if job.task is not None})
     with_threads = f"{backend.name} on {threads or 'all'} threads"
     return f"{plan.method.name} of {len(plan.models)} in {'/'.join(dtypes)}, {with_threads}"
 
 
-def remember(kind: str, ledger: Ledger) -> None:
-    """Keep the speed of computing for the next prediction, once limits are measured on this machine."""
-    limits, stage = load_limits(), ledger.compute  # others may have measured meanwhile
-    if limits.memory is None or stage.bytes < _TELLING or not stage.seconds:
-        return
-    limits.compute[kind] = stage.bytes / stage.seconds
-    with contextlib.suppress(OSError):  # a cache that cannot be written is no reason for a merge to fail
-        save_limits(limits)
-
-
 def _resources(
-    plan: Plan, output: Path | None, limits: Limits, reading: Reading, stored: int | None
+    plan: Plan,
+    output: Path | None,
+    limits: Limits,
+    reading: Reading,
+    backend: Backend,
+    stored: int | None,
 ) -> tuple[Resource, ...]:
     """``stored`` bytes are read from storage, the rest from the page cache; None is not known."""
     by_path = {checkpoint.path: nbytes for checkpoint, nbytes in plan.bytes_by_input().items()}
@@ -137,6 +146,8 @@ def _resources(
             Resource("page cache", plan.bytes_read - stored, limits.reading(by_path, "cached")),
         ]
     resources.append(Resource("memory", plan.bytes_read + plan.bytes_written, limits.memory))
+    if backend.name == "cuda":
+        resources.append(Resource("link", plan.bytes_read, limits.link))
     if output is not None:
         disk = limits.disk(output)
         resources.append(Resource("disk write", plan.bytes_written, disk.write if disk else None))
