@@ -73,7 +73,7 @@ def _draw(axes: Axes, *, group: Sequence[Result], position: Callable[[Result], f
     if floors:
         axes.plot(*zip(*floors, strict=True), "k--", label="floor")
     case = group[0].case
-    same = f"{case.models} models" if position is _gigabytes else case.family.size
+    same = f"{case.models} model(s)" if position is _gigabytes else case.family.size
     axes.set(title=f"{case.method}, {same}, {case.cache}", xlabel=label, ylabel="seconds", yscale="log")
     if position is not _gigabytes:
         axes.set_xticks(sorted({position(result) for result in group}))
