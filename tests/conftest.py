@@ -19,6 +19,12 @@ settings.load_profile("merge_engine")
 SaveCheckpoint = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests measure stays out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def save_checkpoint(tmp_path: Path) -> SaveCheckpoint:
     """Writes tensors as a checkpoint folder of this name: one file, or as many shards as asked for."""

@@ -6,6 +6,7 @@ Nothing is read but headers and configs, and nothing is written.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,15 @@ class Plan:
     def input_bytes(self, job: TensorJob) -> int:
         """Bytes of one pass over a tensor's inputs."""
         return sum(checkpoint.tensors[name].nbytes for checkpoint, name in self.inputs(job))
+
+    def bytes_by_input(self) -> Counter[Checkpoint]:
+        """Bytes that all passes together read from each input."""
+        counts: Counter[Checkpoint] = Counter()
+        for job in self.jobs:
+            passes = self.passes(job)
+            for checkpoint, name in self.inputs(job):
+                counts[checkpoint] += passes * checkpoint.tensors[name].nbytes
+        return counts
 
     def passes(self, job: TensorJob) -> int:
         """How often a tensor's inputs are read: once if it fits in memory, else once for every statistic too."""

@@ -17,13 +17,16 @@ from merge_engine.checkpoint import (
     merged_config,
     parse_size,
 )
-from merge_engine.engine.ledger import Ledger
+from merge_engine.engine.ledger import Ledger, reading_counted
+from merge_engine.engine.limits import Limits, load_limits
 from merge_engine.engine.manifest import encode_card, encode_manifest
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
+from merge_engine.engine.reading import Reading, apply_reading, choose_reading
 from merge_engine.engine.result import MergeResult
 from merge_engine.engine.sinks import Digests, MemorySink, Sink
 from merge_engine.engine.stream import Stream
+from merge_engine.engine.usage import Usage, account, predict, remember
 from merge_engine.errors import DeviceMemoryError, PlanError
 from merge_engine.recipe import Recipe, load_recipe
 
@@ -89,11 +92,20 @@ def run(
     try:
         if on_plan is not None:
             on_plan(planned)
-        if output is not None:
-            return _to_folder(planned, Path(output), chosen, progress)
-        sink = MemorySink(planned)
-        result = _stream(planned, chosen, sink, None, progress)
-        result.tensors = sink.tensors
+        limits = load_limits()
+        reading = choose_reading(planned, limits)
+        target = Path(output) if output is not None else None
+        predicted = predict(planned, target, limits, reading, chosen, threads)
+        apply_reading(planned, reading)
+        if target is not None:
+            result = _to_folder(planned, target, chosen, progress, limits, reading, predicted)
+        else:
+            sink = MemorySink(planned)
+            result = _stream(planned, chosen, sink, None, progress)
+            result.tensors = sink.tensors
+            result.predicted = predicted
+            result.usage = account(planned, None, limits, reading, chosen, result.ledger)
+        remember(planned, chosen, threads, result.ledger)
         return result
     finally:
         planned.close()
@@ -104,7 +116,8 @@ def _stream(
 ) -> MergeResult:
     ledger, merger = Ledger(), Merger(planned, backend)
     start = time.perf_counter()
-    _fitting(planned, backend, merger, sink, digests, ledger, progress or (lambda _: None)).run()
+    with reading_counted(ledger):
+        _fitting(planned, backend, merger, sink, digests, ledger, progress or (lambda _: None)).run()
     ledger.seconds = time.perf_counter() - start
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     results = list(merger.results.values())
@@ -125,7 +138,15 @@ def _fitting(planned: Plan, backend: Backend, *arguments: Any) -> Stream:
             )
 
 
-def _to_folder(planned: Plan, output: Path, backend: Backend, progress: Progress | None) -> MergeResult:
+def _to_folder(
+    planned: Plan,
+    output: Path,
+    backend: Backend,
+    progress: Progress | None,
+    limits: Limits,
+    reading: Reading,
+    predicted: Usage,
+) -> MergeResult:
     with CheckpointWriter(output, planned.shards) as writer:
         digests = Digests()
         result = _stream(planned, backend, writer, digests, progress)
@@ -139,6 +160,7 @@ def _to_folder(planned: Plan, output: Path, backend: Backend, progress: Progress
         writer.flush()
         ledger.publish.seconds = time.perf_counter() - start
         ledger.seconds += ledger.publish.seconds
+        result.predicted, result.usage = predicted, account(planned, output, limits, reading, backend, ledger)
         manifest = encode_manifest(planned, result, backend, digests.by_name(), [*side_files, "README.md"])
         writer.add_file(MANIFEST_NAME, manifest)
         writer.finish()
