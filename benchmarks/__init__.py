@@ -1,1 +1,1 @@
-"""Speed and memory of merge_engine, measured against a bare copy of the same bytes and against mergekit."""
+"""Benchmarks under pytest-benchmark: primitives, reading and writing, and what a merge costs before its first byte."""

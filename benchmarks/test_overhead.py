@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import merge_engine
-from benchmarks.checkpoints import make_checkpoints
-from benchmarks.engines import Merge
-from benchmarks.shapes import ARCHITECTURES
+from merge_engine.bench.checkpoints import Family
+from merge_engine.bench.contestants import Merge
+from merge_engine.bench.shapes import ARCHITECTURES
 
 
 def test_import(benchmark: BenchmarkFixture) -> None:
@@ -23,9 +24,9 @@ def test_interpreter(benchmark: BenchmarkFixture) -> None:
     benchmark.pedantic(subprocess.run, ([sys.executable, "-c", ""],), {"check": True}, rounds=9)
 
 
-def test_plan(benchmark: BenchmarkFixture, small: bool) -> None:
+def test_plan(benchmark: BenchmarkFixture, small: bool, folder: Path) -> None:
     size = "tiny-moe" if small else "moe"
-    base, models = make_checkpoints(size, 2)
+    base, models = Family(folder, size).make(2)
     recipe = Merge("ties", base, tuple(models)).recipe()
 
     def plan() -> int:

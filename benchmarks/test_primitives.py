@@ -16,8 +16,6 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import merge_engine._native as native
-from benchmarks.checkpoints import draw_base, draw_tuned
-from benchmarks.machine import copy_rate
 from merge_engine.backends.base import level_bins
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import (
@@ -34,7 +32,9 @@ from merge_engine.backends.operations import (
     RankBand,
     Ranked,
 )
+from merge_engine.bench.checkpoints import draw_base, draw_tuned
 from merge_engine.dtypes import BF16
+from merge_engine.engine.probe import measure_memory
 
 INSTRUCTION_SETS = [name for name in ("baseline", "avx2", "avx512") if native.runs(name)]
 MODELS = (2, 4, 8)
@@ -61,6 +61,9 @@ def tensors(count: int, n: int) -> list[torch.Tensor]:
     return [*fewer, draw_tuned(fewer[0], seed=n)]
 
 
+memory_rate = cache(measure_memory)
+
+
 def chunk_of(backend: CpuBackend, count: int, n: int) -> Chunk:
     """The inputs as a chunk that is a whole tensor."""
     base, *models = (backend.tensor(tensor) for tensor in tensors(count, n))
@@ -75,7 +78,7 @@ def timed(benchmark: BenchmarkFixture, bytes_moved: int, body: Callable[[], Resu
         benchmark.extra_info |= {
             "bytes_moved": bytes_moved,
             "gb_per_s": round(rate / 1e9, 2),
-            "percent_of_memory_copy": round(100 * rate / copy_rate(), 1),
+            "percent_of_memory_copy": round(100 * rate / memory_rate(), 1),
         }
     return result
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from merge_engine.kernels.launching import TILE, over_tiles
 from merge_engine.kernels.numbers import load, magnitude_key
 
-AT_A_TIME = 1 << 24  # elements, unless a line has more
+AT_A_TIME = 1 << 22  # elements, unless a line has more
 
 
 @triton.jit
@@ -116,7 +116,7 @@ def rank_thresholds(
 
     Inputs are unsigned bits of whole lines of ``length`` elements, ``stride`` apart, their types in ``codes`` (base,
     model). ``numbers``: float64, density - epsilon and 2 * epsilon. ``thresholds``: uint32, written. Takes memory for up to
-    about 2^24 keys, sorted and unsorted, with torch's indices.
+    about 2^22 keys, sorted and unsorted, with torch's indices.
     """
     count = base.numel()
     key_dtype = {"F64": torch.int64, "F32": torch.int32}.get(working, torch.int16)

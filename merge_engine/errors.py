@@ -37,5 +37,9 @@ class BackendError(MergeError):
     """The requested backend is not installed or cannot do what was asked."""
 
 
+class NoDeviceError(BackendError):
+    """There is nothing that a backend could run on: no device, no driver, or it was built without."""
+
+
 class DeviceMemoryError(BackendError):
     """The device has too little free memory; less at a time may do."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import computing
 import pytest
 import torch
 from hypothesis import settings
@@ -17,17 +16,13 @@ from safetensors.torch import save_file
 settings.register_profile("merge_engine", deadline=None)
 settings.load_profile("merge_engine")
 
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--backends", default="cpu", choices=computing.NAMES, help="what conformance is tested of")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    computing.choose(config.getoption("--backends"))
-
-
 SaveCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests measure stays out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up what is missing and runs everything that must pass: lint, types, and all tests, with mergekit as an
-# oracle in an environment of its own. Arguments go to pytest.
+# Sets up what is missing and runs everything that must pass: lint, types, all tests, and the benchmarks on little
+# data, with mergekit as an oracle in an environment of its own. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,7 +8,7 @@ python=${PYTHON:-python3}
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 [ -x .venv-oracle/bin/python ] || "$python" -m venv .venv-oracle
 echo "installing merge_engine and its test tools into .venv"
-.venv/bin/python -m pip install -q -c constraints.txt -e ".[test,demo]"
+.venv/bin/python -m pip install -q -c constraints.txt -e ".[test,demo,bench]"
 echo "installing mergekit into .venv-oracle"
 .venv-oracle/bin/python -m pip install -q -r tests/oracle/requirements.txt
 

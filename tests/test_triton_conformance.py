@@ -19,8 +19,8 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.parametrize("file", ("test_conformance.py", "triton_streaming.py"))
 def test_interpreted(file: str) -> None:
-    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "pytest", "-x", "--backends=triton", TESTS / file]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "pytest", "-x", TESTS / file]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "MERGE_ENGINE_TEST_BACKENDS": "triton"}
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout and "skipped" not in done.stdout

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "../ranks.h"
 #include "pool.h"
 #include "primitives.h"
 #include "tile.h"
@@ -53,14 +54,6 @@ class LineRanks {
     std::vector<Key> sorted_;
 };
 
-uint32_t threshold(uint64_t twice_rank, uint64_t length, double density, double epsilon) {
-    const double scaled =
-        length > 1 ? static_cast<double>(twice_rank) / static_cast<double>(2 * (length - 1)) : 0.5;
-    const double probability = (density - epsilon) + 2 * epsilon * scaled;
-    const double scaled_up = probability * 4294967296.0;  // rounding may lift a probability to exactly 1
-    return scaled_up < 4294967295.0 ? static_cast<uint32_t>(scaled_up) : 0xFFFFFFFFu;
-}
-
 }  // namespace
 
 void rank_thresholds(const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
@@ -93,7 +86,7 @@ void rank_thresholds(const Array& base, const Array& model, DType working, uint6
                 ranks.set(line.data(), length);
                 for (uint64_t j = 0; j < length; ++j) {
                     thresholds[first + j * stride] =
-                        threshold(ranks.twice_rank(line[j]), length, density, epsilon);
+                        keep_threshold(ranks.twice_rank(line[j]), length, density, epsilon);
                 }
                 ranks.clear(line.data(), length);
             }

@@ -1,9 +1,130 @@
-// The Python module merge_engine._cuda: the CUDA primitives. The GIL is released while one is handed to the device.
+// The Python module merge_engine._cuda: devices, memory, and the CUDA primitives. The GIL is released while a call
+// hands work to a device or waits for it.
+#include <cstddef>
+
 #include "../binding_types.h"
 #include "device.h"
+#include "primitives.h"
 
-PYBIND11_MODULE(_cuda, m) {
+#ifndef ME_MODULE
+#define ME_MODULE _cuda
+#endif
+
+namespace {
+
+using Released = py::call_guard<py::gil_scoped_release>;
+
+void bind_devices(py::module_& m) {
+    m.def("devices", [] {
+        std::vector<std::tuple<std::string, int, int, uint64_t>> rows;
+        for (const Device& d : devices()) rows.emplace_back(d.name, d.major, d.minor, d.memory);
+        return rows;
+    });
+    m.def("free_memory", &free_memory);
+    const py::module_local local;
+    py::class_<Queue>(m, "Queue", local).def(py::init([](int device, uintptr_t stream) { return Queue{device, stream}; }));
+    py::class_<Stream>(m, "Stream", local)
+        .def(py::init<int>())
+        .def("wait", &Stream::wait, Released())
+        .def_property_readonly("queue", &Stream::queue);
+    py::class_<Event>(m, "Event", local)
+        .def(py::init<const Queue&>())
+        .def("wait", &Event::wait, Released())
+        .def("hold_back", &Event::hold_back);
+    py::class_<DeviceMemory>(m, "DeviceMemory", local)
+        .def(py::init<const Queue&, uint64_t, bool>())
+        .def_property_readonly("address", &DeviceMemory::address);
+    py::class_<PinnedMemory>(m, "PinnedMemory", local)
+        .def(py::init<uint64_t>(), Released())
+        .def(py::init<uintptr_t, uint64_t>(), Released())
+        .def_property_readonly("address", &PinnedMemory::address);
+    m.def("upload", &upload, Released());
+    m.def("download", &download, Released());
+    m.def("read", [](const Queue& queue, uintptr_t address, uint64_t bytes) {
+        std::string memory(bytes, '\0');
+        {
+            py::gil_scoped_release released;
+            read(queue, address, memory.data(), bytes);
+        }
+        return py::bytes(memory);
+    });
+}
+
+void bind_primitives(py::module_& m) {
+    const py::module_local local;
+    m.attr("FOUND_BYTES") = sizeof(Found);
+    m.attr("SOLVED_BYTES") = sizeof(SolvedBand);
+    m.attr("KEPT_OFFSET") = offsetof(SolvedBand, kept_without_slack);
+    py::class_<Column>(m, "Column", local).def(py::init([](const Array& model, uintptr_t within, uintptr_t counts) {
+        return Column{model, pointer<const Found>(within), pointer<uint64_t>(counts)};
+    }));
+    py::class_<RankQuery>(m, "RankQuery", local).def(py::init([](uintptr_t counts, uintptr_t within, uint64_t rank) {
+        return RankQuery{pointer<const uint64_t>(counts), pointer<const Found>(within), rank};
+    }));
+    py::class_<BandQuery>(m, "BandQuery", local).def(py::init([](const RankBand& band, uintptr_t low, uintptr_t high) {
+        return BandQuery{band, pointer<const Found>(low), pointer<const Found>(high)};
+    }));
+    m.def("histogram", &histogram, Released());
+    m.def(
+        "select",
+        [](const Queue& queue, const std::vector<RankQuery>& queries, uint64_t bins, uintptr_t found) {
+            select(queue, queries, bins, pointer<Found>(found));
+        },
+        Released());
+    m.def(
+        "solve_bands",
+        [](const Queue& queue, const std::vector<BandQuery>& bands, DType working, uintptr_t solved) {
+            solve_bands(queue, bands, working, pointer<SolvedBand>(solved));
+        },
+        Released());
+    m.def(
+        "locate",
+        [](const Queue& queue, const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
+           uint64_t count, uintptr_t located) {
+            locate(queue, base, model, working, key, nth, count, pointer<Located>(located));
+        },
+        Released());
+    m.def(
+        "l1_norms",
+        [](const Queue& queue, const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+           DType working, bool storage_rounding, uint64_t start, uint64_t count, uintptr_t sums) {
+            l1_norms(queue, base, models, masks, working, storage_rounding, start, count, pointer<double>(sums));
+        },
+        Released());
+    m.def(
+        "gram",
+        [](const Queue& queue, const std::vector<Array>& inputs, DType working, uint64_t count, uintptr_t sums) {
+            gram(queue, inputs, working, count, pointer<double>(sums));
+        },
+        Released());
+    m.def(
+        "rank_thresholds",
+        [](const Queue& queue, const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
+           double density, double epsilon, uint64_t count, uintptr_t thresholds) {
+            rank_thresholds(queue, base, model, working, length, stride, density, epsilon, count,
+                            pointer<uint32_t>(thresholds));
+        },
+        Released());
+    m.def(
+        "consensus",
+        [](const Queue& queue, const Consensus& operation, uint64_t start, uint64_t count, uintptr_t counts,
+           uintptr_t non_finite) {
+            consensus(queue, operation, start, count, pointer<Counts>(counts), pointer<uint64_t>(non_finite));
+        },
+        Released());
+    m.def(
+        "combine",
+        [](const Queue& queue, const Combine& operation, uint64_t count, uintptr_t non_finite) {
+            combine(queue, operation, count, pointer<uint64_t>(non_finite));
+        },
+        Released());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(ME_MODULE, m) {
     m.doc() = "CUDA kernels of merge_engine. Use merge_engine.backends instead of calling this directly.";
-    m.def("devices", &cuda_devices, "Names of the CUDA devices; raises RuntimeError with the driver's reason.");
+    bind_devices(m);
     bind_operations(m);
+    bind_primitives(m);
 }

@@ -1,33 +1,74 @@
 """Ways of computing: one set of primitives, several devices, the same bytes."""
 
+from __future__ import annotations
+
 import importlib.util
+import re
 
 from merge_engine.backends.base import Backend
-from merge_engine.errors import BackendError
+from merge_engine.errors import BackendError, NoDeviceError
 
-NAMES = ("auto", "cpu", "reference", "triton")
+NAMES = ("auto", "cpu", "cuda", "reference", "triton")
 
 __all__ = ["NAMES", "Backend", "create_backend"]
 
 
-def create_backend(name: str = "auto", threads: int | None = None) -> Backend:
-    """Make a backend by name: ``cpu`` (native code), ``reference`` (plain torch), ``triton`` (a GPU) or ``auto``.
+def create_backend(
+    name: str = "auto", threads: int | None = None, device: str = "auto", notes: list[str] | None = None
+) -> Backend:
+    """Make a backend.
 
-    ``threads`` is the number of threads of the cpu backend, by default all that the process may use.
-    Raises ``BackendError`` for another name, and where what a backend needs is missing.
+    ``device``: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``, which takes the first CUDA device that can be used, else the
+    CPU; why a device that is there cannot be used is added to ``notes``. ``name`` forces a backend: ``cpu`` and
+    ``cuda`` (native code), ``triton`` (on a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of the cpu backend,
+    by default all that the process may use. Raises ``BackendError`` for what does not exist or cannot be used.
     """
-    if name in ("auto", "cpu"):
-        from merge_engine.backends.cpu import CpuBackend
-
-        return CpuBackend(threads)
+    if name not in NAMES:
+        raise BackendError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')
+    index = _device_index(device)
     if name == "reference":
         from merge_engine.backends.reference import ReferenceBackend
 
         return ReferenceBackend()
     if name == "triton":
-        if importlib.util.find_spec("triton") is None:
-            raise BackendError("triton is not installed; pip install 'merge_engine[triton]', or choose cpu")
-        from merge_engine.backends.triton import TritonBackend
+        return _triton(index)
+    if name == "cuda" or (name == "auto" and index is not None):
+        if device == "cpu":
+            raise BackendError(f"the {name} backend does not compute on the CPU; choose device auto or cuda")
+        return _cuda(index or 0)
+    if name == "auto" and device == "auto":
+        try:
+            return _cuda(0)
+        except NoDeviceError:
+            pass
+        except BackendError as error:
+            if notes is not None:
+                notes.append(f"computing on the CPU: {error}")
+    if index is not None:
+        raise BackendError(f"the {name} backend does not compute on {device}; choose device auto or cpu")
+    from merge_engine.backends.cpu import CpuBackend
 
-        return TritonBackend()
-    raise BackendError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')
+    return CpuBackend(threads)
+
+
+def _cuda(index: int) -> Backend:
+    from merge_engine.backends.cuda import CudaBackend
+
+    return CudaBackend(index)
+
+
+def _triton(index: int | None) -> Backend:
+    if importlib.util.find_spec("triton") is None:
+        raise BackendError("triton is not installed: pip install 'merge_engine[triton]', or choose another backend")
+    from merge_engine.backends.triton import TritonBackend
+
+    return TritonBackend(index)
+
+
+def _device_index(device: str) -> int | None:
+    """The number of a CUDA device; None when no device is demanded or the CPU is."""
+    if device in ("auto", "cpu"):
+        return None
+    if re.fullmatch(r"cuda(:[0-9]+)?", device):
+        return int(device.partition(":")[2] or 0)
+    raise BackendError(f'there is no device "{device}"; choose auto, cpu, cuda or cuda:0, cuda:1, ...')

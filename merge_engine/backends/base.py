@@ -58,10 +58,11 @@ class Backend(ABC):
     depth: int = 1
     """Visits that may be handed over before the first of them is fetched."""
 
-    def attach(self, memory: memoryview) -> None:  # noqa: B027 (nothing to do where arrays are the memory)
+    def attach(self, memory: memoryview, scratch: int) -> None:  # noqa: B027
         """Prepare for the host memory that ``array`` and ``output`` will be given pieces of, until ``detach``.
 
-        Raises ``DeviceMemoryError`` when the device has too little memory for it.
+        ``scratch`` is what masks may take beside it, in bytes. Raises ``DeviceMemoryError`` when the device has
+        too little memory for it.
         """
 
     def detach(self) -> None:  # noqa: B027

@@ -10,6 +10,9 @@ import torch
 from merge_engine.backends.cpu import address_of
 from merge_engine.errors import DeviceMemoryError
 
+HEADROOM = 256 << 20
+"""Bytes for histograms, sums, and keys that are being ranked beside what a run says it needs."""
+
 
 @dataclass(frozen=True)
 class Copy:
@@ -39,18 +42,20 @@ class Mirror:
     """As many bytes on ``device`` as ``memory`` has, a byte for a byte.
 
     Whoever uses a piece of the memory again must have waited for what used it before. Raises ``DeviceMemoryError``
-    when the device has too little memory.
+    when the device has too little memory for it and ``scratch`` more bytes.
     """
 
-    def __init__(self, memory: memoryview, device: torch.device):
+    def __init__(self, memory: memoryview, scratch: int, device: torch.device):
         self._host = torch.frombuffer(memory, dtype=torch.uint8)
         self._address = self._host.data_ptr()
+        needed = len(memory) + scratch + HEADROOM
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         try:
+            if torch.cuda.mem_get_info(device)[0] + cached < needed:
+                raise torch.cuda.OutOfMemoryError
             self._device = torch.empty(len(memory), dtype=torch.uint8, device=device)
-        except torch.cuda.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"{device} has too little free memory for {len(memory)} bytes of tensor data; ask for less memory"
-            ) from error
+        except torch.cuda.OutOfMemoryError:
+            raise DeviceMemoryError(f"GPU {device.index} has less than {needed >> 20:,} MiB of free memory") from None
         self._up = torch.cuda.Stream(device)
         self.compute = torch.cuda.Stream(device)
         self._down = torch.cuda.Stream(device)

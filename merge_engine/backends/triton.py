@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -29,7 +29,6 @@ from merge_engine.backends.operations import (
     Found,
     Mask,
     Outcome,
-    Positions,
     Rank,
     RankBand,
     Ranked,
@@ -47,7 +46,6 @@ from merge_engine.kernels import select as select_kernels
 
 BITS = {16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
 _LARGEST = 2**63 - 1
-T = TypeVar("T")
 
 
 @dataclass
@@ -86,12 +84,6 @@ class SolvedMask:
     place: int
     by_draw: bool
 
-    def fetch(self) -> Band:
-        """Wait for the numbers."""
-        low, high, *places, key, _ = self.copy.wait()[self.place].tolist()
-        first, second = (_positions(places[:2]), _positions(places[2:]))
-        return Band(low, high, first, second, self.by_draw, key % 2**64)
-
 
 @dataclass(frozen=True)
 class KeptWithoutSlack:
@@ -121,35 +113,33 @@ class PendingOutcome:
 
 
 class TritonBackend(Backend):
-    """Runs the primitives of ``merge_engine.kernels`` on ``device``.
+    """Runs the primitives of ``merge_engine.kernels`` on GPU ``device``, by default the current one.
 
-    ``device`` is a number or name such as "cuda:1", by default the current GPU; with TRITON_INTERPRET=1 it is the
-    CPU. Raises ``BackendError`` when there is no such GPU.
+    With TRITON_INTERPRET=1 it is the CPU. Raises ``BackendError`` when there is no such GPU.
     """
 
     name = "triton"
 
-    def __init__(self, device: int | str | None = None):
+    def __init__(self, device: int | None = None):
         if launching.INTERPRETED:
             self.device = torch.device("cpu")
         elif not torch.cuda.is_available():
             raise BackendError(
-                "the triton backend needs a GPU that torch can use, and there is none; choose cpu, or set "
-                "TRITON_INTERPRET=1 to interpret its kernels slowly on the CPU"
+                "the triton backend needs a GPU that torch can use, and there is none; choose cpu (or set "
+                "TRITON_INTERPRET=1 to have its kernels interpreted on the CPU, a thousand times as slowly)"
             )
         else:
-            given = torch.device("cuda" if device is None else device)
-            index = torch.cuda.current_device() if given.index is None else given.index
-            if given.type != "cuda" or index >= torch.cuda.device_count():
-                raise BackendError(f"the triton backend cannot run on {given}")
+            index = torch.cuda.current_device() if device is None else device
+            if index >= torch.cuda.device_count():
+                raise BackendError(f"there is no GPU {index}, only 0 to {torch.cuda.device_count() - 1}")
             self.device = torch.device("cuda", index)
         self.depth = 1 if launching.INTERPRETED else 3
         self._mirror: Mirror | None = None
 
-    def attach(self, memory: memoryview) -> None:
+    def attach(self, memory: memoryview, scratch: int) -> None:
         """Give host memory a mirror on the device (see ``Backend.attach``)."""
         if not launching.INTERPRETED:
-            self._mirror = Mirror(memory, self.device)
+            self._mirror = Mirror(memory, scratch, self.device)
 
     def detach(self) -> None:
         """Let go of the mirror (see ``Backend.detach``)."""
@@ -159,7 +149,7 @@ class TritonBackend(Backend):
 
     def fetch(self, value: Any) -> Any:
         """Wait for a value (see ``Backend.fetch``)."""
-        if isinstance(value, FoundRow | SolvedMask | KeptWithoutSlack | PendingOutcome):
+        if isinstance(value, FoundRow | KeptWithoutSlack | PendingOutcome):
             return value.fetch()
         if isinstance(value, Copy):
             value.wait()
@@ -417,11 +407,6 @@ def _signed(value: int) -> int:
 def _bounded(*values: int) -> list[int]:
     """Bounds of 64 bits as int64, which no key and no index exceeds."""
     return [min(value, _LARGEST) for value in values]
-
-
-def _positions(bounds: Sequence[int]) -> Positions:
-    first, last = bounds
-    return first, 2**64 - 1 if last == _LARGEST else last
 
 
 def _found(found: Found | FoundRow | None) -> Sequence[int] | torch.Tensor:

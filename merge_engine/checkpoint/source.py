@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from merge_engine.checkpoint.direct import open_direct, read_direct
 from merge_engine.checkpoint.header import TensorInfo, read_header
 from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
 from merge_engine.errors import CheckpointError
@@ -112,6 +113,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if len(weights.files) > 1:
             allow_many_files()
         self._descriptors: dict[Path, int] = {}
+        self._direct: dict[Path, int] | None = None  # descriptors past the page cache, once that is asked for
         self._lock = threading.Lock()
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -120,9 +122,10 @@ class SafetensorsCheckpoint(Checkpoint):
         file = self._file_of[name]
         position = self.tensors[name].start + offset
         try:
-            descriptor = self._descriptor(file)
+            descriptor, direct = self._descriptor(file), self._direct_descriptor(file)
             while view.nbytes:
-                got = os.preadv(descriptor, [view], position)
+                past = direct >= 0
+                got = read_direct(direct, view, position) if past else os.preadv(descriptor, [view], position)
                 if got == 0:
                     raise CheckpointError(
                         f"{file}: tensor {name!r}: the file ended at byte {position}; it became shorter "
@@ -132,11 +135,17 @@ class SafetensorsCheckpoint(Checkpoint):
         except OSError as error:
             raise CheckpointError(f"{file}: tensor {name!r}: cannot be read: {error.strerror}") from error
 
+    def bypass_page_cache(self) -> None:
+        """Read past the page cache from now on, wherever the file system can do that. No read may be under way."""
+        self._direct = {}
+
     def close(self) -> None:
         """See ``Checkpoint.close``."""
         with self._lock:
-            while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
+            for descriptors in (self._descriptors, self._direct or {}):
+                while descriptors:
+                    if (descriptor := descriptors.popitem()[1]) >= 0:
+                        os.close(descriptor)
 
     def _descriptor(self, file: Path) -> int:
         with self._lock:
@@ -147,6 +156,18 @@ class SafetensorsCheckpoint(Checkpoint):
                     raise CheckpointError(f"{file}: its size has changed since its header was read")
                 self._descriptors[file] = descriptor
             return self._descriptors[file]
+
+    def _direct_descriptor(self, file: Path) -> int:
+        """-1 for reading through the page cache."""
+        if self._direct is None:
+            return -1
+        with self._lock:
+            if file not in self._direct:
+                try:
+                    self._direct[file] = open_direct(file)
+                except OSError:
+                    self._direct[file] = -1
+            return self._direct[file]
 
 
 def allow_many_files() -> None:

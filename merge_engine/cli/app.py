@@ -10,9 +10,15 @@ import typer
 from rich.console import Console
 
 import merge_engine
+from merge_engine.backends import create_backend
 from merge_engine.cli import show
+from merge_engine.cli.bench import bench
 from merge_engine.cli.doctor import examine
+from merge_engine.engine.limits import load_limits
 from merge_engine.engine.manifest import versions
+from merge_engine.engine.probe import measure_limits
+from merge_engine.engine.reading import choose_reading
+from merge_engine.engine.usage import predict
 from merge_engine.errors import MergeError
 
 app = typer.Typer(
@@ -47,7 +53,8 @@ def options(
 def run(
     recipe: RecipeFile,
     output: Annotated[Path, typer.Argument(help="The folder to write the merged model to.")],
-    backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second one.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or reference.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute. [default: all cores]")
     ] = None,
@@ -60,6 +67,7 @@ def run(
         result = merge_engine.run(
             recipe,
             output,
+            device=device,
             backend=backend,
             threads=threads,
             memory=memory,
@@ -85,13 +93,29 @@ def plan(
     with merge_engine.plan(
         recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite
     ) as planned:
-        show.plan(console, planned)
+        limits = load_limits()
+        reading = choose_reading(planned, limits)
+        show.plan(console, planned, predict(planned, output, limits, reading, create_backend(), None))
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    measure: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Measure memory, the disk of this folder and the link to a GPU, and keep it for predictions.",
+        ),
+    ] = None,
+) -> None:
     """Say what this installation can do on this machine, and why not more."""
     show.pairs(console, examine())
+    if measure is not None:
+        show.limits(console, measure, measure_limits(measure))
+
+
+app.command()(bench)
 
 
 def main() -> None:

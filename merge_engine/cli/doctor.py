@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import merge_engine._native as _native
 from merge_engine.engine.manifest import versions
+from merge_engine.errors import BackendError
 
 
 def examine() -> list[tuple[str, str]]:
@@ -18,7 +19,7 @@ def examine() -> list[tuple[str, str]]:
         ("machine", f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} usable cores"),
         ("backend cpu", f"chosen; instruction set {_native.instruction_set()} (of {', '.join(runs)})"),
         ("backend reference", f"available with torch {_package('torch')}; slow, for checking"),
-        ("CUDA", _cuda()),
+        ("backend cuda", _cuda()),
         ("Triton", f"no kernels yet (triton {_package('triton')})"),
         ("hub", f"huggingface_hub {_package('huggingface_hub')}"),
     ]
@@ -32,12 +33,9 @@ def _package(name: str) -> str:
 
 
 def _cuda() -> str:
+    from merge_engine.backends.cuda import CudaBackend
+
     try:
-        import merge_engine._cuda as _cuda
-    except ImportError:
-        return "built without CUDA: no nvcc was found when the package was built; install it and build again"
-    try:
-        devices = _cuda.devices()
-    except RuntimeError as error:
-        return f"built with CUDA, no kernels yet; no usable device: {error}"
-    return "built with CUDA, no kernels yet; " + "; ".join(devices)
+        return f"usable: {CudaBackend().label}"
+    except BackendError as error:
+        return str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -12,8 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from merge_engine.engine.ledger import Stage
+from merge_engine.engine.limits import Limits
 from merge_engine.engine.plan import Plan
 from merge_engine.engine.result import MergeResult
+from merge_engine.engine.usage import Usage
+
+MEASURE = "`merge-engine doctor --measure FOLDER`"
 
 
 class Progress:
@@ -61,7 +66,7 @@ def pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     console.print(table)
 
 
-def plan(console: Console, planned: Plan) -> None:
+def plan(console: Console, planned: Plan, predicted: Usage) -> None:
     """What a merge would do."""
     elements = sum(tensor.count for shard in planned.shards for tensor in shard.tensors.values())
     streamed = sum(planned.chunk_elements(job) < job.count for job in planned.jobs)
@@ -74,6 +79,8 @@ def plan(console: Console, planned: Plan) -> None:
         ("read", _gigabytes(planned.bytes_read)),
         ("write", f"{_gigabytes(planned.bytes_written)} in {len(planned.shards):,} file(s)"),
         ("memory", f"{planned.ring_bytes / 2**20:,.0f} MiB of tensor data at a time"),
+        *_usage(predicted),
+        ("time", _expected(predicted)),
         *(("note", note) for note in planned.notes),
     ]
     pairs(console, rows)
@@ -104,8 +111,58 @@ def result(console: Console, merged: MergeResult) -> None:
     ledger = merged.ledger
     rows = [(name, _stage(stage)) for name, stage in ledger.stages().items()]
     rows += [("note", note) for note in merged.notes]
-    rows.append(("merged", f"{merged.output} in {ledger.seconds:.2f} s"))
+    if merged.usage is not None:
+        rows += _usage(merged.usage)
+    predicted = merged.predicted.seconds if merged.predicted is not None else None
+    against = f" (predicted: {predicted:.2f} s)" if predicted is not None else ""
+    rows.append(("merged", f"{merged.output} in {ledger.seconds:.2f} s{against}"))
     pairs(console, rows)
+
+
+def limits(console: Console, folder: Path, found: Limits) -> None:
+    """What a machine can do at best."""
+    disk = found.disk(folder)
+    rates = [
+        ("disk read", disk and disk.read),
+        ("direct read", disk and disk.direct),
+        ("page cache", disk and disk.cached),
+        ("disk write", disk and disk.write),
+        ("memory", found.memory),
+        ("link to the device", found.link),
+    ]
+    pairs(console, [(name, f"{rate / 1e9:.2f} GB/s at best") for name, rate in rates if rate])
+
+
+def _expected(predicted: Usage) -> str:
+    if predicted.seconds is None:
+        return "not known until a first run of this kind on this machine, once its limits are measured"
+    return (
+        f"{predicted.seconds:.2f} s, if this machine computes as fast as it did in the last run of this kind"
+    )
+
+
+def _usage(usage: Usage) -> list[tuple[str, str]]:
+    """What a merge uses of each resource, the floor, and what decides its time."""
+    shares = usage.shares()
+    rows = []
+    for resource in usage.resources:
+        if resource.limit is None or not resource.bytes:
+            continue
+        share = f"{shares[resource.name]:.0%} of its limit, " if resource.name in shares else ""
+        rows.append(
+            (
+                resource.name,
+                f"{share}{_gigabytes(resource.bytes)} at {resource.limit / 1e9:.2f} GB/s take {resource.seconds:.2f} s",
+            )
+        )
+    if usage.floor is None:
+        return [*rows, ("floor", f"not known; {MEASURE} measures this machine once, in seconds")]
+    rows.append(("floor", f"{usage.floor:.2f} s"))
+    if shares:
+        bound = usage.bound_by
+        busy = f", busy {shares[bound]:.0%} of the time" if bound in ("compute", "digest") else ""
+        rows.append(("bound by", f"{bound or 'nothing alone'}{busy}"))
+    return rows
 
 
 def _stage(stage: Stage) -> str:

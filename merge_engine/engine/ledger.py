@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -22,7 +23,8 @@ class Ledger:
     """Bytes and busy seconds of every stage, and the time the run took.
 
     ``read`` and ``write`` are of the files, ``compute`` counts input bytes, ``digest`` and ``publish`` follow a
-    merge to a folder: SHA-256 of the output, and flushing it to disk.
+    merge to a folder: SHA-256 of the output, and flushing it to disk. ``from_storage`` of the bytes read were
+    not in the page cache, as the system counted them for this process; None where it does not count.
     """
 
     read: Stage = field(default_factory=Stage)
@@ -31,6 +33,7 @@ class Ledger:
     digest: Stage = field(default_factory=Stage)
     publish: Stage = field(default_factory=Stage)
     seconds: float = 0.0
+    from_storage: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
@@ -53,4 +56,22 @@ class Ledger:
             name: {"bytes": stage.bytes, "busy_seconds": round(stage.seconds, 3)}
             for name, stage in self.stages().items()
         }
-        return {"seconds": round(self.seconds, 3), **rows}
+        return {"seconds": round(self.seconds, 3), "bytes_from_storage": self.from_storage, **rows}
+
+
+@contextmanager
+def reading_counted(ledger: Ledger) -> Iterator[None]:
+    """Note how much the enclosed block has had read from storage. What was in the page cache does not count."""
+    before = _read_from_storage()
+    yield
+    after = _read_from_storage()
+    ledger.from_storage = None if before is None or after is None else after - before
+
+
+def _read_from_storage() -> int | None:
+    """Bytes that this process has had read from storage so far, None where the system does not say."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), None)

@@ -57,6 +57,8 @@ def encode_manifest(
         "files": list(files),
         "notes": result.notes,
         "ledger": result.ledger.as_dict(),
+        "usage": result.usage.as_dict() if result.usage else None,
+        "predicted": result.predicted.as_dict() if result.predicted else None,
     }
     return json.dumps(manifest, indent=1).encode()
 

@@ -6,6 +6,7 @@ Nothing is read but headers and configs, and nothing is written.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,17 +90,23 @@ class Plan:
         return max(fitting // unit, 1) * unit
 
     @property
+    def scratch_bytes(self) -> int:
+        """Memory that the backend needs beside inputs and outputs."""
+        tasks = [job for job in self.jobs if job.task is not None]
+        return max(
+            (self.method.scratch_bytes(len(job.models)) * self.chunk_elements(job) for job in tasks),
+            default=0,
+        )
+
+    @property
     def ring_bytes(self) -> int:
         """Memory for inputs and outputs: the budget less what the backend needs beside them."""
-        spans = scratch = 0
+        spans = 0
         for job in self.jobs:
-            count = self.chunk_elements(job)
             arrays = len(self.inputs(job)) + 1
-            spans = max(spans, self.span_bytes(job, count) + arrays * PAGE)
-            if job.task is not None:
-                scratch = max(scratch, self.method.scratch_bytes(len(job.models)) * count)
+            spans = max(spans, self.span_bytes(job, self.chunk_elements(job)) + arrays * PAGE)
         whole = sum(self.span_bytes(job, job.count) + 2**16 for job in self.jobs)
-        return max(spans, min(self.memory - scratch, whole))
+        return max(spans, min(self.memory - self.scratch_bytes, whole))
 
     @property
     def bytes_read(self) -> int:
@@ -114,6 +121,15 @@ class Plan:
     def input_bytes(self, job: TensorJob) -> int:
         """Bytes of one pass over a tensor's inputs."""
         return sum(checkpoint.tensors[name].nbytes for checkpoint, name in self.inputs(job))
+
+    def bytes_by_input(self) -> Counter[Checkpoint]:
+        """Bytes that all passes together read from each input."""
+        counts: Counter[Checkpoint] = Counter()
+        for job in self.jobs:
+            passes = self.passes(job)
+            for checkpoint, name in self.inputs(job):
+                counts[checkpoint] += passes * checkpoint.tensors[name].nbytes
+        return counts
 
     def passes(self, job: TensorJob) -> int:
         """How often a tensor's inputs are read: once if it fits in memory, else once for every statistic too."""

@@ -12,6 +12,8 @@ from merge_engine.engine.ledger import Ledger
 if TYPE_CHECKING:
     import torch
 
+    from merge_engine.engine.usage import Usage
+
 
 @dataclass(frozen=True)
 class ModelCounts:
@@ -56,7 +58,8 @@ class MergeResult:
 
     ``output`` is the folder it was written to, or None; then ``tensors`` holds the merged tensors.
     ``per_tensor`` counts tensor by tensor; ``models`` names the recipe positions used in counts;
-    ``trimmed_to`` is what a trim over the whole model would have kept without slack.
+    ``trimmed_to`` is what a trim over the whole model would have kept without slack. ``predicted`` is what
+    the plan foretold of time and of the machine's resources, ``usage`` what became of it.
     """
 
     output: Path | None
@@ -66,6 +69,8 @@ class MergeResult:
     ledger: Ledger
     notes: list[str]
     trimmed_to: Mapping[int, int] = field(default_factory=dict)
+    predicted: Usage | None = None
+    usage: Usage | None = None
 
     @property
     def counts(self) -> dict[int, ModelCounts]:

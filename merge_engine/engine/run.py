@@ -17,15 +17,21 @@ from merge_engine.checkpoint import (
     merged_config,
     parse_size,
 )
-from merge_engine.engine.ledger import Ledger
+from merge_engine.engine.ledger import Ledger, reading_counted
+from merge_engine.engine.limits import Limits, load_limits
 from merge_engine.engine.manifest import encode_card, encode_manifest
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
+from merge_engine.engine.reading import Reading, apply_reading, choose_reading
 from merge_engine.engine.result import MergeResult
 from merge_engine.engine.sinks import Digests, MemorySink, Sink
 from merge_engine.engine.stream import Stream
-from merge_engine.errors import PlanError
+from merge_engine.engine.usage import Usage, account, predict, remember
+from merge_engine.errors import DeviceMemoryError, PlanError
 from merge_engine.recipe import Recipe, load_recipe
+
+SMALLEST_DEVICE_MEMORY = 16 << 20
+"""Bytes of tensor data at a time that a device must have room for."""
 
 Progress = Callable[[int], None]
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
@@ -57,7 +63,8 @@ def run(
     recipe: RecipeSource,
     output: str | Path | None = None,
     *,
-    backend: str = "auto",
+    device: str = "auto",
+    backend: str | Backend = "auto",
     threads: int | None = None,
     memory: int | str = DEFAULT_MEMORY,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
@@ -67,26 +74,38 @@ def run(
 ) -> MergeResult:
     """Merge checkpoints as a recipe says.
 
-    ``recipe``: YAML text, a path, a mapping or a ``Recipe``. ``output``: the folder to write; without one the
-    merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or text such as "400MB"; the
-    result never depends on it). ``shard_size``: bytes per output file. ``backend`` and ``threads``: see
-    ``create_backend``. ``overwrite``: replace an earlier output in the folder. ``on_plan`` is called with the
-    plan before work starts, ``progress`` with the number of input bytes each finished step has processed.
+    ``recipe``: YAML text, a path, a mapping or a ``Recipe``. ``output``: the folder to write; without one the merged
+    tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or text such as "400MB"; the
+    result never depends on it), on the host and as much on a device. ``shard_size``: bytes per output file.
+    ``device``, ``backend`` (a name, or one made before) and ``threads``: see ``create_backend``. ``overwrite``:
+    replace an earlier output in the folder. ``on_plan`` is called with the plan before work starts, ``progress``
+    with the number of input bytes each finished step has processed.
 
     Raises ``MergeError``: ``RecipeError``, ``CheckpointError``, ``PlanError`` before anything is written,
     ``NonFiniteError`` for NaN or infinity in an input, ``OutputError`` when writing fails. After an error the
     output folder holds nothing that could be taken for a model.
     """
-    chosen = create_backend(backend, threads)
+    notes: list[str] = []
+    chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device, notes)
     planned = plan(recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite)
+    planned.notes += notes
     try:
         if on_plan is not None:
             on_plan(planned)
-        if output is not None:
-            return _to_folder(planned, Path(output), chosen, progress)
-        sink = MemorySink(planned)
-        result = _stream(planned, chosen, sink, None, progress)
-        result.tensors = sink.tensors
+        limits = load_limits()
+        reading = choose_reading(planned, limits)
+        target = Path(output) if output is not None else None
+        predicted = predict(planned, target, limits, reading, chosen, threads)
+        apply_reading(planned, reading)
+        if target is not None:
+            result = _to_folder(planned, target, chosen, progress, limits, reading, predicted)
+        else:
+            sink = MemorySink(planned)
+            result = _stream(planned, chosen, sink, None, progress)
+            result.tensors = sink.tensors
+            result.predicted = predicted
+            result.usage = account(planned, None, limits, reading, chosen, result.ledger)
+        remember(planned, chosen, threads, result.ledger)
         return result
     finally:
         planned.close()
@@ -97,14 +116,37 @@ def _stream(
 ) -> MergeResult:
     ledger, merger = Ledger(), Merger(planned, backend)
     start = time.perf_counter()
-    Stream(planned, backend, merger, sink, digests, ledger, progress or (lambda _: None)).run()
+    with reading_counted(ledger):
+        _fitting(planned, backend, merger, sink, digests, ledger, progress or (lambda _: None)).run()
     ledger.seconds = time.perf_counter() - start
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     results = list(merger.results.values())
     return MergeResult(None, None, results, labels, ledger, planned.notes, merger.trimmed_to)
 
 
-def _to_folder(planned: Plan, output: Path, backend: Backend, progress: Progress | None) -> MergeResult:
+def _fitting(planned: Plan, backend: Backend, *arguments: Any) -> Stream:
+    """A stream that the device has memory for. Less memory means smaller pieces, never another result."""
+    while True:
+        try:
+            return Stream(planned, backend, *arguments)
+        except DeviceMemoryError:
+            if planned.memory // 2 < SMALLEST_DEVICE_MEMORY:
+                raise
+            planned.memory //= 2
+            planned.notes.append(
+                f"the device is short of memory: working with {planned.memory / 2**20:,.0f} MiB at a time"
+            )
+
+
+def _to_folder(
+    planned: Plan,
+    output: Path,
+    backend: Backend,
+    progress: Progress | None,
+    limits: Limits,
+    reading: Reading,
+    predicted: Usage,
+) -> MergeResult:
     with CheckpointWriter(output, planned.shards) as writer:
         digests = Digests()
         result = _stream(planned, backend, writer, digests, progress)
@@ -118,6 +160,7 @@ def _to_folder(planned: Plan, output: Path, backend: Backend, progress: Progress
         writer.flush()
         ledger.publish.seconds = time.perf_counter() - start
         ledger.seconds += ledger.publish.seconds
+        result.predicted, result.usage = predicted, account(planned, output, limits, reading, backend, ledger)
         manifest = encode_manifest(planned, result, backend, digests.by_name(), [*side_files, "README.md"])
         writer.add_file(MANIFEST_NAME, manifest)
         writer.finish()

@@ -47,7 +47,10 @@ class _Loaded:
 
 
 class Stream:
-    """One run over a plan. ``progress`` is told how many input bytes each finished visit had."""
+    """One run over a plan. ``progress`` is told how many input bytes each finished visit had.
+
+    Raises ``DeviceMemoryError`` when the backend's device has too little memory for the plan.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Stream:
         self._ledger = ledger
         self._progress = progress
         self._ring = Ring(plan.ring_bytes)
+        backend.attach(self._ring.memory, plan.scratch_bytes)  # let go of by run
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
         self._digester = ThreadPoolExecutor(1, thread_name_prefix="digest")  # one: pieces stay in order
@@ -77,7 +81,6 @@ class Stream:
     def run(self) -> None:
         """Merge everything. Whatever first goes wrong in any thread stops all of them and is raised here."""
         feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
-        self._backend.attach(self._ring.memory)
         feeder.start()
         try:
             self._merge_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from merge_engine.dtypes import BY_NAME
 from merge_engine.engine.merging import apply, check_finite
 from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs
 from merge_engine.engine.visits import COPY
-from merge_engine.errors import PlanError, RecipeError
+from merge_engine.errors import BackendError, PlanError, RecipeError
 from merge_engine.methods import MergeTask, Method, Program, find_method
 from merge_engine.methods.base import Statistic
 from merge_engine.recipe import Recipe, load_recipe
@@ -65,7 +66,7 @@ def merge_state_dicts(
     ``weight``, takes one value for all models or a list with one for each. ``lambda`` is a word of Python:
     write ``**{"lambda": 0.5}``. Weights default to 1.
 
-    Tensors of any layout on CPU, or all on one other device, where ``auto`` chooses the reference backend.
+    Tensors of any layout, all on one device. On a CUDA device they are merged there, on the current stream.
     Returns new contiguous tensors; nothing of autograd is recorded. Raises ``RecipeError`` for options,
     ``PlanError`` for tensors that do not fit together, and ``NonFiniteError``.
     """
@@ -78,7 +79,7 @@ def merge_state_dicts(
     planned = make_jobs(recipe, found, catalogue, inputs)
     if planned.problems:
         raise PlanError(planned.problems)
-    chosen = create_backend(_for_device(backend, [*([base] if base is not None else []), *models]))
+    chosen = _backend_for(backend, [*([base] if base is not None else []), *models])
     tasks = [job.task for job in planned.jobs if job.task is not None and job.task.count > 0]
     share = found.share(tasks)
     sources = {job.name: _Source(job, base if found.uses_base else None, models) for job in planned.jobs}
@@ -211,10 +212,18 @@ def _catalogue(label: str, tensors: StateDict) -> Catalogue:
     return Catalogue(label, types)
 
 
-def _for_device(backend: str, inputs: Sequence[StateDict]) -> str:
+def _backend_for(name: str, inputs: Sequence[StateDict]) -> Backend:
+    """The backend for the device that the tensors are on; torch's own operations where no other reaches it."""
     devices = {str(tensor.device) for tensors in inputs for tensor in tensors.values()}
     if len(devices) > 1:
         raise PlanError(
             [f"the tensors are on several devices ({', '.join(sorted(devices))}); move them to one"]
         )
-    return "reference" if backend == "auto" and devices not in (set(), {"cpu"}) else backend
+    device = devices.pop() if devices else "cpu"
+    if name != "auto":
+        return create_backend(name, device=device if device.startswith("cuda") else "auto")
+    try:
+        return create_backend(device=device)
+    except BackendError as error:
+        warnings.warn(f"merging with the reference backend, which is slow: {error}", stacklevel=3)
+        return create_backend("reference")

@@ -11,8 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from merge_engine.engine.probe import drop_from_cache
+from merge_engine.errors import MergeError
+
 SAMPLE_SECONDS = 0.005
 _PIECE = 8 << 20
+
+
+class ContestantError(MergeError):
+    """A command that was to be timed failed, or did not do the work."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,11 @@ class Measurement:
     disk_written: int
 
 
-def measure(command: Sequence[str], output: Path, timeout: float = 3600) -> Measurement:
+def measure(command: Sequence[str], output: Path, timeout: float = 4 * 3600) -> Measurement:
     """Run ``command``, which writes below ``output``.
 
-    Raises ``RuntimeError`` with the end of what it printed when it fails or takes longer than ``timeout``
-    seconds.
+    Raises ``ContestantError`` with the last line of what it printed when it fails, or when it takes longer than
+    ``timeout`` seconds.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as log:
@@ -59,8 +66,8 @@ def measure(command: Sequence[str], output: Path, timeout: float = 3600) -> Meas
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             log.seek(max(log.seek(0, os.SEEK_END) - 2000, 0))
-            text = log.read().decode(errors="replace")
-            raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{text}")
+            last = log.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise ContestantError(f"{' '.join(command)}: ended with {process.returncode}: {last}")
     _sync(output)
     done = time.perf_counter()
     return Measurement(
@@ -87,8 +94,7 @@ def warm(files: Iterable[Path]) -> None:
 def cool(files: Iterable[Path]) -> None:
     """Drop files from the page cache."""
     for file in files:
-        with file.open("rb") as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        drop_from_cache(file)
 
 
 def empty(folder: Path) -> None:
@@ -98,11 +104,11 @@ def empty(folder: Path) -> None:
 
 
 def _watch(pid: int, deadline: float) -> tuple[int, int]:
-    """Sample memory until the process has ended (it is not reaped). Raises ``RuntimeError`` when late."""
+    """Sample memory until the process has ended (it is not reaped). Raises ``ContestantError`` when late."""
     peak_memory = peak_resident = 0
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.perf_counter() > deadline:
-            raise RuntimeError(f"process {pid} took too long")
+            raise ContestantError(f"process {pid} took longer than it may")
         sample = _numbers(pid, "status")
         if "VmHWM" in sample:  # not any more while it exits
             peak_memory = max(peak_memory, 1024 * (sample["RssAnon"] + sample["RssShmem"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 
@@ -34,6 +35,11 @@ class Architecture:
         if not self.tied:
             shapes["lm_head.weight"] = (self.vocabulary, self.hidden)
         return shapes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors in bfloat16."""
+        return sum(2 * prod(shape) for shape in self.tensors().values())
 
     def config(self) -> dict[str, Any]:
         """What config.json says."""
@@ -92,6 +98,8 @@ ARCHITECTURES = {
     "1.1b": Architecture("llama", 2048, 5632, layers=22, heads=32, kv_heads=4, vocabulary=32000),
     # Llama-3.2-3B
     "3b": Architecture("llama", 3072, 8192, layers=28, heads=24, kv_heads=8, vocabulary=128256, tied=True),
+    # Mistral-7B
+    "7b": Architecture("mistral", 4096, 14336, layers=32, heads=32, kv_heads=8, vocabulary=32000),
     # 10,000 tensors of a few kilobytes
     "moe": Architecture(
         "mixtral", hidden=64, ffn=64, layers=26, heads=4, kv_heads=2, vocabulary=1000, experts=127

@@ -1,0 +1,294 @@
+// Task vectors, trim, sign election and disjoint mean in one read of every input. See docs/arithmetic.md, steps 1 to 8.
+//
+// A thread merges 16 bytes of neighbours at a time. It holds the models' elements as they are stored, so that the
+// second look, once the signs are elected, needs no second read; with more models than KEPT it reads again, from the
+// cache. Inputs of mixed types, unaligned ends, and mergekit's rounding take the same code one element at a time.
+#include "elements.cuh"
+#include "primitives.h"
+
+namespace merge_engine {
+namespace {
+
+constexpr unsigned THREADS = 256;
+
+// One model, its numbers rounded as the arithmetic demands.
+struct Model {
+    Array array;
+    Mask mask;
+    double rescale, weight, vote, retain;
+};
+
+struct Job {
+    Array base, output;
+    size_t models;
+    Election election;
+    bool normalize, slack_votes, retains;
+    double lambda, divisor;
+    uint64_t start, count;
+    Counts* counts;
+    uint64_t* non_finite;
+};
+
+template <DType Working, bool Stored, class Real>
+__device__ Real rounded(Real value) {
+    if constexpr (Stored) return RoundedTo<Working>::round(value);
+    return value;
+}
+
+// Counters of one block: kept, lost and saved of each model.
+__device__ void count_warp(uint32_t* counters, uint32_t kept, uint32_t lost, uint32_t saved) {
+    // Ten bits each: a warp counts at most 32 * 8.
+    const uint32_t packed = __reduce_add_sync(EVERY_LANE, kept | lost << 10 | saved << 20);
+    if (threadIdx.x % WARP != 0 || packed == 0) return;
+    atomicAdd(counters, packed & 1023);
+    atomicAdd(counters + 1, packed >> 10 & 1023);
+    atomicAdd(counters + 2, packed >> 20);
+}
+
+__device__ void count_non_finite(uint64_t* counter, int found) {
+    if (found) atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(found));
+}
+
+// The elements [at, at + V) of a chunk, in one thread. All lanes of a warp enter; those that are not `active` have no
+// elements, and only take part in the counting.
+template <DType Working, int V, int KEPT, bool Slack, bool Stored>
+__device__ void merge(const Job& job, const Model* models, uint32_t* counters, uint64_t at, bool active) {
+    using Real = RealOf<Working>;
+    const auto rn = [](Real value) { return rounded<Working, Stored>(value); };
+    Pack<Working, V> base, held[KEPT > 0 ? KEPT : 1];
+    uint32_t kept[KEPT > 0 ? KEPT : 1];
+    Real plain[V], sum[V], magnitude[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) plain[j] = sum[j] = magnitude[j] = 0, base.bits[j] = 0;
+    if (active) {
+        base = load_pack<Working, V>(job.base, at);
+        count_non_finite(job.non_finite, non_finite_in(base));
+    }
+
+    const auto mask_of = [&](const Model& model, const Pack<Working, V>& x) {
+        Real delta[V];
+#pragma unroll
+        for (int j = 0; j < V; ++j) delta[j] = rn(x.template value<Real>(j) - base.template value<Real>(j));
+        return kept_bits<Working>(model.mask, delta, job.start + at, at);
+    };
+    // Steps 1 and 5: v = w * (r * d) where the mask keeps the element, else 0. `counted` when d is not zero.
+    const auto weighted = [&](const Model& model, const Pack<Working, V>& x, uint32_t bits, int j, uint32_t& counted) {
+        const bool keep = bits >> j & 1;
+        Real delta = rn(x.template value<Real>(j) - base.template value<Real>(j));
+        if (model.mask.kind == MaskKind::Ranked && model.mask.inverse_probability) {
+            const double threshold = keep ? static_cast<double>(model.mask.thresholds[at + j]) : 1.0;
+            delta = keep ? rn(delta * static_cast<Real>(4294967296.0 / threshold)) : Real(0);
+        } else if (model.rescale != 1) {
+            delta = rn(delta * static_cast<Real>(model.rescale));
+        }
+        counted += keep && delta != 0;
+        return keep ? rn(delta * static_cast<Real>(model.weight)) : Real(0);
+    };
+    const auto look = [&](size_t i, const Pack<Working, V>& x, uint32_t bits) {
+        uint32_t counted = 0;
+        if (active) {
+            const Model& model = models[i];
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+                const Real v = weighted(model, x, bits, j, counted);
+                const Real sign = v > 0 ? Real(1) : v < 0 ? Real(-1) : Real(0);
+                const Real vote = job.election == Election::Count ? sign : v;
+                plain[j] += vote;
+                if constexpr (Slack) {
+                    sum[j] += vote * static_cast<Real>(model.vote);
+                    magnitude[j] += vote < 0 ? -vote : vote;
+                }
+            }
+        }
+        count_warp(counters + 3 * i, counted, 0, 0);
+    };
+    if constexpr (KEPT > 0) {
+#pragma unroll
+        for (int i = 0; i < KEPT; ++i) {
+            kept[i] = 0;
+            if (static_cast<size_t>(i) >= job.models) continue;
+            if (active) {
+                held[i] = load_pack<Working, V>(models[i].array, at);
+                count_non_finite(job.non_finite + 1 + i, non_finite_in(held[i]));
+                kept[i] = mask_of(models[i], held[i]);
+            }
+            look(static_cast<size_t>(i), held[i], kept[i]);
+        }
+    } else {
+        for (size_t i = 0; i < job.models; ++i) {
+            Pack<Working, V> x = base;
+            uint32_t bits = 0;
+            if (active) {
+                x = load_pack<Working, V>(models[i].array, at);
+                count_non_finite(job.non_finite + 1 + i, non_finite_in(x));
+                bits = mask_of(models[i], x);
+            }
+            look(i, x, bits);
+        }
+    }
+
+    Real mean[V], divisor[V];
+    if (job.election == Election::None) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) mean[j] = plain[j], divisor[j] = static_cast<Real>(job.divisor);
+    } else {
+        // Step 6. Without vote slack the two sums are one.
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            mean[j] = divisor[j] = 0;
+            plain[j] = rn(plain[j]);
+            sum[j] = Slack && job.slack_votes ? rn(sum[j]) : plain[j];
+        }
+        // Step 7.
+        const auto retain = [&](size_t i, const Pack<Working, V>& x, uint32_t bits) {
+            uint32_t lost = 0, saved = 0, counted = 0;
+            if (active) {
+                const Model& model = models[i];
+                const Real slack = static_cast<Real>(model.retain);
+#pragma unroll
+                for (int j = 0; j < V; ++j) {
+                    const Real v = weighted(model, x, bits, j, counted);
+                    const bool positive = v > 0, agrees = positive == (sum[j] >= 0);
+                    bool retained = v != 0 && agrees;
+                    if constexpr (Slack) {
+                        const Real margin = sum[j] < 0 ? -sum[j] : sum[j];
+                        const bool narrow = job.retains && (margin < slack * magnitude[j] || slack >= 1);
+                        retained = v != 0 && (agrees || narrow);
+                        saved += retained && positive != (plain[j] >= 0);
+                    }
+                    mean[j] += retained ? v : Real(0);
+                    divisor[j] += retained ? static_cast<Real>(model.weight) : Real(0);
+                    lost += v != 0 && !retained;
+                }
+            }
+            count_warp(counters + 3 * i, 0, lost, saved);
+        };
+        if constexpr (KEPT > 0) {
+#pragma unroll
+            for (int i = 0; i < KEPT; ++i) {
+                if (static_cast<size_t>(i) < job.models) retain(static_cast<size_t>(i), held[i], kept[i]);
+            }
+        } else {
+            for (size_t i = 0; i < job.models; ++i) {
+                Pack<Working, V> x = base;
+                uint32_t bits = 0;
+                if (active) {
+                    x = load_pack<Working, V>(models[i].array, at);
+                    bits = mask_of(models[i], x);
+                }
+                retain(i, x, bits);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            divisor[j] = rn(divisor[j]);
+            divisor[j] = divisor[j] == 0 ? Real(1) : divisor[j];
+        }
+    }
+
+    // Step 8: b + lambda * m.
+    if (!active) return;
+    const Real lambda = static_cast<Real>(job.lambda);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+        mean[j] = rn(mean[j]);
+        if (job.normalize) mean[j] = rn(mean[j] / divisor[j]);
+        if (lambda != 1) mean[j] = rn(mean[j] * lambda);
+        mean[j] = rn(base.template value<Real>(j) + mean[j]);
+    }
+    count_non_finite(job.non_finite + 1 + job.models, store_values<Working, V>(job.output, at, mean));
+}
+
+// Elements [first, last) of the chunk, whole packs of V.
+template <DType Working, int V, int KEPT, bool Slack, bool Stored>
+__global__ void __launch_bounds__(THREADS, 1)
+    merge_kernel(const Job job, const List<Model> list, uint64_t first, uint64_t last) {
+    Model* models = shared_memory<Model>();
+    uint32_t* counters = reinterpret_cast<uint32_t*>(models + job.models);
+    for (size_t i = threadIdx.x; i < job.models; i += blockDim.x) {
+        models[i] = list[i];
+        models[i].mask = resolved(list[i].mask);
+    }
+    for (size_t i = threadIdx.x; i < 3 * job.models; i += blockDim.x) counters[i] = 0;
+    __syncthreads();
+
+    // Warps stay whole: those lanes that find nothing to merge still take part in the counting.
+    const uint64_t stride = uint64_t{gridDim.x} * blockDim.x * V;
+    for (uint64_t block = first + uint64_t{blockIdx.x} * blockDim.x * V; block < last; block += stride) {
+        const uint64_t at = block + uint64_t{threadIdx.x} * V;
+        merge<Working, V, KEPT, Slack, Stored>(job, models, counters, at, at < last);
+    }
+
+    __syncthreads();
+    auto* totals = reinterpret_cast<unsigned long long*>(job.counts);
+    for (size_t i = threadIdx.x; i < 3 * job.models; i += blockDim.x) {
+        if (counters[i]) atomicAdd(totals + i, static_cast<unsigned long long>(counters[i]));
+    }
+}
+static_assert(sizeof(Counts) == 3 * sizeof(uint64_t), "counters and counts have the same order");
+
+template <DType Working, int V, int KEPT, bool Slack, bool Stored>
+void merge_range(const Queue& queue, const Job& job, const List<Model>& list, uint64_t first, uint64_t last) {
+    constexpr unsigned BLOCKS_PER_PROCESSOR = 8;
+    const unsigned blocks = blocks_for(last - first, uint64_t{THREADS} * V, BLOCKS_PER_PROCESSOR, queue.device);
+    const size_t shared = job.models * (sizeof(Model) + 3 * sizeof(uint32_t));
+    launch(merge_kernel<Working, V, KEPT, Slack, Stored>, blocks, THREADS, shared, queue, job, list, first, last);
+}
+
+template <DType Working, bool Stored>
+Model numbers_of(const Entry& entry) {
+    using Real = RealOf<Working>;
+    const auto rn = [](double value) {
+        const Real real = static_cast<Real>(value);
+        return static_cast<double>(Stored ? RoundedTo<Working>::round(real) : real);
+    };
+    return {entry.model, entry.mask, rn(entry.rescale), rn(entry.weight),
+            static_cast<Real>(1.0 + entry.vote_slack), static_cast<Real>(entry.retain_slack)};
+}
+
+}  // namespace
+
+void consensus(const Queue& queue, const Consensus& op, uint64_t start, uint64_t count, Counts* counts,
+               uint64_t* non_finite) {
+    const OnDevice on(queue.device);
+    Job job{op.base,  op.output, op.entries.size(), op.election, op.normalize, false,
+            false,    op.lambda, op.divisor,        start,       count,        counts,
+            non_finite};
+    bool vectors = fits_vectors(op.base, op.working) && fits_vectors(op.output, op.working) && !op.storage_rounding;
+    for (const Entry& entry : op.entries) {
+        job.slack_votes |= entry.vote_slack != 0;
+        job.retains |= entry.retain_slack != 0;
+        vectors &= fits_vectors(entry.model, op.working);
+    }
+    with_dtype(op.working, [&](auto dtype) {
+        constexpr DType W = dtype();
+        std::vector<Model> models;
+        for (const Entry& entry : op.entries) {
+            models.push_back(op.storage_rounding ? numbers_of<W, true>(entry) : numbers_of<W, false>(entry));
+        }
+        const Listed<Model> listed(queue, models);
+        uint64_t done = 0;
+        if constexpr (W != DType::F64) {
+            constexpr int V = VECTOR<W>;
+            constexpr size_t FEW = 4;
+            if (vectors) {
+                done = count / V * V;
+                const bool slack = job.slack_votes || job.retains;
+                if (models.size() <= FEW && !slack) {
+                    merge_range<W, V, FEW, false, false>(queue, job, listed.list, 0, done);
+                } else if (models.size() <= FEW) {
+                    merge_range<W, V, FEW, true, false>(queue, job, listed.list, 0, done);
+                } else {
+                    merge_range<W, V, 0, true, false>(queue, job, listed.list, 0, done);
+                }
+            }
+        }
+        if (op.storage_rounding) {
+            merge_range<W, 1, 0, true, true>(queue, job, listed.list, done, count);
+        } else {
+            merge_range<W, 1, 0, true, false>(queue, job, listed.list, done, count);
+        }
+    });
+}
+
+}  // namespace merge_engine

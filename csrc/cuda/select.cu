@@ -1,0 +1,54 @@
+// From histograms to thresholds, all on the device: no merge waits for the host to look at a number.
+#include "block_scan.cuh"
+#include "elements.cuh"
+#include "primitives.h"
+
+namespace merge_engine {
+namespace {
+
+constexpr unsigned THREADS = 1024;
+
+// One block per query. Thread t looks at the t-th run of bins from the top.
+__global__ void __launch_bounds__(THREADS, 1)
+    select_kernel(const List<RankQuery> queries, uint64_t bins, Found* found) {
+    const RankQuery query = queries[blockIdx.x];
+    const Found within = query.within ? *query.within : Found{0, 0, 0};
+    const uint64_t run = bins / blockDim.x, top = bins - threadIdx.x * run;
+    uint64_t own = 0;
+    for (uint64_t i = 1; i <= run; ++i) own += query.counts[top - i];
+    const uint64_t rank = query.rank - within.above;
+    uint64_t above = sum_over_block(own, shared_memory<uint64_t>()).before;
+    if (rank <= above || rank > above + own) return;
+    uint64_t bin = top - 1;
+    for (; above + query.counts[bin] < rank; --bin) above += query.counts[bin];
+    found[blockIdx.x] = {within.key << NEXT_BITS | bin, within.above + above, query.counts[bin]};
+}
+
+template <DType Working>
+__global__ void bands_kernel(const List<BandQuery> queries, size_t n, SolvedBand* solved) {
+    const size_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const BandQuery query = queries[i];
+    const Found high = query.high ? *query.high : Found{0, 0, 0};
+    solved[i] = solve_band<Working, RealOf<Working>>(query.band, *query.low, high);
+}
+
+}  // namespace
+
+void select(const Queue& queue, const std::vector<RankQuery>& queries, uint64_t bins, Found* found) {
+    const OnDevice on(queue.device);
+    const Listed<RankQuery> listed(queue, queries);
+    launch(select_kernel, static_cast<unsigned>(queries.size()), THREADS, THREADS * sizeof(uint64_t), queue,
+           listed.list, bins, found);
+}
+
+void solve_bands(const Queue& queue, const std::vector<BandQuery>& bands, DType working, SolvedBand* solved) {
+    const OnDevice on(queue.device);
+    const Listed<BandQuery> listed(queue, bands);
+    const unsigned blocks = static_cast<unsigned>((bands.size() + WARP - 1) / WARP);
+    with_dtype(working, [&](auto dtype) {
+        launch(bands_kernel<dtype()>, blocks, WARP, 0, queue, listed.list, bands.size(), solved);
+    });
+}
+
+}  // namespace merge_engine

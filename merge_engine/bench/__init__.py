@@ -1,0 +1,1 @@
+"""Merges of synthetic checkpoints, timed beside mergekit, plain torch and a bare copy of the same bytes."""

@@ -1,0 +1,47 @@
+"""Run a module as if the disk were slow.
+
+    python -m merge_engine.bench.slow_disk BYTES_PER_SECOND MODULE [ARGUMENT ...]
+
+This is no slow disk but a pace kept in front of a fast one: ``os.preadv`` and ``os.pwrite``, with which
+merge_engine and the bare copy move their bytes, return no sooner than a disk of this speed would let them,
+reads and writes together. What moves bytes in other ways (mapped files, as in mergekit) is not slowed down.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+
+class Pace:
+    """One disk that everybody waits for in turn."""
+
+    def __init__(self, bytes_per_second: float):
+        self._rate = bytes_per_second
+        self._free_at = 0.0
+        self._lock = threading.Lock()
+
+    def limit(self, move: Callable[..., int]) -> Callable[..., int]:
+        """``move``, which returns the number of bytes it moved, at this pace."""
+
+        def paced(*arguments: object) -> int:
+            start = time.perf_counter()
+            moved = move(*arguments)
+            with self._lock:
+                self._free_at = max(self._free_at, start) + moved / self._rate
+                wait = self._free_at - time.perf_counter()
+            time.sleep(max(wait, 0))
+            return moved
+
+        return paced
+
+
+if __name__ == "__main__":
+    pace = Pace(float(sys.argv[1]))
+    os.preadv, os.pwrite = pace.limit(os.preadv), pace.limit(os.pwrite)
+    sys.argv = sys.argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

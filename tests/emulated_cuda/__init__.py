@@ -1,0 +1,1 @@
+"""The CUDA kernels on a CPU, for tests (see cuda_runtime.h here)."""

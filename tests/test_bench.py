@@ -1,0 +1,231 @@
+"""``merge-engine bench`` on little data: all of it runs, nothing is asserted about time."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_cli import call
+
+import merge_engine as me
+from merge_engine.bench import checkpoints
+from merge_engine.bench.checkpoints import Family
+from merge_engine.bench.contestants import CONTESTANTS, METHODS, Merge, command
+from merge_engine.bench.fit import fit_line
+from merge_engine.bench.measuring import ContestantError, measure
+from merge_engine.bench.shapes import ARCHITECTURES
+from merge_engine.engine import probe
+
+FAKE_MERGEKIT = """#!{python}
+import json, sys, merge_engine
+merge_engine.run(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the checkpoints, on a machine whose limits are measured in no time."""
+    monkeypatch.setattr(probe, "_PIECE", 1 << 20)
+    monkeypatch.setattr(probe, "_FIRST", 1 << 20)
+    monkeypatch.setattr(probe, "_MOST", 1 << 20)
+    monkeypatch.setattr(probe, "_COPIED", 1 << 20)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def mergekit(tmp_path: Path) -> Path:
+    """A script with mergekit-yaml's arguments."""
+    script = tmp_path / "mergekit-yaml"
+    script.write_text(FAKE_MERGEKIT.format(python=sys.executable))
+    script.chmod(0o755)
+    return script
+
+
+def test_one_command(
+    root: Path,
+    mergekit: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    saved = tmp_path / "results.json"
+    options = ("--sizes", "tiny,tiny-moe", "--rounds", 2, "--cache", "both", "--mergekit", mergekit)
+    assert call(monkeypatch, "bench", "--folder", root, "--methods", "ties", *options, "--save", saved) == 0
+    shown = capsys.readouterr().out
+    for expected in ("times faster than mergekit", "times the floor", "own memory"):
+        assert expected in shown
+    document = json.loads(saved.read_text())
+    assert [(case["size"], case["cache"]) for case in document["cases"]] == [
+        (size, cache) for size in ("tiny", "tiny-moe") for cache in ("warm", "cold")
+    ]
+    for case in document["cases"]:
+        assert {name: len(runs) for name, runs in case["runs"].items()} == dict(
+            zip(CONTESTANTS, (2, 2, 1, 1), strict=True)
+        )
+        assert case["floor_seconds"] >= 0 and case["bytes_read"] > case["bytes_written"] > 0
+        for run in (run for runs in case["runs"].values() for run in runs):
+            assert run["seconds"] > 0 and run["peak_memory"] > 0
+    assert document["machine"]["cpu"] and document["versions"]["merge_engine"]
+    assert not (root / "merge-engine-bench").exists()
+
+
+def test_every_method_without_mergekit(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    saved = tmp_path / "results.json"
+    options = ("--sizes", "tiny", "--rounds", 1, "--torch-rounds", 0, "--output", tmp_path)
+    arguments = ("--folder", root, "--methods", "all", *options, "--save", saved)
+    assert call(monkeypatch, "bench", *arguments) == 0
+    assert "mergekit is left out" in capsys.readouterr().out
+    cases = json.loads(saved.read_text())["cases"]
+    assert [case["method"] for case in cases] == list(METHODS)
+    assert {tuple(case["runs"]) for case in cases} == {("copy", "merge_engine")}
+
+
+def test_a_sweep_is_fitted_and_plotted(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    picture, saved = tmp_path / "sweep.png", tmp_path / "results.json"
+    options = (
+        "--models",
+        "1,2,4",
+        "--distinct",
+        1,
+        "--methods",
+        "linear",
+        "--rounds",
+        1,
+        "--slow-disk",
+        "40MB",
+    )
+    arguments = ("--folder", root, "--sizes", "tiny", *options, "--plot", picture, "--save", saved)
+    assert call(monkeypatch, "bench", *arguments) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "a disk of 40 MB/s" in capsys.readouterr().out
+    for case in json.loads(saved.read_text())["cases"]:
+        moved = case["bytes_read"] + case["bytes_written"]
+        assert case["floor_seconds"] == pytest.approx(moved / 40e6, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    (
+        (("--sizes", "13b"), "--sizes: '13b' is not one of tiny"),
+        (("--methods", "ties,tise"), "--methods: 'tise' is not one of linear"),
+        (("--models", "0"), "--models: '0' is not a number of models"),
+        (("--cache", "hot"), "--cache: 'hot' is not one of warm, cold"),
+        (("--slow-disk", "slow"), "--slow-disk: 'slow' is not a size"),
+        (("--sizes", "7b"), "GB are free; choose smaller sizes"),
+    ),
+)
+def test_what_cannot_be_measured_is_one_line(
+    root: Path,
+    options: tuple[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    assert call(monkeypatch, "bench", "--folder", root, *options) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_plots_without_matplotlib(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *arguments)
+
+    monkeypatch.delitem(sys.modules, "merge_engine.bench.plots", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert call(monkeypatch, "bench", "--folder", root, "--plot", "plot.png") == 1
+    assert "pip install 'merge_engine[bench]'" in capsys.readouterr().err
+    assert not root.exists()
+
+
+def test_plain_torch_agrees(tmp_path: Path) -> None:
+    """The hand-written TIES does what ours does, but for near ties, which it compares in float32."""
+    base, models = Family(tmp_path / "made", "tiny").make(2)
+    merge = Merge("ties", base, tuple(models))
+    work = tmp_path / "work"
+    work.mkdir()
+    measure(command("torch", merge, work), work / "output")
+    recipe = merge.recipe()
+    recipe["parameters"] = {"ties": "all"}
+    me.run(recipe, tmp_path / "ours")
+    ours, theirs = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "ours", work / "output")
+    )
+    assert ours.keys() == theirs.keys()
+    equal = sum(int((ours[name] == theirs[name]).sum()) for name in ours)
+    assert equal > 0.999 * sum(tensor.numel() for tensor in ours.values())
+
+
+def test_a_slow_disk_keeps_its_pace(tmp_path: Path) -> None:
+    """Slower than it says it never is on purpose, so only the least time can be asked for."""
+    base, models = Family(tmp_path / "made", "tiny").make(2)
+    merge = Merge("linear", base, tuple(models))
+    for number, name in enumerate(("copy", "merge_engine")):
+        work = tmp_path / f"work-{number}"
+        work.mkdir()
+        start = time.perf_counter()
+        measure(command(name, merge, work, pace=2_000_000), work / "output")
+        moved = merge.bytes_read + merge.bytes_written
+        assert time.perf_counter() - start > moved / 2_000_000
+
+
+def test_fine_tunes_are_shared_and_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = Family(tmp_path, "tiny-moe", shard_size=20_000)
+    assert family.missing_bytes(3, distinct=1) == 2 * ARCHITECTURES["tiny-moe"].weight_bytes
+    base, tuned = family.make(3, distinct=1)
+    assert [folder.is_symlink() for folder in tuned] == [False, True, True]
+    assert len(checkpoints.weight_files(base)) > 1
+    _, tuned = family.make(2)  # now with data of its own
+    first, second = (
+        torch.cat(
+            [
+                tensor.flatten()
+                for file in checkpoints.weight_files(folder)
+                for tensor in load_file(file).values()
+            ]
+        )
+        for folder in tuned
+    )
+    assert not torch.equal(first, second)
+    assert family.missing_bytes(2) == 0
+
+
+def test_shapes() -> None:
+    parameters = {name: shape.weight_bytes / 2e9 for name, shape in ARCHITECTURES.items()}
+    for name, expected in (("0.5b", 0.494), ("1.1b", 1.100), ("3b", 3.213), ("7b", 7.242)):
+        assert parameters[name] == pytest.approx(expected, abs=0.001)
+    assert len(ARCHITECTURES["moe"].tensors()) > 10_000
+
+
+def test_the_line_through_times() -> None:
+    line = fit_line([(10**9, 1.5), (2 * 10**9, 2.5), (4 * 10**9, 4.5)])
+    assert line is not None
+    assert (line.start, line.rate, line.r_squared) == pytest.approx((0.5, 1e9, 1.0))
+    assert fit_line([(1, 1.0), (2, 2.0), (2, 2.1)]) is None
+    assert fit_line([(1, 3.0), (2, 2.0), (3, 1.0)]) is None
+
+
+def test_a_contestant_that_fails_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(ContestantError, match="ended with 1: no such thing"):
+        measure([sys.executable, "-c", "print('a line'); raise SystemExit('no such thing')"], tmp_path)

@@ -1,0 +1,96 @@
+"""Disks that fail, fill up or lose data in the middle of a run: one clear error, nothing left behind.
+
+The faults are at the system calls, below everything that could know about them.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SaveCheckpoint
+from safetensors.torch import load_file
+from test_faults import SHARD, SMALL, Setup
+
+import merge_engine as me
+
+
+@pytest.fixture
+def setup(save_checkpoint: SaveCheckpoint, tmp_path: Path) -> Setup:
+    return Setup(save_checkpoint, tmp_path)
+
+
+def failing_from(nth: int, call: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """From the n-th call on the system reports this error: a disk that is gone stays gone."""
+    calls = itertools.count(1)
+
+    def fail(*arguments: Any) -> Any:
+        if next(calls) >= nth:
+            raise OSError(number, os.strerror(number))
+        return call(*arguments)
+
+    return fail
+
+
+@pytest.mark.parametrize("nth", (1, 2, 5))
+def test_a_disk_that_cannot_be_read_any_more(setup: Setup, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    monkeypatch.setattr(os, "preadv", failing_from(nth, os.preadv, errno.EIO))
+    message = setup.refused(me.CheckpointError, "cannot be read", os.strerror(errno.EIO), memory=SMALL)
+    assert message.count("\n") == 0 and ".safetensors" in message
+
+
+@pytest.mark.parametrize("number", (errno.EIO, errno.ENOSPC, errno.EDQUOT))
+@pytest.mark.parametrize("nth", (1, 2, 4))  # the first write is the header's
+@pytest.mark.parametrize("earlier", (False, True))
+def test_a_disk_that_takes_no_more(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, nth: int, number: int, earlier: bool
+) -> None:
+    if earlier:
+        me.run(setup.recipe(seed=1), setup.output)
+    monkeypatch.setattr(os, "pwrite", failing_from(nth, os.pwrite, number))
+    message = setup.refused(
+        me.OutputError,
+        setup.output / "model.safetensors.part",
+        os.strerror(number),
+        "free space",
+        memory=SMALL,
+        overwrite=earlier,
+    )
+    assert message.count("\n") == 0
+    if earlier:
+        load_file(setup.output / "model.safetensors")
+
+
+def test_a_disk_that_loses_what_it_took(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing_from(1, os.fsync, errno.EIO))
+    setup.refused(me.OutputError, setup.output, os.strerror(errno.EIO), memory=SMALL)
+
+
+def test_an_input_that_becomes_shorter_while_it_is_read(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, preadv = setup.b / SHARD, os.preadv
+
+    def shrink(descriptor: int, *arguments: Any) -> int:
+        if os.path.samestat(os.fstat(descriptor), victim.stat()):
+            os.truncate(victim, 20_000)
+        return preadv(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "preadv", shrink)
+    setup.refused(me.CheckpointError, victim, "shorter while it was read", memory=SMALL)
+
+
+def test_short_reads_and_writes_change_nothing(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = me.run(setup.recipe(), setup.output).output
+    assert expected is not None
+    preadv, pwrite = os.preadv, os.pwrite
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:9973]], at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:8192], at))
+    fresh = setup.output.with_name("fresh")
+    me.run(setup.recipe(), fresh, memory=SMALL)
+    assert (fresh / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
