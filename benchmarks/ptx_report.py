@@ -7,9 +7,23 @@ from __future__ import annotations
 
 import sys
 
-from merge_engine.kernels.compiling import LOADS_OF_2_BYTES, LOADS_OF_16_BYTES, STORES_OF_16_BYTES, compile_all
+from merge_engine.kernels.compiling import (
+    LOADS_OF_2_BYTES,
+    LOADS_OF_16_BYTES,
+    STORES_OF_16_BYTES,
+    compile_all,
+)
 
-COLUMNS = ("use", "kernel", "sm", "registers", "stack, bytes", "16-byte loads", "2-byte loads", "16-byte stores")
+COLUMNS = (
+    "use",
+    "kernel",
+    "sm",
+    "registers",
+    "stack, bytes",
+    "16-byte loads",
+    "2-byte loads",
+    "16-byte stores",
+)
 
 
 def main() -> None:

@@ -53,7 +53,9 @@ class Compiled:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.cubin)
             file.flush()
-            listed = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+            listed = subprocess.run(
+                [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+            )
         found = re.search(r"REG:(\d+) STACK:(\d+)", listed.stdout)
         assert found is not None, listed.stdout
         return int(found[1]), int(found[2])
@@ -115,8 +117,16 @@ def _launches() -> dict[str, Callable[[], Any]]:
     doubles = torch.zeros((count // 4096 + 1) * 32, dtype=torch.float64)
     lines = torch.zeros((2, histogram.COPIES.value, 1 << 16), dtype=torch.int64)
 
-    def merge(data: torch.Tensor, code: str, n: int, kind: int, election: str, **options: Any) -> Callable[[], None]:
-        chosen = {"normalize": True, "storage_rounding": False, "vote_slack": False, "retain_slack": False, **options}
+    def merge(
+        data: torch.Tensor, code: str, n: int, kind: int, election: str, **options: Any
+    ) -> Callable[[], None]:
+        chosen = {
+            "normalize": True,
+            "storage_rounding": False,
+            "vote_slack": False,
+            "retain_slack": False,
+            **options,
+        }
         codes, below = [code] * (n + 2), [single] * n
         return lambda: consensus.consensus(
             data, [data] * n, data, codes, code, 0, [kind] * n, integers, below, doubles, integers,

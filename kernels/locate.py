@@ -14,7 +14,15 @@ from merge_engine.kernels.numbers import load, magnitude_key
 
 @triton.jit
 def has_key(
-    base, model, key, offsets, inside, BASE: tl.constexpr, MODEL: tl.constexpr, WORKING: tl.constexpr, MASKED: tl.constexpr
+    base,
+    model,
+    key,
+    offsets,
+    inside,
+    BASE: tl.constexpr,
+    MODEL: tl.constexpr,
+    WORKING: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Which elements have the key."""
     b = load(base, offsets, inside, BASE, WORKING, MASKED)

@@ -192,6 +192,4 @@ def add_in_order(sums: torch.Tensor, count: int, totals: torch.Tensor) -> None:
     width = len(totals)
     blocks = triton.cdiv(count, SUM_BLOCK.value)
     if blocks:
-        add_in_order_kernel[(1,)](
-            sums, totals, width, blocks, WIDTH=triton.next_power_of_2(width), **OPTIONS
-        )
+        add_in_order_kernel[(1,)](sums, totals, width, blocks, WIDTH=triton.next_power_of_2(width), **OPTIONS)

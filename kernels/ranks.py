@@ -115,8 +115,8 @@ def rank_thresholds(
     """The threshold of every element, below which its draw must be for it to stay.
 
     Inputs are unsigned bits of whole lines of ``length`` elements, ``stride`` apart, their types in ``codes`` (base,
-    model). ``numbers``: float64, density - epsilon and 2 * epsilon. ``thresholds``: uint32, written. Takes memory for up to
-    about 2^22 keys, sorted and unsorted, with torch's indices.
+    model). ``numbers``: float64, density - epsilon and 2 * epsilon. ``thresholds``: uint32, written. Takes
+    memory for about 2^22 keys, sorted and unsorted, with torch's indices.
     """
     count = base.numel()
     key_dtype = {"F64": torch.int64, "F32": torch.int32}.get(working, torch.int16)

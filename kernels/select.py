@@ -26,7 +26,9 @@ def counts_of(histogram, bins, BINS: tl.constexpr, SPAN: tl.constexpr):
 
 
 @triton.jit
-def select_kernel(histograms, queries, found, BINS: tl.constexpr, NEXT_BITS: tl.constexpr, SPAN: tl.constexpr):
+def select_kernel(
+    histograms, queries, found, BINS: tl.constexpr, NEXT_BITS: tl.constexpr, SPAN: tl.constexpr
+):
     """One query: slot, rank, and key, above and equal as found at the level above."""
     query = queries + tl.program_id(0) * 5
     histogram = histograms + tl.load(query) * COPIES * BINS

@@ -1,7 +1,7 @@
 """The backends that the conformance suite compares with the reference.
 
-``MERGE_ENGINE_TEST_BACKENDS`` names them: ``cpu`` (once for each instruction set), ``emulated_cuda``, ``cuda`` and ``triton``
-(need a GPU, or for triton TRITON_INTERPRET=1). By default the first two, which need nothing.
+``MERGE_ENGINE_TEST_BACKENDS`` names them: ``cpu`` (once for each instruction set), ``emulated_cuda``, and ``cuda`` and
+``triton``, which need a GPU, or the latter TRITON_INTERPRET=1. By default the first two, which need nothing.
 """
 
 from __future__ import annotations

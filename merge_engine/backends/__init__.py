@@ -20,8 +20,9 @@ def create_backend(
 
     ``device``: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``, which takes the first CUDA device that can be used, else the
     CPU; why a device that is there cannot be used is added to ``notes``. ``name`` forces a backend: ``cpu`` and
-    ``cuda`` (native code), ``triton`` (on a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of the cpu backend,
-    by default all that the process may use. Raises ``BackendError`` for what does not exist or cannot be used.
+    ``cuda`` (native code), ``triton`` (a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of
+    the cpu backend, by default all that the process may use. Raises ``BackendError`` for what does not exist or
+    cannot be used.
     """
     if name not in NAMES:
         raise BackendError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')
@@ -59,7 +60,9 @@ def _cuda(index: int) -> Backend:
 
 def _triton(index: int | None) -> Backend:
     if importlib.util.find_spec("triton") is None:
-        raise BackendError("triton is not installed: pip install 'merge_engine[triton]', or choose another backend")
+        raise BackendError(
+            "triton is not installed: pip install 'merge_engine[triton]', or choose another backend"
+        )
     from merge_engine.backends.triton import TritonBackend
 
     return TritonBackend(index)

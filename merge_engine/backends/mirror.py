@@ -55,7 +55,9 @@ class Mirror:
                 raise torch.cuda.OutOfMemoryError
             self._device = torch.empty(len(memory), dtype=torch.uint8, device=device)
         except torch.cuda.OutOfMemoryError:
-            raise DeviceMemoryError(f"GPU {device.index} has less than {needed >> 20:,} MiB of free memory") from None
+            raise DeviceMemoryError(
+                f"GPU {device.index} has less than {needed >> 20:,} MiB of free memory"
+            ) from None
         self._up = torch.cuda.Stream(device)
         self.compute = torch.cuda.Stream(device)
         self._down = torch.cuda.Stream(device)
@@ -63,7 +65,9 @@ class Mirror:
         cudart = torch.cuda.cudart()
         self._pinned = int(cudart.cudaHostRegister(self._address, len(memory), 0)) == 0
         if not self._pinned:
-            with contextlib.suppress(RuntimeError):  # a refusal is reported once more, by whatever is launched next
+            with contextlib.suppress(
+                RuntimeError
+            ):  # a refusal is reported once more, by whatever is launched next
                 torch.zeros(1, device=device)
 
     def pieces(self, memory: memoryview) -> tuple[torch.Tensor, torch.Tensor]:

@@ -93,8 +93,7 @@ class KeptWithoutSlack:
 
     def fetch(self) -> int:
         """Wait for the number."""
-        kept: int = self.mask.copy.wait()[self.mask.place, masks.KEPT_WITHOUT_SLACK.value].item()
-        return kept
+        return int(self.mask.copy.wait()[self.mask.place, masks.KEPT_WITHOUT_SLACK.value])
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,9 @@ class TritonBackend(Backend):
         with self._working():
             return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
-    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: torch.Tensor) -> None:
+    def histogram(
+        self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: torch.Tensor
+    ) -> None:
         """Count magnitude keys (see ``Backend.histogram``)."""
         check(chunk)
         models = [chunk.models[column.model] for column in columns]
@@ -221,8 +222,10 @@ class TritonBackend(Backend):
             return []
         with self._working():
             described = self._integers([_described(band) for band in bands])
-            low, high = (self._rows([_found(found) for found in side]) for side in
-                         ([band.low for band in bands], [band.high for band in bands]))
+            low, high = (
+                self._rows([_found(found) for found in side])
+                for side in ([band.low for band in bands], [band.high for band in bands])
+            )
             rows = torch.empty((len(bands), masks.ROW.value), dtype=torch.int64, device=self.device)
             factors = self._doubles([1.0 - band.slack for band in bands])
             bands_kernels.bands(torch.cat([described, low, high], 1), factors, rows, working.code)
@@ -238,9 +241,10 @@ class TritonBackend(Backend):
         check(chunk)
         tuned = chunk.models[model]
         with self._working():
-            return locate.locate(
+            located: tuple[int, int | None] = locate.locate(
                 chunk.base.bits, tuned.bits, _codes(chunk.base, tuned), chunk.working.code, key, nth
             )
+            return located
 
     def l1_norms(
         self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, sums: list[float]
@@ -350,7 +354,9 @@ class TritonBackend(Backend):
     def _wrapped(self, memory: memoryview) -> torch.Tensor:
         if not launching.INTERPRETED:
             raise BackendError("the triton backend reaches host memory only once it is attached")
-        return torch.frombuffer(memory, dtype=torch.uint8) if len(memory) else torch.empty(0, dtype=torch.uint8)
+        return (
+            torch.frombuffer(memory, dtype=torch.uint8) if len(memory) else torch.empty(0, dtype=torch.uint8)
+        )
 
     def _new_counts(self, models: int) -> torch.Tensor:
         return torch.zeros((models + 2, 4), dtype=torch.int64, device=self.device)
@@ -391,7 +397,9 @@ class TritonBackend(Backend):
                 result,
             )
         except torch.cuda.OutOfMemoryError as error:
-            raise DeviceMemoryError(f"{self.device} has too little memory to rank {chunk.count} elements") from error
+            raise DeviceMemoryError(
+                f"{self.device} has too little memory to rank {chunk.count} elements"
+            ) from error
         return result
 
 
