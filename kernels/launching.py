@@ -14,9 +14,8 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels are interpreted on the CPU. Triton reads this variable when it sees a kernel, so set it before."""
 
-TILE = 32768 if INTERPRETED else 2048
-"""Elements of a program. Compiled: eight for each of 256 threads, 16 bytes of a 16-bit type. The interpreter takes
-about as long for an operation on few elements as on many."""
+TILE = 4096 if INTERPRETED else 2048
+"""Elements of a program. Compiled: eight for each of 256 threads, 16 bytes of a 16-bit type."""
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 """A fused multiply-add rounds once where docs/arithmetic.md rounds twice."""

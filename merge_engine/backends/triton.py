@@ -384,9 +384,10 @@ class TritonBackend(Backend):
     def _thresholds(self, chunk: Chunk, model: DeviceArray, mask: Mask) -> torch.Tensor:
         """The thresholds of a ranked mask; for others, something to point at."""
         if not isinstance(mask, Ranked):
-            return chunk.base.bits
+            unused: torch.Tensor = chunk.base.bits
+            return unused
         try:
-            result = torch.empty(chunk.count, dtype=torch.uint32, device=self.device)
+            result: torch.Tensor = torch.empty(chunk.count, dtype=torch.uint32, device=self.device)
             ranks.rank_thresholds(
                 chunk.base.bits,
                 model.bits,
