@@ -15,7 +15,7 @@ import triton.language as tl
 
 from merge_engine.kernels.counting import FIELDS, NON_FINITE, add_tallies, tally
 from merge_engine.kernels.launching import TILE, constants, over_tiles
-from merge_engine.kernels.numbers import load, narrow, non_finite, rounded_to, widen
+from merge_engine.kernels.numbers import divided, load, narrow, non_finite, rounded_to, widen
 
 
 @triton.jit
@@ -65,11 +65,7 @@ def combine_kernel(
         else:
             total = total + coefficient * x
     if DIVIDES:
-        divisor = tl.load(numbers + N).to(REAL) + tl.zeros_like(total)
-        if WORKING == "F64":
-            total = total / divisor
-        else:
-            total = tl.div_rn(total, divisor)
+        total = divided(total, tl.load(numbers + N).to(REAL) + tl.zeros_like(total))
     if FUSED:
         total = rounded_to(total, WORKING)
     bits = narrow(total, OUT)

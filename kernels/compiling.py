@@ -86,14 +86,14 @@ def _launches_kept(capability: int) -> Iterator[list[tuple[Any, bool | None]]]:
         kept.append((run(self, *args, grid=grid, warmup=True, **kwargs), kwargs.get("MASKED")))
         return kept[-1][0]
 
-    previous = driver._active
+    before = dict(vars(driver))  # what is active has not been asked for: there may be no driver at all
     driver.set_active(_Architecture(capability))
     triton.JITFunction.run = keep
     try:
         yield kept
     finally:
         triton.JITFunction.run = run
-        driver._active = previous
+        vars(driver).update(before)
 
 
 def compile_all(capability: int) -> list[Compiled]:

@@ -20,8 +20,9 @@ from merge_engine.kernels.counting import FIELDS, KEPT, LOST, NON_FINITE, SAVED,
 from merge_engine.kernels.draws import GROUP
 from merge_engine.kernels.launching import TILE, constants, over_tiles
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, ROW, keeps
-from merge_engine.kernels.numbers import load, load_bits, narrow, non_finite, rounded_to, widen
+from merge_engine.kernels.numbers import divided, load, load_bits, narrow, non_finite, rounded_to, widen
 
+IN_REGISTERS = 8  # of so many models eight elements fit the registers of a thread; of more, four
 NUMBERS = tl.constexpr(4)  # of an entry: rescale, weight, 1 + vote slack, retain slack
 
 
@@ -134,10 +135,7 @@ def consensus_kernel(
 
     mean = rounded(mean, WORKING, STORAGE_ROUNDING)
     if NORMALIZE:
-        if WORKING == "F64":
-            mean = mean / divisor
-        else:
-            mean = rounded(tl.div_rn(mean, divisor), WORKING, STORAGE_ROUNDING)
+        mean = rounded(divided(mean, divisor), WORKING, STORAGE_ROUNDING)
     scale = tl.load(numbers + N * NUMBERS).to(REAL)
     mean = rounded(mean * scale, WORKING, STORAGE_ROUNDING)
     bits = narrow(rounded(b + mean, WORKING, STORAGE_ROUNDING), OUT)
@@ -176,10 +174,11 @@ def consensus(
     any tensor for others. ``numbers``: float64, four for each model (rescale, weight, 1 + vote slack, retain
     slack), then scale and divisor. ``counts``: [n + 2, 4] int64, which kept, lost, saved and non-finite are added to.
     """
+    tile = TILE if len(models) <= IN_REGISTERS else TILE // 2
     over_tiles(
         consensus_kernel,
         output.numel(),
-        TILE,
+        tile,
         base,
         tuple(models),
         masks,
@@ -198,5 +197,5 @@ def consensus(
         VOTE_SLACK=vote_slack,
         RETAIN_SLACK=retain_slack,
         N=len(models),
-        BLOCK=TILE,
+        BLOCK=tile,
     )

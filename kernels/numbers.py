@@ -9,6 +9,9 @@ float32 otherwise.
 import triton
 import triton.language as tl
 
+FLUSHES = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6))
+"""Whether this Triton compiles ``tl.div_rn`` to a division that flushes denormals, as 3.4 and 3.5 do."""
+
 
 @triton.jit
 def widen(bits, CODE: tl.constexpr, REAL: tl.constexpr):
@@ -78,6 +81,21 @@ def narrow(value, CODE: tl.constexpr):
 def rounded_to(value, CODE: tl.constexpr):
     """A value rounded to a storage type."""
     return widen(narrow(value, CODE), CODE, value.dtype)
+
+
+@triton.jit
+def divided(x, y):
+    """x / y, rounded once.
+
+    A float64 has more than twice the bits of a float32, so that rounding a quotient to it first changes nothing.
+    """
+    if x.dtype == tl.float64:
+        quotient = x / y
+    elif FLUSHES:
+        quotient = (x.to(tl.float64) / y.to(tl.float64)).to(tl.float32)
+    else:
+        quotient = tl.div_rn(x, y)
+    return quotient
 
 
 @triton.jit

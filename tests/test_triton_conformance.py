@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from merge_engine.backends import create_backend
+from merge_engine.errors import BackendError
 
 pytest.importorskip("triton")
 
@@ -24,3 +28,12 @@ def test_interpreted(file: str) -> None:
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_why_it_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="needs a GPU .* choose cpu"):
+        create_backend("triton")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"triton is not installed: pip install 'merge_engine\[triton\]'"):
+        create_backend("triton")

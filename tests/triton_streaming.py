@@ -18,7 +18,7 @@ from merge_engine.dtypes import BF16
 from merge_engine.errors import BackendError
 from merge_engine.kernels.masks import LOW_FIRST, LOW_LAST
 
-SHAPES = {"embedding": (40, 200), "norm": (211,), "projection": (30, 160), "scale": ()}
+SHAPES = {"embedding": (40, 200), "norm": (211,), "projection": (30, 160), "scale": (), "nothing": (0, 4)}
 METHODS = {
     "ties": {"trim_slack": 0.15, "sign_slack": 0.4, "density": 0.4},
     "ties by index": {"ties": "index", "density": 0.3, "rescale": "true"},

@@ -58,12 +58,14 @@ class Mirror:
             raise DeviceMemoryError(
                 f"GPU {device.index} has less than {needed >> 20:,} MiB of free memory"
             ) from None
+        torch.cuda.synchronize(device)  # what had this memory before may have been at work on another stream
         self._up = torch.cuda.Stream(device)
         self.compute = torch.cuda.Stream(device)
         self._down = torch.cuda.Stream(device)
         # Pinned memory is copied without a detour. Where it cannot be pinned, copies take longer, no more.
         cudart = torch.cuda.cudart()
-        self._pinned = int(cudart.cudaHostRegister(self._address, len(memory), 0)) == 0
+        status = cudart.cudaHostRegister(self._address, len(memory), 0)
+        self._pinned = bool(status == cudart.cudaError.success)
         if not self._pinned:
             with contextlib.suppress(
                 RuntimeError

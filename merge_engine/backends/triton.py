@@ -362,10 +362,15 @@ class TritonBackend(Backend):
         return torch.zeros((models + 2, 4), dtype=torch.int64, device=self.device)
 
     def _integers(self, values: Sequence[Any]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+        return self._sent(values, torch.int64)
 
     def _doubles(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64).to(self.device, non_blocking=True)
+        return self._sent(values, torch.float64)
+
+    def _sent(self, values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
+        """A few numbers on the device. They come from pinned memory, so that nothing waits for the copy."""
+        known = torch.tensor(values, dtype=dtype, pin_memory=not launching.INTERPRETED)
+        return known.to(self.device, non_blocking=True)
 
     def _rows(self, rows: Sequence[Sequence[int] | torch.Tensor]) -> torch.Tensor:
         """A table of rows, some of which the host knows and some the device."""
