@@ -43,3 +43,7 @@ class NoDeviceError(BackendError):
 
 class DeviceMemoryError(BackendError):
     """The device has too little free memory; less at a time may do."""
+
+
+class ReportError(MergeError):
+    """There is nothing to report on, or what draws it is not installed."""

@@ -57,7 +57,8 @@ def train_ct(seed: int, base: str) -> str:
     """Continual pre-training on Tamil, with a snapshot at each budget."""
     folders = {steps: seed_folder(seed) / f"ct-{steps}" for steps in CT_SNAPSHOTS}
     made_of = identity("ct", seed, base, CT, CT_TEXT)
-    if not all([finished(folder, made_of) for folder in folders.values()]):
+    done = [finished(folder, made_of) for folder in folders.values()]
+    if not all(done):
         model = load_model(seed_folder(seed) / "base")
 
         def snapshot(step: int) -> None:
