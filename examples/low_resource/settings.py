@@ -107,3 +107,9 @@ BPB_TEXTS = 300
 def ct_tokens(steps: int) -> int:
     """Tokens that a snapshot of CT has seen."""
     return steps * SEQUENCE * BATCH
+
+
+SLACKS = {"ties_elect": (1, 2, 4), "ties_retain": (0.3, 0.6), "ties_trim": (0.25, 0.5)}
+"""Values of SFT's slack that are tried, by recipe."""
+SHIPPED_CT = (100, 400, 700)
+"""CT snapshots that the repository holds: with base and SFT five checkpoints of 2.5 MB."""

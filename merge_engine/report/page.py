@@ -59,7 +59,7 @@ def _overview(record: Record, models: Sequence[int]) -> list[str]:
     rows = [
         (
             _dot(position) + escape(record.labels[model]),
-            f"{c.kept:,}",
+            _share(c.kept, record.elements),
             _share(c.lost, c.kept),
             _share(c.saved_by_sign, c.kept),
             _share(c.saved_by_trim, c.kept),
@@ -106,9 +106,7 @@ def _by_place(record: Record, models: Sequence[int]) -> list[str]:
         )
     legend = _legend([record.labels[model] for model in models])
     return [
-        *_figure(
-            "Lost by layer", plots.losses(record.discards, models, saved), legend, f"Solid: lost.{dotted}"
-        ),
+        *_figure("Lost by layer", plots.losses(record.discards, models), legend, f"Solid: lost.{dotted}"),
         *_figure(
             "Lost by kind of tensor",
             plots.kinds(record.discards, models),
@@ -121,6 +119,23 @@ def _by_place(record: Record, models: Sequence[int]) -> list[str]:
 def _agreement(record: Record, vectors: TaskVectors, models: Sequence[int]) -> list[str]:
     if len(models) < 2:
         return []
+    pairs = list(combinations(models, 2))
+    if len(pairs) == 1:
+        found = f"<p>Over the whole model: <b>{_number(vectors.total.cosine(*pairs[0]), '+.3f')}</b>.</p>"
+    else:
+        found = _cosine_table(record, vectors, models)
+    drawn = plots.cosines(vectors, pairs) if len(pairs) <= _MOST_PAIRS else None
+    names = [f"{record.labels[one]} and {record.labels[other]}" for one, other in pairs]
+    return [
+        "<h2>Agreement between the models</h2>",
+        "<p>The cosine of the angle between two task vectors: 1 where they point the same way, 0 where they have "
+        "nothing to do with each other, below 0 where they work against each other.</p>",
+        found,
+        *_figure("", drawn, "" if len(pairs) == 1 else _legend(names), "By layer."),
+    ]
+
+
+def _cosine_table(record: Record, vectors: TaskVectors, models: Sequence[int]) -> str:
     head = ("cosine", *(f"{_dot(position)}{position + 1}" for position in range(len(models))))
     rows = [
         (
@@ -129,16 +144,7 @@ def _agreement(record: Record, vectors: TaskVectors, models: Sequence[int]) -> l
         )
         for position, one in enumerate(models)
     ]
-    pairs = list(combinations(models, 2))
-    drawn = plots.cosines(vectors, pairs) if len(pairs) <= _MOST_PAIRS else None
-    names = [f"{record.labels[one]} and {record.labels[other]}" for one, other in pairs]
-    return [
-        "<h2>Agreement between the models</h2>",
-        "<p>The cosine of the angle between two task vectors: 1 where they point the same way, 0 where they have "
-        "nothing to do with each other, below 0 where they work against each other.</p>",
-        _table(head, rows),
-        *_figure("", drawn, "" if len(pairs) == 1 else _legend(names), "By layer."),
-    ]
+    return _table(head, rows)
 
 
 def _norms(record: Record, vectors: TaskVectors, models: Sequence[int]) -> list[str]:

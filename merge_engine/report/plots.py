@@ -62,15 +62,15 @@ def colour(position: int) -> str:
     return COLOURS[position % len(COLOURS)]
 
 
-def losses(discards: Discards, models: Sequence[int], saved: bool) -> str | None:
-    """Share of kept entries lost to the election by layer (solid) and, if asked, saved by slack (dotted)."""
+def losses(discards: Discards, models: Sequence[int]) -> str | None:
+    """Share of kept entries by layer: lost to the election (solid), saved by slack if there is any (dotted)."""
     lines = []
     for position, model in enumerate(models):
         counts = {place: found[model] for place, found in discards.by_layer.items() if model in found}
         lines.append(Line(colour(position), "-", {p: 100 * c.lost_share for p, c in counts.items()}))
-        if saved:
+        if any(c.saved_share for c in counts.values()):
             lines.append(Line(colour(position), ":", {p: 100 * c.saved_share for p, c in counts.items()}))
-    return _over_layers(lines, "% of kept entries", from_zero=True)
+    return _over_layers(lines, "% of kept entries")
 
 
 def norms(vectors: TaskVectors, models: Sequence[int]) -> str | None:
@@ -79,7 +79,7 @@ def norms(vectors: TaskVectors, models: Sequence[int]) -> str | None:
     for position, model in enumerate(models):
         shares = {place: products.relative_norm(model) for place, products in vectors.by_layer.items()}
         lines.append(Line(colour(position), "-", {p: 100 * s for p, s in shares.items() if s is not None}))
-    return _over_layers(lines, "% of the base's norm", from_zero=True)
+    return _over_layers(lines, "% of the base's norm")
 
 
 def cosines(vectors: TaskVectors, pairs: Sequence[tuple[int, int]]) -> str | None:
@@ -89,7 +89,7 @@ def cosines(vectors: TaskVectors, pairs: Sequence[tuple[int, int]]) -> str | Non
         found = {place: products.cosine(*pair) for place, products in vectors.by_layer.items()}
         values = {place: cosine for place, cosine in found.items() if cosine is not None}
         lines.append(Line(INK if len(pairs) == 1 else colour(position), "-", values))
-    return _over_layers(lines, "cosine", from_zero=False)
+    return _over_layers(lines, "cosine")
 
 
 def kinds(discards: Discards, models: Sequence[int]) -> str | None:
@@ -119,8 +119,8 @@ def kinds(discards: Discards, models: Sequence[int]) -> str | None:
         return _svg(figure)
 
 
-def _over_layers(lines: Sequence[Line], label: str, from_zero: bool) -> str | None:
-    """A panel for each stack of two or more layers, the largest first."""
+def _over_layers(lines: Sequence[Line], label: str) -> str | None:
+    """A panel for each stack of two or more layers, the largest first. Zero is always in sight."""
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 
@@ -143,8 +143,9 @@ def _over_layers(lines: Sequence[Line], label: str, from_zero: bool) -> str | No
             axes.set_xlabel("layer" if len(stacks) == 1 else f"layer of {_short(stack) or 'the model'}")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.tick_params(length=0)
-            if from_zero:
-                axes.set_ylim(bottom=0)
+            axes.axhline(0, color=_FAINT, linewidth=0.6, zorder=0)
+        if all(value >= 0 for line in lines for value in line.values.values()):
+            panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel(label)
         return _svg(figure)
 
@@ -158,7 +159,8 @@ def _figure(height: float) -> Figure:
 def _svg(figure: Figure) -> str:
     """The figure as an ``<svg>`` element without a prologue; its text is escaped by matplotlib."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

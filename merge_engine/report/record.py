@@ -51,7 +51,10 @@ class _Manifest(BaseModel):
 
 
 class Record:
-    """A finished merge: its recipe, inputs by path, counts, and the labels of its models by recipe position."""
+    """A finished merge: its recipe, inputs by path, counts, and the labels of its models by recipe position.
+
+    Labels leave out the folder that all models share.
+    """
 
     def __init__(self, folder: Path):
         """Read it. Raises ``ReportError`` when the folder holds no manifest, or one without counts."""
@@ -69,7 +72,8 @@ class Record:
         unknown = [model for model in manifest.counts if not 0 <= model < len(self.recipe.models)]
         if unknown:
             raise ReportError(f"{folder / MANIFEST_NAME}: counts models that its recipe lacks; merge again")
-        self.labels = {model: str(self.recipe.models[model].model) for model in sorted(manifest.counts)}
+        names = {model: str(self.recipe.models[model].model) for model in sorted(manifest.counts)}
+        self.labels = dict(zip(names, _without_common_folder(list(names.values())), strict=True))
         self.elements = sum(tensor.elements for tensor in manifest.tensors.values())
         tensors = [
             TensorResult(name, tensor.elements, {model: c.plain() for model, c in tensor.counts.items()})
@@ -88,6 +92,15 @@ class Record:
     def trims_whole_model(self) -> bool:
         """Whether one trim spans all tensors, so that what its slack saved is known in total alone."""
         return self.recipe.parameters.get("trim_scope") == "model"
+
+
+def _without_common_folder(names: list[str]) -> list[str]:
+    """Names without the folders that all of them begin with: what is left still tells them apart."""
+    parts = [name.split("/") for name in names]
+    shared = 0
+    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    return ["/".join(p[shared:]) for p in parts]
 
 
 def _read(path: Path) -> _Manifest:

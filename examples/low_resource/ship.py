@@ -1,0 +1,48 @@
+"""Round the checkpoints of one seed to float16 and place them in ``models/``, which the repository holds.
+
+    python -m examples.low_resource.ship
+
+Then every model is measured again from the rounded checkpoints, and what rounding changed is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import torch
+
+from examples.low_resource.errors import told
+from examples.low_resource.measure import measure
+from examples.low_resource.settings import MODELS, RUNS, SHIPPED_CT, SHIPPED_SEED
+from examples.low_resource.summary import LOST, MEASURES, value
+from examples.low_resource.tokenizer import load_tokenizer
+from examples.low_resource.train import seed_folder
+from examples.low_resource.training import load_model
+
+
+def main() -> None:
+    """Round, write, compare."""
+    source = seed_folder(SHIPPED_SEED)
+    exact = json.loads((source / "results.json").read_text())["rows"]
+    for name in ("base", "sft", *(f"ct-{steps}" for steps in SHIPPED_CT)):
+        model = load_model(source / name).to(torch.float16)
+        shutil.rmtree(MODELS / name, ignore_errors=True)
+        model.save_pretrained(MODELS / name)
+    load_tokenizer().save_pretrained(MODELS / "base")
+    results = RUNS / "shipped.json"
+    results.unlink(missing_ok=True)
+    rounded = measure(MODELS, SHIPPED_CT, results)
+    for measured in (*MEASURES, LOST):
+        changes = [
+            value(rounded, row["method"], row["ct_steps"], measured)
+            - value(exact, row["method"], row["ct_steps"], measured)
+            for row in rounded
+            if measured != LOST or "counts" in row
+        ]
+        largest = max(changes, key=abs)
+        print(f"{measured}: of {len(changes)} models none changes by more than {abs(largest):.4f}")
+
+
+if __name__ == "__main__":
+    told(main)
