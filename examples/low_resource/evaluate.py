@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from examples.low_resource.errors import ExampleError, told
 from examples.low_resource.settings import BPB_TEXTS
-from examples.low_resource.tasks import CHOICES, Item, test_items
+from examples.low_resource.tasks import CHOICES, Item, held_out_items
 from examples.low_resource.text import load_text
 from examples.low_resource.tokenizer import encode
 from examples.low_resource.training import DEVICE, END_ID, load_model
@@ -93,7 +93,7 @@ def pack(items: Sequence[Item]) -> Packed:
 def _batches() -> Mapping[tuple[str, str], list[Packed]]:
     """The test items, sorted by length so that little is padded."""
     packed = {}
-    for key, items in test_items().items():
+    for key, items in held_out_items().items():
         ordered = sorted(items, key=lambda item: len(encode([item.prompt])[0]))
         packed[key] = [pack(ordered[i : i + _BATCH]) for i in range(0, len(ordered), _BATCH)]
     return packed

@@ -160,9 +160,12 @@ def main() -> None:
         "gnome": (guide_pairs(files["gnome-user-docs"]), guide_paragraphs(files["gnome-user-docs"])),
     }
     pairs = split_pairs({name: list(found) for name, (found, _) in sources.items()}, HELD_OUT_PAIRS)
-    kept_apart = {text for parts in pairs.values() for pair in parts["held_out"] for text in pair.texts}
+    by_part = {
+        part: {pair.english for parts in pairs.values() for pair in parts[part]}
+        for part in ("train", "held_out")
+    }
     paragraphs = split_paragraphs(
-        {name: list(f) for name, (_, f) in sources.items()}, HELD_OUT_ENGLISH, kept_apart
+        {name: list(f) for name, (_, f) in sources.items()}, HELD_OUT_ENGLISH, by_part
     )
     DATA.mkdir(exist_ok=True)
     for name in sources:

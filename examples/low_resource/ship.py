@@ -21,27 +21,36 @@ from examples.low_resource.train import seed_folder
 from examples.low_resource.training import load_model
 
 
-def main() -> None:
-    """Round, write, compare."""
+def write_models() -> None:
+    """The shipped checkpoints, rounded to float16."""
     source = seed_folder(SHIPPED_SEED)
-    exact = json.loads((source / "results.json").read_text())["rows"]
     for name in ("base", "sft", *(f"ct-{steps}" for steps in SHIPPED_CT)):
         model = load_model(source / name).to(torch.float16)
         shutil.rmtree(MODELS / name, ignore_errors=True)
         model.save_pretrained(MODELS / name)
     load_tokenizer().save_pretrained(MODELS / "base")
+
+
+def compare() -> None:
+    """Measure the rounded checkpoints and print the largest changes."""
+    exact = json.loads((seed_folder(SHIPPED_SEED) / "results.json").read_text())["rows"]
     results = RUNS / "shipped.json"
     results.unlink(missing_ok=True)
     rounded = measure(MODELS, SHIPPED_CT, results)
     for measured in (*MEASURES, LOST):
+        rows = [row for row in rounded if measured != LOST or "counts" in row]
         changes = [
-            value(rounded, row["method"], row["ct_steps"], measured)
+            value(rows, row["method"], row["ct_steps"], measured)
             - value(exact, row["method"], row["ct_steps"], measured)
-            for row in rounded
-            if measured != LOST or "counts" in row
+            for row in rows
         ]
-        largest = max(changes, key=abs)
-        print(f"{measured}: of {len(changes)} models none changes by more than {abs(largest):.4f}")
+        print(f"{measured}: no model of {len(rows)} changes by more than {max(map(abs, changes)):.4f}")
+
+
+def main() -> None:
+    """Round, write, compare."""
+    write_models()
+    compare()
 
 
 if __name__ == "__main__":

@@ -76,15 +76,22 @@ def split_pairs(sources: Mapping[str, Sequence[Pair]], share: float) -> dict[str
 
 
 def split_paragraphs(
-    sources: Mapping[str, Sequence[str]], share: float, kept_apart: set[str]
+    sources: Mapping[str, Sequence[str]], share: float, pairs: Mapping[str, set[str]]
 ) -> dict[str, dict[str, list[str]]]:
-    """Paragraphs by source and part, each text once; those in ``kept_apart`` are in no part."""
-    seen = {same(text) for text in kept_apart}
+    """Paragraphs by source and part, each text once; none that is in a pair of the other part.
+
+    ``pairs`` are the texts of the pairs by part.
+    """
+    elsewhere = {"train": pairs["held_out"], "held_out": pairs["train"]}
+    taken = {part: {same(text) for text in texts} for part, texts in elsewhere.items()}
+    seen: set[str] = set()
     parts: dict[str, dict[str, list[str]]] = {}
     for source, paragraphs in sources.items():
         parts[source] = {"train": [], "held_out": []}
         for text in paragraphs:
-            if (key := same(text)) not in seen:
-                seen.add(key)
-                parts[source]["held_out" if drawn(key, share) else "train"].append(text)
+            key = same(text)
+            part = "held_out" if drawn(key, share) else "train"
+            if key not in seen and key not in taken[part]:
+                parts[source][part].append(text)
+            seen.add(key)
     return parts

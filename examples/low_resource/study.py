@@ -30,12 +30,11 @@ ROOT = settings.HERE.parents[1]
 RESULTS = settings.HERE / "results.json"
 
 
-def run_seed(seed: int, threads: int) -> bool:
+def run_seed(seed: int) -> bool:
     """Train and measure one seed in processes of its own, which print what they do. Whether they succeeded."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     return all(
         subprocess.run(
-            [sys.executable, "-m", f"examples.low_resource.{stage}", str(seed)], cwd=ROOT, env=environment
+            [sys.executable, "-m", f"examples.low_resource.{stage}", str(seed)], cwd=ROOT
         ).returncode
         == 0
         for stage in ("train", "measure")
@@ -54,10 +53,8 @@ def used_settings() -> dict[str, object]:
 def main() -> None:
     """Run all seeds, then write the results, the tables and the figure."""
     load_tokenizer()  # so that what is missing is said once
-    cores = len(os.sched_getaffinity(0))
-    at_once = 1 if torch.cuda.is_available() else min(cores, len(settings.SEEDS))
-    with ThreadPoolExecutor(at_once) as pool:
-        done = list(pool.map(lambda seed: run_seed(seed, max(cores // at_once, 1)), settings.SEEDS))
+    with ThreadPoolExecutor(1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))) as pool:
+        done = list(pool.map(run_seed, settings.SEEDS))
     if not all(done):
         raise ExampleError("not every seed is done; what went wrong is said above; the same command goes on")
     seeds = {

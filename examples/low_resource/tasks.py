@@ -68,7 +68,7 @@ def sentences(part: str, language: str) -> list[str]:
 
 
 @cache
-def test_items() -> dict[tuple[str, str], list[Item]]:
+def held_out_items() -> dict[tuple[str, str], list[Item]]:
     """The test items by language and task, of held-out text; always the same."""
     items = {}
     for (language, task), limit in ITEMS.items():

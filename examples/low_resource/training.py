@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-# Threads that sleep while they wait: on a busy machine, spinning ones make such small steps several times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import torch
-from rich.progress import Progress
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from examples.low_resource.errors import ExampleError
-from examples.low_resource.settings import BATCH, DATA, MODEL, SEQUENCE, VOCABULARY, Training
-from examples.low_resource.text import documents
-from examples.low_resource.tokenizer import encode, load_tokenizer
+from examples.low_resource.settings import BATCH, MODEL, SEQUENCE, VOCABULARY, Training
+from examples.low_resource.text import documents, load_text
+from examples.low_resource.tokenizer import FOLDER, encode, load_tokenizer
 
 logging.disable_progress_bar()
+# Steps are so small that a second thread gains little, and on a busy machine it loses much: seeds run side by side.
+torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 END_ID = 0
 MARKER = "stage.json"
@@ -82,27 +80,29 @@ def train(
         weights, plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     model.train()
-    with Progress(transient=True) as progress:
-        for step in progress.track(range(plan.steps), description=label):
-            share = min(1.0, (step + 1) / 30) * (1 - 0.9 * step / plan.steps if plan.decays else 1.0)
-            optimizer.param_groups[0]["lr"] = plan.learning_rate * share
-            ids, targets = (tensor.to(DEVICE) for tensor in next(batches))
-            hidden = model.model(ids).last_hidden_state
-            counted = targets != -100  # the head is most of the work: only where there is a target
-            loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[counted]), targets[counted])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            after(step + 1)
+    start = time.perf_counter()
+    for step in range(plan.steps):
+        share = min(1.0, (step + 1) / 30) * (1 - 0.9 * step / plan.steps if plan.decays else 1.0)
+        optimizer.param_groups[0]["lr"] = plan.learning_rate * share
+        ids, targets = (tensor.to(DEVICE) for tensor in next(batches))
+        hidden = model.model(ids).last_hidden_state
+        counted = targets != -100  # the head is most of the work: only where there is a target
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[counted]), targets[counted])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        after(step + 1)
+        if (step + 1) % 100 == 0:
+            rate = (step + 1) / (time.perf_counter() - start)
+            print(f"{label}: {step + 1} of {plan.steps} steps, {rate:.1f} a second", flush=True)
 
 
 def identity(stage: str, seed: int, *settings: object) -> str:
-    """A digest of what a stage's result follows from: text, tokenizer, model, its settings and its seed."""
+    """A digest of what a stage's result follows from: training text, tokenizer, model, its settings and its seed."""
     digest = hashlib.sha256(repr((stage, seed, MODEL, VOCABULARY, SEQUENCE, BATCH, settings)).encode())
-    for path in sorted(DATA.rglob("*")):
-        if path.suffix in (".xz", ".json"):
-            digest.update(path.read_bytes())
+    digest.update(repr(load_text("train")).encode())
+    digest.update((FOLDER / "tokenizer.json").read_bytes())
     return digest.hexdigest()
 
 

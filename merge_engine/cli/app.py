@@ -105,7 +105,8 @@ def report(
     """Draw what became of the task vectors: a page and JSON, in the output folder."""
     with show.Progress(console, "reading") as progress:
         page, numbers = merge_engine.write_report(output, on_plan=progress.start, progress=progress.advance)
-    show.pairs(console, [("page", str(page)), ("numbers", str(numbers))])
+    for path in (page, numbers):
+        console.print(f"wrote {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
