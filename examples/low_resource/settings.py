@@ -19,7 +19,7 @@ RUNS = HERE / "runs"
 
 SEEDS = (0, 1, 2, 3)
 """A seed decides the initial weights and the order of the data of all stages. Task items are the same for all."""
-SHIPPED_SEED = 1
+SHIPPED_SEED = 0
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ def _by_place(record: Record, models: Sequence[int]) -> list[str]:
             "Lost by kind of tensor",
             plots.kinds(record.discards, models),
             legend,
-            "All layers together, the kinds with most kept entries first.",
+            "All layers together, the kinds with most kept entries first, without those that have less than "
+            f"{plots.SMALLEST_KIND:.1%} of them.",
         ),
     ]
 
@@ -152,7 +153,7 @@ def _norms(record: Record, vectors: TaskVectors, models: Sequence[int]) -> list[
     rows = [
         (
             _dot(position) + escape(record.labels[model]),
-            f"{vectors.total.norm(model):,.4g}",
+            f"{vectors.total.norm(model):#.4g}",
             _number(vectors.total.relative_norm(model), ".2%"),
         )
         for position, model in enumerate(models)
@@ -160,7 +161,9 @@ def _norms(record: Record, vectors: TaskVectors, models: Sequence[int]) -> list[
     legend = _legend([record.labels[model] for model in models])
     return [
         "<h2>Size of the task vectors</h2>",
-        "<p>The larger task vector wins more of the disagreements.</p>" if record.elects else "",
+        "<p>Without a slack, the larger task vector wins more of the disagreements.</p>"
+        if record.elects
+        else "",
         _table(head, rows),
         *_figure("", plots.norms(vectors, models), legend, "By layer."),
     ]

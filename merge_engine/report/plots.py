@@ -17,6 +17,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 INK = "#3c4350"
 _FAINT = "#d9dde3"
 _WIDTH = 7.4  # inches; the page scales it
+SMALLEST_KIND = 0.001
+"""Share of all kept entries that a kind of tensor must have to be drawn."""
 _MOST_KINDS = 24
 _MOST_STACKS = 4
 _STYLE: dict[Any, Any] = {
@@ -93,11 +95,16 @@ def cosines(vectors: TaskVectors, pairs: Sequence[tuple[int, int]]) -> str | Non
 
 
 def kinds(discards: Discards, models: Sequence[int]) -> str | None:
-    """Share of kept entries lost to the election by kind of tensor; the kinds with most entries."""
+    """Share of kept entries lost to the election by kind of tensor, the kinds with most kept entries first.
+
+    Kinds with too few entries for a share to mean much are left out.
+    """
     from matplotlib import rc_context
 
     sizes = {kind: sum(c.kept for c in found.values()) for kind, found in discards.by_kind.items()}
-    shown = sorted((kind for kind in sizes if sizes[kind]), key=lambda kind: -sizes[kind])[:_MOST_KINDS]
+    enough = SMALLEST_KIND * sum(sizes.values())
+    shown = [kind for kind in sorted(sizes, key=lambda kind: -sizes[kind]) if sizes[kind] > enough]
+    shown = shown[:_MOST_KINDS]
     if not shown:
         return None
     bar = 0.76 / len(models)
