@@ -23,6 +23,7 @@ from examples.low_resource.training import load_model
 
 def write_models() -> None:
     """The shipped checkpoints, rounded to float16."""
+    (RUNS / "shipped.json").unlink(missing_ok=True)
     source = seed_folder(SHIPPED_SEED)
     for name in ("base", "sft", *(f"ct-{steps}" for steps in SHIPPED_CT)):
         model = load_model(source / name).to(torch.float16)
@@ -34,9 +35,7 @@ def write_models() -> None:
 def compare() -> None:
     """Measure the rounded checkpoints and print the largest changes."""
     exact = json.loads((seed_folder(SHIPPED_SEED) / "results.json").read_text())["rows"]
-    results = RUNS / "shipped.json"
-    results.unlink(missing_ok=True)
-    rounded = measure(MODELS, SHIPPED_CT, results)
+    rounded = measure(MODELS, SHIPPED_CT, RUNS / "shipped.json")
     for measured in (*MEASURES, LOST):
         rows = [row for row in rounded if measured != LOST or "counts" in row]
         changes = [
