@@ -60,7 +60,7 @@ def measure(record: Record, on_plan: Callable[[Plan], None], progress: Callable[
     Needs memory for one chunk of every input at a time. Raises ``ReportError`` when an input is not where it
     was or has been rewritten since, and other ``MergeError`` when it cannot be read.
     """
-    backend, result = create_backend(), TaskVectors()
+    backend, result = create_backend("cpu"), TaskVectors()
     with make_plan(_at_paths(record), None, shard_size=2**62, memory=DEFAULT_MEMORY) as plan:
         on_plan(plan)
         for checkpoint in (plan.base, *plan.models.values()):
