@@ -17,8 +17,9 @@ from rich.table import Table
 
 from examples.low_resource.errors import ExampleError, told
 from examples.low_resource.evaluate import scores
-from examples.low_resource.settings import HERE, ITEMS, MODELS, SHIPPED_CT
+from examples.low_resource.settings import HERE, MODELS, SHIPPED_CT
 from examples.low_resource.summary import BPB, ENGLISH, TAMIL
+from examples.low_resource.tasks import held_out_items
 from examples.low_resource.training import load_model
 
 ROOT = HERE.parents[1]
@@ -38,7 +39,7 @@ def merge_engine(console: Console, *arguments: str) -> None:
 
 def table(models: dict[str, Path]) -> Table:
     """What the models can do, one row each."""
-    questions = ", ".join(f"{limit} {' '.join(key)}" for key, limit in ITEMS.items())
+    questions = ", ".join(f"{len(items)} {' '.join(key)}" for key, items in held_out_items().items())
     result = Table(title=f"Accuracy (chance is .25; {questions}), and bits per byte", title_justify="left")
     found = {name: scores(load_model(folder)) for name, folder in models.items()}
     result.add_column("model")
