@@ -99,6 +99,17 @@ def plan(
 
 
 @app.command()
+def report(
+    output: Annotated[Path, typer.Argument(help="The output folder of a merge.")],
+) -> None:
+    """Draw what became of the task vectors: a page and JSON, in the output folder."""
+    with show.Progress(console, "reading") as progress:
+        page, numbers = merge_engine.write_report(output, on_plan=progress.start, progress=progress.advance)
+    for path in (page, numbers):
+        console.print(f"wrote {path}", soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
 def doctor(
     measure: Annotated[
         Path | None,

@@ -37,13 +37,21 @@ def encode_manifest(
     plan: Plan, result: MergeResult, backend: Backend, digests: Mapping[str, str], files: Sequence[str]
 ) -> bytes:
     """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run, and what else was written."""
-    inputs = {str(c.path): c.fingerprint() for c in (plan.donor, plan.base, *plan.models.values()) if c}
+    roles = {"base": plan.base, **{str(i): model for i, model in plan.models.items()}}
+    inputs = {
+        str(c.path): {
+            "fingerprint": c.fingerprint(),
+            "roles": [role for role, checkpoint in roles.items() if checkpoint is c],
+        }
+        for c in dict.fromkeys((plan.donor, plan.base, *plan.models.values()))
+        if c
+    }
     manifest: dict[str, Any] = {
         "format": 1,
         "versions": versions(),
         "backend": backend.name,
         "recipe": plan.recipe.to_yaml(),
-        "inputs": {path: {"fingerprint": fingerprint} for path, fingerprint in inputs.items()},
+        "inputs": inputs,
         "digest": model_digest(digests),
         "tensors": {
             tensor.name: {
