@@ -65,9 +65,10 @@ PYBIND11_MODULE(_native, m) {
     m.def("runs", [](const std::string& name) { return cpu_primitives(name.c_str()) != nullptr; });
 
     bind_operations(m);
-    py::class_<Column>(m, "Column", py::module_local()).def(py::init([](const Array& model, uint64_t prefix, uintptr_t counts) {
-        return Column{model, prefix, pointer<uint64_t>(counts)};
-    }));
+    py::class_<Column>(m, "Column", py::module_local()).def(py::init(
+        [](const Array& model, uint64_t prefix, uintptr_t counts, const std::vector<uint64_t>& ranks) {
+            return Column{model, prefix, pointer<uint64_t>(counts), ranks};
+        }));
     py::class_<SolvedBand>(m, "SolvedBand", py::module_local())
         .def_readonly("mask", &SolvedBand::mask)
         .def_readonly("kept_without_slack", &SolvedBand::kept_without_slack);

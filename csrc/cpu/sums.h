@@ -13,13 +13,18 @@ namespace ME_ISA {
 struct LaneSum {
     double lane[SUM_LANES] = {};
 
-    // Calls for one block start at multiples of SUM_LANES.
-    void add(const double* ME_RESTRICT values, int count) {
+    // Adds value(0 ... count). Calls for one block start at multiples of SUM_LANES.
+    template <class Value>
+    ME_INLINE void add(int count, Value&& value) {
+        constexpr int lanes = static_cast<int>(SUM_LANES);
+        double sum[lanes];  // a copy that stays in registers where there are enough
+        std::memcpy(sum, lane, sizeof(sum));
         int j = 0;
-        for (; j + static_cast<int>(SUM_LANES) <= count; j += SUM_LANES) {
-            for (int l = 0; l < static_cast<int>(SUM_LANES); ++l) lane[l] += values[j + l];
+        for (; j + lanes <= count; j += lanes) {
+            for (int l = 0; l < lanes; ++l) sum[l] += value(j + l);
         }
-        for (int l = 0; j < count; ++j, ++l) lane[l] += values[j];
+        for (int l = 0; j < count; ++j, ++l) sum[l] += value(j);
+        std::memcpy(lane, sum, sizeof(sum));
     }
     double total() {
         for (uint64_t half = SUM_LANES / 2; half > 0; half /= 2) {
