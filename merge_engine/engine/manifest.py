@@ -68,7 +68,9 @@ def encode_manifest(
         "usage": result.usage.as_dict() if result.usage else None,
         "predicted": result.predicted.as_dict() if result.predicted else None,
     }
-    return json.dumps(manifest, indent=1).encode()
+    # A line for each subject: indented all through it would be long, and slow to write for many tensors.
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def _counts(counts: Mapping[int, Any]) -> dict[str, dict[str, int]]:
