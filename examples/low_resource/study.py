@@ -17,7 +17,6 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks.machine import describe
 from examples.low_resource import settings
 from examples.low_resource.errors import ExampleError, told
 from examples.low_resource.measure import measure
@@ -25,6 +24,7 @@ from examples.low_resource.plot import draw
 from examples.low_resource.tables import write_tables
 from examples.low_resource.tokenizer import load_tokenizer
 from examples.low_resource.train import seed_folder
+from merge_engine.bench.machine import describe
 
 ROOT = settings.HERE.parents[1]
 RESULTS = settings.HERE / "results.json"
@@ -61,7 +61,7 @@ def main() -> None:
         seed: measure(seed_folder(seed), settings.CT_SNAPSHOTS, seed_folder(seed) / "results.json")
         for seed in settings.SEEDS
     }
-    content = {"settings": used_settings(), **describe(settings.HERE), "seeds": seeds}
+    content = {"settings": used_settings(), **describe({"disk": settings.HERE}, None), "seeds": seeds}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     write_tables()
     print(f"results in {RESULTS}, figure in {draw()}")
