@@ -75,7 +75,9 @@ def test_a_sample_that_misleads(dtype: torch.dtype) -> None:
     ranks=st.lists(st.integers(1, SIZE), min_size=1, max_size=3),
     ordered=st.booleans(),
 )
-def test_any_ranks_of_any_keys(seed: int, distinct: int, skew: float, ranks: list[int], ordered: bool) -> None:
+def test_any_ranks_of_any_keys(
+    seed: int, distinct: int, skew: float, ranks: list[int], ordered: bool
+) -> None:
     g = generator(seed, distinct)
     values = torch.randint(0, 0x7F80, (distinct,), generator=g)
     drawn = (torch.rand(SIZE, generator=g) ** skew * distinct).long().clamp(max=distinct - 1)

@@ -111,7 +111,9 @@ def _transfer(folder: Path, size: int) -> DiskLimits:
         with CheckpointWriter(target, layout) as writer:
 
             def write() -> None:
-                _in_pieces(lambda at: writer.write(_NAME, at, data[at : at + READ_PIECE]), size, WRITE_THREADS)
+                _in_pieces(
+                    lambda at: writer.write(_NAME, at, data[at : at + READ_PIECE]), size, WRITE_THREADS
+                )
                 writer.flush()
 
             writing = _seconds(write)
