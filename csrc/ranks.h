@@ -11,7 +11,7 @@ ME_INLINE uint32_t keep_threshold(uint64_t twice_rank, uint64_t length, double d
         length > 1 ? static_cast<double>(twice_rank) / static_cast<double>(2 * (length - 1)) : 0.5;
     const double probability = (density - epsilon) + 2 * epsilon * scaled;
     const double scaled_up = probability * 4294967296.0;  // rounding may lift a probability to exactly 1
-    return scaled_up < 4294967295.0 ? static_cast<uint32_t>(scaled_up) : 0xFFFFFFFFu;
+    return static_cast<uint32_t>(scaled_up < 4294967295.0 ? scaled_up : 4294967295.0);
 }
 
 }  // namespace merge_engine
