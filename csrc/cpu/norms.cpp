@@ -18,15 +18,19 @@ void l1_norms_of(const Array& base, const std::vector<Array>& models, const std:
     add_block_sums(count, 2 * models.size(), threads, sums, [&](uint64_t first, uint64_t last, double* out) {
         Real b[TILE], delta[TILE];
         uint32_t kept[TILE];
+        double all[TILE], surviving[TILE];
         for (size_t m = 0; m < models.size(); ++m) {
             LaneSum before, after;
             for (uint64_t at = first; at < last; at += TILE) {
                 const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
                 load_tile<Working>(base, at, n, b);
                 sieves[m].template read<Rounding>(models[m], b, start + at, at, n, delta, kept);
-                for (int j = 0; j < n; ++j) delta[j] = delta[j] < 0 ? -delta[j] : delta[j];
-                before.add(n, [&](int j) { return static_cast<double>(delta[j]); });
-                after.add(n, [&](int j) { return static_cast<double>(kept[j] ? delta[j] : Real(0)); });
+                for (int j = 0; j < n; ++j) {
+                    all[j] = static_cast<double>(delta[j] < 0 ? -delta[j] : delta[j]);
+                    surviving[j] = kept[j] ? all[j] : 0.0;
+                }
+                before.add(n, [&](int j) { return all[j]; });
+                after.add(n, [&](int j) { return surviving[j]; });
             }
             out[2 * m] = before.total();
             out[2 * m + 1] = after.total();
