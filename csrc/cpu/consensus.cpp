@@ -51,12 +51,15 @@ class Merger {
                 const Entry& entry = op_.entries[i];
                 Real* delta = deltas.data() + i * TILE;
                 uint32_t* stays = kept.data() + i * TILE;
-                non_finite[1 + i] += sieves_[i].template read<Rounding>(entry.model, b, start + at, at, width, delta, stays);
+                non_finite[1 + i] +=
+                    sieves_[i].template read<Rounding>(entry.model, b, start + at, at, width, delta, stays);
                 if (by_probability(entry)) divide_by_probability(entry.mask.thresholds + at, width, delta, stays);
             }
             if (plain_) {
                 // Lanes beyond the width hold what is left of other tiles; nothing of them is kept.
-                for (size_t i = 0; i < n; ++i) std::fill(kept.data() + i * TILE + width, kept.data() + (i + 1) * TILE, 0u);
+                for (size_t i = 0; i < n; ++i) {
+                    std::fill(kept.data() + i * TILE + width, kept.data() + (i + 1) * TILE, 0u);
+                }
                 (this->*plain_)(deltas.data(), kept.data(), b, width, merged, counts);
             } else {
                 merge_tile(deltas.data(), kept.data(), b, width, merged, counts);

@@ -44,8 +44,8 @@ class RankSearch {
 
     RankSearch(const std::vector<uint64_t>& ranks, uint64_t count) : ranks_(ranks), known_{{0, count}, {END, 0}} {}
 
-    // Proposes edges for the next pass: around each rank's place in a sample of `size` elements, given as its
-    // histogram, or evenly where nothing better is known.
+    // Proposes edges for the first pass: around each rank's place in a sample of `size` elements, given as its
+    // histogram.
     void guess(const std::vector<uint32_t>& sample, uint64_t size) {
         edges_.clear();
         const double count = static_cast<double>(known_[0]), drawn = static_cast<double>(size);
@@ -56,13 +56,15 @@ class RankSearch {
             int highest = -1, key = END;
             while (key-- > 0) {
                 above += sample[static_cast<size_t>(key)];
-                if (highest < 0 && above >= drawn * share - margin) highest = key;
+                const bool occurs = sample[static_cast<size_t>(key)] > 0;
+                if (highest < 0 && occurs && above >= drawn * share - margin) highest = key;
                 if (above >= drawn * share + margin) break;
             }
-            spread(std::max(key, 0), highest + 1);
+            spread(std::max(key, 0), std::min(highest + 1, END - 1));  // END is no Bin, and known
         }
         order_edges();
     }
+    // Proposes edges for the next pass, evenly spread over what is still in question.
     void narrow() {
         edges_.clear();
         for (const uint64_t rank : ranks_) {
@@ -90,7 +92,7 @@ class RankSearch {
 
   private:
     static constexpr int END = 1 << FIRST_BITS;
-    static constexpr int MOST = 4 * GROUP;      // edges for one rank
+    static constexpr int MOST = 4 * GROUP;  // edges for one rank
     static constexpr double DEVIATIONS = 6;
 
     // The lowest known edge with fewer elements at or above it than the rank.
@@ -99,7 +101,9 @@ class RankSearch {
     }
     void spread(int first, int last) {
         const int steps = std::min(last - first, MOST - 1);
-        for (int i = 0; i <= steps; ++i) edges_.push_back(static_cast<Bin>(first + (last - first) * i / std::max(steps, 1)));
+        for (int i = 0; i <= steps; ++i) {
+            edges_.push_back(static_cast<Bin>(first + (last - first) * i / std::max(steps, 1)));
+        }
     }
     void order_edges() {
         std::sort(edges_.begin(), edges_.end());
