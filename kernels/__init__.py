@@ -1,5 +1,6 @@
-"""Triton kernels, imported as ``merge_engine.kernels``.
+"""The primitives of a merge as Triton kernels, imported as ``merge_engine.kernels``.
 
-None are here yet: the CPU backend in ``csrc/cpu`` and the torch reference come first, and define the bytes
-that kernels for GPUs must reproduce.
+One file per primitive: the formula, the kernel, and the function that launches it on tensors. They compute what
+docs/arithmetic.md says, to the byte, compiled for a GPU as well as in Triton's interpreter (TRITON_INTERPRET=1).
+``merge_engine.backends.triton`` calls them.
 """

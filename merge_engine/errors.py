@@ -45,5 +45,9 @@ class NoDeviceError(BackendError):
     """There is nothing that a backend could run on: no device, no driver, or it was built without."""
 
 
+class NotBuiltError(NoDeviceError):
+    """The native code for a device was not built."""
+
+
 class DeviceMemoryError(BackendError):
     """The device has too little free memory; less at a time may do."""

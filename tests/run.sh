@@ -8,7 +8,7 @@ python=${PYTHON:-python3}
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 [ -x .venv-oracle/bin/python ] || "$python" -m venv .venv-oracle
 echo "installing merge_engine and its test tools into .venv"
-.venv/bin/python -m pip install -q -c constraints.txt -e ".[test,demo,bench]"
+.venv/bin/python -m pip install -q -c constraints.txt -e ".[test,demo,bench,triton]"
 echo "installing mergekit into .venv-oracle"
 .venv-oracle/bin/python -m pip install -q -r tests/oracle/requirements.txt
 

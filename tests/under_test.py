@@ -1,12 +1,14 @@
 """The backends that the conformance suite compares with the reference.
 
-``MERGE_ENGINE_TEST_BACKENDS`` names them: ``cpu`` (once for each instruction set), ``emulated_cuda``, ``cuda`` (needs a
-GPU). By default the first two, which need nothing.
+``MERGE_ENGINE_TEST_BACKENDS`` names them: ``cpu`` (once for each instruction set), ``emulated_cuda``, and ``cuda`` and
+``triton``, which need a GPU, or the latter TRITON_INTERPRET=1. By default the first two, which need nothing.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from emulated_cuda.backend import EmulatedCudaBackend
@@ -15,6 +17,9 @@ from merge_engine import _native
 from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.cpu import CpuBackend
 
+T = TypeVar("T")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INSTRUCTION_SETS = [name for name in ("avx512", "avx2", "baseline") if _native.runs(name)]
 
 
@@ -33,4 +38,10 @@ def backends() -> dict[str, Backend]:
 
 def on(backend: Backend, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor where the backend works."""
-    return tensor.cuda() if backend.name == "cuda" else tensor
+    on_gpu = backend.name == "cuda" or (backend.name == "triton" and not INTERPRETED)
+    return tensor.cuda() if on_gpu else tensor
+
+
+def thinned(values: Sequence[T], step: int) -> Sequence[T]:
+    """All of the values, but every ``step``-th where Triton's interpreter takes a thousand times as long."""
+    return values[::step] if INTERPRETED else values

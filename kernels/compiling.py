@@ -1,0 +1,175 @@
+"""Compile every kernel for a GPU that need not be there, as it is launched.
+
+The launchers are called as ever, with small tensors in host memory; in place of a driver stands one that names an
+architecture, and in place of a launch the kernel is kept. So what is compiled is what a GPU would be given, with the
+same alignments, options and constants.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from merge_engine.kernels import bands, combine, consensus, histogram, locate, masks, norms, ranks, select
+from merge_engine.kernels.launching import TILE
+
+LOADS_OF_16_BYTES = r"ld\.global\S*\.v4\.b32"
+LOADS_OF_2_BYTES = r"ld\.global\S*\.[bu]16"
+STORES_OF_16_BYTES = r"st\.global\S*\.v4\.b32"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel in assembly and machine code.
+
+    ``use`` says what it was launched for, ``masked`` whether it is the variant for a partial tile, None where there is
+    none.
+    """
+
+    use: str
+    name: str
+    masked: bool | None
+    ptx: str
+    cubin: bytes
+
+    def count(self, pattern: str) -> int:
+        """How many instructions match a regular expression."""
+        return len(re.findall(pattern, self.ptx))
+
+    def resources(self) -> tuple[int, int]:
+        """Registers of a thread, and bytes of its stack (spilled registers among them)."""
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.cubin)
+            file.flush()
+            listed = subprocess.run(
+                [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+            )
+        found = re.search(r"REG:(\d+) STACK:(\d+)", listed.stdout)
+        assert found is not None, listed.stdout
+        return int(found[1]), int(found[2])
+
+
+class _Architecture:
+    """What a driver is asked when a kernel is compiled."""
+
+    def __init__(self, capability: int):
+        self._capability = capability
+
+    def get_current_device(self) -> int:
+        return self._capability  # compiled kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._capability, 32)
+
+
+@contextmanager
+def _launches_kept(capability: int) -> Iterator[list[tuple[Any, bool | None]]]:
+    kept: list[tuple[Any, bool | None]] = []
+    run = triton.JITFunction.run
+
+    def keep(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kept.append((run(self, *args, grid=grid, warmup=True, **kwargs), kwargs.get("MASKED")))
+        return kept[-1][0]
+
+    before = dict(vars(driver))  # what is active has not been asked for: there may be no driver at all
+    driver.set_active(_Architecture(capability))
+    triton.JITFunction.run = keep
+    try:
+        yield kept
+    finally:
+        triton.JITFunction.run = run
+        vars(driver).update(before)
+
+
+def compile_all(capability: int) -> list[Compiled]:
+    """Every kernel, compiled for an architecture (80, 90, 100, ...)."""
+    compiled = []
+    for use, launch in _launches().items():
+        with _launches_kept(capability) as kept:
+            launch()
+        for kernel, masked in kept:
+            name = kernel.metadata.name.removesuffix("_kernel")
+            compiled.append(Compiled(use, name, masked, kernel.asm["ptx"], kernel.asm["cubin"]))
+    return compiled
+
+
+def _launches() -> dict[str, Callable[[], Any]]:
+    """Each kernel as it is used most, the hot ones in more than one way."""
+    count = norms.ABREAST * norms.SUM_BLOCK.value + TILE + 1
+    half = torch.zeros(count, dtype=torch.uint16)
+    single = torch.zeros(count, dtype=torch.uint32)
+    integers = torch.zeros((8, 32), dtype=torch.int64)
+    doubles = torch.zeros((count // 4096 + 1) * 32, dtype=torch.float64)
+    lines = torch.zeros((2, histogram.COPIES.value, 1 << 16), dtype=torch.int64)
+
+    def merge(
+        data: torch.Tensor, code: str, n: int, kind: int, election: str, **options: Any
+    ) -> Callable[[], None]:
+        chosen = {
+            "normalize": True,
+            "storage_rounding": False,
+            "vote_slack": False,
+            "retain_slack": False,
+            **options,
+        }
+        codes, below = [code] * (n + 2), [single] * n
+        return lambda: consensus.consensus(
+            data, [data] * n, data, codes, code, 0, [kind] * n, integers, below, doubles, integers,
+            election=election, **chosen,
+        )  # fmt: skip
+
+    def measure(data: torch.Tensor, code: str, level: int) -> Callable[[], None]:
+        shift = 0 if level or code == "BF16" else 16
+        bins = lines if level else lines[:, :, : 1 << 15].contiguous()
+        found = integers if level else None
+        return lambda: histogram.histogram(data, [data] * 2, [code] * 3, code, shift, integers, found, bins)
+
+    def mix(data: torch.Tensor, code: str, fused: bool) -> Callable[[], None]:
+        codes = [code] * 3
+        return lambda: combine.combine(
+            [data] * 2, data, codes, code, doubles, integers, divides=True, fused=fused
+        )
+
+    by_draw, by_index = masks.BAND_BY_DRAW.value, masks.BAND_BY_INDEX.value
+    ranked = masks.RANKED_INVERSE.value
+    sums = doubles[: count // 4096 * 4].view(-1, 4)
+    pair = ["BF16", "BF16"]
+    return {
+        "histogram bf16": measure(half, "BF16", 0),
+        "histogram fp32": measure(single, "F32", 0),
+        "histogram fp32, level 1": measure(single, "F32", 1),
+        "consensus bf16, 2 models, ties": merge(half, "BF16", 2, by_draw, "sum"),
+        "consensus bf16, 4 models, ties": merge(half, "BF16", 4, by_draw, "sum"),
+        "consensus bf16, 8 models, ties": merge(half, "BF16", 8, by_draw, "sum"),
+        "consensus fp16, 2 models, slack": merge(half, "F16", 2, by_index, "sum", retain_slack=True),
+        "consensus fp32, 2 models, dare": merge(single, "F32", 2, masks.DRAW.value, "none", normalize=False),
+        "consensus bf16, 2 models, della": merge(half, "BF16", 2, ranked, "count", vote_slack=True),
+        "consensus bf16, 2 models, mergekit": merge(half, "BF16", 2, by_index, "sum", storage_rounding=True),
+        "combine bf16": mix(half, "BF16", False),
+        "combine fp32": mix(single, "F32", False),
+        "combine bf16, fused": mix(half, "BF16", True),
+        "select": lambda: select.select(lines, integers[:, :5].contiguous(), integers, 16),
+        "bands": lambda: bands.bands(integers, doubles, integers, "BF16"),
+        "l1 norms": lambda: norms.l1_norms(
+            half, half, pair, "BF16", 0, by_draw, integers, single, False, sums
+        ),
+        "products": lambda: norms.product(half, half, pair, "BF16", sums),
+        "sums": lambda: norms.add_in_order(sums, count, doubles[:4]),
+        "ranks": lambda: ranks.rank_thresholds(half, half, pair, "BF16", count, 1, doubles, single),
+        "locate": lambda: locate.locate(half, half, pair, "BF16", 0, 0),
+    }

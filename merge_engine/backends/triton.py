@@ -1,0 +1,476 @@
+"""The Triton backend: kernels written in Python, compiled for the GPU that is there, or interpreted for tests.
+
+Statistics, what is found in them and what is solved from it stay in device memory; only ``fetch`` waits. Host memory
+that is streamed through has a mirror on the device, and three streams keep both directions of the link and the kernels
+busy at the same time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from merge_engine.backends.base import NEXT_BITS, Backend, level_bins, level_shift
+from merge_engine.backends.mirror import Copy, Mirror
+from merge_engine.backends.operations import (
+    Band,
+    Chunk,
+    Column,
+    Combine,
+    Consensus,
+    Counts,
+    Dense,
+    Draw,
+    Found,
+    Mask,
+    Outcome,
+    Rank,
+    RankBand,
+    Ranked,
+    SolvedBand,
+)
+from merge_engine.backends.structures import check
+from merge_engine.dtypes import BY_NAME, F64, DType
+from merge_engine.errors import BackendError, DeviceMemoryError
+from merge_engine.kernels import bands as bands_kernels
+from merge_engine.kernels import combine as combine_kernels
+from merge_engine.kernels import consensus as consensus_kernels
+from merge_engine.kernels import histogram as histogram_kernels
+from merge_engine.kernels import launching, locate, masks, norms, ranks
+from merge_engine.kernels import select as select_kernels
+
+BITS = {16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
+_LARGEST = 2**63 - 1
+
+
+@dataclass
+class DeviceArray:
+    """Elements in device memory, as unsigned integers. An output may have host memory that it is copied to."""
+
+    bits: torch.Tensor
+    dtype: DType
+    host: torch.Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return self.bits.numel()
+
+
+@dataclass(frozen=True)
+class FoundRow:
+    """A ``Found`` in device memory."""
+
+    row: torch.Tensor
+    copy: Copy
+    place: int
+
+    def fetch(self) -> Found:
+        """Wait for the numbers."""
+        return Found(*self.copy.wait()[self.place].tolist())
+
+
+@dataclass(frozen=True)
+class SolvedMask:
+    """A band in device memory."""
+
+    row: torch.Tensor
+    copy: Copy
+    place: int
+    by_draw: bool
+
+
+@dataclass(frozen=True)
+class KeptWithoutSlack:
+    """How many entries a solved band would keep without slack."""
+
+    mask: SolvedMask
+
+    def fetch(self) -> int:
+        """Wait for the number."""
+        return int(self.mask.copy.wait()[self.mask.place, masks.KEPT_WITHOUT_SLACK.value])
+
+
+@dataclass(frozen=True)
+class PendingOutcome:
+    """An ``Outcome`` whose counts are on their way. ``counted`` says how many models have counts."""
+
+    copy: Copy
+    counted: int
+
+    def fetch(self) -> Outcome:
+        """Wait for the operation and for its output to be written."""
+        rows = self.copy.wait().tolist()
+        non_finite = [row[-1] for row in rows]
+        counts = tuple(Counts(*row[:3]) for row in rows[1 : 1 + self.counted])
+        return Outcome(counts, tuple(non_finite[:-1]), non_finite[-1])
+
+
+class TritonBackend(Backend):
+    """Runs the primitives of ``merge_engine.kernels`` on GPU ``device``, by default the current one.
+
+    With TRITON_INTERPRET=1 it is the CPU. Raises ``BackendError`` when there is no such GPU.
+    """
+
+    name = "triton"
+
+    def __init__(self, device: int | None = None):
+        if launching.INTERPRETED:
+            self.device = torch.device("cpu")
+        elif not torch.cuda.is_available():
+            raise BackendError(
+                "the triton backend needs a GPU that torch can use, and there is none; choose cpu (or set "
+                "TRITON_INTERPRET=1 to have its kernels interpreted on the CPU, a thousand times as slowly)"
+            )
+        else:
+            index = torch.cuda.current_device() if device is None else device
+            if index >= torch.cuda.device_count():
+                raise BackendError(f"there is no GPU {index}, only 0 to {torch.cuda.device_count() - 1}")
+            self.device = torch.device("cuda", index)
+        self.depth = 1 if launching.INTERPRETED else 3
+        self._mirror: Mirror | None = None
+
+    def attach(self, memory: memoryview, scratch: int) -> None:
+        """Give host memory a mirror on the device (see ``Backend.attach``)."""
+        if not launching.INTERPRETED:
+            self._mirror = Mirror(memory, scratch, self.device)
+
+    def detach(self) -> None:
+        """Let go of the mirror (see ``Backend.detach``)."""
+        if self._mirror is not None:
+            self._mirror.close()
+            self._mirror = None
+
+    def fetch(self, value: Any) -> Any:
+        """Wait for a value (see ``Backend.fetch``)."""
+        if isinstance(value, FoundRow | KeptWithoutSlack | PendingOutcome):
+            return value.fetch()
+        if isinstance(value, Copy):
+            value.wait()
+            return None
+        return value
+
+    def mark(self) -> Any:
+        """Mark what was asked for so far (see ``Backend.mark``)."""
+        with self._working():
+            return Copy.of(torch.empty(0, dtype=torch.int64, device=self.device))
+
+    def array(self, memory: memoryview, dtype: DType) -> DeviceArray:
+        """Copy host memory to the device; interpreted, wrap it (see ``Backend.array``)."""
+        if self._mirror is None:
+            return DeviceArray(self._wrapped(memory).view(BITS[dtype.bits]), dtype)
+        return DeviceArray(self._mirror.upload(memory).view(BITS[dtype.bits]), dtype)
+
+    def output(self, memory: memoryview, dtype: DType) -> DeviceArray:
+        """Take host memory as an output (see ``Backend.output``)."""
+        if self._mirror is None:
+            return self.array(memory, dtype)
+        host, mirrored = self._mirror.pieces(memory)
+        return DeviceArray(mirrored.view(BITS[dtype.bits]), dtype, host)
+
+    def tensor(self, tensor: torch.Tensor) -> DeviceArray:
+        """Wrap a contiguous tensor on the device (see ``Backend.tensor``)."""
+        if tensor.device != self.device or not tensor.is_contiguous():
+            raise BackendError(
+                f"the triton backend on {self.device} needs contiguous tensors there, got one on {tensor.device}"
+            )
+        dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+        return DeviceArray(tensor.detach().view(-1).view(BITS[dtype.bits]), dtype)
+
+    def new_histograms(self, level: int, slots: int) -> torch.Tensor:
+        """Make empty histograms (see ``Backend.new_histograms``)."""
+        shape = (slots, histogram_kernels.COPIES.value, level_bins(level))
+        with self._working():
+            return torch.zeros(shape, dtype=torch.int64, device=self.device)
+
+    def histogram(
+        self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: torch.Tensor
+    ) -> None:
+        """Count magnitude keys (see ``Backend.histogram``)."""
+        check(chunk)
+        models = [chunk.models[column.model] for column in columns]
+        with self._working():
+            histogram_kernels.histogram(
+                chunk.base.bits,
+                [model.bits for model in models],
+                _codes(chunk.base, *models),
+                chunk.working.code,
+                level_shift(chunk.working, level),
+                self._integers([column.slot for column in columns]),
+                self._rows([_found(column.within) for column in columns]) if level else None,
+                histograms,
+            )
+
+    def select(self, histograms: torch.Tensor, level: int, ranks: Sequence[Rank]) -> list[FoundRow]:
+        """Find keys by rank (see ``Backend.select``)."""
+        with self._working():
+            asked = self._integers([[slot, rank] for slot, rank, _ in ranks]).view(-1, 2)
+            above = self._rows([_found(within) for _, _, within in ranks])
+            found = torch.empty_like(above)
+            select_kernels.select(histograms, torch.cat([asked, above], 1), found, NEXT_BITS)
+            copy = Copy.of(found)
+        return [FoundRow(found[i], copy, i) for i in range(len(ranks))]
+
+    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+        """Turn ranks into masks (see ``Backend.bands``)."""
+        if not bands:
+            return []
+        with self._working():
+            described = self._integers([_described(band) for band in bands])
+            low, high = (
+                self._rows([_found(found) for found in side])
+                for side in ([band.low for band in bands], [band.high for band in bands])
+            )
+            rows = torch.empty((len(bands), masks.ROW.value), dtype=torch.int64, device=self.device)
+            factors = self._doubles([1.0 - band.slack for band in bands])
+            bands_kernels.bands(torch.cat([described, low, high], 1), factors, rows, working.code)
+            copy = Copy.of(rows)
+        solved = []
+        for i, band in enumerate(bands):
+            mask = SolvedMask(rows[i], copy, i, band.ties == "spread")
+            solved.append(SolvedBand(mask, KeptWithoutSlack(mask) if band.slack > 0 else None))
+        return solved
+
+    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
+        """Find the n-th occurrence of a key (see ``Backend.locate``)."""
+        check(chunk)
+        tuned = chunk.models[model]
+        with self._working():
+            located: tuple[int, int | None] = locate.locate(
+                chunk.base.bits, tuned.bits, _codes(chunk.base, tuned), chunk.working.code, key, nth
+            )
+            return located
+
+    def l1_norms(
+        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, sums: list[float]
+    ) -> list[float]:
+        """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
+        check(chunk)
+        with self._working():
+            block_sums = norms.block_sums(chunk.count, len(sums), self.device)
+            rows = self._rows([_row(mask) for mask in masks])
+            for i, (model, mask) in enumerate(zip(chunk.models, masks, strict=True)):
+                norms.l1_norms(
+                    chunk.base.bits,
+                    model.bits,
+                    _codes(chunk.base, model),
+                    chunk.working.code,
+                    chunk.start,
+                    _kind(mask),
+                    rows[i],
+                    self._thresholds(chunk, model, mask),
+                    storage_rounding,
+                    block_sums[:, 2 * i :],
+                )
+            return self._added(block_sums, chunk.count, sums)
+
+    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
+        """Sum inner products of all inputs (see ``Backend.gram``)."""
+        check(chunk)
+        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
+        n = len(inputs)
+        pairs = list(itertools.combinations_with_replacement(range(n), 2))
+        with self._working():
+            block_sums = norms.block_sums(chunk.count, len(pairs), self.device)
+            for column, (i, k) in enumerate(pairs):
+                left, right = inputs[i], inputs[k]
+                codes = _codes(left, right)
+                norms.product(left.bits, right.bits, codes, chunk.working.code, block_sums[:, column:])
+            added = self._added(block_sums, chunk.count, [sums[i * n + k] for i, k in pairs])
+        result = list(sums)
+        for (i, k), total in zip(pairs, added, strict=True):
+            result[i * n + k] = total
+        return result
+
+    def consensus(self, chunk: Chunk, operation: Consensus, output: DeviceArray) -> PendingOutcome:
+        """Merge task vectors (see ``Backend.consensus``)."""
+        check(chunk, output)
+        entries = operation.entries
+        numbers = [
+            number
+            for entry in entries
+            for number in (entry.rescale, entry.weight, 1.0 + entry.vote_slack, entry.retain_slack)
+        ]
+        with self._working():
+            counts = self._new_counts(len(entries))
+            consensus_kernels.consensus(
+                chunk.base.bits,
+                [model.bits for model in chunk.models],
+                output.bits,
+                _codes(chunk.base, *chunk.models, output),
+                chunk.working.code,
+                chunk.start,
+                [_kind(entry.mask) for entry in entries],
+                self._rows([_row(entry.mask) for entry in entries]),
+                [
+                    self._thresholds(chunk, model, entry.mask)
+                    for model, entry in zip(chunk.models, entries, strict=True)
+                ],
+                self._doubles([*numbers, operation.scale, operation.divisor]),
+                counts,
+                election=operation.election,
+                normalize=operation.normalize,
+                storage_rounding=operation.storage_rounding,
+                vote_slack=any(entry.vote_slack != 0 for entry in entries),
+                retain_slack=any(entry.retain_slack != 0 for entry in entries),
+            )
+            return PendingOutcome(self._finished(output, counts), len(entries))
+
+    def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
+        """Write a linear combination (see ``Backend.combine``)."""
+        check(chunk, output)
+        if operation.fused and chunk.working == F64:
+            raise BackendError("the triton backend has no fused multiply-add in float64; choose cpu")
+        with self._working():
+            counts = self._new_counts(len(chunk.models))
+            combine_kernels.combine(
+                [model.bits for model in chunk.models],
+                output.bits,
+                _codes(*chunk.models, output),
+                chunk.working.code,
+                self._doubles([*operation.coefficients, operation.divisor or 1.0]),
+                counts,
+                divides=operation.divisor is not None,
+                fused=operation.fused,
+            )
+            return PendingOutcome(self._finished(output, counts), 0)
+
+    def _working(self) -> AbstractContextManager[Any]:
+        """Makes the stream current that kernels go to: the mirror's, or else torch's own."""
+        if self._mirror is not None:
+            return torch.cuda.stream(self._mirror.compute)
+        return nullcontext() if launching.INTERPRETED else torch.cuda.device(self.device)
+
+    def _finished(self, output: DeviceArray, counts: torch.Tensor) -> Copy:
+        if self._mirror is not None and output.host is not None:
+            return self._mirror.download(output.bits.view(torch.uint8), output.host, counts)
+        return Copy.of(counts)
+
+    def _wrapped(self, memory: memoryview) -> torch.Tensor:
+        if not launching.INTERPRETED:
+            raise BackendError("the triton backend reaches host memory only once it is attached")
+        return (
+            torch.frombuffer(memory, dtype=torch.uint8) if len(memory) else torch.empty(0, dtype=torch.uint8)
+        )
+
+    def _new_counts(self, models: int) -> torch.Tensor:
+        return torch.zeros((models + 2, 4), dtype=torch.int64, device=self.device)
+
+    def _integers(self, values: Sequence[Any]) -> torch.Tensor:
+        return self._sent(values, torch.int64)
+
+    def _doubles(self, values: Sequence[float]) -> torch.Tensor:
+        return self._sent(values, torch.float64)
+
+    def _sent(self, values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
+        """A few numbers on the device. They come from pinned memory, so that nothing waits for the copy."""
+        known = torch.tensor(values, dtype=dtype, pin_memory=not launching.INTERPRETED)
+        return known.to(self.device, non_blocking=True)
+
+    def _rows(self, rows: Sequence[Sequence[int] | torch.Tensor]) -> torch.Tensor:
+        """A table of rows, some of which the host knows and some the device."""
+        known = [row for row in rows if not isinstance(row, torch.Tensor)]
+        if len(known) == len(rows):
+            return self._integers(known)
+        uploaded = iter(self._integers(known))
+        return torch.stack([row if isinstance(row, torch.Tensor) else next(uploaded) for row in rows])
+
+    def _added(self, block_sums: torch.Tensor, count: int, sums: list[float]) -> list[float]:
+        totals = self._doubles(sums)
+        norms.add_in_order(block_sums, count, totals)
+        result: list[float] = totals.tolist()
+        return result
+
+    def _thresholds(self, chunk: Chunk, model: DeviceArray, mask: Mask) -> torch.Tensor:
+        """The thresholds of a ranked mask; for others, something to point at."""
+        if not isinstance(mask, Ranked):
+            unused: torch.Tensor = chunk.base.bits
+            return unused
+        try:
+            result: torch.Tensor = torch.empty(chunk.count, dtype=torch.uint32, device=self.device)
+            ranks.rank_thresholds(
+                chunk.base.bits,
+                model.bits,
+                _codes(chunk.base, model),
+                chunk.working.code,
+                *chunk.line,
+                self._doubles([mask.density - mask.epsilon, 2 * mask.epsilon]),
+                result,
+            )
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{self.device} has too little memory to rank {chunk.count} elements"
+            ) from error
+        return result
+
+
+def _codes(*arrays: DeviceArray) -> tuple[str, ...]:
+    return tuple(array.dtype.code for array in arrays)
+
+
+def _signed(value: int) -> int:
+    """The int64 of the same bits."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _bounded(*values: int) -> list[int]:
+    """Bounds of 64 bits as int64, which no key and no index exceeds."""
+    return [min(value, _LARGEST) for value in values]
+
+
+def _found(found: Found | FoundRow | None) -> Sequence[int] | torch.Tensor:
+    if isinstance(found, FoundRow):
+        return found.row
+    return list(found or Found(0, 0, 0))
+
+
+def _described(band: RankBand) -> list[int]:
+    """The columns of kernels/bands.py, up to what was found."""
+    return [
+        band.first,
+        band.last,
+        band.slack > 0,
+        band.high is not None,
+        band.ties == "spread",
+        band.ties == "all",
+        *_bounded(*band.low_positions, *band.high_positions),
+        _signed(band.random_key),
+    ]
+
+
+def _kind(mask: Any) -> int:
+    match mask:
+        case Dense():
+            kind = masks.DENSE
+        case Draw():
+            kind = masks.DRAW
+        case Ranked(inverse_probability=inverse):
+            kind = masks.RANKED_INVERSE if inverse else masks.RANKED
+        case Band(by_draw=by_draw) | SolvedMask(by_draw=by_draw):
+            kind = masks.BAND_BY_DRAW if by_draw else masks.BAND_BY_INDEX
+        case _:
+            raise TypeError(f"not a mask: {mask!r}")
+    result: int = kind.value
+    return result
+
+
+def _row(mask: Any) -> Sequence[int] | torch.Tensor:
+    """The eight numbers of kernels/masks.py."""
+    match mask:
+        case SolvedMask():
+            return mask.row
+        case Band():
+            places = _bounded(*mask.low_positions, *mask.high_positions)
+            return [*_bounded(mask.low, mask.high), *places, _signed(mask.random_key), 0]
+        case Draw():
+            first, last = (0, mask.below - 1) if mask.below else (1, 0)
+            return [0, 0, first, last, 0, 0, _signed(mask.random_key), 0]
+        case Ranked():
+            return [0, 0, 0, 0, 0, 0, _signed(mask.random_key), 0]
+        case _:
+            return [0] * masks.ROW.value

@@ -1,0 +1,57 @@
+"""Every Triton kernel compiles without a GPU, reads 16 bytes at a time and fuses nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton")
+
+from merge_engine.kernels import compiling
+from merge_engine.kernels.compiling import LOADS_OF_2_BYTES, LOADS_OF_16_BYTES, Compiled
+
+HOT = ("histogram", "consensus", "combine", "l1", "product")
+
+
+@pytest.fixture(scope="module", params=(80, 90, 100), ids="sm_{}".format)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Compiled]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+    try:
+        return compiling.compile_all(request.param)
+    finally:
+        patch.undo()
+
+
+def test_every_kernel_compiles(compiled: list[Compiled]) -> None:
+    assert {kernel.name for kernel in compiled} == {
+        *HOT, "add_in_order", "bands", "count", "keys", "select", "thresholds"
+    }  # fmt: skip
+    for kernel in compiled:
+        assert kernel.cubin.startswith(b"\x7fELF"), kernel.use
+
+
+def test_whole_tiles_are_read_16_bytes_at_a_time(compiled: list[Compiled]) -> None:
+    whole = [kernel for kernel in compiled if kernel.name in HOT and not kernel.masked]
+    assert {kernel.name for kernel in whole} == set(HOT)
+    for kernel in whole:
+        assert kernel.count(LOADS_OF_16_BYTES) > 0, kernel.use
+        assert kernel.count(LOADS_OF_2_BYTES) == 0, kernel.use
+
+
+def test_arithmetic_is_neither_fused_nor_approximate_nor_flushed(compiled: list[Compiled]) -> None:
+    for kernel in compiled:
+        assert kernel.count(r"\bfma\.") == 0, kernel.use
+        assert kernel.count(r"\bf?mad\.\S*f(32|64)") == 0, kernel.use
+        assert kernel.count(r"\.ftz\b") == 0, kernel.use
+        assert kernel.count(r"\.approx\b|\bdiv\.full\b") == 0, kernel.use
+        assert kernel.count(r"\b(bf16|f16)x?2?\b") == 0, kernel.use
+    for kernel in compiled:
+        if kernel.name in ("combine", "consensus") and "dare" not in kernel.use:
+            assert kernel.count(r"\bdiv\.rn\.f(32|64)") > 0, kernel.use
+
+
+def test_the_most_used_kernels_do_not_spill(compiled: list[Compiled]) -> None:
+    for kernel in compiled:
+        if kernel.name in HOT and not kernel.masked:
+            registers, stack = kernel.resources()
+            assert registers < 255 and stack <= 16, kernel.use
