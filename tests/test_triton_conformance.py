@@ -32,7 +32,7 @@ def test_interpreted(file: str) -> None:
 
 def test_why_it_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackendError, match="needs a GPU .* choose cpu"):
+    with pytest.raises(BackendError, match=r"needs a GPU .* choose cpu"):
         create_backend("triton")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"triton is not installed: pip install 'merge_engine\[triton\]'"):

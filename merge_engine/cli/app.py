@@ -54,7 +54,7 @@ def run(
     recipe: RecipeFile,
     output: Annotated[Path, typer.Argument(help="The folder to write the merged model to.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second one.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or reference.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cpu, cuda, triton or reference.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute. [default: all cores]")
     ] = None,
