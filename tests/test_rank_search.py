@@ -7,11 +7,14 @@ import torch
 from adversarial import DTYPES, extreme_models, generator, quantised_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_conformance import BACKENDS, chunk_of
+from test_conformance import chunk_of
+from under_test import INSTRUCTION_SETS
 
-from merge_engine.backends.base import levels
+from merge_engine.backends.base import level_bins, levels
+from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import Column, Found, Rank
 
+BACKENDS = [CpuBackend(threads=3, instruction_set=name) for name in INSTRUCTION_SETS]
 WORTH_SEARCHING = 4 * 65536
 SIZE = WORTH_SEARCHING + 12_345
 RUN, SHARE = 32, 64  # of the sample: see csrc/cpu/search.h
@@ -65,6 +68,19 @@ def test_a_sample_that_misleads(dtype: torch.dtype) -> None:
         model = torch.exp2(exponents).to(dtype)
         model[torch.arange(SIZE) % stride < RUN] = bait
         agree(torch.zeros(SIZE, dtype=dtype), [model], [(SIZE // 7, SIZE // 2, SIZE - 5)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=INSTRUCTION_SETS)
+def test_nothing_is_counted_outside_the_slot(backend: CpuBackend) -> None:
+    """The largest key has no edge above it, and a histogram ends there."""
+    base, models = extreme_models(SIZE, 1, torch.bfloat16)
+    bins = level_bins(0)
+    histograms = backend.new_histograms(0, 3)
+    for place in range(3 * bins):
+        histograms[place] = 7
+    backend.histogram(chunk_of(backend, base, models), 0, [Column(1, 0, ranks=(1, SIZE))], histograms)
+    assert set(histograms[:bins]) == set(histograms[2 * bins :]) == {7}
+    assert sum(histograms[bins : 2 * bins]) == SIZE + 7 * bins
 
 
 @settings(max_examples=25, deadline=None)

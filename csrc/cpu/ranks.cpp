@@ -16,7 +16,7 @@ namespace {
 // many and far below all others, are counted apart.
 class CountedRanks {
   public:
-    explicit CountedRanks(uint64_t) : counts_(1u << FIRST_BITS), odd_counts_(1u << FIRST_BITS), thresholds_(1u << FIRST_BITS) {}
+    explicit CountedRanks(uint64_t) : counts_(KEYS), odd_counts_(KEYS), thresholds_(KEYS) {}
 
     void rank(const uint16_t* keys, const Probability& probability) {
         const uint64_t length = probability.length;
@@ -47,6 +47,7 @@ class CountedRanks {
     uint32_t threshold(uint16_t key, const Probability&) const { return thresholds_[key]; }
 
   private:
+    static constexpr size_t KEYS = size_t{1} << FIRST_BITS;
     std::vector<uint64_t> counts_, odd_counts_;  // by key, zero between lines
     std::vector<uint32_t> thresholds_;
 };
