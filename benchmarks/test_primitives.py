@@ -98,10 +98,13 @@ def threshold(backend: CpuBackend, chunk: Chunk, model: int) -> Mask:
     return backend.bands([RankBand(1, rank, found, random_key=model)], chunk.working)[0].mask
 
 
-def test_histogram(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> None:
+@pytest.mark.parametrize("asked", ["everything", "rank"])
+def test_histogram(benchmark: BenchmarkFixture, asked: str, isa: str, n: int, count: int) -> None:
+    """Of all keys, and as far as one known rank needs it."""
     backend = CpuBackend(instruction_set=isa)
     chunk = chunk_of(backend, count, n)
-    columns = [Column(slot, slot) for slot in range(n)]
+    rank = int(DENSITY * count)
+    columns = [Column(slot, slot, ranks=() if asked == "everything" else (rank,)) for slot in range(n)]
 
     def body() -> Sequence[int]:
         histograms: Sequence[int] = backend.new_histograms(0, n)
@@ -110,6 +113,12 @@ def test_histogram(benchmark: BenchmarkFixture, isa: str, n: int, count: int) ->
 
     bins, step = timed(benchmark, 2 * count * (1 + n), body), level_bins(0)
     assert [sum(bins[slot * step : (slot + 1) * step]) for slot in range(n)] == [count] * n
+    for found, delta in zip(
+        backend.select(bins, 0, [Rank(slot, rank) for slot in range(n)]), deltas(count, n), strict=True
+    ):
+        keys = delta.float().abs().bfloat16().view(torch.int16)
+        assert (int((keys > found.key).sum()), int((keys == found.key).sum())) == found[1:]
+        assert found.above < rank <= found.above + found.equal
 
 
 @pytest.mark.parametrize("kind", ["dense", "band", "draw", "ranked"])

@@ -29,6 +29,10 @@ class NonFiniteError(MergeError):
     """An input holds NaN or infinity and the recipe does not allow it."""
 
 
+class ReportError(MergeError):
+    """There is nothing to report on, or what draws it is not installed."""
+
+
 class OutputError(MergeError):
     """The output cannot be written: folder in use, disk full, write failed."""
 
@@ -39,6 +43,10 @@ class BackendError(MergeError):
 
 class NoDeviceError(BackendError):
     """There is nothing that a backend could run on: no device, no driver, or it was built without."""
+
+
+class NotBuiltError(NoDeviceError):
+    """The native code for a device was not built."""
 
 
 class DeviceMemoryError(BackendError):

@@ -125,7 +125,7 @@ def test_consensus_masks(dtype: torch.dtype, size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("models", thinned((1, 2, 3, 5, 20), 2))
+@pytest.mark.parametrize("models", thinned((1, 2, 3, 4, 5, 20), 2))
 @pytest.mark.parametrize("election", ("none", "sum", "count"))
 def test_consensus_options(dtype: torch.dtype, models: int, election: str) -> None:
     for make, size in ((quantised_models, 3001), (extreme_models, 1500)):

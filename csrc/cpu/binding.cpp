@@ -1,5 +1,6 @@
-// The Python module merge_engine._native: the CPU primitives. The GIL is released while one runs.
+// The Python module merge_engine._native: the CPU primitives. The GIL is released while a long one runs.
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 
 #include "../binding_types.h"
@@ -7,6 +8,18 @@
 #include "primitives.h"
 
 namespace {
+
+// Lets other Python threads run while a primitive does. Not for a few elements: getting the lock back would take longer.
+class Released {
+  public:
+    explicit Released(uint64_t count) {
+        constexpr uint64_t FEW = 1 << 15;
+        if (count > FEW) released_.emplace();
+    }
+
+  private:
+    std::optional<py::gil_scoped_release> released_;
+};
 
 const Primitives& table(const std::string& instruction_set) {
     const Primitives* found = cpu_primitives(instruction_set.c_str());
@@ -65,24 +78,28 @@ PYBIND11_MODULE(_native, m) {
     m.def("runs", [](const std::string& name) { return cpu_primitives(name.c_str()) != nullptr; });
 
     bind_operations(m);
-    py::class_<Column>(m, "Column", py::module_local()).def(py::init([](const Array& model, uint64_t prefix, uintptr_t counts) {
-        return Column{model, prefix, pointer<uint64_t>(counts)};
-    }));
+    py::class_<Column>(m, "Column", py::module_local()).def(py::init(
+        [](const Array& model, uint64_t prefix, uintptr_t counts, const std::vector<uint64_t>& ranks) {
+            return Column{model, prefix, pointer<uint64_t>(counts), ranks};
+        }));
     py::class_<SolvedBand>(m, "SolvedBand", py::module_local())
         .def_readonly("mask", &SolvedBand::mask)
         .def_readonly("kept_without_slack", &SolvedBand::kept_without_slack);
 
     m.def("select", &select_bin);
     m.def("solve_band", &band_of);
-    m.def("identical", &identical, py::call_guard<py::gil_scoped_release>());
+    m.def("identical", [](const std::vector<uintptr_t>& addresses, uint64_t bytes, int element_bytes) {
+        const Released released(bytes / 2);
+        return identical(addresses, bytes, element_bytes);
+    });
     m.def("histogram", [](const std::string& isa, const Array& base, const std::vector<Column>& columns,
                           DType working, int shift, uint64_t count, int threads) {
-        py::gil_scoped_release released;
+        const Released released(count);
         table(isa).histogram(base, columns, working, shift, count, threads);
     });
     m.def("locate", [](const std::string& isa, const Array& base, const Array& model, DType working, uint64_t key,
                        uint64_t nth, uint64_t count, int threads) {
-        py::gil_scoped_release released;
+        const Released released(count);
         int64_t offset = -1;
         const uint64_t found = table(isa).locate(base, model, working, key, nth, count, threads, &offset);
         return std::make_pair(found, offset);
@@ -92,21 +109,21 @@ PYBIND11_MODULE(_native, m) {
              const std::vector<Mask>& masks, DType working, bool storage_rounding, uint64_t start, uint64_t count,
              int threads, std::vector<double> sums) {
               if (sums.size() != 2 * models.size()) throw std::invalid_argument("l1_norms needs two sums a model");
-              py::gil_scoped_release released;
+              const Released released(count);
               table(isa).l1_norms(base, models, masks, working, storage_rounding, start, count, threads, sums.data());
               return sums;
           });
     m.def("gram", [](const std::string& isa, const std::vector<Array>& inputs, DType working, uint64_t count,
                      int threads, std::vector<double> sums) {
         if (sums.size() != inputs.size() * inputs.size()) throw std::invalid_argument("gram needs n * n sums");
-        py::gil_scoped_release released;
+        const Released released(count);
         table(isa).gram(inputs, working, count, threads, sums.data());
         return sums;
     });
     m.def("rank_thresholds", [](const std::string& isa, const Array& base, const Array& model, DType working,
                                 uint64_t length, uint64_t stride, double density, double epsilon, uint64_t count,
                                 int threads, uintptr_t thresholds) {
-        py::gil_scoped_release released;
+        const Released released(count);
         table(isa).rank_thresholds(base, model, working, length, stride, density, epsilon, count, threads,
                                    pointer<uint32_t>(thresholds));
     });
@@ -115,7 +132,7 @@ PYBIND11_MODULE(_native, m) {
         std::vector<Counts> counts(op.entries.size());
         std::vector<uint64_t> non_finite(op.entries.size() + 2);
         {
-            py::gil_scoped_release released;
+            const Released released(count);
             table(isa).consensus(op, start, count, threads, counts.data(), non_finite.data());
         }
         std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> per_model;
@@ -123,7 +140,7 @@ PYBIND11_MODULE(_native, m) {
         return std::make_pair(per_model, non_finite);
     });
     m.def("combine", [](const std::string& isa, const Combine& op, uint64_t count, int threads) {
-        py::gil_scoped_release released;
+        const Released released(count);
         std::vector<uint64_t> non_finite(op.inputs.size() + 1);
         table(isa).combine(op, count, threads, non_finite.data());
         return non_finite;

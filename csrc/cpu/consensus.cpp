@@ -4,7 +4,8 @@
 
 #include "pool.h"
 #include "primitives.h"
-#include "tile.h"
+#include "lanes.h"
+#include "sieve.h"
 
 namespace merge_engine {
 namespace ME_ISA {
@@ -23,39 +24,47 @@ class Merger {
 
     explicit Merger(const Consensus& op) : op_(op) {
         for (const Entry& entry : op.entries) {
-            scales_.push_back({Rounding::round(static_cast<Real>(entry.rescale)),
+            sieves_.emplace_back(entry.mask);
+            scales_.push_back({Rounding::round(static_cast<Real>(by_probability(entry) ? 1 : entry.rescale)),
                                Rounding::round(static_cast<Real>(entry.weight)),
                                static_cast<Real>(1.0 + entry.vote_slack), static_cast<Real>(entry.retain_slack)});
             slack_votes_ |= entry.vote_slack != 0;
             retains_ |= entry.retain_slack != 0;
+        }
+        if constexpr (std::is_same_v<Rounding, Unrounded> && std::is_same_v<Real, float>) {
+            if (op.election == Election::Sum && !slack_votes_ && !retains_) {
+                use_plain<1>(), use_plain<2>(), use_plain<3>(), use_plain<4>();
+            }
         }
     }
 
     // Merges elements [first, last) of the chunk; index 0 of the chunk is element `start` of the tensor.
     void merge(uint64_t start, uint64_t first, uint64_t last, Counts* counts, uint64_t* non_finite) const {
         const size_t n = op_.entries.size();
-        std::vector<Real> values(n * TILE);  // v_i of the tile
+        std::vector<Real> deltas(n * TILE);  // then v_i
+        std::vector<uint32_t> kept(n * TILE);
+        Real b[TILE] = {}, merged[TILE];
         for (uint64_t at = first; at < last; at += TILE) {
             const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-            Real b[TILE], mean[TILE], divisor[TILE];
-            Votes votes;
             non_finite[0] += load_tile<Working>(op_.base, at, width, b);
             for (size_t i = 0; i < n; ++i) {
-                weigh(i, b, start + at, at, width, values.data() + i * TILE, counts[i], non_finite[1 + i]);
+                const Entry& entry = op_.entries[i];
+                Real* delta = deltas.data() + i * TILE;
+                uint32_t* stays = kept.data() + i * TILE;
+                non_finite[1 + i] +=
+                    sieves_[i].template read<Rounding>(entry.model, b, start + at, at, width, delta, stays);
+                if (by_probability(entry)) divide_by_probability(entry.mask.thresholds + at, width, delta, stays);
             }
-            if (op_.election == Election::None) {
-                sum_all(values.data(), width, mean, divisor);
-            } else {
-                elect(values.data(), width, votes);
-                for (int j = 0; j < width; ++j) mean[j] = divisor[j] = 0;
+            if (plain_) {
+                // Lanes beyond the width hold what is left of other tiles; nothing of them is kept.
                 for (size_t i = 0; i < n; ++i) {
-                    retain(i, values.data() + i * TILE, votes, width, mean, divisor, counts[i]);
+                    std::fill(kept.data() + i * TILE + width, kept.data() + (i + 1) * TILE, 0u);
                 }
-                for (int j = 0; j < width; ++j) divisor[j] = Rounding::round(divisor[j]);
-                for (int j = 0; j < width; ++j) divisor[j] = divisor[j] == 0 ? Real(1) : divisor[j];
+                (this->*plain_)(deltas.data(), kept.data(), b, width, merged, counts);
+            } else {
+                merge_tile(deltas.data(), kept.data(), b, width, merged, counts);
             }
-            finish(b, mean, divisor, width);
-            non_finite[n + 1] += store_tile(op_.output, at, width, mean);
+            non_finite[n + 1] += store_tile(op_.output, at, width, merged);
         }
     }
 
@@ -64,30 +73,78 @@ class Merger {
         Real sum[TILE], plain[TILE], magnitude[TILE];
     };
 
-    // Steps 1 to 5: v = w * (r * d) where the mask keeps the element, else 0.
-    void weigh(size_t i, const Real* ME_RESTRICT b, uint64_t index, uint64_t offset, int width,
-               Real* ME_RESTRICT value, Counts& counts, uint64_t& non_finite) const {
-        const Entry& entry = op_.entries[i];
-        const Scale<Real> scale = scales_[i];
-        Real x[TILE], delta[TILE];
-        uint32_t kept[TILE];
-        non_finite += load_tile<Working>(entry.model, offset, width, x);
-        task_vector_tile<Rounding>(x, b, width, delta);
-        mask_tile<Working>(entry.mask, delta, index, offset, width, kept);
-        if (entry.mask.kind == MaskKind::Ranked && entry.mask.inverse_probability) {
-            const uint32_t* ME_RESTRICT thresholds = entry.mask.thresholds + offset;
-            for (int j = 0; j < width; ++j) {
-                const Real inverse = static_cast<Real>(4294967296.0 / static_cast<double>(thresholds[j]));
-                delta[j] = kept[j] ? Rounding::round(delta[j] * inverse) : Real(0);
-            }
-        } else if (scale.rescale != 1) {
-            for (int j = 0; j < width; ++j) delta[j] = Rounding::round(delta[j] * scale.rescale);
+    static bool by_probability(const Entry& entry) {
+        return entry.mask.kind == MaskKind::Ranked && entry.mask.inverse_probability;
+    }
+    static void divide_by_probability(const uint32_t* ME_RESTRICT thresholds, int width, Real* ME_RESTRICT delta,
+                                      const uint32_t* ME_RESTRICT kept) {
+        for (int j = 0; j < width; ++j) {
+            const Real inverse = static_cast<Real>(4294967296.0 / static_cast<double>(thresholds[j]));
+            delta[j] = kept[j] ? Rounding::round(delta[j] * inverse) : Real(0);
         }
+    }
+
+    // Steps 5 to 8 in registers, for the common case: signs are elected by sums, without slack, among few models.
+    template <int N, bool Normalize>
+    void merge_plainly(const float* deltas, const uint32_t* kept, const float* b, int width, float* merged,
+                       Counts* counts) const {
+        const Floats zero = {}, lambda = zero + static_cast<float>(op_.lambda);
+        Ints survived[N] = {}, lost[N] = {};
+        for (int j = 0; j < width; j += LANES) {
+            Floats value[N], sum = zero, mean = zero, divisor = zero;
+            for (int i = 0; i < N; ++i) {
+                const Ints stays = load<Ints>(kept + i * TILE + j) != 0;
+                const Floats scaled = load<Floats>(deltas + i * TILE + j) * scales_[i].rescale;
+                survived[i] -= stays & (scaled != zero);
+                value[i] = stays ? scaled * scales_[i].weight : zero;
+                sum += value[i];
+            }
+            const Ints positive = sum >= zero;
+            for (int i = 0; i < N; ++i) {
+                const Ints votes = value[i] != zero;
+                const Ints retained = votes & ~((value[i] > zero) ^ positive);
+                mean += retained ? value[i] : zero;
+                divisor += retained ? zero + scales_[i].weight : zero;
+                lost[i] -= votes ^ retained;
+            }
+            if (Normalize) mean /= divisor == zero ? zero + 1.0f : divisor;
+            store(merged + j, load<Floats>(b + j) + mean * lambda);
+        }
+        for (int i = 0; i < N; ++i) counts[i].kept += total(survived[i]), counts[i].lost += total(lost[i]);
+    }
+    template <int N>
+    void use_plain() {
+        if (op_.entries.size() != N) return;
+        plain_ = op_.normalize ? &Merger::template merge_plainly<N, true> : &Merger::template merge_plainly<N, false>;
+    }
+
+    // Steps 5 to 8 in general.
+    void merge_tile(Real* deltas, const uint32_t* kept, const Real* b, int width, Real* merged, Counts* counts) const {
+        Real divisor[TILE];
+        for (size_t i = 0; i < scales_.size(); ++i) weigh(i, kept + i * TILE, width, deltas + i * TILE, counts[i]);
+        if (op_.election == Election::None) {
+            sum_all(deltas, width, merged, divisor);
+        } else {
+            Votes votes;
+            elect(deltas, width, votes);
+            for (int j = 0; j < width; ++j) merged[j] = divisor[j] = 0;
+            for (size_t i = 0; i < scales_.size(); ++i) {
+                retain(i, deltas + i * TILE, votes, width, merged, divisor, counts[i]);
+            }
+            for (int j = 0; j < width; ++j) divisor[j] = Rounding::round(divisor[j]);
+            for (int j = 0; j < width; ++j) divisor[j] = divisor[j] == 0 ? Real(1) : divisor[j];
+        }
+        finish(b, merged, divisor, width);
+    }
+
+    // Step 5: v = w * (r * d) where the mask keeps the element, else 0. It takes the place of d.
+    void weigh(size_t i, const uint32_t* ME_RESTRICT kept, int width, Real* ME_RESTRICT value, Counts& counts) const {
+        const Scale<Real> scale = scales_[i];
         uint32_t survived = 0;
         for (int j = 0; j < width; ++j) {
-            const Real weighted = Rounding::round(delta[j] * scale.weight);
-            value[j] = kept[j] ? weighted : Real(0);
-            survived += kept[j] & static_cast<uint32_t>(delta[j] != 0);
+            const Real scaled = Rounding::round(value[j] * scale.rescale);
+            survived += kept[j] & static_cast<uint32_t>(scaled != 0);
+            value[j] = kept[j] ? Rounding::round(scaled * scale.weight) : Real(0);
         }
         counts.kept += survived;
     }
@@ -170,7 +227,9 @@ class Merger {
     }
 
     const Consensus& op_;
+    std::vector<Sieve<Working>> sieves_;
     std::vector<Scale<Real>> scales_;
+    void (Merger::*plain_)(const Real*, const uint32_t*, const Real*, int, Real*, Counts*) const = nullptr;
     bool slack_votes_ = false, retains_ = false;
 };
 

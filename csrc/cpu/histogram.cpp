@@ -4,6 +4,7 @@
 
 #include "pool.h"
 #include "primitives.h"
+#include "search.h"
 #include "tile.h"
 
 namespace merge_engine {
@@ -48,6 +49,8 @@ void count_keys(const Array& base, const Column& column, int shift, bool first_l
     });
 }
 
+constexpr uint64_t WORTH_SEARCHING = 4 * BLOCK;
+
 template <DType Working>
 void histogram_of(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count, int threads) {
     constexpr int key_bits = 8 * sizeof(typename Storage<Working>::Bits) - 1;
@@ -55,6 +58,11 @@ void histogram_of(const Array& base, const std::vector<Column>& columns, int shi
     if (count <= BLOCK) {  // not worth clearing and adding up tables
         for (const Column& c : columns) count_keys<Working>(base, c, shift, first_level, 0, count, c.counts, c.counts);
         return;
+    }
+    const bool ranks_known =
+        std::none_of(columns.begin(), columns.end(), [](const Column& c) { return c.ranks.empty(); });
+    if (first_level && ranks_known && count >= WORTH_SEARCHING) {
+        if (search_ranks<Working>(base, columns, shift, count, threads)) return;
     }
     constexpr uint64_t TABLES = 2;
     const uint64_t bins = 1ull << (first_level ? FIRST_BITS : NEXT_BITS);

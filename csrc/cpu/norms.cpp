@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "primitives.h"
+#include "sieve.h"
 #include "sums.h"
 
 namespace merge_engine {
@@ -13,8 +14,9 @@ template <DType Working, class Rounding>
 void l1_norms_of(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
                  uint64_t start, uint64_t count, int threads, double* sums) {
     using Real = typename RealOf<Working>::Type;
+    std::vector<Sieve<Working>> sieves(masks.begin(), masks.end());
     add_block_sums(count, 2 * models.size(), threads, sums, [&](uint64_t first, uint64_t last, double* out) {
-        Real b[TILE], x[TILE], delta[TILE];
+        Real b[TILE], delta[TILE];
         uint32_t kept[TILE];
         double all[TILE], surviving[TILE];
         for (size_t m = 0; m < models.size(); ++m) {
@@ -22,15 +24,13 @@ void l1_norms_of(const Array& base, const std::vector<Array>& models, const std:
             for (uint64_t at = first; at < last; at += TILE) {
                 const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
                 load_tile<Working>(base, at, n, b);
-                load_tile<Working>(models[m], at, n, x);
-                task_vector_tile<Rounding>(x, b, n, delta);
-                mask_tile<Working>(masks[m], delta, start + at, at, n, kept);
+                sieves[m].template read<Rounding>(models[m], b, start + at, at, n, delta, kept);
                 for (int j = 0; j < n; ++j) {
                     all[j] = static_cast<double>(delta[j] < 0 ? -delta[j] : delta[j]);
                     surviving[j] = kept[j] ? all[j] : 0.0;
                 }
-                before.add(all, n);
-                after.add(surviving, n);
+                before.add(n, [&](int j) { return all[j]; });
+                after.add(n, [&](int j) { return surviving[j]; });
             }
             out[2 * m] = before.total();
             out[2 * m + 1] = after.total();
@@ -55,26 +55,25 @@ void gram(const std::vector<Array>& inputs, DType working, uint64_t count, int t
     const size_t n = inputs.size();
     with_dtype(working, [&](auto dtype) {
         add_block_sums(count, n * n, threads, sums, [&](uint64_t first, uint64_t last, double* out) {
-            std::vector<double> values(n * SUM_BLOCK);
-            const int block = static_cast<int>(last - first);
-            for (size_t i = 0; i < n; ++i) {
-                for (int at = 0; at < block; at += TILE) {
+            std::vector<double> values(n * TILE);
+            std::vector<LaneSum> products(n * n);
+            for (uint64_t at = first; at < last; at += TILE) {
+                const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+                for (size_t i = 0; i < n; ++i) {
                     typename RealOf<dtype()>::Type tile[TILE];
-                    const int width = std::min(TILE, block - at);
-                    load_tile<dtype()>(inputs[i], first + static_cast<uint64_t>(at), width, tile);
-                    for (int j = 0; j < width; ++j) values[i * SUM_BLOCK + static_cast<size_t>(at + j)] = tile[j];
+                    load_tile<dtype()>(inputs[i], at, width, tile);
+                    for (int j = 0; j < width; ++j) values[i * TILE + static_cast<size_t>(j)] = tile[j];
+                }
+                for (size_t i = 0; i < n; ++i) {
+                    for (size_t k = i; k < n; ++k) {
+                        const double* left = values.data() + i * TILE;
+                        const double* right = values.data() + k * TILE;
+                        products[i * n + k].add(width, [&](int j) { return left[j] * right[j]; });
+                    }
                 }
             }
-            double products[SUM_BLOCK];
             for (size_t i = 0; i < n; ++i) {
-                for (size_t k = i; k < n; ++k) {
-                    const double* ME_RESTRICT left = values.data() + i * SUM_BLOCK;
-                    const double* ME_RESTRICT right = values.data() + k * SUM_BLOCK;
-                    for (int j = 0; j < block; ++j) products[j] = left[j] * right[j];
-                    LaneSum sum;
-                    sum.add(products, block);
-                    out[i * n + k] = sum.total();
-                }
+                for (size_t k = i; k < n; ++k) out[i * n + k] = products[i * n + k].total();
             }
         });
     });

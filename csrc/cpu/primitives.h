@@ -8,11 +8,13 @@
 
 namespace merge_engine {
 
-// A histogram to fill: the keys of one model, and where they are counted.
+// A histogram to fill: the keys of one model, and where they are counted. With `ranks` it will be asked for these
+// ranks only and this chunk is all that is counted; then only their bins need be exact, and the number of keys above.
 struct Column {
     Array model;
     uint64_t prefix;
     uint64_t* counts;
+    std::vector<uint64_t> ranks;
 };
 
 struct Primitives {

@@ -1,5 +1,6 @@
 // DELLA's keep probabilities: magnitudes ranked within each line of a tensor.
 #include <algorithm>
+#include <memory>
 #include <type_traits>
 
 #include "../ranks.h"
@@ -11,46 +12,63 @@ namespace merge_engine {
 namespace ME_ISA {
 namespace {
 
-// Mean ranks of the keys of one line. For 16-bit keys a counting sort over the keys that occur; for wider
-// ones a sorted copy. Either way `smaller` and `equal` counts decide, so equal magnitudes share a rank.
-template <class Key>
-class LineRanks {
+// Thresholds of the 16-bit keys of one line, by a counting sort over the range of keys that occur. Zeros, which are
+// many and far below all others, are counted apart.
+class CountedRanks {
   public:
-    explicit LineRanks(uint64_t length) : sorted_(sizeof(Key) == 2 ? 0 : length) {
-        if (sizeof(Key) == 2) counts_.resize(1u << FIRST_BITS), below_.resize(1u << FIRST_BITS);
-    }
-    void set(const Key* keys, uint64_t length) {
-        if (sizeof(Key) == 2) {
-            Key highest = 0;
-            for (uint64_t j = 0; j < length; ++j) {
-                ++counts_[keys[j]];
-                highest = std::max(highest, keys[j]);
-            }
-            uint32_t running = 0;
-            for (uint64_t key = 0; key <= highest; ++key) {
-                below_[key] = running;
-                running += counts_[key];
-            }
-        } else {
-            std::copy(keys, keys + length, sorted_.begin());
-            std::sort(sorted_.begin(), sorted_.end());
+    explicit CountedRanks(uint64_t) : counts_(KEYS), odd_counts_(KEYS), thresholds_(KEYS) {}
+
+    void rank(const uint16_t* keys, const Probability& probability) {
+        const uint64_t length = probability.length;
+        uint16_t highest = 0, before_lowest = 0xFFFF;  // of the keys above 0; minus one, a zero is above them all
+        for (uint64_t j = 0; j < length; ++j) highest = keys[j] > highest ? keys[j] : highest;
+        for (uint64_t j = 0; j < length; ++j) {
+            const uint16_t before = static_cast<uint16_t>(keys[j] - 1);
+            before_lowest = before < before_lowest ? before : before_lowest;
+        }
+        // Neighbours count apart, so that equal ones need not wait for each other.
+        uint64_t j = 0;
+        for (; j + 1 < length; j += 2) ++counts_[keys[j]], ++odd_counts_[keys[j + 1]];
+        if (j < length) ++counts_[keys[j]];
+        uint64_t below = counts_[0] + odd_counts_[0];
+        thresholds_[0] = probability.threshold(below ? below - 1 : 0);
+        counts_[0] = odd_counts_[0] = 0;
+        const uint32_t begin = before_lowest + 1u, end = highest + 1u;
+        for (uint32_t key = begin; key < end; ++key) {
+            const uint64_t equal = counts_[key] + odd_counts_[key];
+            counts_[key] = 2 * below + (equal ? equal - 1 : 0);
+            below += equal;
+        }
+        for (uint32_t key = begin; key < end; ++key) {
+            thresholds_[key] = probability.threshold(counts_[key]);
+            counts_[key] = odd_counts_[key] = 0;
         }
     }
-    // Twice the mean rank counted from 0: 2 * smaller + equal - 1, an integer.
-    uint64_t twice_rank(Key key) const {
-        if (sizeof(Key) == 2) return 2 * uint64_t{below_[key]} + counts_[key] - 1;
+    uint32_t threshold(uint16_t key, const Probability&) const { return thresholds_[key]; }
+
+  private:
+    static constexpr size_t KEYS = size_t{1} << FIRST_BITS;
+    std::vector<uint64_t> counts_, odd_counts_;  // by key, zero between lines
+    std::vector<uint32_t> thresholds_;
+};
+
+// Thresholds of wider keys, from a sorted copy.
+template <class Key>
+class SortedRanks {
+  public:
+    explicit SortedRanks(uint64_t length) : sorted_(length) {}
+
+    void rank(const Key* keys, const Probability& probability) {
+        std::copy(keys, keys + probability.length, sorted_.begin());
+        std::sort(sorted_.begin(), sorted_.end());
+    }
+    uint32_t threshold(Key key, const Probability& probability) const {
         const auto range = std::equal_range(sorted_.begin(), sorted_.end(), key);
-        const uint64_t smaller = static_cast<uint64_t>(range.first - sorted_.begin());
-        return 2 * smaller + static_cast<uint64_t>(range.second - range.first) - 1;
-    }
-    void clear(const Key* keys, uint64_t length) {
-        if (sizeof(Key) == 2) {
-            for (uint64_t j = 0; j < length; ++j) counts_[keys[j]] = 0;
-        }
+        const auto smaller = range.first - sorted_.begin(), equal = range.second - range.first;
+        return probability.threshold(static_cast<uint64_t>(2 * smaller + equal - 1));
     }
 
   private:
-    std::vector<uint32_t> counts_, below_;
     std::vector<Key> sorted_;
 };
 
@@ -75,20 +93,26 @@ void rank_thresholds(const Array& base, const Array& model, DType working, uint6
                 for (int j = 0; j < n; ++j) keys[at + static_cast<uint64_t>(j)] = magnitude_key<dtype()>(x[j] - b[j]);
             }
         });
+        using Ranks = std::conditional_t<sizeof(Key) == 2, CountedRanks, SortedRanks<Key>>;
+        const Probability probability{density, epsilon, length};
         const uint64_t lines = count / length;
         const uint64_t group = std::max<uint64_t>(1, BLOCK / length);
-        parallel_for((lines + group - 1) / group, threads, [&](uint64_t block, int) {
-            LineRanks<Key> ranks(length);
-            std::vector<Key> line(length);
+        std::vector<std::unique_ptr<Ranks>> of_worker(static_cast<size_t>(std::max(threads, 1)));
+        parallel_for((lines + group - 1) / group, threads, [&](uint64_t block, int worker) {
+            auto& ranks = of_worker[static_cast<size_t>(worker)];
+            if (!ranks) ranks = std::make_unique<Ranks>(length);
+            std::vector<Key> gathered(stride == 1 ? 0 : length);
             for (uint64_t l = block * group; l < std::min(lines, (block + 1) * group); ++l) {
                 const uint64_t first = l / stride * slab + l % stride;
-                for (uint64_t j = 0; j < length; ++j) line[j] = keys[first + j * stride];
-                ranks.set(line.data(), length);
-                for (uint64_t j = 0; j < length; ++j) {
-                    thresholds[first + j * stride] =
-                        keep_threshold(ranks.twice_rank(line[j]), length, density, epsilon);
+                const Key* line = keys.data() + first;
+                if (stride != 1) {
+                    for (uint64_t j = 0; j < length; ++j) gathered[j] = line[j * stride];
+                    line = gathered.data();
                 }
-                ranks.clear(line.data(), length);
+                ranks->rank(line, probability);
+                for (uint64_t j = 0; j < length; ++j) {
+                    thresholds[first + j * stride] = ranks->threshold(line[j], probability);
+                }
             }
         });
     });

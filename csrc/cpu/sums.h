@@ -13,13 +13,20 @@ namespace ME_ISA {
 struct LaneSum {
     double lane[SUM_LANES] = {};
 
-    // Calls for one block start at multiples of SUM_LANES.
-    void add(const double* ME_RESTRICT values, int count) {
-        int j = 0;
-        for (; j + static_cast<int>(SUM_LANES) <= count; j += SUM_LANES) {
-            for (int l = 0; l < static_cast<int>(SUM_LANES); ++l) lane[l] += values[j + l];
+    // Adds value(0 ... count). Calls for one block start at multiples of SUM_LANES.
+    template <class Value>
+    ME_INLINE void add(int count, Value&& value) {
+        constexpr int lanes = static_cast<int>(SUM_LANES), some = 16;  // as many as fit any processor's registers
+        const int whole = count / lanes * lanes;
+        for (int from = 0; from < lanes; from += some) {
+            double sum[some];
+            std::memcpy(sum, lane + from, sizeof(sum));
+            for (int j = from; j < whole; j += lanes) {
+                for (int l = 0; l < some; ++l) sum[l] += value(j + l);
+            }
+            std::memcpy(lane + from, sum, sizeof(sum));
         }
-        for (int l = 0; j < count; ++j, ++l) lane[l] += values[j];
+        for (int j = whole; j < count; ++j) lane[j - whole] += value(j);
     }
     double total() {
         for (uint64_t half = SUM_LANES / 2; half > 0; half /= 2) {

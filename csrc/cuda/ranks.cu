@@ -15,7 +15,7 @@ constexpr uint64_t SHARED_KEYS = 8192;  // 64 KiB, so that an SM holds more than
 struct Lines {
     Array base, model;
     uint64_t length, stride, lines;
-    double density, epsilon;
+    Probability probability;
 };
 
 template <DType Working>
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             const uint64_t index = first + j * lines.stride, key = key_at<Working>(lines, index);
             const uint64_t smaller = keys_below(keys, lines.length, key, false);
             const uint64_t equal = keys_below(keys, lines.length, key, true) - smaller;
-            thresholds[index] = keep_threshold(2 * smaller + equal - 1, lines.length, lines.density, lines.epsilon);
+            thresholds[index] = lines.probability.threshold(2 * smaller + equal - 1);
         }
         __syncthreads();
     }
@@ -88,7 +88,7 @@ void rank_thresholds(const Queue& queue, const Array& base, const Array& model, 
     const OnDevice on(queue.device);
     uint64_t padded = 1;
     while (padded < length) padded *= 2;
-    const Lines lines{base, model, length, stride, count / length, density, epsilon};
+    const Lines lines{base, model, length, stride, count / length, {density, epsilon, length}};
     const bool shared = padded <= SHARED_KEYS;
     const unsigned blocks = blocks_for(lines.lines, 1, shared ? 4 : 2, queue.device);
     const Scratch<uint64_t> scratch(queue, shared ? 0 : blocks * padded);

@@ -121,10 +121,11 @@ def main() -> None:
     console.print(f"tuning two models, {STEPS} steps each on {len(FEELING) - HELD_OUT} triples ...")
     tokenizer = prepare(published_weights())
 
-    command = [sys.executable, "-m", "merge_engine", "run", "recipe.yaml", "out/merged"]
-    console.print("merge-engine run recipe.yaml out/merged")
-    if (status := subprocess.run(command, cwd=HERE).returncode) != 0:
-        sys.exit(status)
+    for arguments in (["run", "recipe.yaml", "out/merged"], ["report", "out/merged"]):
+        console.print("merge-engine", *arguments)
+        command = [sys.executable, "-m", "merge_engine", *arguments]
+        if (status := subprocess.run(command, cwd=HERE).returncode) != 0:
+            sys.exit(status)
 
     names = {
         "base": "base",

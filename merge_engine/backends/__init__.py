@@ -6,7 +6,7 @@ import importlib.util
 import re
 
 from merge_engine.backends.base import Backend
-from merge_engine.errors import BackendError, NoDeviceError
+from merge_engine.errors import BackendError, NoDeviceError, NotBuiltError
 
 NAMES = ("auto", "cpu", "cuda", "reference", "triton")
 
@@ -18,8 +18,8 @@ def create_backend(
 ) -> Backend:
     """Make a backend.
 
-    ``device``: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``, which takes the first CUDA device that can be used, else the
-    CPU; why a device that is there cannot be used is added to ``notes``. ``name`` forces a backend: ``cpu`` and
+    ``device``: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``, which takes the first GPU that can be used, else the CPU; why
+    one that is there cannot be used is added to ``notes``. ``name`` forces a backend: ``cpu`` and
     ``cuda`` (native code), ``triton`` (a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of
     the cpu backend, by default all that the process may use. Raises ``BackendError`` for what does not exist or
     cannot be used.
@@ -33,16 +33,19 @@ def create_backend(
         return ReferenceBackend()
     if name == "triton":
         return _triton(index)
-    if name == "cuda" or (name == "auto" and index is not None):
+    if name == "cuda":
         if device == "cpu":
-            raise BackendError(f"the {name} backend does not compute on the CPU; choose device auto or cuda")
+            raise BackendError("the cuda backend does not compute on the CPU; choose device auto or cuda")
         return _cuda(index or 0)
-    if name == "auto" and device == "auto":
+    if name == "auto" and device != "cpu":
         try:
-            return _cuda(0)
+            return _any_gpu(index)
         except NoDeviceError:
-            pass
+            if index is not None:
+                raise
         except BackendError as error:
+            if index is not None:
+                raise
             if notes is not None:
                 notes.append(f"computing on the CPU: {error}")
     if index is not None:
@@ -50,6 +53,17 @@ def create_backend(
     from merge_engine.backends.cpu import CpuBackend
 
     return CpuBackend(threads)
+
+
+def _any_gpu(index: int | None) -> Backend:
+    """The native kernels if they were built, else Triton's, which need no compiler on this machine."""
+    try:
+        return _cuda(index or 0)
+    except NotBuiltError as not_built:
+        try:
+            return _triton(index)
+        except BackendError:
+            raise not_built from None
 
 
 def _cuda(index: int) -> Backend:

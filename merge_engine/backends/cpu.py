@@ -92,6 +92,7 @@ class CpuBackend(Backend):
                     chunk.models[column.model].native,
                     column.within.key if column.within is not None else 0,
                     _slot(histograms, level, column.slot),
+                    column.ranks,
                 )
                 for column in columns
             ],

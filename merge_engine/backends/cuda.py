@@ -31,7 +31,7 @@ from merge_engine.backends.operations import (
     SolvedBand,
 )
 from merge_engine.dtypes import BY_NAME, DType
-from merge_engine.errors import BackendError, DeviceMemoryError, NoDeviceError
+from merge_engine.errors import BackendError, DeviceMemoryError, NoDeviceError, NotBuiltError
 
 if TYPE_CHECKING:
     import torch
@@ -404,7 +404,7 @@ def _module() -> Any:
     try:
         import merge_engine._cuda as native
     except ImportError:
-        raise NoDeviceError(
+        raise NotBuiltError(
             "merge_engine was built without CUDA: install nvcc (the CUDA toolkit) and build it again, or use "
             "the triton backend"
         ) from None

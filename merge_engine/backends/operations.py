@@ -147,12 +147,15 @@ class Found(NamedTuple):
 class Column(NamedTuple):
     """A histogram to take: of which model of the chunk, into which slot.
 
-    ``within`` is the ``Found`` of the level above whose bin is looked into, None at level 0.
+    ``within`` is the ``Found`` of the level above whose bin is looked into, None at level 0. ``ranks`` may promise
+    that ``select`` will ask the histogram for these ranks only and that it is given no other chunk: a backend may
+    then count no more than it needs to answer.
     """
 
     slot: int
     model: int
     within: Any = None
+    ranks: tuple[int, ...] = ()
 
 
 class Rank(NamedTuple):

@@ -4,13 +4,14 @@ from merge_engine.checkpoint.header import Header, OutputTensor, TensorInfo, enc
 from merge_engine.checkpoint.hub import locate
 from merge_engine.checkpoint.output_folder import check_output_folder
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE, ShardLayout, parse_size, plan_shards
-from merge_engine.checkpoint.sidecar import MANIFEST_NAME, carried_files, merged_config
+from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES, carried_files, merged_config
 from merge_engine.checkpoint.source import Checkpoint, open_checkpoint
 from merge_engine.checkpoint.writer import CheckpointWriter
 
 __all__ = [
     "DEFAULT_SHARD_SIZE",
     "MANIFEST_NAME",
+    "REPORT_NAMES",
     "Checkpoint",
     "CheckpointWriter",
     "Header",

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some, unfinished_files
-from merge_engine.checkpoint.sidecar import MANIFEST_NAME
+from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES
 from merge_engine.checkpoint.strict_json import parse_json
 
 _OUR_SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
@@ -71,13 +71,15 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def retire_previous_output(folder: Path, kept: Collection[str]) -> None:
-    """Delete the weights of an earlier output, except shards whose names are in ``kept``.
+    """Delete the weights of an earlier output and the report on it, except shards whose names are in ``kept``.
 
     First goes what makes the folder a checkpoint, durably, so that it is one no more while its files change.
     """
     for name in (SINGLE_FILE, INDEX_FILE):
         (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
+    for name in REPORT_NAMES:
+        (folder / name).unlink(missing_ok=True)
     for file in folder.glob("*.safetensors"):
         if _OUR_SHARD.fullmatch(file.name) and file.name not in kept and not file.is_dir():
             file.unlink()

@@ -13,6 +13,8 @@ from merge_engine.dtypes import DType
 from merge_engine.errors import CheckpointError
 
 MANIFEST_NAME = "merge_manifest.json"
+REPORT_NAMES = ("merge_report.html", "merge_report.json")
+"""What is written about an output, not part of it: no other output inherits them."""
 
 _SUFFIXES = frozenset((".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".py"))
 # A single weight file may lie in a downloads folder: only what by its name belongs to a model goes along.
@@ -38,10 +40,10 @@ def carried_files(path: Path) -> dict[str, Path]:
     """The files that an output inherits from the checkpoint at ``path``, by relative name, sorted.
 
     Of a folder these are the licence, and all text and tokenizer files in it and in its direct subfolders
-    (``1_Pooling/config.json``), except indexes of weights, manifests of earlier merges, the ``checkpoint-*``
-    and hidden folders of training runs, and files above 100 MB, which are data and not configuration. Of a
-    single weight file they are those beside it that have the well-known names of a model's files. Raises
-    ``CheckpointError`` when a folder or one of the files may not be read.
+    (``1_Pooling/config.json``), except indexes of weights, manifests and reports of earlier merges, the
+    ``checkpoint-*`` and hidden folders of training runs, and files above 100 MB, which are data and not
+    configuration. Of a single weight file they are those beside it that have the well-known names of a
+    model's files. Raises ``CheckpointError`` when a folder or one of the files may not be read.
     """
     try:
         if path.is_dir():
@@ -92,6 +94,6 @@ def _is_carried(file: Path) -> bool:
     return (
         (file.suffix in _SUFFIXES or file.name.startswith(("LICENSE", "NOTICE")))
         and not file.name.endswith((".safetensors.index.json", ".bin.index.json"))
-        and file.name != MANIFEST_NAME
+        and file.name not in (MANIFEST_NAME, *REPORT_NAMES)
         and file.stat().st_size <= _MAX_BYTES
     )

@@ -54,7 +54,7 @@ def run(
     recipe: RecipeFile,
     output: Annotated[Path, typer.Argument(help="The folder to write the merged model to.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second one.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, cpu, cuda or reference.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cpu, cuda, triton or reference.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute. [default: all cores]")
     ] = None,
@@ -96,6 +96,17 @@ def plan(
         limits = load_limits()
         reading = choose_reading(planned, limits)
         show.plan(console, planned, predict(planned, output, limits, reading, create_backend(), None))
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Argument(help="The output folder of a merge.")],
+) -> None:
+    """Draw what became of the task vectors: a page and JSON, in the output folder."""
+    with show.Progress(console, "reading") as progress:
+        page, numbers = merge_engine.write_report(output, on_plan=progress.start, progress=progress.advance)
+    for path in (page, numbers):
+        console.print(f"wrote {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

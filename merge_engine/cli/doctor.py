@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import merge_engine._native as _native
+from merge_engine.backends import create_backend
 from merge_engine.engine.manifest import versions
 from merge_engine.errors import BackendError
 
@@ -17,10 +18,11 @@ def examine() -> list[tuple[str, str]]:
     return [
         ("merge_engine", f"{versions()['merge_engine']}, Python {platform.python_version()}"),
         ("machine", f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} usable cores"),
-        ("backend cpu", f"chosen; instruction set {_native.instruction_set()} (of {', '.join(runs)})"),
+        ("chosen", f"backend {create_backend().name}"),
+        ("backend cpu", f"instruction set {_native.instruction_set()} (of {', '.join(runs)})"),
         ("backend reference", f"available with torch {_package('torch')}; slow, for checking"),
         ("backend cuda", _cuda()),
-        ("Triton", f"no kernels yet (triton {_package('triton')})"),
+        ("backend triton", _triton()),
         ("hub", f"huggingface_hub {_package('huggingface_hub')}"),
     ]
 
@@ -39,3 +41,11 @@ def _cuda() -> str:
         return f"usable: {CudaBackend().label}"
     except BackendError as error:
         return str(error)
+
+
+def _triton() -> str:
+    try:
+        create_backend("triton")
+    except BackendError as error:
+        return str(error)
+    return f"usable (triton {_package('triton')})"

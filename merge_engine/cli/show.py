@@ -24,9 +24,9 @@ MEASURE = "`merge-engine doctor --measure FOLDER`"
 class Progress:
     """A bar with throughput and time left on a terminal, nothing elsewhere."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, doing: str = "merging"):
         self._bar = RichProgress(
-            TextColumn("merging"),
+            TextColumn(doing),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TransferSpeedColumn(),

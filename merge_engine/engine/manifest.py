@@ -37,13 +37,21 @@ def encode_manifest(
     plan: Plan, result: MergeResult, backend: Backend, digests: Mapping[str, str], files: Sequence[str]
 ) -> bytes:
     """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run, and what else was written."""
-    inputs = {str(c.path): c.fingerprint() for c in (plan.donor, plan.base, *plan.models.values()) if c}
+    roles = {"base": plan.base, **{str(i): model for i, model in plan.models.items()}}
+    inputs = {
+        str(c.path): {
+            "fingerprint": c.fingerprint(),
+            "roles": [role for role, checkpoint in roles.items() if checkpoint is c],
+        }
+        for c in dict.fromkeys((plan.donor, plan.base, *plan.models.values()))
+        if c
+    }
     manifest: dict[str, Any] = {
         "format": 1,
         "versions": versions(),
         "backend": backend.name,
         "recipe": plan.recipe.to_yaml(),
-        "inputs": {path: {"fingerprint": fingerprint} for path, fingerprint in inputs.items()},
+        "inputs": inputs,
         "digest": model_digest(digests),
         "tensors": {
             tensor.name: {
@@ -60,7 +68,9 @@ def encode_manifest(
         "usage": result.usage.as_dict() if result.usage else None,
         "predicted": result.predicted.as_dict() if result.predicted else None,
     }
-    return json.dumps(manifest, indent=1).encode()
+    # A line for each subject: indented all through it would be long, and slow to write for many tensors.
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def _counts(counts: Mapping[int, Any]) -> dict[str, dict[str, int]]:

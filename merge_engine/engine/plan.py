@@ -53,13 +53,16 @@ class Plan:
     memory: int
     notes: list[str] = field(default_factory=list)
     untied: bool = False
+    _inputs: dict[str, list[tuple[Checkpoint, str]]] = field(default_factory=dict, repr=False)
 
     def inputs(self, job: TensorJob) -> list[tuple[Checkpoint, str]]:
         """Where a tensor's inputs are: the base first, if the method uses one, then the models in order."""
-        sources = [(self.models[i], name) for i, name in job.models.items()]
-        if self.base is not None and job.base is not None:
-            sources.insert(0, (self.base, job.base))
-        return sources
+        if job.name not in self._inputs:  # asked for again and again
+            sources = [(self.models[i], name) for i, name in job.models.items()]
+            if self.base is not None and job.base is not None:
+                sources.insert(0, (self.base, job.base))
+            self._inputs[job.name] = sources
+        return self._inputs[job.name]
 
     def input_dtypes(self, job: TensorJob) -> list[DType]:
         """The types that a tensor's inputs are stored in."""

@@ -20,10 +20,9 @@ from merge_engine.checkpoint.source import SafetensorsCheckpoint
 from merge_engine.dtypes import BF16
 from merge_engine.engine.limits import DiskLimits, Limits, load_limits, save_limits
 from merge_engine.engine.machine import cores, mount_of
-from merge_engine.engine.stream import READ_THREADS, WRITE_THREADS
+from merge_engine.engine.stream import READ_PIECE, READ_THREADS, WRITE_THREADS
 
 _TRIES = 3
-_PIECE = 8 << 20
 _FIRST, _MOST = 32 << 20, 256 << 20
 _ENOUGH = 0.3  # seconds: what a single transfer should take
 _COPIED = 256 << 20  # well above any cache
@@ -53,7 +52,7 @@ def measure_disk(folder: Path) -> DiskLimits:
     nothing can be written there.
     """
     small = _transfer(folder, _FIRST)
-    size = min(int(small.write * _ENOUGH), _MOST) // _PIECE * _PIECE
+    size = min(int(small.write * _ENOUGH), _MOST) // READ_PIECE * READ_PIECE
     if size <= _FIRST:
         return small
     tries = [_transfer(folder, size) for _ in range(_TRIES)]
@@ -102,9 +101,9 @@ def measure_link() -> float | None:
 def _transfer(folder: Path, size: int) -> DiskLimits:
     """Move ``size`` bytes each way."""
     memory = mmap.mmap(-1, size)
-    noise = os.urandom(_PIECE)  # a file system may compress
-    for at in range(0, size, _PIECE):
-        memory[at : at + _PIECE] = noise
+    noise = os.urandom(READ_PIECE)  # a file system may compress
+    for at in range(0, size, READ_PIECE):
+        memory[at : at + READ_PIECE] = noise
     data = memoryview(memory)
     layout = plan_shards([OutputTensor(_NAME, BF16, (size // BF16.itemsize,))], DEFAULT_SHARD_SIZE)
     with tempfile.TemporaryDirectory(prefix=".merge-engine-probe-", dir=folder) as scratch:
@@ -112,7 +111,9 @@ def _transfer(folder: Path, size: int) -> DiskLimits:
         with CheckpointWriter(target, layout) as writer:
 
             def write() -> None:
-                _in_pieces(lambda at: writer.write(_NAME, at, data[at : at + _PIECE]), size, WRITE_THREADS)
+                _in_pieces(
+                    lambda at: writer.write(_NAME, at, data[at : at + READ_PIECE]), size, WRITE_THREADS
+                )
                 writer.flush()
 
             writing = _seconds(write)
@@ -133,7 +134,7 @@ def _read_twice(folder: Path, data: memoryview, direct: bool) -> tuple[float, fl
         def read() -> None:
             # From between two pages on, as it is in most files.
             _in_pieces(
-                lambda at: checkpoint.read_into(_NAME, at + _ODD, data[at : at + _PIECE][:-_ODD]),
+                lambda at: checkpoint.read_into(_NAME, at + _ODD, data[at : at + READ_PIECE][:-_ODD]),
                 len(data),
                 READ_THREADS,
             )
@@ -150,7 +151,7 @@ def drop_from_cache(file: Path) -> None:
 
 def _in_pieces(use: Callable[[int], None], size: int, threads: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(use, range(0, size, _PIECE)))
+        list(pool.map(use, range(0, size, READ_PIECE)))
 
 
 def _seconds(work: Callable[[], object]) -> float:

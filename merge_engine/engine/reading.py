@@ -32,7 +32,11 @@ class Reading:
 def choose_reading(plan: Plan, limits: Limits) -> Reading:
     """Decide, from what is in the page cache now and from what this machine was measured to do."""
     inputs = plan.bytes_by_input()
-    files = {checkpoint.file_of(name).resolve() for checkpoint in inputs for name in checkpoint.tensors}
+    files = {
+        file.resolve()
+        for checkpoint in inputs
+        for file in {checkpoint.file_of(name) for name in checkpoint.tensors}
+    }
     try:
         sizes = {file: file.stat().st_size for file in files}
         not_cached = round(sum(size * (1 - cached_share(file)) for file, size in sizes.items()))

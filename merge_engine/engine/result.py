@@ -34,6 +34,16 @@ class ModelCounts:
         """Entries that entered the mean."""
         return self.kept - self.lost
 
+    @property
+    def lost_share(self) -> float:
+        """Lost of kept, from 0 to 1."""
+        return self.lost / self.kept if self.kept else 0.0
+
+    @property
+    def saved_share(self) -> float:
+        """Saved by either slack, of kept."""
+        return (self.saved_by_trim + self.saved_by_sign) / self.kept if self.kept else 0.0
+
     def __add__(self, other: ModelCounts) -> ModelCounts:
         return ModelCounts(
             self.kept + other.kept,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,24 +26,35 @@ from merge_engine.engine.visits import Visit, visits
 
 READ_THREADS = 4
 WRITE_THREADS = 2
-_READ_PIECE = 8 << 20  # several threads share the reading of one large tensor
+READ_PIECE = 8 << 20
+"""Bytes of one read: several threads share the reading of one large tensor."""
+
+_BATCH = 4 << 20
+"""Bytes of small visits that go together: handing each of them from thread to thread would take longer than it."""
 
 
 @dataclass
-class _Loaded:
-    """A visit whose inputs are on their way into a span."""
+class _Piece:
+    """A visit and its memory. What is written lies in ``output``, which is empty when nothing is merged."""
 
     visit: Visit
-    span: Span
     inputs: list[memoryview]
     output: memoryview
+
+
+@dataclass
+class _Batch:
+    """Visits whose inputs are on their way into a span."""
+
+    pieces: list[_Piece]
+    span: Span
     reads: list[Future[None]]
-    users: int = 0  # of the output: writer and digester
+    users: int = 0  # of the outputs: writer and digester
 
     @property
     def nbytes(self) -> int:
         """Bytes of the inputs."""
-        return sum(len(view) for view in self.inputs)
+        return sum(len(view) for piece in self.pieces for view in piece.inputs)
 
 
 class Stream:
@@ -75,7 +86,7 @@ class Stream:
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
         self._digester = ThreadPoolExecutor(1, thread_name_prefix="digest")  # one: pieces stay in order
         self._lock = threading.Lock()
-        self._loaded: queue.Queue[_Loaded | BaseException | None] = queue.Queue()
+        self._loaded: queue.Queue[_Batch | BaseException | None] = queue.Queue()
         self._failure: BaseException | None = None  # of a writer or the digester
 
     def run(self) -> None:
@@ -96,96 +107,134 @@ class Stream:
             self._backend.detach()
 
     def _merge_all(self) -> None:
-        """Keep the backend busy with as many visits as it takes at a time."""
-        under_way: deque[tuple[_Loaded, Callable[[], None]]] = deque()
+        """Keep the backend busy with as many batches as it takes at a time."""
+        under_way: deque[tuple[_Batch, list[Callable[[], None]]]] = deque()
         while True:
             # With nothing more to hand over, the memory that is waited for may be under way.
             while under_way and (len(under_way) >= self._backend.depth or self._loaded.empty()):
                 self._complete(*under_way.popleft())
                 self._raise_failure()
-            item = self._loaded.get()
-            if item is None:
+            batch = self._loaded.get()
+            if batch is None:
                 break
-            if isinstance(item, BaseException):
-                raise item
-            under_way.append((item, self._begin(item)))
+            if isinstance(batch, BaseException):
+                raise batch
+            under_way.append((batch, self._begin(batch)))
         while under_way:
             self._complete(*under_way.popleft())
 
     def _feed(self) -> None:
-        """Hand out memory and start the reads, one visit after the other."""
+        """Hand out memory and start the reads, one batch after the other."""
         try:
-            for visit in visits(self._plan):
-                self._loaded.put(self._load(visit))
+            for batch in self._batches():
+                self._loaded.put(self._load(batch))
             self._loaded.put(None)
         except RingClosed:
             pass  # the run failed elsewhere
         except BaseException as error:
             self._loaded.put(error)
 
-    def _load(self, visit: Visit) -> _Loaded:
-        sources = self._plan.inputs(visit.job)
+    def _batches(self) -> Iterator[list[Visit]]:
+        """Visits in order, small ones together."""
+        limit = min(_BATCH, self._ring.size // 4)
+        batch: list[Visit] = []
+        taken = 0
+        for visit in visits(self._plan):
+            nbytes = sum(aligned(size) for size in self._sizes(visit))
+            if batch and taken + nbytes > limit:
+                yield batch
+                batch, taken = [], 0
+            batch.append(visit)
+            taken += nbytes
+        if batch:
+            yield batch
+
+    def _sizes(self, visit: Visit) -> list[int]:
+        """Bytes of a visit's inputs and of its output."""
         bits = [dtype.bits for dtype in self._plan.input_dtypes(visit.job)]
-        sizes = [b * visit.count // 8 for b in bits]
-        sizes.append(visit.job.out.bits * visit.count // 8 if visit.merge else 0)
-        span = self._ring.acquire(sum(aligned(size) for size in sizes))
-        views, at = [], 0
-        for size in sizes:
-            views.append(span.memory[at : at + size])
-            at += aligned(size)
-        *inputs, output = views
+        bits.append(visit.job.out.bits if visit.merge else 0)
+        return [b * visit.count // 8 for b in bits]
+
+    def _load(self, batch: list[Visit]) -> _Batch:
+        sizes = [self._sizes(visit) for visit in batch]
+        span = self._ring.acquire(sum(aligned(size) for some in sizes for size in some))
+        pieces, at = [], 0
+        for visit, some in zip(batch, sizes, strict=True):
+            views = []
+            for size in some:
+                views.append(span.memory[at : at + size])
+                at += aligned(size)
+            *inputs, output = views
+            pieces.append(_Piece(visit, inputs, output))
+        if len(pieces) > 1:
+            return _Batch(pieces, span, [self._readers.submit(self._read_all, pieces)])
         reads = [
-            self._readers.submit(self._read, source, b * visit.start // 8 + at, view[at : at + _READ_PIECE])
-            for source, b, view in zip(sources, bits, inputs, strict=True)
-            for at in range(0, len(view), _READ_PIECE)
+            self._readers.submit(self._read, source, start + at, view[at : at + READ_PIECE])
+            for source, start, view in self._sources(pieces[0])
+            for at in range(0, len(view), READ_PIECE)
         ]
-        return _Loaded(visit, span, inputs, output, reads)
+        return _Batch(pieces, span, reads)
+
+    def _sources(self, piece: _Piece) -> Iterator[tuple[tuple[Checkpoint, str], int, memoryview]]:
+        """For each input: the checkpoint and name, the byte to start from, and the memory to fill."""
+        dtypes = self._plan.input_dtypes(piece.visit.job)
+        sources = self._plan.inputs(piece.visit.job)
+        for source, dtype, view in zip(sources, dtypes, piece.inputs, strict=True):
+            yield source, dtype.bits * piece.visit.start // 8, view
+
+    def _read_all(self, pieces: list[_Piece]) -> None:
+        for piece in pieces:
+            for source, start, view in self._sources(piece):
+                self._read(source, start, view)
 
     def _read(self, source: tuple[Checkpoint, str], offset: int, view: memoryview) -> None:
         checkpoint, name = source
         with self._ledger.timed(self._ledger.read, len(view)):
             checkpoint.read_into(name, offset, view)
 
-    def _begin(self, item: _Loaded) -> Callable[[], None]:
-        for read in item.reads:
+    def _begin(self, batch: _Batch) -> list[Callable[[], None]]:
+        for read in batch.reads:
             read.result()
-        with self._ledger.timed(self._ledger.compute, item.nbytes):
-            return self._merger.visit(item.visit, item.inputs, item.output)
+        with self._ledger.timed(self._ledger.compute, batch.nbytes):
+            return [self._merger.visit(piece.visit, piece.inputs, piece.output) for piece in batch.pieces]
 
-    def _complete(self, item: _Loaded, wait: Callable[[], None]) -> None:
+    def _complete(self, batch: _Batch, waits: list[Callable[[], None]]) -> None:
         with self._ledger.timed(self._ledger.compute, 0):
-            wait()
-        if item.visit.merge:
-            item.users = 1 if self._digests is None else 2
-            self._writers.submit(self._guarded, self._write, item)
+            for wait in waits:
+                wait()
+        if any(piece.visit.merge for piece in batch.pieces):
+            batch.users = 1 if self._digests is None else 2
+            self._writers.submit(self._guarded, self._write, batch)
             if self._digests is not None:
-                self._digester.submit(self._guarded, self._digest, item)
+                self._digester.submit(self._guarded, self._digest, batch)
         else:
-            self._ring.release(item.span)
-        self._progress(item.nbytes)
+            self._ring.release(batch.span)
+        self._progress(batch.nbytes)
 
-    def _guarded(self, use: Callable[[_Loaded], None], item: _Loaded) -> None:
-        """Use an output; the last user gives its memory back."""
+    def _guarded(self, use: Callable[[_Piece], None], batch: _Batch) -> None:
+        """Use the outputs; the last user gives their memory back."""
         try:
-            use(item)
+            for piece in batch.pieces:
+                if piece.visit.merge:
+                    use(piece)
         except BaseException as error:
             self._failure = self._failure or error
         finally:
             with self._lock:
-                item.users -= 1
-                unused = item.users == 0
+                batch.users -= 1
+                unused = batch.users == 0
             if unused:
-                self._ring.release(item.span)
+                self._ring.release(batch.span)
 
-    def _write(self, item: _Loaded) -> None:
-        visit = item.visit
-        with self._ledger.timed(self._ledger.write, len(item.output)):
-            self._sink.write(visit.job.name, visit.job.out.bits * visit.start // 8, item.output)
+    def _write(self, piece: _Piece) -> None:
+        visit = piece.visit
+        with self._ledger.timed(self._ledger.write, len(piece.output)):
+            self._sink.write(visit.job.name, visit.job.out.bits * visit.start // 8, piece.output)
 
-    def _digest(self, item: _Loaded) -> None:
+    def _digest(self, piece: _Piece) -> None:
         assert self._digests is not None
-        with self._ledger.timed(self._ledger.digest, len(item.output)):
-            self._digests.add(item.visit.job.name, item.output)
+        with self._ledger.timed(self._ledger.digest, len(piece.output)):
+            self._digests.add(piece.visit.job.name, piece.output)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

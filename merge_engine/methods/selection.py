@@ -36,7 +36,8 @@ class Selection:
     """Answers queries with handles to ``Found`` of the backend. ``statistics`` are the passes it takes.
 
     ``ties`` names, once the keys are known, those whose n-th occurrence (from 0, tensors in order of their
-    names) must be located as well; None when no tie is decided by index.
+    names) must be located as well; None when no tie is decided by index. ``elements`` is how many all chunks hold
+    together.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Selection:
         queries: Sequence[Query],
         working: DType,
         ties: Callable[[Mapping[Query, Found]], Mapping[Query, int]] | None,
+        elements: int,
     ):
         self.queries = tuple(dict.fromkeys(queries))
+        self.elements = elements
         self.found: dict[Query, Any] = {}
         self.places: dict[Query, Place] = {}
         self.statistics: list[Statistic] = []
@@ -53,6 +56,10 @@ class Selection:
             self.statistics = [_Level(self, level) for level in range(levels(working))]
         if self.queries and ties is not None:
             self.statistics.append(_Ties(self, ties))
+
+    def ranks(self, model: int) -> tuple[int, ...]:
+        """All ranks asked for in one model."""
+        return tuple(query.rank for query in self.queries if query.model == model)
 
 
 class _Level(Statistic):
@@ -72,8 +79,14 @@ class _Level(Statistic):
                 key = query if self._level else query.model
                 self._slots[query] = keys.setdefault(key, len(keys))
             self._histograms = backend.new_histograms(self._level, len(keys))
+        alone = self._level == 0 and chunk.count == self._selection.elements
         columns = {
-            slot: Column(slot, task.models.index(query.model), found.get(query))
+            slot: Column(
+                slot,
+                task.models.index(query.model),
+                found.get(query),
+                self._selection.ranks(query.model) if alone else (),
+            )
             for query, slot in self._slots.items()
             if query.model in task.models
         }

@@ -112,11 +112,11 @@ class TaskArithmetic(Method):
 class Trim:
     """The cuts of all models over one or several tensors, and the selection that answers their ranks."""
 
-    def __init__(self, cuts: Mapping[int, Cut], first: MergeTask):
+    def __init__(self, cuts: Mapping[int, Cut], first: MergeTask, elements: int):
         self.cuts = cuts
         by_index = first.common.get("ties") == "index"
         queries = [Query(model, rank) for model, cut in cuts.items() for rank in cut.ranks]
-        self._selection = Selection(queries, first.working, self._tie_counts if by_index else None)
+        self._selection = Selection(queries, first.working, self._tie_counts if by_index else None, elements)
         self.statistics = self._selection.statistics
 
     def masks(self, task: MergeTask, backend: Backend) -> list[SolvedBand]:
@@ -162,6 +162,7 @@ class ModelTrim(Share):
                 for model in sorted(counts)
             },
             tasks[0],
+            sum(task.count for task in tasks),
         )
         self.statistics = self.trim.statistics
 
@@ -204,7 +205,7 @@ class Merge(Program):
                 model: method.sparsifier.cut(settings, task.common, task.count, task.random_key(model))
                 for model, settings in zip(task.models, task.settings, strict=True)
             }
-            self._trim = Trim(cuts, task)
+            self._trim = Trim(cuts, task, task.count)
             own += self._trim.statistics
         else:
             self._trim = shared.trim

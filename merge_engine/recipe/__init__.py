@@ -4,7 +4,7 @@
 says which value each parameter takes for each model and tensor.
 """
 
-from merge_engine.recipe.gradients import layer_positions
+from merge_engine.recipe.gradients import layer_of, layer_positions
 from merge_engine.recipe.loading import load_recipe
 from merge_engine.recipe.parameters import Parameter
 from merge_engine.recipe.reference import ModelReference
@@ -20,6 +20,7 @@ __all__ = [
     "ParameterSetting",
     "Recipe",
     "Scalar",
+    "layer_of",
     "layer_positions",
     "load_recipe",
 ]

@@ -15,6 +15,12 @@ from merge_engine.recipe.settings import Scalar
 _LAYER = re.compile(r"(?:^|\.)([0-9]+)\.")
 
 
+def layer_of(name: str) -> tuple[str, int, str] | None:
+    """A tensor's stack of layers, its index in it, and the rest of its name; None outside the layers."""
+    found = _LAYER.search(name)
+    return None if found is None else (name[: found.start()], int(found[1]), name[found.end() :])
+
+
 def layer_positions(names: Iterable[str]) -> dict[str, float]:
     """The layer position t in [0, 1] of each tensor, by name.
 
@@ -24,11 +30,11 @@ def layer_positions(names: Iterable[str]) -> dict[str, float]:
     layers: dict[str, tuple[str, int] | None] = {}
     last: dict[str, int] = {}
     for name in names:
-        found = _LAYER.search(name)
+        found = layer_of(name)
         if found is None:
             layers[name] = None
             continue
-        stack, index = name[: found.start()], int(found[1])
+        stack, index, _ = found
         layers[name] = stack, index
         last[stack] = max(index, last.get(stack, 0))
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .build import CUDA, HERE, NAME, build
 CACHE = Path(__file__).parents[2] / "build" / "emulated_cuda"
 
 
+@cache
 def load() -> Any:
     """The emulated module, compiled again when its sources are newer."""
     sources = [*CUDA.parent.rglob("*.h"), *CUDA.glob("*"), *HERE.glob("*.*")]

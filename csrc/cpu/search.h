@@ -1,0 +1,199 @@
+// Keys found by their ranks, by counting on which side of a few edges all keys lie.
+//
+// A table of all keys costs an increment for every element. Comparing with an edge costs a fraction of that, because
+// compilers vectorise it, and a sample tells beforehand which few edges are needed. What is found is exact whatever
+// the sample says: it only decides how many passes it takes.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <vector>
+
+#include "pool.h"
+#include "primitives.h"
+#include "tile.h"
+
+namespace merge_engine {
+namespace ME_ISA {
+
+using Bin = int16_t;  // of the first level: 15 bits, so that signed comparisons will do
+
+// Calls visit(column, bins, n) for every column and tile of elements [first, last), reading the base once.
+template <DType Working, class Visit>
+void for_each_bin_tile(const Array& base, const std::vector<Column>& columns, int shift, uint64_t first,
+                       uint64_t last, Visit&& visit) {
+    using Real = typename RealOf<Working>::Type;
+    Real b[TILE], x[TILE];
+    Bin bins[TILE];
+    for (uint64_t at = first; at < last; at += TILE) {
+        const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+        load_tile<Working>(base, at, n, b);
+        for (size_t c = 0; c < columns.size(); ++c) {
+            load_tile<Working>(columns[c].model, at, n, x);
+            for (int j = 0; j < n; ++j) bins[j] = static_cast<Bin>(magnitude_key<Working>(x[j] - b[j]) >> shift);
+            visit(c, bins, n);
+        }
+    }
+}
+
+// What is known of one column: how many of its elements lie at or above each edge.
+class RankSearch {
+  public:
+    static constexpr int GROUP = 4;  // edges compared with in one loop
+
+    RankSearch(const std::vector<uint64_t>& ranks, uint64_t count) : ranks_(ranks), known_{{0, count}, {END, 0}} {}
+
+    // Proposes edges for the first pass: around each rank's place in a sample of `size` elements, given as its
+    // histogram.
+    void guess(const std::vector<uint32_t>& sample, uint64_t size) {
+        edges_.clear();
+        const double count = static_cast<double>(known_[0]), drawn = static_cast<double>(size);
+        for (const uint64_t rank : ranks_) {
+            const double share = static_cast<double>(rank) / count;
+            const double margin = 2 + DEVIATIONS * std::sqrt(drawn * share * (1 - share));
+            double above = 0;
+            int highest = -1, key = END;
+            while (key-- > 0) {
+                above += sample[static_cast<size_t>(key)];
+                const bool occurs = sample[static_cast<size_t>(key)] > 0;
+                if (highest < 0 && occurs && above >= drawn * share - margin) highest = key;
+                if (above >= drawn * share + margin) break;
+            }
+            spread(std::max(key, 0), std::min(highest + 1, END - 1));  // END is no Bin, and known
+        }
+        order_edges();
+    }
+    // Proposes edges for the next pass, evenly spread over what is still in question.
+    void narrow() {
+        edges_.clear();
+        for (const uint64_t rank : ranks_) {
+            const auto above = upper_end(rank);
+            const int low = std::prev(above)->first;
+            if (above->first - low > 1) spread(low + 1, above->first - 1);
+        }
+        order_edges();
+    }
+
+    const std::vector<Bin>& edges() const { return edges_; }
+    void learn(const uint64_t* at_least) {
+        for (size_t i = 0; i < edges_.size(); ++i) known_[edges_[i]] = at_least[i];
+    }
+    bool complete() const {
+        return std::all_of(ranks_.begin(), ranks_.end(), [&](uint64_t rank) {
+            const auto above = upper_end(rank);
+            return above->first - std::prev(above)->first == 1;
+        });
+    }
+    // Counts what lies between two edges in the bin of the lower one: exact where a bin has an edge on either side.
+    void count_into(uint64_t* counts) const {
+        for (auto at = known_.begin(); at->first != END; ++at) counts[at->first] += at->second - std::next(at)->second;
+    }
+
+  private:
+    static constexpr int END = 1 << FIRST_BITS;
+    static constexpr int MOST = 4 * GROUP;  // edges for one rank
+    static constexpr double DEVIATIONS = 6;
+
+    // The lowest known edge with fewer elements at or above it than the rank.
+    std::map<int, uint64_t>::const_iterator upper_end(uint64_t rank) const {
+        return std::find_if(known_.begin(), known_.end(), [rank](const auto& edge) { return edge.second < rank; });
+    }
+    void spread(int first, int last) {
+        const int steps = std::min(last - first, MOST - 1);
+        for (int i = 0; i <= steps; ++i) {
+            edges_.push_back(static_cast<Bin>(first + (last - first) * i / std::max(steps, 1)));
+        }
+    }
+    void order_edges() {
+        std::sort(edges_.begin(), edges_.end());
+        edges_.erase(std::unique(edges_.begin(), edges_.end()), edges_.end());
+    }
+
+    std::vector<uint64_t> ranks_;
+    std::map<int, uint64_t> known_;  // edge: elements at or above it
+    std::vector<Bin> edges_;         // of the next pass
+};
+
+// Adds to totals[0 ... GROUP) how many of the bins lie at or above each edge.
+static inline void count_at_least(const Bin* ME_RESTRICT bins, int n, const Bin* edges, uint64_t* totals) {
+    const Bin e0 = edges[0], e1 = edges[1], e2 = edges[2], e3 = edges[3];
+    static_assert(RankSearch::GROUP == 4 && TILE < 32768, "tiles are counted in 16 bits");
+    int16_t n0 = 0, n1 = 0, n2 = 0, n3 = 0;
+    for (int j = 0; j < n; ++j) {
+        n0 = static_cast<int16_t>(n0 + (bins[j] >= e0));
+        n1 = static_cast<int16_t>(n1 + (bins[j] >= e1));
+        n2 = static_cast<int16_t>(n2 + (bins[j] >= e2));
+        n3 = static_cast<int16_t>(n3 + (bins[j] >= e3));
+    }
+    totals[0] += static_cast<uint64_t>(n0);
+    totals[1] += static_cast<uint64_t>(n1);
+    totals[2] += static_cast<uint64_t>(n2);
+    totals[3] += static_cast<uint64_t>(n3);
+}
+
+// Short runs all over the chunk.
+template <DType Working>
+void guess_from_sample(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count,
+                       std::vector<RankSearch>& searches) {
+    constexpr uint64_t RUN = 32, MOST_RUNS = 2048, SHARE = 64;  // one cache line of 16-bit elements at a time
+    const uint64_t runs = std::min(MOST_RUNS, count / SHARE / RUN);
+    std::vector<std::vector<uint32_t>> samples(columns.size(), std::vector<uint32_t>(1u << FIRST_BITS));
+    for (uint64_t run = 0; run < runs; ++run) {
+        const uint64_t first = count / runs * run;
+        for_each_bin_tile<Working>(base, columns, shift, first, first + RUN, [&](size_t c, const Bin* bins, int n) {
+            for (int j = 0; j < n; ++j) ++samples[c][static_cast<size_t>(bins[j])];
+        });
+    }
+    for (size_t c = 0; c < columns.size(); ++c) searches[c].guess(samples[c], runs * RUN);
+}
+
+// One pass over the chunk, for the edges of all columns.
+template <DType Working>
+void count_edges(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count, int threads,
+                 std::vector<RankSearch>& searches) {
+    std::vector<size_t> begin{0};
+    std::vector<Bin> edges;
+    for (const RankSearch& search : searches) {
+        edges.insert(edges.end(), search.edges().begin(), search.edges().end());
+        while (edges.size() % RankSearch::GROUP != 0) edges.push_back(0);
+        begin.push_back(edges.size());
+    }
+    std::vector<std::vector<uint64_t>> counted(static_cast<size_t>(std::max(threads, 1)));
+    parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int worker) {
+        auto& totals = counted[static_cast<size_t>(worker)];
+        totals.resize(edges.size());
+        const uint64_t first = block * BLOCK, last = std::min(count, first + BLOCK);
+        for_each_bin_tile<Working>(base, columns, shift, first, last, [&](size_t c, const Bin* bins, int n) {
+            for (size_t e = begin[c]; e < begin[c + 1]; e += RankSearch::GROUP) {
+                count_at_least(bins, n, edges.data() + e, totals.data() + e);
+            }
+        });
+    });
+    std::vector<uint64_t> at_least(edges.size());
+    for (const auto& totals : counted) {
+        for (size_t e = 0; e < totals.size(); ++e) at_least[e] += totals[e];
+    }
+    for (size_t c = 0; c < searches.size(); ++c) searches[c].learn(at_least.data() + begin[c]);
+}
+
+// Fills each column's histogram as far as its ranks need it. False if that takes too many passes.
+template <DType Working>
+bool search_ranks(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count, int threads) {
+    constexpr int PASSES = 3;
+    std::vector<RankSearch> searches;
+    for (const Column& column : columns) searches.emplace_back(column.ranks, count);
+    guess_from_sample<Working>(base, columns, shift, count, searches);
+    for (int pass = 0; pass < PASSES; ++pass) {
+        count_edges<Working>(base, columns, shift, count, threads, searches);
+        if (std::all_of(searches.begin(), searches.end(), [](const RankSearch& s) { return s.complete(); })) {
+            for (size_t c = 0; c < columns.size(); ++c) searches[c].count_into(columns[c].counts);
+            return true;
+        }
+        for (RankSearch& search : searches) search.narrow();
+    }
+    return false;
+}
+
+}  // namespace ME_ISA
+}  // namespace merge_engine

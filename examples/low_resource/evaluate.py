@@ -1,0 +1,132 @@
+"""What a model can do: task accuracy in both languages, and bits per byte of Tamil.
+
+python -m examples.low_resource.evaluate examples/low_resource/models/sft
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM
+
+from examples.low_resource.errors import ExampleError, told
+from examples.low_resource.settings import BPB_TEXTS
+from examples.low_resource.tasks import CHOICES, Item, held_out_items
+from examples.low_resource.text import load_text
+from examples.low_resource.tokenizer import encode
+from examples.low_resource.training import DEVICE, END_ID, load_model
+
+_BATCH = 64
+BPB = "tamil bits per byte"
+
+
+def scores(model: LlamaForCausalLM) -> dict[str, float]:
+    """Accuracy by language and task, from 0 to 1 (chance is 0.25), and bits per byte of held-out Tamil."""
+    model.eval()
+    with torch.inference_mode():
+        found = {
+            f"{language} {task}": accuracy(model, batches) for (language, task), batches in _batches().items()
+        }
+        found[BPB] = bits_per_byte(model)
+    return found
+
+
+def accuracy(model: LlamaForCausalLM, batches: Sequence[Packed]) -> float:
+    """Share of items whose right choice is the likeliest."""
+    right = torch.cat([likelihoods(model, batch).argmax(1) == 0 for batch in batches])
+    return float(right.float().mean())
+
+
+def likelihoods(model: LlamaForCausalLM, batch: Packed) -> torch.Tensor:
+    """Log-likelihood of each choice and the end after it, given the prompt: [items, CHOICES]."""
+    ids, positions, mask, places, targets, owners = (tensor.to(DEVICE) for tensor in batch)
+    hidden = model.model(ids, position_ids=positions, attention_mask=mask).last_hidden_state
+    logits = model.lm_head(hidden.flatten(0, 1)[places])
+    each = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    total = torch.zeros(len(ids) * CHOICES, device=each.device).index_add_(0, owners, each)
+    return total.view(-1, CHOICES)
+
+
+Packed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Ids and positions [items, tokens], an additive mask [items, 1, tokens, tokens], and for every scored token:
+the flat place that predicts it, the token, and which choice of which item it belongs to."""
+
+
+def pack(items: Sequence[Item]) -> Packed:
+    """Items as sequences in which the choices follow the prompt side by side, each blind to the others."""
+    prompts = encode([item.prompt for item in items])
+    choices = encode([choice for item in items for choice in item.choices])
+    rows = []
+    for row, prompt in enumerate(prompts):
+        own = choices[row * CHOICES : (row + 1) * CHOICES]
+        rows.append(([END_ID, *prompt], own))
+    length = max(len(prompt) + sum(map(len, own)) for prompt, own in rows)
+    ids = torch.full((len(rows), length), END_ID)
+    positions = torch.zeros((len(rows), length), dtype=torch.long)
+    mask = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row is empty
+    places, targets, owners = [], [], []
+    for row, (prompt, own) in enumerate(rows):
+        end = len(prompt)
+        ids[row, :end], positions[row, :end] = torch.tensor(prompt), torch.arange(end)
+        mask[row, :end, :end] = torch.ones(end, end).tril().bool()
+        start = end
+        for number, choice in enumerate(own):
+            stop = start + len(choice)
+            ids[row, start:stop] = torch.tensor(choice)
+            positions[row, start:stop] = torch.arange(end, end + len(choice))
+            mask[row, start:stop, :end] = True
+            mask[row, start:stop, start:stop] = torch.ones(len(choice), len(choice)).tril().bool()
+            places += [row * length + at for at in (end - 1, *range(start, stop))]
+            targets += [*choice, END_ID]
+            owners += [row * CHOICES + number] * (len(choice) + 1)
+            start = stop
+    additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)
+    return ids, positions, additive, torch.tensor(places), torch.tensor(targets), torch.tensor(owners)
+
+
+@cache
+def _batches() -> Mapping[tuple[str, str], list[Packed]]:
+    """The test items, sorted by length so that little is padded."""
+    packed = {}
+    for key, items in held_out_items().items():
+        ordered = sorted(items, key=lambda item: len(encode([item.prompt])[0]))
+        packed[key] = [pack(ordered[i : i + _BATCH]) for i in range(0, len(ordered), _BATCH)]
+    return packed
+
+
+def bits_per_byte(model: LlamaForCausalLM) -> float:
+    """How well held-out Tamil is predicted, its end included; lower is better."""
+    texts = sorted((tamil for _, tamil in load_text("held_out").pairs[-BPB_TEXTS:]), key=len)
+    bits = 0.0
+    for start in range(0, len(texts), _BATCH):
+        rows = [torch.tensor([END_ID, *ids, END_ID]) for ids in encode(texts[start : start + _BATCH])]
+        block = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100).to(DEVICE)
+        targets = block[:, 1:]
+        hidden = model.model(block[:, :-1].clamp(min=0)).last_hidden_state
+        counted = targets != -100
+        loss = torch.nn.functional.cross_entropy(
+            model.lm_head(hidden[counted]), targets[counted], reduction="sum"
+        )
+        bits += float(loss) / math.log(2)
+    return bits / sum(len(text.encode()) for text in texts)
+
+
+def main() -> None:
+    """Print the scores of the checkpoints that are named."""
+    if len(sys.argv) < 2:
+        raise ExampleError("name checkpoint folders, such as examples/low_resource/models/sft")
+    for folder in map(Path, sys.argv[1:]):
+        if not (folder / "model.safetensors").is_file():
+            raise ExampleError(f"{folder}: no checkpoint there; train it, or name another")
+        print(
+            folder, *(f"{name} {value:.3f}" for name, value in scores(load_model(folder)).items()), sep="  "
+        )
+
+
+if __name__ == "__main__":
+    told(main)
