@@ -101,13 +101,17 @@ class BuildNative(build_ext):
         """Compile everything, then link it into one module."""
         target = Path(self.get_ext_fullpath(ext.name))
         inputs = [Path(__file__), *CSRC.rglob("*.*")]
-        if (
-            not self.force
-            and "MERGE_ENGINE_CUDA" not in os.environ
-            and target.exists()
-            and target.stat().st_mtime > max(f.stat().st_mtime for f in inputs)
-        ):
-            return  # build_ext --force compiles all the same
+        # An editable install builds elsewhere and then copies into the source tree: what is there may be new enough.
+        for built in (target, Path(*ext.name.split(".")[:-1]) / target.name):
+            if (
+                not self.force
+                and built.exists()
+                and built.stat().st_mtime > max(f.stat().st_mtime for f in inputs)
+            ):
+                if built != target:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(built, target)
+                return  # build_ext --force compiles all the same
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             if ext.name == CUDA_MODULE:
                 nvcc = find_nvcc()
