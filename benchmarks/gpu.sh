@@ -9,5 +9,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 MERGE_ENGINE_CUDA=1 python -m pip install -q --no-build-isolation --no-deps -e .
 python -m merge_engine doctor
 MERGE_ENGINE_TEST_BACKENDS=cpu,cuda python -m pytest tests/test_conformance.py
-MERGE_ENGINE_TEST_BACKENDS=triton python -m pytest tests/test_conformance.py
+MERGE_ENGINE_TEST_BACKENDS=triton python -m pytest tests/test_conformance.py tests/triton_streaming.py
 python -m benchmarks.gpu "$@"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 
 from merge_engine.backends.base import Backend
 from merge_engine.errors import BackendError, NoDeviceError, NotBuiltError
+
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""What there is where a driver of NVIDIA, of AMD, or of a virtual machine under Windows is loaded."""
 
 NAMES = ("auto", "cpu", "cuda", "reference", "triton")
 
@@ -60,6 +64,9 @@ def _any_gpu(index: int | None) -> Backend:
     try:
         return _cuda(index or 0)
     except NotBuiltError as not_built:
+        # Triton asks torch, whose import takes seconds; and its interpreter is no GPU.
+        if not any(map(os.path.exists, GPU_FILES)) or os.environ.get("TRITON_INTERPRET") == "1":
+            raise
         try:
             return _triton(index)
         except BackendError:

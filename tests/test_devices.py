@@ -1,0 +1,64 @@
+"""Where a merge runs: what was asked for, or the best there is; one line when that cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from emulated_cuda.backend import load
+
+from merge_engine import backends
+from merge_engine.backends import create_backend
+from merge_engine.backends.cuda import CudaBackend
+from merge_engine.errors import BackendError, NoDeviceError, NotBuiltError
+
+
+def unusable(error: BackendError) -> Any:
+    def make(*_: object) -> None:
+        raise error
+
+    return make
+
+
+def test_auto_takes_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (NoDeviceError("no driver"), NotBuiltError("built without CUDA")):
+        monkeypatch.setattr(backends, "_cuda", unusable(error))
+        notes: list[str] = []
+        assert create_backend(notes=notes).name == "cpu" and notes == []
+
+
+def test_auto_says_why_a_gpu_that_is_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_cuda", unusable(BackendError("the driver is for CUDA 11.8")))
+    notes: list[str] = []
+    assert create_backend(notes=notes).name == "cpu"
+    assert notes == ["computing on the CPU: the driver is for CUDA 11.8"]
+    with pytest.raises(BackendError, match=r"the driver is for CUDA 11\.8"):
+        create_backend(device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "message"),
+    [
+        ("fpga", "auto", 'there is no backend "fpga"'),
+        ("auto", "gpu", 'there is no device "gpu"; choose auto, cpu, cuda'),
+        ("auto", "cuda:x", 'there is no device "cuda:x"'),
+        ("cuda", "cpu", "the cuda backend does not compute on the CPU"),
+        ("cpu", "cuda:1", "the cpu backend does not compute on cuda:1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(name: str, device: str, message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        create_backend(name, device=device)
+
+
+def test_devices_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = load()
+    with pytest.raises(BackendError, match="there is no CUDA device 1, only 0 to 0"):
+        CudaBackend(1, native)
+    for found, message in (
+        ([("Tesla T4", 7, 5, 16 << 30)], r"Tesla T4, compute capability 7\.5\) is too old: 8\.0 or newer"),
+        ([], "there is no CUDA device"),
+    ):
+        monkeypatch.setattr(native, "devices", lambda found=found: found)
+        with pytest.raises(BackendError, match=message):
+            CudaBackend(0, native)
