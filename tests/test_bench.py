@@ -34,7 +34,7 @@ merge_engine.run(sys.argv[1], sys.argv[2])
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for the checkpoints, on a machine whose limits are measured in no time."""
-    monkeypatch.setattr(probe, "_PIECE", 1 << 20)
+    monkeypatch.setattr(probe, "READ_PIECE", 1 << 20)
     monkeypatch.setattr(probe, "_FIRST", 1 << 20)
     monkeypatch.setattr(probe, "_MOST", 1 << 20)
     monkeypatch.setattr(probe, "_COPIED", 1 << 20)

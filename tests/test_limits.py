@@ -75,7 +75,7 @@ def test_disks_work_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_measuring_leaves_only_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_PIECE", 1 << 20)
+    monkeypatch.setattr(probe, "READ_PIECE", 1 << 20)
     monkeypatch.setattr(probe, "_FIRST", 1 << 20)
     monkeypatch.setattr(probe, "_MOST", 16 << 20)
     monkeypatch.setattr(probe, "_COPIED", 1 << 20)
