@@ -71,6 +71,12 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
         for (int j = 0; j < V; ++j) delta[j] = rn(x.template value<Real>(j) - base.template value<Real>(j));
         return kept_bits<Working>(model.mask, delta, job.start + at, at);
     };
+    // Reads a model's elements, and says which of them its mask keeps.
+    const auto take = [&](size_t i, Pack<Working, V>& x) -> uint32_t {
+        if (!active) return 0;
+        x = load_pack<Working, V>(models[i].array, at);
+        return mask_of(models[i], x);
+    };
     // Steps 1 and 5: v = w * (r * d) where the mask keeps the element, else 0. `counted` when d is not zero.
     const auto weighted = [&](const Model& model, const Pack<Working, V>& x, uint32_t bits, int j, uint32_t& counted) {
         const bool keep = bits >> j & 1;
@@ -88,6 +94,7 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
         uint32_t counted = 0;
         if (active) {
             const Model& model = models[i];
+            count_non_finite(job.non_finite + 1 + i, non_finite_in(x));
 #pragma unroll
             for (int j = 0; j < V; ++j) {
                 const Real v = weighted(model, x, bits, j, counted);
@@ -107,22 +114,13 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
         for (int i = 0; i < KEPT; ++i) {
             kept[i] = 0;
             if (static_cast<size_t>(i) >= job.models) continue;
-            if (active) {
-                held[i] = load_pack<Working, V>(models[i].array, at);
-                count_non_finite(job.non_finite + 1 + i, non_finite_in(held[i]));
-                kept[i] = mask_of(models[i], held[i]);
-            }
+            kept[i] = take(static_cast<size_t>(i), held[i]);
             look(static_cast<size_t>(i), held[i], kept[i]);
         }
     } else {
         for (size_t i = 0; i < job.models; ++i) {
-            Pack<Working, V> x = base;
-            uint32_t bits = 0;
-            if (active) {
-                x = load_pack<Working, V>(models[i].array, at);
-                count_non_finite(job.non_finite + 1 + i, non_finite_in(x));
-                bits = mask_of(models[i], x);
-            }
+            Pack<Working, V> x;
+            const uint32_t bits = take(i, x);
             look(i, x, bits);
         }
     }
@@ -170,12 +168,8 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
             }
         } else {
             for (size_t i = 0; i < job.models; ++i) {
-                Pack<Working, V> x = base;
-                uint32_t bits = 0;
-                if (active) {
-                    x = load_pack<Working, V>(models[i].array, at);
-                    bits = mask_of(models[i], x);
-                }
+                Pack<Working, V> x;
+                const uint32_t bits = take(i, x);
                 retain(i, x, bits);
             }
         }

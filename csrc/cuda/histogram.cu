@@ -20,6 +20,12 @@ struct ColumnState {
     uint32_t top, zeros;
 };
 
+// The first bin of a window: room for larger keys than were met so far, the rest below.
+__device__ uint32_t window_start(const ColumnState& state, uint32_t window) {
+    const uint32_t end = min(state.top + window / 8, BINS - 1) + 1;
+    return end > window ? end - window : 0;
+}
+
 __device__ void add(uint64_t* counter, uint64_t number) {
     atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(number));
 }
@@ -74,9 +80,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         if (active) b = load_pack<Working, V>(base, at);
 #pragma unroll 1
         for (size_t c = 0; c < n; ++c) {
-            // Room for larger keys than were met so far, the rest below.
-            const uint32_t end = min(states[c].top + window / 8, BINS - 1) + 1;
-            const uint32_t start = end > window ? end - window : 0;
+            const uint32_t start = window_start(states[c], window);
             uint32_t zeros = 0;
             if (active) {
                 keys_of<Working, V>(columns[c].model, b, at, shift, bins);
@@ -99,8 +103,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
 
     for (size_t c = 0; c < n; ++c) {
-        const uint32_t end = min(states[c].top + window / 8, BINS - 1) + 1;
-        const uint32_t start = end > window ? end - window : 0;
+        const uint32_t start = window_start(states[c], window);
         for (uint32_t i = threadIdx.x; i < window; i += blockDim.x) {
             const uint32_t counted = windows[c * window + i];
             if (counted) add(columns[c].counts + start + i, counted);

@@ -12,7 +12,7 @@ from typing import Any
 
 from merge_engine.backends import Backend
 from merge_engine.engine.plan import Plan
-from merge_engine.engine.result import MergeResult
+from merge_engine.engine.result import MergeResult, ModelCounts
 
 
 def model_digest(digests: Mapping[str, str]) -> str:
@@ -73,16 +73,8 @@ def encode_manifest(
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
-def _counts(counts: Mapping[int, Any]) -> dict[str, dict[str, int]]:
-    return {
-        str(model): {
-            "kept": c.kept,
-            "lost": c.lost,
-            "saved_by_trim": c.saved_by_trim,
-            "saved_by_sign": c.saved_by_sign,
-        }
-        for model, c in counts.items()
-    }
+def _counts(counts: Mapping[int, ModelCounts]) -> dict[str, dict[str, int]]:
+    return {str(model): c.as_dict() for model, c in counts.items()}
 
 
 def encode_card(plan: Plan, result: MergeResult, digests: Mapping[str, str]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,10 @@ class ModelCounts:
     def saved_share(self) -> float:
         """Saved by either slack, of kept."""
         return (self.saved_by_trim + self.saved_by_sign) / self.kept if self.kept else 0.0
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain numbers for the manifest and the report."""
+        return asdict(self)
 
     def __add__(self, other: ModelCounts) -> ModelCounts:
         return ModelCounts(

@@ -77,14 +77,7 @@ def _numbers(record: Record, vectors: TaskVectors | None, missing: str) -> dict[
 
 def _counts(counts: dict[int, ModelCounts]) -> dict[str, dict[str, float]]:
     return {
-        str(model): {
-            "kept": c.kept,
-            "lost": c.lost,
-            "saved_by_trim": c.saved_by_trim,
-            "saved_by_sign": c.saved_by_sign,
-            "lost_share": c.lost_share,
-            "saved_share": c.saved_share,
-        }
+        str(model): {**c.as_dict(), "lost_share": c.lost_share, "saved_share": c.saved_share}
         for model, c in counts.items()
     }
 
