@@ -23,7 +23,7 @@ class Ledger:
     """Bytes and busy seconds of every stage, and the time the run took.
 
     ``read`` and ``write`` are of the files, ``compute`` counts input bytes, ``digest`` and ``publish`` follow a
-    merge to a folder: SHA-256 of the output, and flushing it to disk. ``from_storage`` of the bytes read were
+    merge to a folder: the digests of the output, and flushing it to disk. ``from_storage`` of the bytes read were
     not in the page cache, as the system counted them for this process; None where it does not count.
     """
 

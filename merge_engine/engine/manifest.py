@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -10,18 +9,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from merge_engine.backends import Backend
 from merge_engine.engine.plan import Plan
 from merge_engine.engine.result import MergeResult, ModelCounts
 
 
 def model_digest(digests: Mapping[str, str]) -> str:
-    """One SHA-256 for all tensors: of the lines "<digest>  <name>" in order of the names.
+    """One BLAKE3 digest for all tensors: of the lines "<digest>  <name>" in order of the names.
 
     It does not depend on how the model is cut into shards.
     """
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return blake3(lines.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -55,7 +56,7 @@ def encode_manifest(
         "digest": model_digest(digests),
         "tensors": {
             tensor.name: {
-                "sha256": digests.get(tensor.name),
+                "blake3": digests.get(tensor.name),
                 "elements": tensor.elements,
                 **({"counts": _counts(tensor.counts)} if tensor.counts else {}),
             }
@@ -125,7 +126,7 @@ def encode_card(plan: Plan, result: MergeResult, digests: Mapping[str, str]) -> 
     lines += [
         "## Digest",
         "",
-        f"SHA-256 over all tensors: `{model_digest(digests)}`. The digest of each tensor is in "
+        f"BLAKE3 digest over all tensors: `{model_digest(digests)}`. The digest of each tensor is in "
         "`merge_manifest.json`.",
         "",
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from typing import TYPE_CHECKING, Protocol
+
+from blake3 import blake3
 
 from merge_engine.engine.plan import Plan
 from merge_engine.errors import PlanError
@@ -41,14 +42,14 @@ class MemorySink:
 
 
 class Digests:
-    """The SHA-256 of every tensor's bytes."""
+    """The BLAKE3 digest of every tensor's bytes: cryptographic, and faster than SHA-256 in hardware."""
 
     def __init__(self) -> None:
-        self._hashes: dict[str, hashlib._Hash] = {}
+        self._hashes: dict[str, blake3] = {}
 
     def add(self, name: str, data: memoryview) -> None:
         """Take the next bytes of a tensor."""
-        self._hashes.setdefault(name, hashlib.sha256()).update(data)
+        self._hashes.setdefault(name, blake3()).update(data)
 
     def by_name(self) -> dict[str, str]:
         """Hexadecimal digests by tensor name, in order of the names."""
