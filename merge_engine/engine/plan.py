@@ -35,6 +35,15 @@ DEFAULT_MEMORY = 400_000_000
 _IN_FLIGHT = 4  # pieces being read, computed and written at the same time share the memory
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """Where a tensor's inputs are, their types, and the bits that one element takes in all of them."""
+
+    sources: list[tuple[Checkpoint, str]]
+    dtypes: list[DType]
+    bits: int
+
+
 @dataclass
 class Plan:
     """A merge that can start: inputs are open, every output tensor has its place.
@@ -53,24 +62,28 @@ class Plan:
     memory: int
     notes: list[str] = field(default_factory=list)
     untied: bool = False
-    _inputs: dict[str, list[tuple[Checkpoint, str]]] = field(default_factory=dict, repr=False)
+    _inputs: dict[str, _Inputs] = field(default_factory=dict, repr=False)  # asked for again and again
 
     def inputs(self, job: TensorJob) -> list[tuple[Checkpoint, str]]:
         """Where a tensor's inputs are: the base first, if the method uses one, then the models in order."""
-        if job.name not in self._inputs:  # asked for again and again
-            sources = [(self.models[i], name) for i, name in job.models.items()]
-            if self.base is not None and job.base is not None:
-                sources.insert(0, (self.base, job.base))
-            self._inputs[job.name] = sources
-        return self._inputs[job.name]
+        return self._inputs_of(job).sources
 
     def input_dtypes(self, job: TensorJob) -> list[DType]:
         """The types that a tensor's inputs are stored in."""
-        return [checkpoint.tensors[name].dtype for checkpoint, name in self.inputs(job)]
+        return self._inputs_of(job).dtypes
+
+    def _inputs_of(self, job: TensorJob) -> _Inputs:
+        if job.name not in self._inputs:
+            sources = [(self.models[i], name) for i, name in job.models.items()]
+            if self.base is not None and job.base is not None:
+                sources.insert(0, (self.base, job.base))
+            dtypes = [checkpoint.tensors[name].dtype for checkpoint, name in sources]
+            self._inputs[job.name] = _Inputs(sources, dtypes, sum(dtype.bits for dtype in dtypes))
+        return self._inputs[job.name]
 
     def span_bytes(self, job: TensorJob, count: int) -> int:
         """Memory that ``count`` elements take in all inputs and the output."""
-        return (sum(dtype.bits for dtype in self.input_dtypes(job)) + job.out.bits) * count // 8
+        return (self._inputs_of(job).bits + job.out.bits) * count // 8
 
     def chunks(self, job: TensorJob) -> Iterator[tuple[int, int]]:
         """(start, count) of the pieces that the tensor is streamed in."""
@@ -114,7 +127,7 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes that all passes together read."""
-        return sum(self.passes(job) * self.input_bytes(job) for job in self.jobs)
+        return sum(self.bytes_by_input().values())
 
     @property
     def bytes_written(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ class ModelCounts:
 
     def as_dict(self) -> dict[str, int]:
         """Plain numbers for the manifest and the report."""
-        return asdict(self)
+        return dict(vars(self))
 
     def __add__(self, other: ModelCounts) -> ModelCounts:
         return ModelCounts(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from merge_engine.checkpoint.layout import some
@@ -65,7 +66,7 @@ class TensorJob:
     models: Mapping[int, str]
     task: MergeTask | None
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Elements of the tensor."""
         return math.prod(self.shape)

@@ -135,22 +135,24 @@ def _resources(
     stored: int | None,
 ) -> tuple[Resource, ...]:
     """``stored`` bytes are read from storage, the rest from the page cache; None is not known."""
-    by_path = {checkpoint.path: nbytes for checkpoint, nbytes in plan.bytes_by_input().items()}
+    inputs = plan.bytes_by_input()
+    by_path = {checkpoint.path: nbytes for checkpoint, nbytes in inputs.items()}
+    read, written = sum(inputs.values()), plan.bytes_written
     if stored is None:
-        resources = [Resource("reading", plan.bytes_read, None)]
+        resources = [Resource("reading", read, None)]
     else:
-        stored = min(stored, plan.bytes_read)  # the system reads ahead, and other files too
+        stored = min(stored, read)  # the system reads ahead, and other files too
         name = "direct read" if reading.way == "direct" else "disk read"
         resources = [
             Resource(name, stored, limits.reading(by_path, reading.way)),
-            Resource("page cache", plan.bytes_read - stored, limits.reading(by_path, "cached")),
+            Resource("page cache", read - stored, limits.reading(by_path, "cached")),
         ]
-    resources.append(Resource("memory", plan.bytes_read + plan.bytes_written, limits.memory))
+    resources.append(Resource("memory", read + written, limits.memory))
     if backend.name == "cuda":
-        resources.append(Resource("link", plan.bytes_read, limits.link))
+        resources.append(Resource("link", read, limits.link))
     if output is not None:
         disk = limits.disk(output)
-        resources.append(Resource("disk write", plan.bytes_written, disk.write if disk else None))
+        resources.append(Resource("disk write", written, disk.write if disk else None))
     return tuple(resources)
 
 

@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from merge_engine.backends import Backend
@@ -41,7 +42,7 @@ class MergeTask:
     seed: int = 0
     storage_rounding: bool = False
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Elements of the tensor."""
         return math.prod(self.shape)

@@ -17,7 +17,7 @@ def rounded(value: float, dtype: DType) -> float:
         bits = struct.unpack("<I", struct.pack("<f", rounded(value, F32)))[0]
         bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
         return float(struct.unpack("<f", struct.pack("<I", bits))[0])
-    code = {F32: "<f", F16: "<e"}[dtype]
+    code = "<e" if dtype == F16 else "<f"
     try:
         return float(struct.unpack(code, struct.pack(code, value))[0])
     except OverflowError:
