@@ -15,7 +15,7 @@ import triton.language as tl
 
 from merge_engine.kernels.counting import FIELDS, NON_FINITE, add_tallies, tally
 from merge_engine.kernels.launching import TILE, constants, over_tiles
-from merge_engine.kernels.numbers import divided, load, narrow, non_finite, rounded_to, widen
+from merge_engine.kernels.numbers import divided, load, non_finite, rounded_to, store
 
 
 @triton.jit
@@ -68,13 +68,7 @@ def combine_kernel(
         total = divided(total, tl.load(numbers + N).to(REAL) + tl.zeros_like(total))
     if FUSED:
         total = rounded_to(total, WORKING)
-    bits = narrow(total, OUT)
-    written = non_finite(widen(bits, OUT, tl.float64 if OUT == "F64" else tl.float32))
-    if MASKED:
-        tl.store(output + offsets, bits, mask=inside)
-        written = written & inside
-    else:
-        tl.store(output + offsets, bits)
+    written = store(output, offsets, inside, total, OUT, MASKED)
     add_tallies(counts + (N + 1) * FIELDS, tally(written, NON_FINITE))
 
 

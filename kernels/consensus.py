@@ -20,7 +20,7 @@ from merge_engine.kernels.counting import FIELDS, KEPT, LOST, NON_FINITE, SAVED,
 from merge_engine.kernels.draws import GROUP
 from merge_engine.kernels.launching import TILE, constants, over_tiles
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, ROW, keeps
-from merge_engine.kernels.numbers import divided, load, load_bits, narrow, non_finite, rounded_to, widen
+from merge_engine.kernels.numbers import divided, load, load_bits, non_finite, rounded_to, store
 
 IN_REGISTERS = 8  # of so many models eight elements fit the registers of a thread; of more, four
 NUMBERS = tl.constexpr(4)  # of an entry: rescale, weight, 1 + vote slack, retain slack
@@ -138,13 +138,8 @@ def consensus_kernel(
         mean = rounded(divided(mean, divisor), WORKING, STORAGE_ROUNDING)
     scale = tl.load(numbers + N * NUMBERS).to(REAL)
     mean = rounded(mean * scale, WORKING, STORAGE_ROUNDING)
-    bits = narrow(rounded(b + mean, WORKING, STORAGE_ROUNDING), OUT)
-    written = non_finite(widen(bits, OUT, tl.float64 if OUT == "F64" else tl.float32))
-    if MASKED:
-        tl.store(output + offsets, bits, mask=inside)
-        written = written & inside
-    else:
-        tl.store(output + offsets, bits)
+    merged = rounded(b + mean, WORKING, STORAGE_ROUNDING)
+    written = store(output, offsets, inside, merged, OUT, MASKED)
     add_tallies(counts + (N + 1) * FIELDS, tally(written, NON_FINITE))
 
 

@@ -121,6 +121,19 @@ def load(pointer, offsets, inside, CODE: tl.constexpr, WORKING: tl.constexpr, MA
 
 
 @triton.jit
+def store(pointer, offsets, inside, value, CODE: tl.constexpr, MASKED: tl.constexpr):
+    """Write values, rounded once. Returns where what was written is NaN or infinite."""
+    bits = narrow(value, CODE)
+    written = non_finite(widen(bits, CODE, tl.float64 if CODE == "F64" else tl.float32))
+    if MASKED:
+        tl.store(pointer + offsets, bits, mask=inside)
+        written = written & inside
+    else:
+        tl.store(pointer + offsets, bits)
+    return written
+
+
+@triton.jit
 def magnitude_key(delta, WORKING: tl.constexpr):
     """The bits of RN(|delta|) without the sign: an int32, or int64 when the working dtype is F64."""
     if WORKING == "F64":
