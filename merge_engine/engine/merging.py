@@ -64,6 +64,16 @@ def check_finite(
         )
 
 
+def differing(job: TensorJob, one: object, other: object) -> PlanError:
+    """What is wrong when two inputs differ in a tensor that can only be copied."""
+    return PlanError(
+        [
+            f"{job.name}: {job.out} tensors cannot be merged and must be the same in all inputs, but {other} "
+            f"differs from {one}"
+        ]
+    )
+
+
 class Merger:
     """Visits the tensors of a plan, in order. ``results`` has one entry for each merged tensor."""
 
@@ -155,14 +165,9 @@ class Merger:
     def _copy(self, visit: Visit, inputs: Sequence[memoryview], output: memoryview) -> None:
         """Copy a tensor that cannot be merged; all inputs must hold the same."""
         sources = self._plan.inputs(visit.job)
-        for (checkpoint, name), data in zip(sources[1:], inputs[1:], strict=True):
+        for (checkpoint, _), data in zip(sources[1:], inputs[1:], strict=True):
             if not identical([inputs[0], data], None):
-                raise PlanError(
-                    [
-                        f"{name}: {visit.job.out} tensors cannot be merged and must be the same in all inputs, "
-                        f"but {checkpoint.path} differs from {sources[0][0].path}"
-                    ]
-                )
+                raise differing(visit.job, sources[0][0].path, checkpoint.path)
         output[:] = inputs[0]
         result = self.results.setdefault(visit.job.name, TensorResult(visit.job.name, 0))
         result.elements += visit.count

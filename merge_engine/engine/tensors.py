@@ -11,7 +11,7 @@ from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.base import SUM_BLOCK
 from merge_engine.backends.operations import Chunk, Line
 from merge_engine.dtypes import BY_NAME
-from merge_engine.engine.merging import apply, check_finite
+from merge_engine.engine.merging import apply, check_finite, differing
 from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs
 from merge_engine.engine.visits import COPY
 from merge_engine.errors import BackendError, PlanError, RecipeError
@@ -161,12 +161,7 @@ class _Source:
     def _demand_equal(self, inputs: Sequence[torch.Tensor]) -> None:
         for label, other in zip(self._labels[1:], inputs[1:], strict=True):
             if not _same_bytes(other, inputs[0]):
-                raise PlanError(
-                    [
-                        f"{self._job.name}: {self._job.out} tensors cannot be merged and must be the same in all "
-                        f"inputs, but {label} differs from {self._labels[0]}"
-                    ]
-                )
+                raise differing(self._job, self._labels[0], label)
 
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
