@@ -32,7 +32,7 @@ from merge_engine.recipe import ModelReference, Recipe
 DEFAULT_MEMORY = 400_000_000
 """Bytes of tensor data that a run holds at a time, by default."""
 
-_IN_FLIGHT = 4  # pieces being read, computed and written at the same time share the memory
+_PIECES = 8  # of a tensor too large to be held whole, so many fill the memory: the first is soon read
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Plan:
     """A merge that can start: inputs are open, every output tensor has its place.
 
     ``bytes_read`` counts every pass over the inputs, ``bytes_written`` tensor data alone. ``memory`` is what
-    tensor data takes at most, in bytes. ``notes`` are worth telling the user. Close it when done.
+    tensor data takes at most, in bytes, ``depth`` how many visits the backend works on at a time. ``notes`` are
+    worth telling the user. Close it when done.
     """
 
     recipe: Recipe
@@ -60,6 +61,7 @@ class Plan:
     jobs: list[TensorJob]
     shards: list[ShardLayout]
     memory: int
+    depth: int = 1
     notes: list[str] = field(default_factory=list)
     untied: bool = False
     _inputs: dict[str, _Inputs] = field(default_factory=dict, repr=False)  # asked for again and again
@@ -92,18 +94,21 @@ class Plan:
             yield start, min(step, total - start)
 
     def chunk_elements(self, job: TensorJob) -> int:
-        """Elements of a chunk: all of the tensor if it fits, else a multiple of what must stay together."""
+        """Elements of a chunk: all of the tensor, which then is read once, if it leaves memory for the next ones.
+
+        Otherwise a multiple of what must stay together.
+        """
         total = job.count
         scratch = self.method.scratch_bytes(len(job.models)) if job.task is not None else 0
         per_block = self.span_bytes(job, SUM_BLOCK) + scratch * SUM_BLOCK
-        fitting = max(self.memory // _IN_FLIGHT // per_block, 1) * SUM_BLOCK
-        if total <= fitting:
+        if total * per_block <= self.memory // (self.depth + 1) * SUM_BLOCK:
             return max(total, 1)
+        fitting = max(self.memory // _PIECES // per_block, 1) * SUM_BLOCK
         unit = SUM_BLOCK
         if self.method.whole_lines and job.task is not None:
             line = Line.of(job.shape)
             unit = min(math.lcm(SUM_BLOCK, line.length * line.stride), total)
-        return max(fitting // unit, 1) * unit
+        return min(max(fitting // unit, 1) * unit, max(total, 1))
 
     @property
     def scratch_bytes(self) -> int:
@@ -240,7 +245,7 @@ def _plan(
     order = {name: place for place, name in enumerate(_reading_order(donor))}
     jobs.jobs.sort(key=lambda job: order.get(job.name, len(order)))
     shards = plan_shards([OutputTensor(job.name, job.out, job.shape) for job in jobs.jobs], shard_size)
-    plan = Plan(recipe, method, base, models, donor, jobs.jobs, shards, memory, jobs.notes)
+    plan = Plan(recipe, method, base, models, donor, jobs.jobs, shards, memory, notes=jobs.notes)
     plan.untied = jobs.untied and _tied(donor) is not False
     problems = jobs.problems + _memory_problems(plan)
     if output is not None:

@@ -88,6 +88,7 @@ def run(
     notes: list[str] = []
     chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device, notes)
     planned = plan(recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite)
+    planned.depth = chosen.depth
     planned.notes += notes
     try:
         if on_plan is not None:
