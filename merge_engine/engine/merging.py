@@ -123,7 +123,8 @@ class Merger:
         if job.task is None:
             return
         if solution is None:
-            result.counts = {model: ModelCounts() for model in job.task.models}
+            for model in job.task.models:
+                result.counts.setdefault(model, ModelCounts())
             return
         if solution.whole_model:
             fetched = {model: self._backend.fetch(kept) for model, kept in solution.trimmed_to.items()}
@@ -148,15 +149,16 @@ class Merger:
         return Chunk(base, arrays, job.working, visit.start, visit.count, Line.of(job.shape))
 
     def _unchanged(self, visit: Visit, inputs: Sequence[memoryview]) -> bool:
-        """Whether no model changed this tensor, so that the base's values are the result.
+        """Whether no model changed this chunk, so that the base's values are the result.
 
-        Only exact when nothing is rounded, no zero is negative and no value infinite; it saves the computing.
+        Only exact when nothing is rounded, no zero is negative and no value infinite; it saves the computing. A chunk
+        that was measured by itself has counts that need the computing.
         """
         job = visit.job
         assert job.task is not None
         return (
             self._plan.base is not None
-            and visit.whole
+            and (visit.whole or not visit.program.statistics)
             and not self._plan.recipe.allow_nonfinite
             and set(self._plan.input_dtypes(job)) == {job.task.working}
             and identical(inputs, job.task.working)

@@ -32,7 +32,7 @@ from merge_engine.recipe import ModelReference, Recipe
 DEFAULT_MEMORY = 400_000_000
 """Bytes of tensor data that a run holds at a time, by default."""
 
-_PIECES = 8  # of a tensor too large to be held whole, so many fill the memory: the first is soon read
+_PIECES = 8  # of a tensor that is cut, so many fill the memory: the first is soon read
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,22 @@ class Plan:
             yield start, min(step, total - start)
 
     def chunk_elements(self, job: TensorJob) -> int:
-        """Elements of a chunk: all of the tensor, which then is read once, if it leaves memory for the next ones.
-
-        Otherwise a multiple of what must stay together.
+        """Elements of a chunk: all of the tensor if it is small, or if something must be measured before it is merged
+        and the memory holds it beside the next one, so that it is read only once; otherwise a multiple of what
+        must stay together.
         """
         total = job.count
         scratch = self.method.scratch_bytes(len(job.models)) if job.task is not None else 0
         per_block = self.span_bytes(job, SUM_BLOCK) + scratch * SUM_BLOCK
-        if total * per_block <= self.memory // (self.depth + 1) * SUM_BLOCK:
-            return max(total, 1)
         fitting = max(self.memory // _PIECES // per_block, 1) * SUM_BLOCK
+        can_be_held = total * per_block <= self.memory // (self.depth + 1) * SUM_BLOCK
+        if total <= fitting or (can_be_held and self._measured(job)):
+            return max(total, 1)
         unit = SUM_BLOCK
         if self.method.whole_lines and job.task is not None:
             line = Line.of(job.shape)
             unit = min(math.lcm(SUM_BLOCK, line.length * line.stride), total)
-        return min(max(fitting // unit, 1) * unit, max(total, 1))
+        return max(fitting // unit, 1) * unit
 
     @property
     def scratch_bytes(self) -> int:
@@ -121,13 +122,15 @@ class Plan:
 
     @property
     def ring_bytes(self) -> int:
-        """Memory for inputs and outputs: the budget less what the backend needs beside them."""
+        """Memory for inputs and outputs: of a chunk that is read, of one that is written and of those that the backend
+        has, as far as the budget allows. Memory that is not needed is not touched: to get it costs time.
+        """
         spans = 0
         for job in self.jobs:
             arrays = len(self.inputs(job)) + 1
             spans = max(spans, self.span_bytes(job, self.chunk_elements(job)) + arrays * PAGE)
         whole = sum(self.span_bytes(job, job.count) + 2**16 for job in self.jobs)
-        return max(spans, min(self.memory - self.scratch_bytes, whole))
+        return max(spans, min(self.memory - self.scratch_bytes, (self.depth + 2) * spans, whole))
 
     @property
     def bytes_read(self) -> int:
@@ -158,9 +161,13 @@ class Plan:
             return 1
         share = self.method.share([job.task])
         shared = 0 if share is None else len(share.statistics)
-        if self.chunk_elements(job) >= job.count:
-            return shared + 1
-        return shared + len(self.method.program(job.task, share).statistics) + 1
+        return shared + 1 + (self._measured(job) if self.chunk_elements(job) < job.count else 0)
+
+    def _measured(self, job: TensorJob) -> int:
+        """How many statistics of a tensor are measured before it is merged, beside those that all tensors share."""
+        if job.task is None:
+            return 0
+        return len(self.method.program(job.task, self.method.share([job.task])).statistics)
 
     def __enter__(self) -> Plan:
         return self
