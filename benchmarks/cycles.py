@@ -52,8 +52,8 @@ def record(arguments: list[str], file: Path) -> None:
         raise SystemExit(f"{' '.join(arguments)} failed: {done.stderr or done.stdout}")
 
 
-def seconds_by_part(file: Path) -> Counter[str]:
-    """Processor seconds of every part."""
+def samples_by_part(file: Path) -> Counter[str]:
+    """How many samples fell into every part."""
     fields = ["perf", "script", "-i", str(file), "-F", "ip,sym,dso"]
     lines = subprocess.run(fields, capture_output=True, text=True, check=True).stdout.splitlines()
     samples: Counter[str] = Counter()
@@ -62,8 +62,8 @@ def seconds_by_part(file: Path) -> Counter[str]:
         part = next(
             name for name, where, what in PARTS if re.search(where, library) and re.search(what, symbol)
         )
-        seconds[part] += 1 / SAMPLES_PER_SECOND
-    return seconds
+        samples[part] += 1
+    return samples
 
 
 def main() -> None:
@@ -82,13 +82,14 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             record(command(MERGE_ENGINE, merge, work), Path(folder) / "perf.data")
-            seconds = seconds_by_part(Path(folder) / "perf.data")
+            samples = samples_by_part(Path(folder) / "perf.data")
     finally:
         shutil.rmtree(work)
-    total = seconds.total()
-    print(f"{options.method}, {options.size}, 2 models, warm: {total:.2f} seconds of processor time\n")
+    total = samples.total()
+    seconds = total / SAMPLES_PER_SECOND
+    print(f"{options.method}, {options.size}, 2 models, warm: {seconds:.2f} seconds of processor time\n")
     for name, _, _ in PARTS:
-        print(f"{name:48}{seconds[name]:6.2f} s {seconds[name] / total:6.1%}")
+        print(f"{name:48}{samples[name] / SAMPLES_PER_SECOND:6.2f} s {samples[name] / total:6.1%}")
 
 
 if __name__ == "__main__":
