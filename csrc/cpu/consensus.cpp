@@ -1,11 +1,13 @@
 // Task vectors, trim, sign election and disjoint mean in one read of every input.
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "pool.h"
 #include "primitives.h"
 #include "lanes.h"
 #include "sieve.h"
+#include "storage_lanes.h"
 
 namespace merge_engine {
 namespace ME_ISA {
@@ -21,6 +23,8 @@ template <DType Working, class Rounding>
 class Merger {
   public:
     using Real = typename RealOf<Working>::Type;
+    using Bits = typename Storage<Working>::Bits;
+    using Vectors = StorageLanes<Working>;
 
     explicit Merger(const Consensus& op) : op_(op) {
         for (const Entry& entry : op.entries) {
@@ -31,15 +35,12 @@ class Merger {
             slack_votes_ |= entry.vote_slack != 0;
             retains_ |= entry.retain_slack != 0;
         }
-        if constexpr (std::is_same_v<Rounding, Unrounded> && std::is_same_v<Real, float>) {
-            if (op.election == Election::Sum && !slack_votes_ && !retains_) {
-                use_plain<1>(), use_plain<2>(), use_plain<3>(), use_plain<4>();
-            }
-        }
+        if constexpr (std::is_same_v<Rounding, Unrounded> && std::is_same_v<Real, float>) use_plain();
     }
 
     // Merges elements [first, last) of the chunk; index 0 of the chunk is element `start` of the tensor.
     void merge(uint64_t start, uint64_t first, uint64_t last, Counts* counts, uint64_t* non_finite) const {
+        if (plain_) return (this->*plain_)(start, first, last, counts, non_finite);
         const size_t n = op_.entries.size();
         std::vector<Real> deltas(n * TILE);  // then v_i
         std::vector<uint32_t> kept(n * TILE);
@@ -55,15 +56,7 @@ class Merger {
                     sieves_[i].template read<Rounding>(entry.model, b, start + at, at, width, delta, stays);
                 if (by_probability(entry)) divide_by_probability(entry.mask.thresholds + at, width, delta, stays);
             }
-            if (plain_) {
-                // Lanes beyond the width hold what is left of other tiles; nothing of them is kept.
-                for (size_t i = 0; i < n; ++i) {
-                    std::fill(kept.data() + i * TILE + width, kept.data() + (i + 1) * TILE, 0u);
-                }
-                (this->*plain_)(deltas.data(), kept.data(), b, width, merged, counts);
-            } else {
-                merge_tile(deltas.data(), kept.data(), b, width, merged, counts);
-            }
+            merge_tile(deltas.data(), kept.data(), b, width, merged, counts);
             non_finite[n + 1] += store_tile(op_.output, at, width, merged);
         }
     }
@@ -84,38 +77,123 @@ class Merger {
         }
     }
 
-    // Steps 5 to 8 in registers, for the common case: signs are elected by sums, without slack, among few models.
-    template <int N, bool Normalize>
-    void merge_plainly(const float* deltas, const uint32_t* kept, const float* b, int width, float* merged,
-                       Counts* counts) const {
-        const Floats zero = {}, lambda = zero + static_cast<float>(op_.lambda);
+    // Chooses merge_plainly where it will do: in float32, without rounding in between, slack, votes by count, or
+    // probabilities to divide by, and among few models.
+    void use_plain() {
+        const auto plain = [](const Entry& entry) { return !by_probability(entry); };
+        if (op_.election == Election::Count || slack_votes_ || retains_ || op_.output.dtype != Working ||
+            !std::all_of(op_.entries.begin(), op_.entries.end(), plain)) {
+            return;
+        }
+        switch (op_.entries.size()) {
+            case 1: return use_plain_for<1>();
+            case 2: return use_plain_for<2>();
+            case 3: return use_plain_for<3>();
+            case 4: return use_plain_for<4>();
+        }
+    }
+    template <int N>
+    void use_plain_for() {
+        const bool elects = op_.election == Election::Sum;
+        plain_ = elects ? op_.normalize ? &Merger::template merge_plainly<N, true, true>
+                                        : &Merger::template merge_plainly<N, true, false>
+                 : op_.normalize ? &Merger::template merge_plainly<N, false, true>
+                                 : &Merger::template merge_plainly<N, false, false>;
+    }
+
+    // Everything from inputs to output in registers, with no more kept of a tile than which ties and draws stay.
+    template <int N, bool Elects, bool Normalize>
+    void merge_plainly(uint64_t start, uint64_t first, uint64_t last, Counts* counts, uint64_t* non_finite) const {
+        Bits room[N + 2][TILE];
         Ints survived[N] = {}, lost[N] = {};
-        for (int j = 0; j < width; j += LANES) {
-            Floats value[N], sum = zero, mean = zero, divisor = zero;
-            for (int i = 0; i < N; ++i) {
-                const Ints stays = load<Ints>(kept + i * TILE + j) != 0;
-                const Floats scaled = load<Floats>(deltas + i * TILE + j) * scales_[i].rescale;
-                survived[i] -= stays & (scaled != zero);
-                value[i] = stays ? scaled * scales_[i].weight : zero;
-                sum += value[i];
+        for (uint64_t at = first; at < last; at += TILE) {
+            const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+            const Bits *base = whole_tile(op_.base, at, width, room[N]), *models[N];
+            Bits* merged = width < TILE ? room[N + 1] : static_cast<Bits*>(op_.output.data) + at;
+            TileBits stay[N];
+            for (size_t i = 0; i < N; ++i) {
+                models[i] = whole_tile(op_.entries[i].model, at, width, room[i]);
+                stay[i] = staying(i, models[i], base, start + at, at, width);
             }
-            const Ints positive = sum >= zero;
-            for (int i = 0; i < N; ++i) {
-                const Ints votes = value[i] != zero;
-                const Ints retained = votes & ~((value[i] > zero) ^ positive);
-                mean += retained ? value[i] : zero;
-                divisor += retained ? zero + scales_[i].weight : zero;
-                lost[i] -= votes ^ retained;
+            if (!merge_rows<N, Elects, Normalize>(models, base, stay, width, merged, survived, lost)) {
+                non_finite[0] += non_finite_in<Working>(base, width);
+                for (size_t i = 0; i < N; ++i) non_finite[1 + i] += non_finite_in<Working>(models[i], width);
+                non_finite[N + 1] += non_finite_in<Working>(merged, width);
             }
-            if (Normalize) mean /= divisor == zero ? zero + 1.0f : divisor;
-            store(merged + j, load<Floats>(b + j) + mean * lambda);
+            if (width < TILE) {
+                std::memcpy(static_cast<Bits*>(op_.output.data) + at, merged, static_cast<size_t>(width) * sizeof(Bits));
+            }
         }
         for (int i = 0; i < N; ++i) counts[i].kept += total(survived[i]), counts[i].lost += total(lost[i]);
     }
-    template <int N>
-    void use_plain() {
-        if (op_.entries.size() != N) return;
-        plain_ = op_.normalize ? &Merger::template merge_plainly<N, true> : &Merger::template merge_plainly<N, false>;
+    // A tile of an input that may be read beyond its width.
+    static const Bits* whole_tile(const Array& array, uint64_t at, int width, Bits (&room)[TILE]) {
+        const Bits* bits = tile_of<Working>(array, at, width, room);
+        if (width == TILE || bits == room) return bits;
+        std::memcpy(room, bits, static_cast<size_t>(width) * sizeof(Bits));
+        return room;
+    }
+    TileBits staying(size_t i, const Bits* model, const Bits* base, uint64_t index, uint64_t offset, int width) const {
+        const Sieve<Working>& sieve = sieves_[i];
+        if (!sieve.by_position()) return first_bits(width);
+        Real delta[TILE];
+        if (sieve.ties()) {
+            for (int j = 0; j < TILE; j += LANES) {
+                store(delta + j, Vectors::load(model + j) - Vectors::load(base + j));
+            }
+        }
+        return sieve.staying(delta, index, offset, width);
+    }
+    // Steps 1 to 8, given which elements stay for their positions. False if there may be values that are not finite: a
+    // task vector entry is no more finite than what it is the difference of.
+    template <int N, bool Elects, bool Normalize>
+    bool merge_rows(const Bits* const (&models)[N], const Bits* base, const TileBits (&stay)[N], int width, Bits* merged,
+                    Ints (&survived)[N], Ints (&lost)[N]) const {
+        const Floats zero = {}, one = zero + 1.0f;
+        const Floats nothing = Elects ? -zero : zero;  // a sum of votes that starts from -0 saves an addition
+        const Floats lambda = zero + static_cast<float>(op_.lambda), divisor = zero + static_cast<float>(op_.divisor);
+        Floats rescale[N], weight[N];
+        Window<Words> band[N];
+        for (int i = 0; i < N; ++i) {
+            rescale[i] = zero + scales_[i].rescale, weight[i] = zero + scales_[i].weight;
+            band[i] = sieves_[i].band();
+        }
+        Ints largest = {};
+        for (int j = 0; j < width; j += LANES) {
+            const Floats b = Vectors::load(base + j);
+            Floats value[N], sum = nothing;
+#pragma GCC unroll 8
+            for (int i = 0; i < N; ++i) {
+                const Floats delta = Vectors::load(models[i] + j) - b;
+                const Words magnitude = (Words)delta & 0x7FFFFFFFu;
+                largest = larger(largest, (Ints)magnitude);
+                const Truth stays = band[i].holds(magnitude) & stay[i].lanes(j);
+                const Floats scaled = delta * rescale[i];
+                survived[i] = count(survived[i], stays & differ(scaled, zero));
+                value[i] = where(stays, scaled * weight[i], zero);
+                sum += value[i];
+            }
+            Floats mean = sum;
+            if (Elects) {
+                const Truth positive = at_least(sum, zero);
+                Floats weights = mean = nothing;
+#pragma GCC unroll 8
+                for (int i = 0; i < N; ++i) {
+                    const Truth votes = differ(value[i], zero);
+                    const Truth retained = votes & ~(greater(value[i], zero) ^ positive);
+                    mean += where(retained, value[i], zero);
+                    if (Normalize) weights += where(retained, weight[i], zero);
+                    lost[i] = count(lost[i], votes ^ retained);
+                }
+                if (Normalize) mean /= where(differ(weights, zero), weights, one);
+            } else if (Normalize) {
+                mean /= divisor;
+            }
+            const Floats result = b + mean * lambda;
+            largest = larger(largest, (Ints)result & 0x7FFFFFFF);
+            Vectors::store(result, merged + j);
+        }
+        return bits_of_lanes(less((Words)largest, Words{} + infinity_)) == (1ull << LANES) - 1;
     }
 
     // Steps 5 to 8 in general.
@@ -229,8 +307,10 @@ class Merger {
     const Consensus& op_;
     std::vector<Sieve<Working>> sieves_;
     std::vector<Scale<Real>> scales_;
-    void (Merger::*plain_)(const Real*, const uint32_t*, const Real*, int, Real*, Counts*) const = nullptr;
+    void (Merger::*plain_)(uint64_t, uint64_t, uint64_t, Counts*, uint64_t*) const = nullptr;
     bool slack_votes_ = false, retains_ = false;
+    // Where magnitudes begin that are infinite in the working dtype.
+    uint32_t infinity_ = static_cast<uint32_t>(Sieve<Working>::first_of(magnitude_key<Working>(INFINITY)));
 };
 
 template <DType Working, class Rounding>

@@ -7,42 +7,56 @@
 namespace merge_engine {
 namespace ME_ISA {
 
-// The random draws of elements [index, index + count) of a tensor.
-static inline void draw_tile(uint64_t key, uint64_t index, int count, uint32_t* ME_RESTRICT draws) {
-    static_assert(DRAW_GROUP == 4 * PHILOX_LANES, "a group is one call");
-    const int skipped = static_cast<int>(index % DRAW_GROUP);
-    uint32_t aligned[TILE + DRAW_GROUP];
-    for (int at = 0; at < skipped + count; at += DRAW_GROUP) {
-        const uint64_t counter = (index - static_cast<uint64_t>(skipped) + static_cast<uint64_t>(at)) / 4;
-        uint32_t low[PHILOX_LANES], high[PHILOX_LANES], words[4][PHILOX_LANES];
-        for (int lane = 0; lane < PHILOX_LANES; ++lane) {
-            low[lane] = static_cast<uint32_t>(counter) + static_cast<uint32_t>(lane);  // a multiple of 16, plus
-            high[lane] = static_cast<uint32_t>(counter >> 32);
-        }
-        philox_lanes(key, low, high, words);
-        std::memcpy(aligned + at, words, sizeof(words));
-    }
-    std::memcpy(draws, aligned + skipped, static_cast<size_t>(count) * sizeof(uint32_t));
+// The words of even and odd counters, in turn.
+static ME_INLINE Words interleaved(Slots even, Slots odd) {
+    return (Words)((even & 0xFFFFFFFFu) | odd << 32);
 }
 
-// The random draws of the elements at index + offsets[0], ..., in whole groups of PHILOX_LANES.
-static inline void draw_some(uint64_t key, uint64_t index, const int* ME_RESTRICT offsets, int count,
-                             uint32_t* ME_RESTRICT draws) {
-    for (int at = 0; at < count; at += PHILOX_LANES) {
-        uint32_t low[PHILOX_LANES], high[PHILOX_LANES], word[PHILOX_LANES], words[4][PHILOX_LANES];
-        for (int lane = 0; lane < PHILOX_LANES; ++lane) {
-            const uint64_t element = index + static_cast<uint64_t>(offsets[at + lane]);
-            const uint64_t counter = element / DRAW_GROUP * PHILOX_LANES + element % PHILOX_LANES;
-            low[lane] = static_cast<uint32_t>(counter);
-            high[lane] = static_cast<uint32_t>(counter >> 32);
-            word[lane] = static_cast<uint32_t>(element) / PHILOX_LANES % 4;
+constexpr int GROUP_COUNTERS = DRAW_GROUP / 4;
+constexpr int DRAW_ROOM = TILE + 2 * DRAW_GROUP;
+
+// The random draws of elements [index, index + count) of a tensor: where they begin in `room`.
+static inline const uint32_t* draw_tile(const RoundKeys& keys, uint64_t index, int count, uint32_t (&room)[DRAW_ROOM]) {
+    constexpr int VECTORS = VECTOR_BYTES == 64 ? 4 : 2;  // that fit the registers
+    const int skipped = static_cast<int>(index % DRAW_GROUP);
+    const int counters = (skipped + count + DRAW_GROUP - 1) / DRAW_GROUP * GROUP_COUNTERS;
+    Slots first;
+    for (int slot = 0; slot < SLOTS; ++slot) first[slot] = static_cast<uint64_t>(2 * slot);
+    first += index / DRAW_GROUP * GROUP_COUNTERS;
+    for (int at = 0; at < counters; at += VECTORS * SLOTS) {
+        Slots counter[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) counter[v] = first + static_cast<uint64_t>(at + v / 2 * 2 * SLOTS + v % 2);
+        SlotWords words[VECTORS];
+        philox_slots<VECTORS>(keys, counter, words);
+        for (int v = 0; v < VECTORS; v += 2) {
+            const int counted = at + v * SLOTS;
+            uint32_t* draws = room + counted / GROUP_COUNTERS * DRAW_GROUP + counted % GROUP_COUNTERS;
+            for (int word = 0; word < 4; ++word) {
+                store(draws + word * GROUP_COUNTERS, interleaved(words[v].word[word], words[v + 1].word[word]));
+            }
         }
-        philox_lanes(key, low, high, words);
-        for (int lane = 0; lane < PHILOX_LANES; ++lane) {
-            const uint32_t lower = word[lane] == 0 ? words[0][lane] : words[1][lane];
-            const uint32_t upper = word[lane] == 2 ? words[2][lane] : words[3][lane];
-            draws[at + lane] = word[lane] < 2 ? lower : upper;
+    }
+    return room + skipped;
+}
+
+// The random draws of the elements at index + places[0], ..., in whole vectors: `places` and `draws` have room for one
+// more than `count` needs.
+static inline void draw_some(const RoundKeys& keys, uint64_t index, const uint32_t* places, int count,
+                             uint32_t* draws) {
+    constexpr uint64_t COUNTERS = GROUP_COUNTERS;
+    for (int at = 0; at < count; at += LANES) {
+        const Slots pair = load<Slots>(places + at);
+        const Slots element[2] = {index + (pair & 0xFFFFFFFFu), index + (pair >> 32)};
+        Slots counter[2], drawn[2];
+        for (int n = 0; n < 2; ++n) counter[n] = element[n] / DRAW_GROUP * COUNTERS + element[n] % COUNTERS;
+        SlotWords words[2];
+        philox_slots<2>(keys, counter, words);
+        for (int n = 0; n < 2; ++n) {
+            const Slots* word = words[n].word;
+            const auto second = (element[n] & COUNTERS) != 0, upper = (element[n] & 2 * COUNTERS) != 0;
+            drawn[n] = upper ? (second ? word[3] : word[2]) : (second ? word[1] : word[0]);
         }
+        store(draws + at, interleaved(drawn[0], drawn[1]));
     }
 }
 

@@ -4,6 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../numeric.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace merge_engine {
 namespace ME_ISA {
 
@@ -15,19 +21,21 @@ constexpr int VECTOR_BYTES = 32;
 constexpr int VECTOR_BYTES = 16;
 #endif
 
-// Comparisons give Ints: -1 where they hold, else 0.
 using Floats = float __attribute__((vector_size(VECTOR_BYTES)));
 using Ints = int32_t __attribute__((vector_size(VECTOR_BYTES)));
+using Words = uint32_t __attribute__((vector_size(VECTOR_BYTES)));
+using Halves = uint16_t __attribute__((vector_size(VECTOR_BYTES / 2)));
+using Slots = uint64_t __attribute__((vector_size(VECTOR_BYTES)));
 constexpr int LANES = VECTOR_BYTES / 4;
 
 template <class Vector>
-static inline Vector load(const void* from) {
+static ME_INLINE Vector load(const void* from) {
     Vector result;
     std::memcpy(&result, from, sizeof(result));
     return result;
 }
 template <class Vector>
-static inline void store(void* to, Vector value) {
+static ME_INLINE void store(void* to, Vector value) {
     std::memcpy(to, &value, sizeof(value));
 }
 static inline uint64_t total(Ints counts) {
@@ -35,6 +43,76 @@ static inline uint64_t total(Ints counts) {
     for (int lane = 0; lane < LANES; ++lane) sum += static_cast<uint64_t>(counts[lane]);
     return sum;
 }
+
+// The number of each lane.
+static ME_INLINE Words lane_numbers() {
+    Words numbers;
+    for (int lane = 0; lane < LANES; ++lane) numbers[lane] = static_cast<uint32_t>(lane);
+    return numbers;
+}
+
+// As many 16-bit numbers as a vector has lanes. Compilers go through half vectors when left to themselves.
+static ME_INLINE Words widened(Halves v) {
+#if defined(__AVX512F__)
+    return (Words)_mm512_cvtepu16_epi32((__m256i)v);
+#elif defined(__AVX2__)
+    return (Words)_mm256_cvtepu16_epi32((__m128i)v);
+#elif defined(__SSE2__)
+    return (Words)_mm_unpacklo_epi16(_mm_cvtsi64_si128((long long)v), _mm_setzero_si128());
+#else
+    return __builtin_convertvector(v, Words);
+#endif
+}
+static ME_INLINE Halves narrowed(Words v) {
+#if defined(__AVX512F__)
+    return (Halves)_mm512_cvtepi32_epi16((__m512i)v);
+#elif defined(__SSE2__) && !defined(__AVX2__)
+    const __m128i extended = _mm_srai_epi32(_mm_slli_epi32((__m128i)v, 16), 16);
+    return (Halves)_mm_cvtsi128_si64(_mm_packs_epi32(extended, extended));
+#else
+    return __builtin_convertvector(v, Halves);
+#endif
+}
+
+// In which lanes something holds. The operators & | ^ ~ work on it.
+#if defined(__AVX512F__)
+using Truth = __mmask16;
+static ME_INLINE Truth greater(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static ME_INLINE Truth at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+static ME_INLINE Truth differ(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+static ME_INLINE Truth less(Words a, Words b) { return _mm512_cmplt_epu32_mask((__m512i)a, (__m512i)b); }
+static ME_INLINE Floats where(Truth truth, Floats a, Floats b) { return _mm512_mask_blend_ps(truth, b, a); }
+static ME_INLINE Ints count(Ints counts, Truth truth) {
+    return (Ints)_mm512_mask_add_epi32((__m512i)counts, truth, (__m512i)counts, _mm512_set1_epi32(1));
+}
+static ME_INLINE uint64_t bits_of_lanes(Truth truth) { return truth; }
+static ME_INLINE Truth lanes_of_bits(uint32_t bits) { return static_cast<Truth>(bits); }
+#else
+using Truth = Ints;  // -1 where it holds, else 0
+static ME_INLINE Truth greater(Floats a, Floats b) { return a > b; }
+static ME_INLINE Truth at_least(Floats a, Floats b) { return a >= b; }
+static ME_INLINE Truth differ(Floats a, Floats b) { return a != b; }
+static ME_INLINE Truth less(Words a, Words b) { return a < b; }
+static ME_INLINE Floats where(Truth truth, Floats a, Floats b) { return truth ? a : b; }
+static ME_INLINE Ints count(Ints counts, Truth truth) { return counts - truth; }
+static ME_INLINE uint64_t bits_of_lanes(Truth truth) {
+#if defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)truth));
+#elif defined(__SSE2__)
+    return static_cast<uint32_t>(_mm_movemask_ps((__m128)truth));
+#else
+    uint64_t bits = 0;
+    for (int lane = 0; lane < LANES; ++lane) bits |= static_cast<uint64_t>(truth[lane] & 1) << lane;
+    return bits;
+#endif
+}
+static ME_INLINE Truth lanes_of_bits(uint32_t bits) {
+    const Words own = (Words{} + 1) << lane_numbers();
+    return ((Words{} + bits) & own) == own;
+}
+#endif
+
+static ME_INLINE Ints larger(Ints a, Ints b) { return a > b ? a : b; }
 
 }  // namespace ME_ISA
 }  // namespace merge_engine

@@ -4,72 +4,44 @@
 #include <type_traits>
 
 #include "draws.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "tile_bits.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 
-// A range of positions as 32-bit bounds for one tile: draws as they are, flat indices relative to `index`.
-struct TileRange {
-    uint32_t first, last;
+// A range of magnitudes.
+template <class Magnitude>
+struct Window {
+    Magnitude first, span;
 
-    TileRange(const Range& range, bool by_draw, uint64_t index, int count) {
-        if (by_draw) {
-            first = static_cast<uint32_t>(range.first);
-            last = static_cast<uint32_t>(range.last > 0xFFFFFFFFull ? 0xFFFFFFFFull : range.last);
-            if (range.first > range.last) first = 1, last = 0;
-            return;
-        }
-        const uint64_t end = index + static_cast<uint64_t>(count);
-        if (range.first > range.last || range.last < index || range.first >= end) {
-            first = 1, last = 0;
-            return;
-        }
-        first = range.first > index ? static_cast<uint32_t>(range.first - index) : 0;
-        last = range.last < end ? static_cast<uint32_t>(range.last - index) : static_cast<uint32_t>(count);
-    }
-    ME_INLINE uint32_t holds(uint32_t position) const {
-        return static_cast<uint32_t>(position >= first) & static_cast<uint32_t>(position <= last);
-    }
+    ME_INLINE bool holds(Magnitude m) const { return static_cast<Magnitude>(m - first) < span; }
 };
+template <>
+struct Window<Words> {
+    Words first, span;
 
-// Bit k is set where marks[k] is 1, of 64 marks that are 0 or 1.
-static inline uint64_t gather_marks(const uint8_t* marks) {
-    uint64_t word = 0;
-#if defined(__SSE2__)
-    for (int k = 0; k < 64; k += 16) {
-        const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(marks + k));
-        const int bits = _mm_movemask_epi8(_mm_slli_epi16(some, 7));
-        word |= static_cast<uint64_t>(static_cast<uint32_t>(bits)) << k;
-    }
-#else
-    for (int k = 0; k < 64; ++k) word |= static_cast<uint64_t>(marks[k]) << k;
-#endif
-    return word;
-}
+    ME_INLINE Truth holds(Words m) const { return less(m - first, span); }
+};
 
 // A mask, made ready for many tiles.
 //
 // The keys of a band are looked for in the bits of |d| before rounding: because rounding is monotone, the magnitudes
-// of a key are a range of them, and no element needs rounding.
+// of a key are a range of them, and no element needs rounding. A mask keeps what is inside its band and not put out by
+// its position.
 template <DType Working>
 class Sieve {
   public:
     using Real = typename RealOf<Working>::Type;
+    using Magnitude = std::conditional_t<sizeof(Real) == 8, uint64_t, uint32_t>;  // the bits of a Real, without sign
+    static constexpr Magnitude SIGN = Magnitude{1} << (8 * sizeof(Real) - 1);
 
-    explicit Sieve(const Mask& mask) : mask_(mask) {
+    explicit Sieve(const Mask& mask) : mask_(mask), keys_(mask.random_key) {
         if (mask.kind != MaskKind::Band) return;
-        low_ = first_of(mask.low);
-        above_low_ = first_above(mask.low);
-        high_ = first_of(mask.high);
-        const Magnitude above_high = first_above(mask.high);
-        span_ = above_high > low_ ? above_high - low_ : 0;
-        const Magnitude sure_end = decided(mask.high_positions) ? above_high : high_;
-        sure_low_ = decided(mask.low_positions) ? low_ : above_low_;
-        sure_span_ = sure_end > sure_low_ ? sure_end - sure_low_ : 0;
+        const Magnitude low = first_of(mask.low), above_low = first_above(mask.low);
+        const Magnitude high = first_of(mask.high), above_high = first_above(mask.high);
+        band_ = {low, above_high > low ? above_high - low : 0};
+        if (!decided(mask.low_positions)) low_ties_ = {low, above_low - low};
+        if (!decided(mask.high_positions)) high_ties_ = {high, above_high - high};
     }
 
     // Reads d = x - b of one tile, and sets kept[j] to 1 where the mask keeps the element, else to 0. `index` is the
@@ -80,36 +52,42 @@ class Sieve {
         typename Storage<Working>::Bits rounded[TILE];
         const auto* ME_RESTRICT bits = tile_of<Working>(model, offset, count, rounded);
         uint32_t non_finite = 0;
-        if (mask_.kind == MaskKind::Band) {
-            uint32_t ties = 0;
-            for (int j = 0; j < count; ++j) {
-                const Real x = Storage<Working>::template load<Real>(bits[j]);
-                non_finite += is_finite(x) ? 0 : 1;
-                delta[j] = Rounding::round(x - base[j]);
-                kept[j] = inside(magnitude(delta[j]));
-                ties += tied(magnitude(delta[j]));
-            }
-            if (ties) settle(delta, ties, index, count, kept);
-            return non_finite;
-        }
         for (int j = 0; j < count; ++j) {
             const Real x = Storage<Working>::template load<Real>(bits[j]);
             non_finite += is_finite(x) ? 0 : 1;
             delta[j] = Rounding::round(x - base[j]);
+            kept[j] = band_.holds(magnitude(delta[j]));
         }
-        if (mask_.kind == MaskKind::Dense) {
-            for (int j = 0; j < count; ++j) kept[j] = 1;
-        } else {
-            keep_by_draw(index, offset, count, kept);
+        if (by_position()) {
+            const TileBits stay = staying(delta, index, offset, count);
+            for (int j = 0; j < count; j += LANES) {  // arrays of a tile are whole vectors
+                store(kept + j, where(stay.lanes(j), load<Floats>(kept + j), Floats{}));
+            }
         }
         return non_finite;
     }
 
-  private:
-    using Magnitude = std::conditional_t<sizeof(Real) == 8, uint64_t, uint32_t>;  // the bits of a Real, without sign
-    static constexpr Magnitude SIGN = Magnitude{1} << (8 * sizeof(Real) - 1);
+    // The magnitudes inside the band, for every lane.
+    Window<Words> band() const { return {Words{} + band_.first, Words{} + band_.span}; }
+    // Whether positions put out any that are.
+    bool by_position() const { return mask_.kind == MaskKind::Band ? ties() : mask_.kind != MaskKind::Dense; }
+    // Whether these need to be known for that.
+    bool ties() const { return low_ties_.span != 0 || high_ties_.span != 0; }
 
-    static ME_INLINE Magnitude magnitude(Real delta) { return bits_of<Magnitude>(delta) & ~SIGN; }
+    // The elements that their positions do not put out.
+    TileBits staying(const Real* delta, uint64_t index, uint64_t offset, int count) const {
+        uint32_t room[DRAW_ROOM];
+        if (mask_.kind == MaskKind::Band) return settled(delta, index, count);
+        const uint32_t* draws = draw_tile(keys_, index, count, room);
+        if (mask_.kind == MaskKind::Draw) return draws_within(mask_.low_positions, draws, count);
+        uint32_t padded[TILE];
+        const uint32_t* thresholds = mask_.thresholds + offset;
+        if (count < TILE) {
+            std::memcpy(padded, thresholds, static_cast<size_t>(count) * sizeof(uint32_t));
+            thresholds = padded;
+        }
+        return bits_where(count, [&](int j) { return less(load<Words>(draws + j), load<Words>(thresholds + j)); });
+    }
 
     // The smallest magnitude whose key is at least `key`; SIGN, which is above all magnitudes, if there is none.
     static Magnitude first_of(uint64_t key) {
@@ -124,70 +102,79 @@ class Sieve {
         }
         return low;
     }
+
+  private:
+    static ME_INLINE Magnitude magnitude(Real delta) { return bits_of<Magnitude>(delta) & ~SIGN; }
+
     static Magnitude first_above(uint64_t key) { return key == ~0ull ? SIGN : first_of(key + 1); }
 
     // Whether all ties stay.
     bool decided(const Range& positions) const {
         return positions.first == 0 && positions.last >= (mask_.by_draw ? 0xFFFFFFFFull : ~0ull);
     }
-    ME_INLINE uint32_t inside(Magnitude m) const { return static_cast<Magnitude>(m - low_) < span_; }
-    ME_INLINE uint32_t tied(Magnitude m) const {
-        return inside(m) & static_cast<uint32_t>(static_cast<Magnitude>(m - sure_low_) >= sure_span_);
+
+    static ME_INLINE TileBits draws_within(const Range& range, const uint32_t* draws, int count) {
+        if (range.first > range.last) return {};
+        const Words first = Words{} + static_cast<uint32_t>(range.first);
+        const Words last = Words{} + static_cast<uint32_t>(std::min<uint64_t>(range.last, 0xFFFFFFFFu));
+        return bits_where(count, [&](int j) {
+            const Words draw = load<Words>(draws + j);
+            return static_cast<Truth>(~(less(draw, first) | less(last, draw)));
+        });
     }
 
-    void keep_by_draw(uint64_t index, uint64_t offset, int count, uint32_t* ME_RESTRICT kept) const {
-        uint32_t draws[TILE];
-        draw_tile(mask_.random_key, index, count, draws);
-        if (mask_.kind == MaskKind::Ranked) {
-            const uint32_t* ME_RESTRICT thresholds = mask_.thresholds + offset;
-            for (int j = 0; j < count; ++j) kept[j] = draws[j] < thresholds[j];
+    // The elements of a tile in a range of flat indices.
+    static TileBits indices_within(const Range& range, uint64_t index, int count) {
+        if (range.first > range.last || range.last < index) return {};
+        const auto places = [&](uint64_t end) { return static_cast<int>(std::min<uint64_t>(end, index + count) - index); };
+        const TileBits before = first_bits(range.first > index ? places(range.first) : 0);
+        TileBits bits = first_bits(range.last == ~0ull ? count : places(range.last + 1));
+        for (int w = 0; w < TileBits::WORDS; ++w) bits.word[w] &= ~before.word[w];
+        return bits;
+    }
+
+    // The elements whose magnitudes lie in a window.
+    static TileBits elements_in(const Window<Magnitude>& window, const Real* delta, int count) {
+        if constexpr (std::is_same_v<Real, float>) {
+            const Window<Words> lanes = {Words{} + window.first, Words{} + window.span};
+            return bits_where(count, [&](int j) { return lanes.holds(load<Words>(delta + j) & 0x7FFFFFFFu); });
         } else {
-            const TileRange range(mask_.low_positions, true, index, count);
-            for (int j = 0; j < count; ++j) kept[j] = range.holds(draws[j]);
+            TileBits bits = {};
+            for (int j = 0; j < count; ++j) {
+                bits.word[j / 64] |= static_cast<uint64_t>(window.holds(magnitude(delta[j]))) << (j % 64);
+            }
+            return bits;
         }
     }
 
-    // Decides the `ties` elements whose key equals a bound, by their positions.
-    void settle(const Real* ME_RESTRICT delta, uint32_t ties, uint64_t index, int count,
-                uint32_t* ME_RESTRICT kept) const {
-        constexpr int FEW = TILE / 10;  // to decide these one by one is cheaper
-        const TileRange at_low(mask_.low_positions, mask_.by_draw, index, count);
-        const TileRange at_high(mask_.high_positions, mask_.by_draw, index, count);
-        const auto keeps = [&](Magnitude m, uint32_t position) {
-            return (static_cast<uint32_t>(m >= above_low_) | at_low.holds(position)) &
-                   (static_cast<uint32_t>(m < high_) | at_high.holds(position));
-        };
-        uint32_t positions[TILE];
-        if (ties > FEW) {
-            if (mask_.by_draw) {
-                draw_tile(mask_.random_key, index, count, positions);
-            } else {
-                for (int j = 0; j < count; ++j) positions[j] = static_cast<uint32_t>(j);
-            }
-            for (int j = 0; j < count; ++j) kept[j] &= keeps(magnitude(delta[j]), positions[j]);
-            return;
-        }
-        uint8_t marks[TILE];
-        for (int j = 0; j < count; ++j) marks[j] = static_cast<uint8_t>(tied(magnitude(delta[j])));
-        std::memset(marks + count, 0, static_cast<size_t>(TILE - count));
-        int places[FEW + PHILOX_LANES], found = 0;
-        for (int at = 0; at < count; at += 64) {
-            for (uint64_t word = gather_marks(marks + at); word; word &= word - 1) {
-                places[found++] = at + __builtin_ctzll(word);
-            }
-        }
-        if (mask_.by_draw) {
-            for (int i = found; i % PHILOX_LANES != 0; ++i) places[i] = 0;
-            draw_some(mask_.random_key, index, places, found, positions);
-        } else {
-            for (int i = 0; i < found; ++i) positions[i] = static_cast<uint32_t>(places[i]);
-        }
-        for (int i = 0; i < found; ++i) kept[places[i]] &= keeps(magnitude(delta[places[i]]), positions[i]);
+    // All but the elements whose key equals a bound and whose position speaks against them.
+    TileBits settled(const Real* delta, uint64_t index, int count) const {
+        TileBits stay = first_bits(count);
+        if (low_ties_.span) settle(elements_in(low_ties_, delta, count), mask_.low_positions, index, count, stay);
+        if (high_ties_.span) settle(elements_in(high_ties_, delta, count), mask_.high_positions, index, count, stay);
+        return stay;
+    }
+    // Takes away those of the tied elements whose positions are not in the range.
+    void settle(const TileBits& tied, const Range& positions, uint64_t index, int count, TileBits& stay) const {
+        const TileBits placed =
+            mask_.by_draw ? drawn_within(positions, tied, index, count) : indices_within(positions, index, count);
+        for (int w = 0; w < TileBits::WORDS; ++w) stay.word[w] &= ~tied.word[w] | placed.word[w];
+    }
+
+    // The elements of a set whose draws lie in a range, and perhaps others.
+    TileBits drawn_within(const Range& range, const TileBits& set, uint64_t index, int count) const {
+        constexpr int FEW = TILE / 8;  // to draw for these alone is cheaper
+        uint32_t room[DRAW_ROOM], places[TILE + 16];
+        if (set.size() > FEW) return draws_within(range, draw_tile(keys_, index, count, room), count);
+        const int found = list_places(set, places);
+        draw_some(keys_, index, places, found, room);
+        return chosen(set, draws_within(range, room, found));
     }
 
     const Mask& mask_;
-    Magnitude low_ = 0, above_low_ = 0, high_ = 0, span_ = 0;  // where the bounds begin, and the first one ends
-    Magnitude sure_low_ = 0, sure_span_ = 0;                   // what stays wherever it is
+    RoundKeys keys_;
+    Window<Magnitude> band_{0, static_cast<Magnitude>(~Magnitude{0})};
+    Window<Magnitude> low_ties_{0, 0}, high_ties_{0, 0};  // at the bounds, where positions decide
 };
 
 }  // namespace ME_ISA

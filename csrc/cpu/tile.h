@@ -2,6 +2,7 @@
 // other passes over it. Each loop is plain C++ that compilers vectorise for whatever they compile for.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "../operations.h"
@@ -34,6 +35,18 @@ void with_dtype(DType dtype, F&& f) {
         case DType::F32: return f(std::integral_constant<DType, DType::F32>{});
         case DType::F64: return f(std::integral_constant<DType, DType::F64>{});
     }
+}
+
+// How many of `count` elements are NaN or infinite.
+template <DType D>
+static uint64_t non_finite_in(const typename Storage<D>::Bits* ME_RESTRICT bits, int count) {
+    using Bits = typename Storage<D>::Bits;
+    constexpr Bits without_sign = static_cast<Bits>(~Bits{0}) >> 1;
+    const Bits infinity = Storage<D>::store(std::numeric_limits<float>::infinity());
+    Bits found = 0;
+    static_assert(TILE <= 0xFFFF, "a tile is counted in 16 bits");
+    for (int j = 0; j < count; ++j) found = static_cast<Bits>(found + ((bits[j] & without_sign) >= infinity));
+    return found;
 }
 
 // Widens `count` elements and returns how many are NaN or infinite.

@@ -1,0 +1,90 @@
+// Sets of a tile's elements, a bit each.
+#pragma once
+
+#include "lanes.h"
+#include "tile.h"
+
+namespace merge_engine {
+namespace ME_ISA {
+
+struct TileBits {
+    static constexpr int WORDS = TILE / 64;
+    uint64_t word[WORDS];
+    uint32_t beyond = 0;  // may be read, and means nothing
+
+    // Those of LANES elements from the j-th.
+    ME_INLINE Truth lanes(int j) const {
+        uint32_t bits;
+        std::memcpy(&bits, reinterpret_cast<const char*>(word) + j / 8, sizeof(bits));
+        return lanes_of_bits(LANES < 8 ? bits >> (j % 8) : bits);
+    }
+
+    int size() const {
+        int bits = 0;
+        for (const uint64_t w : word) bits += __builtin_popcountll(w);
+        return bits;
+    }
+};
+
+// The elements for which truth(j) holds, where it speaks of LANES elements from the j-th. Beyond `count` is nothing.
+template <class F>
+static ME_INLINE TileBits bits_where(int count, F&& truth) {
+    TileBits bits = {};
+    for (int at = 0; at < count; at += 64) {
+        uint64_t word = 0;
+#pragma GCC unroll 16
+        for (int j = 0; j < 64; j += LANES) word |= bits_of_lanes(truth(at + j)) << j;
+        bits.word[at / 64] = word;
+    }
+    if (count % 64) bits.word[count / 64] &= (1ull << count % 64) - 1;
+    return bits;
+}
+static ME_INLINE TileBits first_bits(int count) {
+    TileBits bits;
+    for (int w = 0; w < TileBits::WORDS; ++w) {
+        const int within = count - 64 * w;
+        bits.word[w] = within >= 64 ? ~0ull : within > 0 ? (1ull << within) - 1 : 0;
+    }
+    return bits;
+}
+
+// Writes the places of the elements, in order and then some, and returns how many there are.
+static inline int list_places(const TileBits& bits, uint32_t (&places)[TILE + 16]) {
+    constexpr int SOME = 8;  // at a time, whether or not there are as many: how many is hard to predict
+    int found = 0;
+    for (int at = 0; at < TILE; at += 64) {
+        uint64_t rest = bits.word[at / 64];
+        const int end = found + __builtin_popcountll(rest);
+        for (; found < end; found += SOME) {
+            for (int k = 0; k < SOME; ++k, rest &= rest - 1) {
+                places[found + k] = static_cast<uint32_t>(at + __builtin_ctzll(rest | 1ull << 63));
+            }
+        }
+        found = end;
+    }
+    return found;
+}
+
+// The inverse: of the elements of a set those whose number in it is in `numbers`.
+static inline TileBits chosen(const TileBits& set, const TileBits& numbers) {
+    TileBits result;
+    int before = 0;
+    for (int w = 0; w < TileBits::WORDS; ++w) {
+        const int at = before / 64, shift = before % 64;
+        uint64_t next = numbers.word[at] >> shift;
+        if (shift && at + 1 < TileBits::WORDS) next |= numbers.word[at + 1] << (64 - shift);
+        before += __builtin_popcountll(set.word[w]);
+#if defined(__BMI2__)
+        result.word[w] = _pdep_u64(next, set.word[w]);
+#else
+        result.word[w] = 0;
+        for (uint64_t rest = set.word[w]; rest; rest &= rest - 1, next >>= 1) {
+            result.word[w] |= next & 1 ? rest & -rest : 0;
+        }
+#endif
+    }
+    return result;
+}
+
+}  // namespace ME_ISA
+}  // namespace merge_engine
