@@ -6,17 +6,17 @@
 #include "../ranks.h"
 #include "pool.h"
 #include "primitives.h"
-#include "tile.h"
+#include "tile_bits.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 namespace {
 
-// Thresholds of the 16-bit keys of one line, by a counting sort over the range of keys that occur. Zeros, which are
-// many and far below all others, are counted apart.
+// Thresholds of the 16-bit keys of one line, by counting. Of the range of keys that occur few do: these are listed, and
+// have their ranks and thresholds computed. Zeros, which are many and far below all others, are counted apart.
 class CountedRanks {
   public:
-    explicit CountedRanks(uint64_t) : counts_(KEYS), odd_counts_(KEYS), thresholds_(KEYS) {}
+    explicit CountedRanks(uint64_t) : counts_(KEYS + TILE), odd_counts_(KEYS + TILE), thresholds_(KEYS) {}
 
     void rank(const uint16_t* keys, const Probability& probability) {
         const uint64_t length = probability.length;
@@ -33,22 +33,36 @@ class CountedRanks {
         uint64_t below = counts_[0] + odd_counts_[0];
         thresholds_[0] = probability.threshold(below ? below - 1 : 0);
         counts_[0] = odd_counts_[0] = 0;
-        const uint32_t begin = before_lowest + 1u, end = highest + 1u;
-        for (uint32_t key = begin; key < end; ++key) {
-            const uint64_t equal = counts_[key] + odd_counts_[key];
-            counts_[key] = 2 * below + (equal ? equal - 1 : 0);
-            below += equal;
-        }
-        for (uint32_t key = begin; key < end; ++key) {
-            thresholds_[key] = probability.threshold(counts_[key]);
-            counts_[key] = odd_counts_[key] = 0;
-        }
+        for (uint32_t key = before_lowest + 1u; key <= highest; key += TILE) below = rank_some(key, below, probability);
     }
     uint32_t threshold(uint16_t key, const Probability&) const { return thresholds_[key]; }
 
   private:
+    // Of the keys [first, first + TILE). Returns how many elements lie below the next.
+    uint64_t rank_some(uint32_t first, uint64_t below, const Probability& probability) {
+        uint32_t *counts = counts_.data() + first, *odd_counts = odd_counts_.data() + first;
+        const TileBits occur = bits_where(TILE, [&](int j) {
+            const Words equal = load<Words>(counts + j) + load<Words>(odd_counts + j);
+            store(counts + j, equal);
+            store(odd_counts + j, Words{});
+            return less(Words{}, equal);
+        });
+        uint32_t places[TILE + 16], thresholds[TILE];
+        uint64_t twice_ranks[TILE];
+        const int found = list_places(occur, places);
+        for (int i = 0; i < found; ++i) {
+            const uint64_t equal = counts[places[i]];
+            counts[places[i]] = 0;
+            twice_ranks[i] = 2 * below + equal - 1;
+            below += equal;
+        }
+        for (int i = 0; i < found; ++i) thresholds[i] = probability.threshold(twice_ranks[i]);
+        for (int i = 0; i < found; ++i) thresholds_[first + places[i]] = thresholds[i];
+        return below;
+    }
+
     static constexpr size_t KEYS = size_t{1} << FIRST_BITS;
-    std::vector<uint64_t> counts_, odd_counts_;  // by key, zero between lines
+    std::vector<uint32_t> counts_, odd_counts_;  // by key, zero between lines
     std::vector<uint32_t> thresholds_;
 };
 
@@ -82,7 +96,7 @@ void rank_thresholds(const Array& base, const Array& model, DType working, uint6
         using Real = typename RealOf<dtype()>::Type;
         using Key = typename Storage<dtype()>::Bits;
         // Keys of the whole chunk come first, because lines with a stride would visit memory out of order.
-        std::vector<Key> keys(count);
+        const std::unique_ptr<Key[]> keys(new Key[count]);
         parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int) {
             Real b[TILE], x[TILE];
             const uint64_t last = std::min(count, (block + 1) * BLOCK);
@@ -104,7 +118,7 @@ void rank_thresholds(const Array& base, const Array& model, DType working, uint6
             std::vector<Key> gathered(stride == 1 ? 0 : length);
             for (uint64_t l = block * group; l < std::min(lines, (block + 1) * group); ++l) {
                 const uint64_t first = l / stride * slab + l % stride;
-                const Key* line = keys.data() + first;
+                const Key* line = keys.get() + first;
                 if (stride != 1) {
                     for (uint64_t j = 0; j < length; ++j) gathered[j] = line[j * stride];
                     line = gathered.data();
