@@ -69,29 +69,31 @@ class Merger {
     static bool by_probability(const Entry& entry) {
         return entry.mask.kind == MaskKind::Ranked && entry.mask.inverse_probability;
     }
+    static ME_INLINE Real inverse(uint32_t threshold) {
+        return static_cast<Real>(4294967296.0 / static_cast<double>(threshold));
+    }
     static void divide_by_probability(const uint32_t* ME_RESTRICT thresholds, int width, Real* ME_RESTRICT delta,
                                       const uint32_t* ME_RESTRICT kept) {
         for (int j = 0; j < width; ++j) {
-            const Real inverse = static_cast<Real>(4294967296.0 / static_cast<double>(thresholds[j]));
-            delta[j] = kept[j] ? Rounding::round(delta[j] * inverse) : Real(0);
+            delta[j] = kept[j] ? Rounding::round(delta[j] * inverse(thresholds[j])) : Real(0);
         }
     }
 
-    // Chooses merge_plainly where it will do: in float32, without rounding in between, slack, votes by count, or
-    // probabilities to divide by, and among few models.
+    // Chooses merge_plainly where it will do: in float32, without rounding in between, slack or votes by count, and among
+    // few models.
     void use_plain() {
-        const auto plain = [](const Entry& entry) { return !by_probability(entry); };
-        if (op_.election == Election::Count || slack_votes_ || retains_ || op_.output.dtype != Working ||
-            !std::all_of(op_.entries.begin(), op_.entries.end(), plain)) {
-            return;
-        }
+        if (op_.election == Election::Count || slack_votes_ || retains_ || op_.output.dtype != Working) return;
         switch (op_.entries.size()) {
+            case 0: return;
             case 1: return use_plain_for<1>();
             case 2: return use_plain_for<2>();
             case 3: return use_plain_for<3>();
             case 4: return use_plain_for<4>();
         }
+        if (op_.entries.size() <= MANY) use_plain_for<MANY>();
     }
+    static constexpr int MANY = 16;  // models, for which there are no loops of their own
+
     template <int N>
     void use_plain_for() {
         const bool elects = op_.election == Election::Sum;
@@ -104,6 +106,7 @@ class Merger {
     // Everything from inputs to output in registers, with no more kept of a tile than which ties and draws stay.
     template <int N, bool Elects, bool Normalize>
     void merge_plainly(uint64_t start, uint64_t first, uint64_t last, Counts* counts, uint64_t* non_finite) const {
+        const size_t n = op_.entries.size();
         Bits room[N + 2][TILE];
         Ints survived[N] = {}, lost[N] = {};
         for (uint64_t at = first; at < last; at += TILE) {
@@ -111,20 +114,35 @@ class Merger {
             const Bits *base = whole_tile(op_.base, at, width, room[N]), *models[N];
             Bits* merged = width < TILE ? room[N + 1] : static_cast<Bits*>(op_.output.data) + at;
             TileBits stay[N];
-            for (size_t i = 0; i < N; ++i) {
+            Factors rescale[N];
+            for (size_t i = 0; i < n; ++i) {
                 models[i] = whole_tile(op_.entries[i].model, at, width, room[i]);
                 stay[i] = staying(i, models[i], base, start + at, at, width);
+                set_factors(i, at, width, rescale[i]);
             }
-            if (!merge_rows<N, Elects, Normalize>(models, base, stay, width, merged, survived, lost)) {
+            if (!merge_rows<N, Elects, Normalize>(models, base, stay, rescale, width, merged, survived, lost)) {
                 non_finite[0] += non_finite_in<Working>(base, width);
-                for (size_t i = 0; i < N; ++i) non_finite[1 + i] += non_finite_in<Working>(models[i], width);
-                non_finite[N + 1] += non_finite_in<Working>(merged, width);
+                for (size_t i = 0; i < n; ++i) non_finite[1 + i] += non_finite_in<Working>(models[i], width);
+                non_finite[n + 1] += non_finite_in<Working>(merged, width);
             }
             if (width < TILE) {
                 std::memcpy(static_cast<Bits*>(op_.output.data) + at, merged, static_cast<size_t>(width) * sizeof(Bits));
             }
         }
-        for (int i = 0; i < N; ++i) counts[i].kept += total(survived[i]), counts[i].lost += total(lost[i]);
+        for (size_t i = 0; i < n; ++i) counts[i].kept += total(survived[i]), counts[i].lost += total(lost[i]);
+    }
+    // What the task vector of a model is multiplied with: one factor, or one for each element of the tile.
+    struct Factors {
+        float factor[TILE];
+        bool differ;
+
+        ME_INLINE Floats lanes(int j) const { return load<Floats>(factor + (differ ? j : 0)); }
+    };
+    void set_factors(size_t i, uint64_t offset, int width, Factors& factors) const {
+        const Entry& entry = op_.entries[i];
+        factors.differ = by_probability(entry);
+        if (!factors.differ) return store(factors.factor, Floats{} + scales_[i].rescale);
+        for (int j = 0; j < width; ++j) factors.factor[j] = inverse(entry.mask.thresholds[offset + j]);
     }
     // A tile of an input that may be read beyond its width.
     static const Bits* whole_tile(const Array& array, uint64_t at, int width, Bits (&room)[TILE]) {
@@ -147,28 +165,26 @@ class Merger {
     // Steps 1 to 8, given which elements stay for their positions. False if there may be values that are not finite: a
     // task vector entry is no more finite than what it is the difference of.
     template <int N, bool Elects, bool Normalize>
-    bool merge_rows(const Bits* const (&models)[N], const Bits* base, const TileBits (&stay)[N], int width, Bits* merged,
-                    Ints (&survived)[N], Ints (&lost)[N]) const {
+    bool merge_rows(const Bits* const (&models)[N], const Bits* base, const TileBits (&stay)[N],
+                    const Factors (&rescale)[N], int width, Bits* merged, Ints (&survived)[N], Ints (&lost)[N]) const {
         const Floats zero = {}, one = zero + 1.0f;
         const Floats nothing = Elects ? -zero : zero;  // a sum of votes that starts from -0 saves an addition
         const Floats lambda = zero + static_cast<float>(op_.lambda), divisor = zero + static_cast<float>(op_.divisor);
-        Floats rescale[N], weight[N];
+        const int n = N == MANY ? static_cast<int>(op_.entries.size()) : N;
+        Floats weight[N];
         Window<Words> band[N];
-        for (int i = 0; i < N; ++i) {
-            rescale[i] = zero + scales_[i].rescale, weight[i] = zero + scales_[i].weight;
-            band[i] = sieves_[i].band();
-        }
+        for (int i = 0; i < n; ++i) weight[i] = zero + scales_[i].weight, band[i] = sieves_[i].band();
         Ints largest = {};
         for (int j = 0; j < width; j += LANES) {
             const Floats b = Vectors::load(base + j);
             Floats value[N], sum = nothing;
-#pragma GCC unroll 8
-            for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 4
+            for (int i = 0; i < n; ++i) {
                 const Floats delta = Vectors::load(models[i] + j) - b;
                 const Words magnitude = (Words)delta & 0x7FFFFFFFu;
                 largest = larger(largest, (Ints)magnitude);
                 const Truth stays = band[i].holds(magnitude) & stay[i].lanes(j);
-                const Floats scaled = delta * rescale[i];
+                const Floats scaled = delta * rescale[i].lanes(j);
                 survived[i] = count(survived[i], stays & differ(scaled, zero));
                 value[i] = where(stays, scaled * weight[i], zero);
                 sum += value[i];
@@ -177,8 +193,8 @@ class Merger {
             if (Elects) {
                 const Truth positive = at_least(sum, zero);
                 Floats weights = mean = nothing;
-#pragma GCC unroll 8
-                for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 4
+                for (int i = 0; i < n; ++i) {
                     const Truth votes = differ(value[i], zero);
                     const Truth retained = votes & ~(greater(value[i], zero) ^ positive);
                     mean += where(retained, value[i], zero);
