@@ -1,6 +1,7 @@
 // Which elements of a task vector a mask keeps.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "draws.h"
@@ -126,9 +127,11 @@ class Sieve {
     // The elements of a tile in a range of flat indices.
     static TileBits indices_within(const Range& range, uint64_t index, int count) {
         if (range.first > range.last || range.last < index) return {};
-        const auto places = [&](uint64_t end) { return static_cast<int>(std::min<uint64_t>(end, index + count) - index); };
-        const TileBits before = first_bits(range.first > index ? places(range.first) : 0);
-        TileBits bits = first_bits(range.last == ~0ull ? count : places(range.last + 1));
+        const auto place = [&](uint64_t position) {
+            return static_cast<int>(std::min(position - index, static_cast<uint64_t>(count)));
+        };
+        const TileBits before = first_bits(range.first > index ? place(range.first) : 0);
+        TileBits bits = first_bits(range.last == ~0ull ? count : place(range.last + 1));
         for (int w = 0; w < TileBits::WORDS; ++w) bits.word[w] &= ~before.word[w];
         return bits;
     }
@@ -176,6 +179,15 @@ class Sieve {
     Window<Magnitude> band_{0, static_cast<Magnitude>(~Magnitude{0})};
     Window<Magnitude> low_ties_{0, 0}, high_ties_{0, 0};  // at the bounds, where positions decide
 };
+
+// Whether kept elements are divided by their own probabilities, and what for they are multiplied with then.
+static inline bool by_probability(const Entry& entry) {
+    return entry.mask.kind == MaskKind::Ranked && entry.mask.inverse_probability;
+}
+template <class Real>
+static ME_INLINE Real inverse(uint32_t threshold) {
+    return static_cast<Real>(4294967296.0 / static_cast<double>(threshold));
+}
 
 }  // namespace ME_ISA
 }  // namespace merge_engine

@@ -1,0 +1,174 @@
+"""The CPU's fast paths, where they part from one another: shares of ties, odd widths and starts, numbers of models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from adversarial import DTYPES, extreme_models, generator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_conformance import REFERENCE, apply, chunk_of, dtype_of, same_bytes
+from under_test import INSTRUCTION_SETS
+
+from merge_engine.backends.cpu import CpuBackend
+from merge_engine.backends.operations import Band, Consensus, Dense, Draw, Entry, Line, Mask, Ranked
+from merge_engine.backends.reference import keys_of
+
+BACKENDS = [CpuBackend(threads=2, instruction_set=name) for name in INSTRUCTION_SETS]
+TILE = 512
+STEP = 2.0**-11
+SHARES = (0.0, 0.01, 0.1, 0.125, 0.2, 0.5, 1.0)
+SIZES = (1, 15, 17, 63, 64, 65, TILE - 1, TILE, TILE + 1, 3 * TILE + 100)
+STARTS = (0, 64, 7, 4096 + 33, 2**34 - 200)
+
+
+def agree(operation: Consensus, base: torch.Tensor, models: list[torch.Tensor], **chunk) -> None:
+    """Demands the reference's bytes and counts of every instruction set."""
+    expected = apply(REFERENCE, operation, base, models, **chunk)
+    for backend in BACKENDS:
+        merged, outcome = apply(backend, operation, base, models, **chunk)
+        assert same_bytes(merged, expected[0]), backend.instruction_set
+        assert outcome == expected[1], backend.instruction_set
+
+
+def tied(size: int, share: float, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A base of zeros of both signs, and a model of which ``share`` lies STEP from it, the rest nearer or farther."""
+    g = generator(seed, size)
+    signs = torch.randint(0, 2, (size,), generator=g) * 2.0 - 1
+    distances = torch.tensor([0.0, STEP / 2, 2 * STEP, 3 * STEP])[torch.randint(0, 4, (size,), generator=g)]
+    distances[torch.rand(size, generator=g) < share] = STEP
+    return (0 * signs).to(dtype), (signs * distances).to(dtype)
+
+
+def key(value: float, dtype: torch.dtype) -> int:
+    """The magnitude key of one number."""
+    number = torch.tensor([value], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    return int(keys_of(number, dtype_of(torch.empty(0, dtype=dtype))))
+
+
+def mask_of(kind: str, dtype: torch.dtype, size: int, start: int, random_key: int) -> Mask:
+    low, high = key(STEP, dtype), key(3 * STEP, dtype)
+    return {
+        "dense": Dense(),
+        "draw": Draw(below=2**30, random_key=random_key),
+        "ranked": Ranked(0.4, 0.2, inverse_probability=False, random_key=random_key),
+        "inverse": Ranked(0.4, 0.2, inverse_probability=True, random_key=random_key),
+        "all": Band(low),
+        "spread": Band(low, low_positions=(0, 2**31 + 7), by_draw=True, random_key=random_key),
+        "none": Band(low, low_positions=(1, 0), by_draw=True, random_key=random_key),
+        "index": Band(low, low_positions=(0, start + size // 3)),
+        "two": Band(low, high, (0, 2**31), (0, 2**30), by_draw=True, random_key=random_key),
+        "two_by_index": Band(low, high, (start + size // 2, 2**64 - 1), (0, start + size // 4)),
+        "one_key": Band(low, low, (0, 2**31), (2**29, 2**32 - 1), by_draw=True, random_key=random_key),
+    }[kind]
+
+
+KINDS = (
+    "dense",
+    "draw",
+    "ranked",
+    "inverse",
+    "all",
+    "spread",
+    "none",
+    "index",
+    "two",
+    "two_by_index",
+    "one_key",
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("share", SHARES)
+def test_ties_of_any_share(dtype: torch.dtype, share: float) -> None:
+    for size, start in ((TILE, 0), (3 * TILE + 100, 4096 + 33)):
+        base, model = tied(size, share, dtype, seed=1)
+        for kind in ("spread", "none", "index", "two", "two_by_index", "one_key"):
+            mask = mask_of(kind, dtype, size, start, random_key=2**63 + 9)
+            agree(Consensus((Entry(mask, 0.7),), "sum", True), base, [model], start=start)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    dtype=st.sampled_from(DTYPES),
+    size=st.sampled_from(SIZES),
+    start=st.sampled_from(STARTS),
+    entries=st.lists(
+        st.tuples(
+            st.sampled_from(KINDS), st.sampled_from((1.0, 0.5, -0.3, 0.0)), st.sampled_from((1.0, 1.7))
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    share=st.sampled_from(SHARES),
+    election=st.sampled_from(("none", "sum", "count")),
+    normalize=st.booleans(),
+    scale=st.sampled_from((1.0, -0.4)),
+)
+def test_any_merge(
+    seed: int, dtype: torch.dtype, size: int, start: int, entries, share: float, election, normalize, scale
+) -> None:
+    base, _ = tied(size, share, dtype, seed)
+    models = [tied(size, share, dtype, seed + 1 + i)[1] for i in range(len(entries))]
+    operation = Consensus(
+        tuple(
+            Entry(mask_of(kind, dtype, size, start, seed + i), weight, 1.0 if kind == "inverse" else rescale)
+            for i, (kind, weight, rescale) in enumerate(entries)
+        ),
+        election,
+        normalize,
+        scale,
+        divisor=0.8,
+    )
+    agree(operation, base, models, start=start)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("models", range(1, 7))
+@pytest.mark.parametrize("election", ("none", "sum"))
+def test_extreme_and_non_finite_values(dtype: torch.dtype, models: int, election) -> None:
+    """Denormals, overflows, and NaN and infinity where they do and do not reach the output."""
+    size = 3 * TILE + 9
+    base, tuned = extreme_models(size, models, dtype)
+    spoilt = [base.clone(), *(model.clone() for model in tuned)]
+    for i, values in enumerate(spoilt):
+        values[[TILE + 3 * i, 3 * TILE + i % 9]] = (float("nan"), float("inf"), -float("inf"))[i % 3]
+    for inputs in ([base, *tuned], spoilt):
+        for mask in (Dense(), Band(key(1.0, dtype)), Draw(below=2**31, random_key=3)):
+            operation = Consensus(tuple(Entry(mask, 0.9) for _ in tuned), election, True, 0.5, divisor=-2.0)
+            agree(operation, inputs[0], inputs[1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("length", (1, 2, 7, 64, 777))
+def test_ranks_of_few_and_of_many_keys(dtype: torch.dtype, length: int) -> None:
+    lines = 5
+    size = lines * length
+    g = generator(length)
+    spread_out = torch.exp2(torch.rand(size, generator=g) * 24 - 14)
+    few = torch.tensor([0.0, -STEP, STEP, 1.0])[torch.randint(0, 4, (size,), generator=g)]
+    base = torch.zeros(size, dtype=dtype)
+    for values in (spread_out, few, torch.zeros(size), torch.full((size,), 65504.0)):
+        model = values.to(dtype)
+        for stride in (1, lines):
+            operation = Consensus((Entry(Ranked(0.5, 0.3, True, 11), 1.0),), "sum", True)
+            agree(operation, base, [model], line=Line(length, stride))
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_norms_of_masked_task_vectors(start: int) -> None:
+    size = 2 * 4096 + 3
+    base, model = tied(size, 0.15, torch.bfloat16, seed=4)
+    start -= start % 4096
+    for kind in KINDS:
+        mask = mask_of(kind, torch.bfloat16, size, start, random_key=5)
+        expected = REFERENCE.l1_norms(
+            chunk_of(REFERENCE, base, [model], start=start), [mask], False, [0.0] * 2
+        )
+        for backend in BACKENDS:
+            chunk = chunk_of(backend, base, [model], start=start)
+            assert backend.l1_norms(chunk, [mask], False, [0.0] * 2) == expected, (
+                kind,
+                backend.instruction_set,
+            )
