@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_conformance import REFERENCE, apply, chunk_of, dtype_of, same_bytes
 from under_test import INSTRUCTION_SETS
 
+from merge_engine.backends import cpu
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import Band, Consensus, Dense, Draw, Entry, Line, Mask, Ranked
 from merge_engine.backends.reference import keys_of
@@ -172,3 +173,26 @@ def test_norms_of_masked_task_vectors(start: int) -> None:
                 kind,
                 backend.instruction_set,
             )
+
+
+def test_a_chunk_is_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although its norms are summed before it is merged; another chunk is ranked anew."""
+    calls, rank = [], cpu._native.rank_thresholds
+
+    def counted(*arguments: object) -> None:
+        calls.append(arguments)
+        rank(*arguments)
+
+    monkeypatch.setattr(cpu._native, "rank_thresholds", counted)
+    masks = [mask_of("ranked", torch.bfloat16, TILE, 0, model) for model in range(2)]
+    operation = Consensus(tuple(Entry(mask, weight=0.5) for mask in masks), election="sum")
+    backend = CpuBackend(threads=1)
+    for seed in range(2):
+        g = generator(seed, TILE)
+        base, *models = (torch.randn(TILE, generator=g).to(torch.bfloat16) for _ in range(3))
+        chunk, output = chunk_of(backend, base, models), torch.empty_like(base)
+        backend.l1_norms(chunk, masks, False, [0.0] * 4)
+        backend.consensus(chunk, operation, backend.tensor(output))
+        assert len(calls) == 2 * (seed + 1)
+        expected, _ = apply(REFERENCE, operation, base, models)
+        assert same_bytes(output, expected)

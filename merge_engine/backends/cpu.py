@@ -64,6 +64,11 @@ class CpuBackend(Backend):
         if not _native.runs(self.instruction_set):
             raise BackendError(f"this processor cannot run {self.instruction_set} code")
         self._scratch: list[memoryview] = []
+        self._ranked: tuple[Chunk, dict[tuple[int, Ranked], int]] | None = None
+
+    def detach(self) -> None:
+        """Let go of the last chunk (see ``Backend.detach``)."""
+        self._ranked = None
 
     def array(self, memory: memoryview, dtype: DType) -> HostArray:
         """Wrap host memory (see ``Backend.array``)."""
@@ -200,6 +205,15 @@ class CpuBackend(Backend):
         return result
 
     def _rank_thresholds(self, chunk: Chunk, model: int, mask: Ranked) -> int:
+        """Where the thresholds are. A chunk whose norms were summed before it is merged is ranked once for both."""
+        if self._ranked is None or self._ranked[0] is not chunk:
+            self._ranked = chunk, {}
+        addresses = self._ranked[1]
+        if (model, mask) not in addresses:
+            addresses[model, mask] = self._rank(chunk, model, mask)
+        return addresses[model, mask]
+
+    def _rank(self, chunk: Chunk, model: int, mask: Ranked) -> int:
         while len(self._scratch) <= model:
             self._scratch.append(memoryview(b""))
         if len(self._scratch[model]) < 4 * chunk.count:
