@@ -158,14 +158,17 @@ class Stream:
     def _load(self, batch: list[Visit]) -> _Batch:
         sizes = [self._sizes(visit) for visit in batch]
         span = self._ring.acquire(sum(aligned(size) for some in sizes for size in some))
-        pieces, at = [], 0
-        for visit, some in zip(batch, sizes, strict=True):
-            views = []
-            for size in some:
-                views.append(span.memory[at : at + size])
-                at += aligned(size)
-            *inputs, output = views
-            pieces.append(_Piece(visit, inputs, output))
+        # Inputs side by side, and outputs behind them: a device takes each with one copy.
+        at = 0
+
+        def take(size: int) -> memoryview:
+            nonlocal at
+            view = span.memory[at : at + size]
+            at += aligned(size)
+            return view
+
+        inputs = [[take(size) for size in some[:-1]] for some in sizes]
+        pieces = [_Piece(*piece, take(some[-1])) for *piece, some in zip(batch, inputs, sizes, strict=True)]
         if len(pieces) > 1:
             return _Batch(pieces, span, [self._readers.submit(self._read_all, pieces)])
         reads = [
@@ -196,7 +199,8 @@ class Stream:
         for read in batch.reads:
             read.result()
         with self._ledger.timed(self._ledger.compute, batch.nbytes):
-            return [self._merger.visit(piece.visit, piece.inputs, piece.output) for piece in batch.pieces]
+            with self._backend.together():
+                return [self._merger.visit(piece.visit, piece.inputs, piece.output) for piece in batch.pieces]
 
     def _complete(self, batch: _Batch, waits: list[Callable[[], None]]) -> None:
         with self._ledger.timed(self._ledger.compute, 0):
