@@ -70,6 +70,13 @@ void bind_primitives(py::module_& m) {
             return BandQuery{band, working, pointer<const Found>(low), pointer<const Found>(high),
                              pointer<SolvedBand>(solved)};
         }));
+    py::class_<NormCall>(m, "NormCall", local)
+        .def(py::init([](const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+                         DType working, bool storage_rounding, uint64_t start, uint64_t count, uintptr_t before,
+                         uintptr_t sums) {
+            return NormCall{base,  models, masks, working, storage_rounding,
+                            start, count,  pointer<const double>(before), pointer<double>(sums)};
+        }));
     py::class_<RankCall>(m, "RankCall", local)
         .def(py::init([](const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
                          double density, double epsilon, uint64_t count, uintptr_t thresholds) {
@@ -89,6 +96,7 @@ void bind_primitives(py::module_& m) {
     m.def("histogram", &histogram, Released());
     m.def("select", &merge_engine::select, Released());  // not that of POSIX
     m.def("solve_bands", &solve_bands, Released());
+    m.def("l1_norms", &l1_norms, Released());
     m.def("rank_thresholds", &rank_thresholds, Released());
     m.def("consensus", &consensus, Released());
     m.def("combine", &combine, Released());
@@ -97,13 +105,6 @@ void bind_primitives(py::module_& m) {
         [](const Queue& queue, const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
            uint64_t count, uintptr_t located) {
             locate(queue, base, model, working, key, nth, count, pointer<Located>(located));
-        },
-        Released());
-    m.def(
-        "l1_norms",
-        [](const Queue& queue, const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
-           DType working, bool storage_rounding, uint64_t start, uint64_t count, uintptr_t sums) {
-            l1_norms(queue, base, models, masks, working, storage_rounding, start, count, pointer<double>(sums));
         },
         Released());
     m.def(

@@ -42,6 +42,19 @@ struct BandQuery {
     SolvedBand* solved;
 };
 
+// sums[model][2] = before[model][2] plus the sums of |d| and of |d| over kept elements; `before` may be null. `start` is
+// a multiple of SUM_BLOCK.
+struct NormCall {
+    Array base;
+    std::vector<Array> models;
+    std::vector<Mask> masks;
+    DType working;
+    bool storage_rounding;
+    uint64_t start, count;
+    const double* before;
+    double* sums;
+};
+
 // thresholds[e] = floor(2^32 * p) of each element, as on the CPU.
 struct RankCall {
     Array base, model;
@@ -79,9 +92,7 @@ void solve_bands(const Queue& queue, const std::vector<BandQuery>& queries);
 void locate(const Queue& queue, const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
             uint64_t count, Located* located);
 
-// Adds to sums[model][2] the sums of |d| and of |d| over kept elements. `start` is a multiple of SUM_BLOCK.
-void l1_norms(const Queue& queue, const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
-              DType working, bool storage_rounding, uint64_t start, uint64_t count, double* sums);
+void l1_norms(const Queue& queue, const std::vector<NormCall>& calls);
 
 // Adds the inner products of all pairs of inputs to sums[n][n] (upper triangle).
 void gram(const Queue& queue, const std::vector<Array>& inputs, DType working, uint64_t count, double* sums);

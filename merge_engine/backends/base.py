@@ -128,10 +128,11 @@ class Backend(ABC):
         """How many elements have this key, and the offset in the chunk of the ``nth`` of them, from 0."""
 
     @abstractmethod
-    def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, sums: list[float]
-    ) -> list[float]:
-        """Add the L1 norm of every task vector, whole and masked, to ``sums`` (two values a model)."""
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, before: Any) -> Any:
+        """The L1 norm of every task vector, whole and masked: a handle to two values a model.
+
+        They are added to ``before``, the handle that the chunk in front was answered with, None for the first.
+        """
 
     @abstractmethod
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:

@@ -18,8 +18,15 @@ from typing import TYPE_CHECKING, Any
 from merge_engine.backends import structures
 from merge_engine.backends.base import Backend
 from merge_engine.backends.cpu import address_of
-from merge_engine.backends.cuda_batch import Batch, native_masks
-from merge_engine.backends.cuda_handles import DeviceArray, Histograms, Pending, PendingOutcome, Results
+from merge_engine.backends.cuda_batch import Batch
+from merge_engine.backends.cuda_handles import (
+    DeviceArray,
+    Histograms,
+    Pending,
+    PendingOutcome,
+    PendingSums,
+    Results,
+)
 from merge_engine.backends.cuda_mirror import Mirror
 from merge_engine.backends.operations import Chunk, Column, Combine, Consensus, Rank, RankBand, SolvedBand
 from merge_engine.dtypes import BY_NAME, DType
@@ -172,26 +179,15 @@ class CudaBackend(Backend):
         return total, offset if offset != 2**64 - 1 else None
 
     def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, sums: list[float]
-    ) -> list[float]:
-        """Sum magnitudes; waits for the device (see ``Backend.l1_norms``)."""
+        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, before: PendingSums | None
+    ) -> PendingSums:
+        """Sum magnitudes, on the device (see ``Backend.l1_norms``)."""
         structures.check(chunk)
-        self._launch()
-        [native], _thresholds = native_masks(self._native, self._queue(), [(chunk, masks)])
-        memory = self._send(struct.pack(f"<{len(sums)}d", *sums))
-        self._native.l1_norms(
-            self._queue(),
-            chunk.base.native,
-            [model.native for model in chunk.models],
-            native,
-            structures.dtype(self._native, chunk.working),
-            storage_rounding,
-            chunk.start,
-            chunk.count,
-            memory.address,
-        )
-        result = self._native.read(self._queue(), memory.address, 8 * len(sums))
-        return list(struct.unpack(f"<{len(sums)}d", result))
+        if before is not None and before.piece.results is self._batch.results:
+            self._launch()  # norms that build on norms
+        sums = self._batch.l1_norms(chunk, masks, storage_rounding, before)
+        self._asked()
+        return sums
 
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
         """Sum inner products; waits for the device (see ``Backend.gram``)."""
@@ -277,4 +273,3 @@ def _examine(native: Any, device: int) -> str:
             f"{OLDEST[0]}.{OLDEST[1]} or newer is needed"
         )
     return f"{name}, sm_{major}{minor}, {memory >> 30} GiB"
-

@@ -1,8 +1,8 @@
 """Work for a CUDA device that is written down for many tensors and then launched together.
 
 Each kind of work builds on kinds before it only: keys are found in histograms, the next level's histograms look into
-what was found, bands follow from that, and merges from bands. So it is launched kind by kind, for all tensors at
-once, whatever the order in which the tensors asked for it.
+what was found, bands follow from that, and norms and merges from bands. So it is launched kind by kind, for all
+tensors at once, whatever the order in which they asked for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from merge_engine.backends.cuda_handles import (
     PendingFound,
     PendingNumber,
     PendingOutcome,
+    PendingSums,
     Piece,
     Results,
     SolvedMask,
@@ -51,6 +52,7 @@ class Batch:
         self._counted: dict[int, list[tuple[Chunk, Sequence[Column], Histograms]]] = defaultdict(list)
         self._selected: dict[int, list[tuple[Histograms, Rank, Piece]]] = defaultdict(list)
         self._banded: list[tuple[RankBand, DType, Piece]] = []
+        self._summed: list[tuple[Chunk, Sequence[Any], bool, PendingSums | None, Piece]] = []
         self._merged: list[tuple[Chunk, Consensus, DeviceArray, Piece]] = []
         self._combined: list[tuple[Chunk, Combine, DeviceArray, Piece]] = []
 
@@ -75,6 +77,14 @@ class Batch:
             kept = PendingNumber(piece.part(self._native.KEPT_OFFSET, 8)) if band.slack > 0 else None
             solved.append(SolvedBand(SolvedMask(piece), kept))
         return solved
+
+    def l1_norms(
+        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, before: PendingSums | None
+    ) -> PendingSums:
+        """See ``Backend.l1_norms``."""
+        piece = self.results.piece(8 * 2 * len(masks))
+        self._summed.append((chunk, masks, storage_rounding, before, piece))
+        return PendingSums(piece)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: DeviceArray) -> PendingOutcome:
         """See ``Backend.consensus``."""
@@ -105,6 +115,7 @@ class Batch:
             ]
             native.select(queue, queries, level_bins(level))
         native.solve_bands(queue, [self._band_query(*asked) for asked in self._banded])
+        self._sum(queue)
         self._merge(queue)
 
     def _make_histograms(self, queue: Any) -> None:
@@ -141,6 +152,19 @@ class Batch:
             solved.address,
         )
 
+    def _sum(self, queue: Any) -> None:
+        native = self._native
+        masks, _thresholds = native_masks(native, queue, [(chunk, kept) for chunk, kept, *_ in self._summed])
+        calls = []
+        for (chunk, _, storage_rounding, before, sums), of_models in zip(self._summed, masks, strict=True):
+            models = [model.native for model in chunk.models]
+            working = structures.dtype(native, chunk.working)
+            where = chunk.start, chunk.count, _address(before), sums.address
+            calls.append(
+                native.NormCall(chunk.base.native, models, of_models, working, storage_rounding, *where)
+            )
+        native.l1_norms(queue, calls)
+
     def _merge(self, queue: Any) -> None:
         native = self._native
         asked = [(chunk, [e.mask for e in operation.entries]) for chunk, operation, _, _ in self._merged]
@@ -170,7 +194,7 @@ def native_masks(
     """Native masks for the models of each chunk, and memory that they point to, which must outlive the launch."""
     nbytes = sum(4 * chunk.count for chunk, masks in asked for mask in masks if isinstance(mask, Ranked))
     thresholds = native.DeviceMemory(queue, nbytes, False) if nbytes else None
-    at = 0
+    place = thresholds.address if thresholds is not None else 0
     result, ranked = [], []
     for chunk, masks in asked:
         made = []
@@ -181,8 +205,6 @@ def native_masks(
                 continue
             made.append(structures.mask(native, mask))
             if isinstance(mask, Ranked) and chunk.count:
-                place = thresholds.address + at
-                at += 4 * chunk.count
                 made[-1].set_thresholds(place)
                 ranked.append(
                     native.RankCall(
@@ -196,10 +218,11 @@ def native_masks(
                         place,
                     )
                 )
+                place += 4 * chunk.count
         result.append(made)
     native.rank_thresholds(queue, ranked)
     return result, thresholds
 
 
-def _address(found: PendingFound | None) -> int:
-    return 0 if found is None else found.piece.address
+def _address(pending: PendingFound | PendingSums | None) -> int:
+    return 0 if pending is None else pending.piece.address

@@ -1,4 +1,4 @@
-"""What the CUDA backend hands out for things in device memory, some of which are there only once a batch is launched."""
+"""What the CUDA backend hands out for things in device memory. Some are there only once a batch is launched."""
 
 from __future__ import annotations
 
@@ -123,6 +123,17 @@ class PendingNumber:
 
 
 @dataclass(frozen=True)
+class PendingSums:
+    """Sums in double precision."""
+
+    piece: Piece
+
+    def value(self, data: bytes) -> list[float]:
+        """The sums, from the data of all results."""
+        return list(struct.unpack_from(f"<{self.piece.nbytes // 8}d", data, self.piece.offset))
+
+
+@dataclass(frozen=True)
 class PendingOutcome:
     """The outcome of a merge. ``counted`` says how many models have counts."""
 
@@ -144,4 +155,4 @@ class SolvedMask:
     piece: Piece
 
 
-Pending = PendingFound | PendingNumber | PendingOutcome
+Pending = PendingFound | PendingNumber | PendingSums | PendingOutcome

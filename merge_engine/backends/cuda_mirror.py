@@ -28,7 +28,8 @@ class Mirror:
         self._native = native
         self._device = device
         self._up, self.compute, self._down = (native.Stream(device) for _ in range(3))
-        self._memory = self._pinned = None
+        self._memory: Any = None
+        self._pinned: Any = None
         self._host = 0
         self._spare: list[tuple[int, Any]] = []  # pinned memory for results, with its size
 

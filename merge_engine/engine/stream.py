@@ -168,7 +168,8 @@ class Stream:
             return view
 
         inputs = [[take(size) for size in some[:-1]] for some in sizes]
-        pieces = [_Piece(*piece, take(some[-1])) for *piece, some in zip(batch, inputs, sizes, strict=True)]
+        outputs = [take(some[-1]) for some in sizes]
+        pieces = [_Piece(*piece) for piece in zip(batch, inputs, outputs, strict=True)]
         if len(pieces) > 1:
             return _Batch(pieces, span, [self._readers.submit(self._read_all, pieces)])
         reads = [
@@ -198,9 +199,9 @@ class Stream:
     def _begin(self, batch: _Batch) -> list[Callable[[], None]]:
         for read in batch.reads:
             read.result()
-        with self._ledger.timed(self._ledger.compute, batch.nbytes):
-            with self._backend.together():
-                return [self._merger.visit(piece.visit, piece.inputs, piece.output) for piece in batch.pieces]
+        with self._ledger.timed(self._ledger.compute, batch.nbytes), self._backend.together():
+            merges = [self._merger.visit(piece.visit, piece.inputs, piece.output) for piece in batch.pieces]
+            return [merge() for merge in merges]
 
     def _complete(self, batch: _Batch, waits: list[Callable[[], None]]) -> None:
         with self._ledger.timed(self._ledger.compute, 0):
