@@ -16,6 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merge_engine as me
+from merge_engine.backends.base import SUM_BLOCK, Backend
+from merge_engine.backends.operations import Chunk, Dense, Draw
+from merge_engine.backends.reference import ReferenceBackend
+from merge_engine.dtypes import BF16
 
 SHAPES = ((), (0,), (1,), (7,), (64,), (63, 3), (513,), (2048,), (5, 17, 2, 2), (4096,), (4, 1500), (1, 9001))
 RECIPES: dict[str, dict[str, Any]] = {
@@ -37,6 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "mergekit": {
         "merge_method": "ties",
+        "dtype": "float16",
         "arithmetic": "mergekit",
         "parameters": {"density": 0.3, "weight": 0.5},
     },
@@ -143,8 +148,50 @@ def launches(backend: EmulatedCudaBackend, recipe: dict[str, Any]) -> int:
     return backend.handed_in - before
 
 
-@pytest.mark.parametrize("name", ("ties", "slack", "della by density", "task_arithmetic", "linear"))
+@pytest.mark.parametrize("name", [name for name in RECIPES if "by index" not in name])
 def test_launches_of_small_tensors(backend, save_checkpoint, name: str) -> None:
+    """Not several for each: 200 tensors, a tenth of them unchanged, not all of a multiple of 16 bytes."""
     norms = [((64 + i % 3,), torch.bfloat16, "unchanged" if i % 10 == 9 else "quantised") for i in range(200)]
     recipe = saved(checkpoint_states(norms), save_checkpoint) | RECIPES[name]
-    print(name, launches(backend, recipe))
+    assert 0 < launches(backend, recipe) < 40
+
+
+def test_what_a_failed_batch_asked_for_is_dropped(backend, save_checkpoint) -> None:
+    states = checkpoint_states([((64,), torch.bfloat16, kind) for kind in ("quantised", "steps")])
+    whole = saved(states, save_checkpoint, "whole") | RECIPES["ties"]
+    states[1]["layers.001.w"] += 1
+    broken = saved(states, save_checkpoint, "broken") | RECIPES["ties"]
+    with pytest.raises(me.PlanError, match="must be the same in all inputs"):
+        me.run(broken, backend=backend)
+    before = backend.handed_in
+    backend.fetch(backend.mark())
+    assert backend.handed_in == before
+    same(backend, whole, "400MB")
+
+
+def test_chunks_of_a_tensor_in_one_batch(backend) -> None:
+    """Norms build on those of the chunk in front, and are looked at when all is asked for."""
+    size, cut = 2 * SUM_BLOCK + 77, SUM_BLOCK
+    base, models = quantised_models(size, 2, torch.bfloat16)
+
+    def chunk(on: Backend, first: int, last: int) -> Chunk:
+        arrays = [on.tensor(tensor[first:last]) for tensor in (base, *models)]
+        return Chunk(arrays[0], arrays[1:], BF16, first, last - first)
+
+    reference = ReferenceBackend()
+    masks = [Dense(), Draw(2**31, 5)]
+    expected = reference.l1_norms(chunk(reference, 0, size), masks, False, None)
+    with backend.together():
+        front = backend.l1_norms(chunk(backend, 0, cut), masks, False, None)
+        norms = backend.l1_norms(chunk(backend, cut, size), masks, False, front)
+        assert backend.fetch(norms) == expected
+
+
+def test_histograms_are_bounded(backend, save_checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit is launched in turns."""
+    kinds = [((64,), dtype, "quantised") for dtype in DTYPES * 5]
+    recipe = saved(checkpoint_states(kinds), save_checkpoint) | RECIPES["ties"]
+    at_once = launches(backend, recipe)
+    monkeypatch.setattr("merge_engine.backends.cuda.HISTOGRAM_BYTES", 2 << 20)
+    same(backend, recipe, "400MB")
+    assert launches(backend, recipe) > at_once
