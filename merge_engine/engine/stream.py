@@ -19,7 +19,7 @@ from merge_engine.backends import Backend
 from merge_engine.checkpoint import Checkpoint
 from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
-from merge_engine.engine.plan import Plan
+from merge_engine.engine.plan import BATCH, Plan
 from merge_engine.engine.ring import Ring, RingClosed, Span, aligned
 from merge_engine.engine.sinks import Digests, Sink
 from merge_engine.engine.visits import Visit, visits
@@ -28,9 +28,6 @@ READ_THREADS = 4
 WRITE_THREADS = 2
 READ_PIECE = 8 << 20
 """Bytes of one read: several threads share the reading of one large tensor."""
-
-_BATCH = 4 << 20
-"""Bytes of small visits that go together: handing each of them from thread to thread would take longer than it."""
 
 
 @dataclass
@@ -136,7 +133,7 @@ class Stream:
 
     def _batches(self) -> Iterator[list[Visit]]:
         """Visits in order, small ones together."""
-        limit = min(_BATCH, self._ring.size // 4)
+        limit = min(BATCH, self._ring.size // 4)
         batch: list[Visit] = []
         taken = 0
         for visit in visits(self._plan):
