@@ -45,6 +45,10 @@ __device__ void add(uint64_t* counter, uint64_t number) {
 template <DType Working>
 using Bin = std::conditional_t<Working == DType::F64, uint64_t, uint32_t>;
 
+// Blocks that a multiprocessor is to hold. Eight elements of 16 bits take more registers than two blocks have.
+template <DType Working>
+constexpr unsigned RESIDENT = sizeof(typename Storage<Working>::Bits) > 2 ? 2 : 1;
+
 // The keys of elements [at, at + V), shifted.
 template <DType Working, int V>
 __device__ void keys_of(const Array& model, const Pack<Working, V>& base, uint64_t at, int shift,
@@ -59,7 +63,7 @@ __device__ void keys_of(const Array& model, const Pack<Working, V>& base, uint64
 }
 
 template <DType Working, int V>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, RESIDENT<Working>)
     first_level(const List<Job> jobs, size_t job_count, const List<Column> list) {
     const Job& job = job_of_block(jobs, job_count, shared_memory<Job>());
     const size_t n = job.columns;
