@@ -71,7 +71,7 @@ def test_less_device_memory_means_smaller_pieces(backend, recipe: dict, monkeypa
     recipe |= {"merge_method": "ties", "parameters": METHODS["ties"]}
     expected = me.run(recipe, device="cpu")
     monkeypatch.setattr("merge_engine.engine.run.SMALLEST_DEVICE_MEMORY", 1000)
-    monkeypatch.setattr("merge_engine.backends.cuda.HEADROOM", 0)
+    monkeypatch.setattr("merge_engine.backends.cuda_mirror.HEADROOM", 0)
     free = 100_000
     monkeypatch.setattr(backend._native, "free_memory", lambda device: free)
     merged = me.run(recipe, backend=backend, memory="1MB")
@@ -90,7 +90,7 @@ def test_nan_is_found_on_the_device(backend, recipe: dict, save_checkpoint, tmp_
     with pytest.raises(NonFiniteError, match=r"layers\.0\.w holds 1 NaN"):
         me.run(recipe, tmp_path / "out", backend=backend)
     assert not list(tmp_path.glob("out/*.safetensors*"))
-    assert backend._mirror is None and backend._pinned is None
+    assert not backend._mirror.attached
 
 
 def test_resident_tensors(backend, recipe: dict, monkeypatch) -> None:

@@ -58,25 +58,48 @@ void bind_primitives(py::module_& m) {
     py::class_<Column>(m, "Column", local).def(py::init([](const Array& model, uintptr_t within, uintptr_t counts) {
         return Column{model, pointer<const Found>(within), pointer<uint64_t>(counts)};
     }));
-    py::class_<RankQuery>(m, "RankQuery", local).def(py::init([](uintptr_t counts, uintptr_t within, uint64_t rank) {
-        return RankQuery{pointer<const uint64_t>(counts), pointer<const Found>(within), rank};
-    }));
-    py::class_<BandQuery>(m, "BandQuery", local).def(py::init([](const RankBand& band, uintptr_t low, uintptr_t high) {
-        return BandQuery{band, pointer<const Found>(low), pointer<const Found>(high)};
-    }));
+    py::class_<HistogramCall>(m, "HistogramCall", local)
+        .def(py::init([](const Array& base, const std::vector<Column>& columns, DType working, int shift,
+                         uint64_t count) { return HistogramCall{base, columns, working, shift, count}; }));
+    py::class_<RankQuery>(m, "RankQuery", local)
+        .def(py::init([](uintptr_t counts, uintptr_t within, uint64_t rank, uintptr_t found) {
+            return RankQuery{pointer<const uint64_t>(counts), pointer<const Found>(within), rank, pointer<Found>(found)};
+        }));
+    py::class_<BandQuery>(m, "BandQuery", local)
+        .def(py::init([](const RankBand& band, DType working, uintptr_t low, uintptr_t high, uintptr_t solved) {
+            return BandQuery{band, working, pointer<const Found>(low), pointer<const Found>(high),
+                             pointer<SolvedBand>(solved)};
+        }));
+    py::class_<NormCall>(m, "NormCall", local)
+        .def(py::init([](const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+                         DType working, bool storage_rounding, uint64_t start, uint64_t count, uintptr_t before,
+                         uintptr_t sums) {
+            return NormCall{base,  models, masks, working, storage_rounding,
+                            start, count,  pointer<const double>(before), pointer<double>(sums)};
+        }));
+    py::class_<RankCall>(m, "RankCall", local)
+        .def(py::init([](const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
+                         double density, double epsilon, uint64_t count, uintptr_t thresholds) {
+            return RankCall{base,    model,   working, length,
+                            stride,  density, epsilon, count,
+                            pointer<uint32_t>(thresholds)};
+        }));
+    py::class_<ConsensusCall>(m, "ConsensusCall", local)
+        .def(py::init([](const Consensus& operation, uint64_t start, uint64_t count, uintptr_t counts,
+                         uintptr_t non_finite) {
+            return ConsensusCall{operation, start, count, pointer<Counts>(counts), pointer<uint64_t>(non_finite)};
+        }));
+    py::class_<CombineCall>(m, "CombineCall", local)
+        .def(py::init([](const Combine& operation, uint64_t count, uintptr_t non_finite) {
+            return CombineCall{operation, count, pointer<uint64_t>(non_finite)};
+        }));
     m.def("histogram", &histogram, Released());
-    m.def(
-        "select",
-        [](const Queue& queue, const std::vector<RankQuery>& queries, uint64_t bins, uintptr_t found) {
-            select(queue, queries, bins, pointer<Found>(found));
-        },
-        Released());
-    m.def(
-        "solve_bands",
-        [](const Queue& queue, const std::vector<BandQuery>& bands, DType working, uintptr_t solved) {
-            solve_bands(queue, bands, working, pointer<SolvedBand>(solved));
-        },
-        Released());
+    m.def("select", &merge_engine::select, Released());  // not that of POSIX
+    m.def("solve_bands", &solve_bands, Released());
+    m.def("l1_norms", &l1_norms, Released());
+    m.def("rank_thresholds", &rank_thresholds, Released());
+    m.def("consensus", &consensus, Released());
+    m.def("combine", &combine, Released());
     m.def(
         "locate",
         [](const Queue& queue, const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
@@ -85,37 +108,9 @@ void bind_primitives(py::module_& m) {
         },
         Released());
     m.def(
-        "l1_norms",
-        [](const Queue& queue, const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
-           DType working, bool storage_rounding, uint64_t start, uint64_t count, uintptr_t sums) {
-            l1_norms(queue, base, models, masks, working, storage_rounding, start, count, pointer<double>(sums));
-        },
-        Released());
-    m.def(
         "gram",
         [](const Queue& queue, const std::vector<Array>& inputs, DType working, uint64_t count, uintptr_t sums) {
             gram(queue, inputs, working, count, pointer<double>(sums));
-        },
-        Released());
-    m.def(
-        "rank_thresholds",
-        [](const Queue& queue, const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
-           double density, double epsilon, uint64_t count, uintptr_t thresholds) {
-            rank_thresholds(queue, base, model, working, length, stride, density, epsilon, count,
-                            pointer<uint32_t>(thresholds));
-        },
-        Released());
-    m.def(
-        "consensus",
-        [](const Queue& queue, const Consensus& operation, uint64_t start, uint64_t count, uintptr_t counts,
-           uintptr_t non_finite) {
-            consensus(queue, operation, start, count, pointer<Counts>(counts), pointer<uint64_t>(non_finite));
-        },
-        Released());
-    m.def(
-        "combine",
-        [](const Queue& queue, const Combine& operation, uint64_t count, uintptr_t non_finite) {
-            combine(queue, operation, count, pointer<uint64_t>(non_finite));
         },
         Released());
 }

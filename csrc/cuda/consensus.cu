@@ -4,6 +4,7 @@
 // second look, once the signs are elected, needs no second read; with more models than KEPT it reads again, from the
 // cache. Inputs of mixed types, unaligned ends, and mergekit's rounding take the same code one element at a time.
 #include "elements.cuh"
+#include "jobs.cuh"
 #include "primitives.h"
 
 namespace merge_engine {
@@ -18,15 +19,18 @@ struct Model {
     double rescale, weight, vote, retain;
 };
 
+// Elements [first, last) of a chunk in whole packs, and the place of its models in the list of all.
 struct Job {
     Array base, output;
-    size_t models;
+    size_t first_model, models;
     Election election;
     bool normalize, slack_votes, retains;
     double lambda, divisor;
-    uint64_t start, count;
+    uint64_t start;
     Counts* counts;
     uint64_t* non_finite;
+    uint64_t first, last;
+    Blocks blocks;
 };
 
 template <DType Working, bool Stored, class Real>
@@ -193,24 +197,24 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
     count_non_finite(job.non_finite + 1 + job.models, store_values<Working, V>(job.output, at, mean));
 }
 
-// Elements [first, last) of the chunk, whole packs of V.
 template <DType Working, int V, int KEPT, bool Slack, bool Stored>
-__global__ void __launch_bounds__(THREADS, 1)
-    merge_kernel(const Job job, const List<Model> list, uint64_t first, uint64_t last) {
-    Model* models = shared_memory<Model>();
+__global__ void __launch_bounds__(THREADS, 1) merge_kernel(const List<Job> jobs, size_t n, const List<Model> list) {
+    const Job& job = job_of_block(jobs, n, shared_memory<Job>());
+    Model* models = behind<Model>(shared_memory<Job>());
     uint32_t* counters = reinterpret_cast<uint32_t*>(models + job.models);
     for (size_t i = threadIdx.x; i < job.models; i += blockDim.x) {
-        models[i] = list[i];
-        models[i].mask = resolved(list[i].mask);
+        models[i] = list[job.first_model + i];
+        models[i].mask = resolved(models[i].mask);
     }
     for (size_t i = threadIdx.x; i < 3 * job.models; i += blockDim.x) counters[i] = 0;
     __syncthreads();
 
     // Warps stay whole: those lanes that find nothing to merge still take part in the counting.
-    const uint64_t stride = uint64_t{gridDim.x} * blockDim.x * V;
-    for (uint64_t block = first + uint64_t{blockIdx.x} * blockDim.x * V; block < last; block += stride) {
+    const uint64_t stride = uint64_t{job.blocks.count} * blockDim.x * V;
+    const uint64_t begin = job.first + uint64_t{blockIdx.x - job.blocks.first} * blockDim.x * V;
+    for (uint64_t block = begin; block < job.last; block += stride) {
         const uint64_t at = block + uint64_t{threadIdx.x} * V;
-        merge<Working, V, KEPT, Slack, Stored>(job, models, counters, at, at < last);
+        merge<Working, V, KEPT, Slack, Stored>(job, models, counters, at, at < job.last);
     }
 
     __syncthreads();
@@ -221,12 +225,15 @@ __global__ void __launch_bounds__(THREADS, 1)
 }
 static_assert(sizeof(Counts) == 3 * sizeof(uint64_t), "counters and counts have the same order");
 
+using MergeLaunches = Launches<Job, List<Model>>;
+
 template <DType Working, int V, int KEPT, bool Slack, bool Stored>
-void merge_range(const Queue& queue, const Job& job, const List<Model>& list, uint64_t first, uint64_t last) {
+void add_range(MergeLaunches& launches, Job job, uint64_t first, uint64_t last, int device) {
     constexpr unsigned BLOCKS_PER_PROCESSOR = 8;
-    const unsigned blocks = blocks_for(last - first, uint64_t{THREADS} * V, BLOCKS_PER_PROCESSOR, queue.device);
+    job.first = first, job.last = last;
+    const unsigned blocks = blocks_for(last - first, uint64_t{THREADS} * V, BLOCKS_PER_PROCESSOR, device);
     const size_t shared = job.models * (sizeof(Model) + 3 * sizeof(uint32_t));
-    launch(merge_kernel<Working, V, KEPT, Slack, Stored>, blocks, THREADS, shared, queue, job, list, first, last);
+    launches.add(merge_kernel<Working, V, KEPT, Slack, Stored>, job, blocks, shared);
 }
 
 template <DType Working, bool Stored>
@@ -240,49 +247,58 @@ Model numbers_of(const Entry& entry) {
             static_cast<Real>(1.0 + entry.vote_slack), static_cast<Real>(entry.retain_slack)};
 }
 
-}  // namespace
-
-void consensus(const Queue& queue, const Consensus& op, uint64_t start, uint64_t count, Counts* counts,
-               uint64_t* non_finite) {
-    const OnDevice on(queue.device);
-    Job job{op.base,  op.output, op.entries.size(), op.election, op.normalize, false,
-            false,    op.lambda, op.divisor,        start,       count,        counts,
-            non_finite};
-    bool vectors = fits_vectors(op.base, op.working) && fits_vectors(op.output, op.working) && !op.storage_rounding;
-    for (const Entry& entry : op.entries) {
-        job.slack_votes |= entry.vote_slack != 0;
-        job.retains |= entry.retain_slack != 0;
-        vectors &= fits_vectors(entry.model, op.working);
-    }
-    with_dtype(op.working, [&](auto dtype) {
-        constexpr DType W = dtype();
-        std::vector<Model> models;
-        for (const Entry& entry : op.entries) {
-            models.push_back(op.storage_rounding ? numbers_of<W, true>(entry) : numbers_of<W, false>(entry));
-        }
-        const Listed<Model> listed(queue, models);
-        uint64_t done = 0;
-        if constexpr (W != DType::F64) {
-            constexpr int V = VECTOR<W>;
-            constexpr size_t FEW = 4;
-            if (vectors) {
-                done = count / V * V;
-                const bool slack = job.slack_votes || job.retains;
-                if (models.size() <= FEW && !slack) {
-                    merge_range<W, V, FEW, false, false>(queue, job, listed.list, 0, done);
-                } else if (models.size() <= FEW) {
-                    merge_range<W, V, FEW, true, false>(queue, job, listed.list, 0, done);
-                } else {
-                    merge_range<W, V, 0, true, false>(queue, job, listed.list, 0, done);
-                }
+// The kernels for the elements of a chunk: whole vectors where they fit, then what is left one by one.
+template <DType W>
+void add_chunk(MergeLaunches& launches, const ConsensusCall& call, const Job& job, bool vectors, int device) {
+    uint64_t done = 0;
+    if constexpr (W != DType::F64) {
+        constexpr int V = VECTOR<W>;
+        constexpr size_t FEW = 4;
+        if (vectors) {
+            done = call.count / V * V;
+            const bool slack = job.slack_votes || job.retains;
+            if (job.models <= FEW && !slack) {
+                add_range<W, V, FEW, false, false>(launches, job, 0, done, device);
+            } else if (job.models <= FEW) {
+                add_range<W, V, FEW, true, false>(launches, job, 0, done, device);
+            } else {
+                add_range<W, V, 0, true, false>(launches, job, 0, done, device);
             }
         }
-        if (op.storage_rounding) {
-            merge_range<W, 1, 0, true, true>(queue, job, listed.list, done, count);
-        } else {
-            merge_range<W, 1, 0, true, false>(queue, job, listed.list, done, count);
+    }
+    if (call.operation.storage_rounding) {
+        add_range<W, 1, 0, true, true>(launches, job, done, call.count, device);
+    } else {
+        add_range<W, 1, 0, true, false>(launches, job, done, call.count, device);
+    }
+}
+
+}  // namespace
+
+void consensus(const Queue& queue, const std::vector<ConsensusCall>& calls) {
+    const OnDevice on(queue.device);
+    MergeLaunches launches;
+    std::vector<Model> models;
+    for (const ConsensusCall& call : calls) {
+        const Consensus& op = call.operation;
+        Job job{op.base,  op.output, models.size(), op.entries.size(), op.election,     op.normalize, false, false,
+                op.lambda, op.divisor, call.start,   call.counts,       call.non_finite, 0,            0,     {}};
+        bool vectors = fits_vectors(op.base, op.working) && fits_vectors(op.output, op.working) && !op.storage_rounding;
+        for (const Entry& entry : op.entries) {
+            job.slack_votes |= entry.vote_slack != 0;
+            job.retains |= entry.retain_slack != 0;
+            vectors &= fits_vectors(entry.model, op.working);
         }
-    });
+        with_dtype(op.working, [&](auto dtype) {
+            constexpr DType W = dtype();
+            for (const Entry& entry : op.entries) {
+                models.push_back(op.storage_rounding ? numbers_of<W, true>(entry) : numbers_of<W, false>(entry));
+            }
+            add_chunk<W>(launches, call, job, vectors, queue.device);
+        });
+    }
+    const Listed<Model> listed(queue, models);
+    launches.launch(queue, THREADS, listed.list);
 }
 
 }  // namespace merge_engine

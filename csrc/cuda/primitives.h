@@ -1,7 +1,8 @@
 // The primitives of the CUDA backend. Each hands its work to a queue and returns; all pointers are device memory.
 //
-// They work on one chunk: `count` elements of every array, the first of which has flat index `start` in its tensor.
-// What they count is added to memory that the caller cleared.
+// A call is about one chunk: `count` elements of every array, the first of which has flat index `start` in its tensor.
+// Those that take many calls launch them together, whatever their types and sizes; none may need another's result.
+// What is counted is added to memory that the caller cleared.
 #pragma once
 
 #include "../bands.h"
@@ -9,11 +10,19 @@
 
 namespace merge_engine {
 
-// A histogram to fill. Below the first level only keys with the prefix that `within` found count.
+// A histogram to fill of one model. Below the first level only keys with the prefix that `within` found count.
 struct Column {
     Array model;
     const Found* within;
     uint64_t* counts;
+};
+
+struct HistogramCall {
+    Array base;
+    std::vector<Column> columns;
+    DType working;
+    int shift;
+    uint64_t count;
 };
 
 // Asks for the `rank`-th largest key of a histogram, from 1.
@@ -21,13 +30,52 @@ struct RankQuery {
     const uint64_t* counts;
     const Found* within;
     uint64_t rank;
+    Found* found;
 };
 
 // Ranks, and where what was found for them lies. `high` is null when nothing is dropped above.
 struct BandQuery {
     RankBand band;
+    DType working;
     const Found* low;
     const Found* high;
+    SolvedBand* solved;
+};
+
+// sums[model][2] = before[model][2] plus the sums of |d| and of |d| over kept elements; `before` may be null. `start` is
+// a multiple of SUM_BLOCK.
+struct NormCall {
+    Array base;
+    std::vector<Array> models;
+    std::vector<Mask> masks;
+    DType working;
+    bool storage_rounding;
+    uint64_t start, count;
+    const double* before;
+    double* sums;
+};
+
+// thresholds[e] = floor(2^32 * p) of each element, as on the CPU.
+struct RankCall {
+    Array base, model;
+    DType working;
+    uint64_t length, stride;
+    double density, epsilon;
+    uint64_t count;
+    uint32_t* thresholds;
+};
+
+struct ConsensusCall {
+    Consensus operation;
+    uint64_t start, count;
+    Counts* counts;
+    uint64_t* non_finite;
+};
+
+struct CombineCall {
+    Combine operation;
+    uint64_t count;
+    uint64_t* non_finite;
 };
 
 // How many elements have a key, and the offset of the one asked for (or none: ~0).
@@ -35,30 +83,24 @@ struct Located {
     uint64_t total, offset;
 };
 
-void histogram(const Queue& queue, const Array& base, const std::vector<Column>& columns, DType working, int shift,
-               uint64_t count);
+void histogram(const Queue& queue, const std::vector<HistogramCall>& calls);
 
-void select(const Queue& queue, const std::vector<RankQuery>& queries, uint64_t bins, Found* found);
+void select(const Queue& queue, const std::vector<RankQuery>& queries, uint64_t bins);
 
-void solve_bands(const Queue& queue, const std::vector<BandQuery>& bands, DType working, SolvedBand* solved);
+void solve_bands(const Queue& queue, const std::vector<BandQuery>& queries);
 
 void locate(const Queue& queue, const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
             uint64_t count, Located* located);
 
-// Adds to sums[model][2] the sums of |d| and of |d| over kept elements. `start` is a multiple of SUM_BLOCK.
-void l1_norms(const Queue& queue, const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
-              DType working, bool storage_rounding, uint64_t start, uint64_t count, double* sums);
+void l1_norms(const Queue& queue, const std::vector<NormCall>& calls);
 
 // Adds the inner products of all pairs of inputs to sums[n][n] (upper triangle).
 void gram(const Queue& queue, const std::vector<Array>& inputs, DType working, uint64_t count, double* sums);
 
-// thresholds[e] = floor(2^32 * p) of each element, as on the CPU.
-void rank_thresholds(const Queue& queue, const Array& base, const Array& model, DType working, uint64_t length,
-                     uint64_t stride, double density, double epsilon, uint64_t count, uint32_t* thresholds);
+void rank_thresholds(const Queue& queue, const std::vector<RankCall>& calls);
 
-void consensus(const Queue& queue, const Consensus& operation, uint64_t start, uint64_t count, Counts* counts,
-               uint64_t* non_finite);
+void consensus(const Queue& queue, const std::vector<ConsensusCall>& calls);
 
-void combine(const Queue& queue, const Combine& operation, uint64_t count, uint64_t* non_finite);
+void combine(const Queue& queue, const std::vector<CombineCall>& calls);
 
 }  // namespace merge_engine

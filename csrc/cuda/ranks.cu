@@ -2,20 +2,29 @@
 //
 // A block sorts the keys of a line (bitonic, in shared memory when they fit), then every element looks up how many
 // keys are smaller and how many equal.
+#include <memory>
+
 #include "../ranks.h"
 #include "elements.cuh"
+#include "jobs.cuh"
 #include "primitives.h"
 
 namespace merge_engine {
 namespace {
 
 constexpr unsigned THREADS = 256;
-constexpr uint64_t SHARED_KEYS = 8192;  // 64 KiB, so that an SM holds more than one block
+constexpr uint64_t SHARED_KEYS = 8192;         // 64 KiB, so that an SM holds more than one block
+constexpr uint64_t KEYS_AT_ONCE = 8ull << 20;  // of longer lines, in device memory
 
+// `padded` is the length rounded up to a power of two; `scratch` holds as many keys for each block, or is null when
+// shared memory does.
 struct Lines {
     Array base, model;
-    uint64_t length, stride, lines;
+    uint64_t length, stride, lines, padded;
     Probability probability;
+    uint64_t* scratch;
+    uint32_t* thresholds;
+    Blocks blocks;
 };
 
 template <DType Working>
@@ -57,24 +66,23 @@ __device__ void sort_block(uint64_t* keys, uint64_t size) {
     }
 }
 
-// `padded` is the length rounded up to a power of two; `scratch` holds as many keys for each block, or is null when
-// shared memory does.
 template <DType Working>
-__global__ void __launch_bounds__(THREADS, 1)
-    rank_lines(const Lines lines, uint64_t padded, uint64_t* scratch, uint32_t* thresholds) {
-    uint64_t* keys = scratch ? scratch + blockIdx.x * padded : shared_memory<uint64_t>();
-    for (uint64_t line = blockIdx.x; line < lines.lines; line += gridDim.x) {
+__global__ void __launch_bounds__(THREADS, 1) rank_lines(const List<Lines> jobs, size_t n) {
+    const Lines& lines = job_of_block(jobs, n, shared_memory<Lines>());
+    const uint64_t block = blockIdx.x - lines.blocks.first;
+    uint64_t* keys = lines.scratch ? lines.scratch + block * lines.padded : behind<uint64_t>(shared_memory<Lines>());
+    for (uint64_t line = block; line < lines.lines; line += lines.blocks.count) {
         const uint64_t first = line / lines.stride * lines.length * lines.stride + line % lines.stride;
-        for (uint64_t j = threadIdx.x; j < padded; j += blockDim.x) {
+        for (uint64_t j = threadIdx.x; j < lines.padded; j += blockDim.x) {
             keys[j] = j < lines.length ? key_at<Working>(lines, first + j * lines.stride) : ~0ull;
         }
         __syncthreads();
-        sort_block(keys, padded);
+        sort_block(keys, lines.padded);
         for (uint64_t j = threadIdx.x; j < lines.length; j += blockDim.x) {
             const uint64_t index = first + j * lines.stride, key = key_at<Working>(lines, index);
             const uint64_t smaller = keys_below(keys, lines.length, key, false);
             const uint64_t equal = keys_below(keys, lines.length, key, true) - smaller;
-            thresholds[index] = lines.probability.threshold(2 * smaller + equal - 1);
+            lines.thresholds[index] = lines.probability.threshold(2 * smaller + equal - 1);
         }
         __syncthreads();
     }
@@ -82,20 +90,42 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 }  // namespace
 
-void rank_thresholds(const Queue& queue, const Array& base, const Array& model, DType working, uint64_t length,
-                     uint64_t stride, double density, double epsilon, uint64_t count, uint32_t* thresholds) {
-    if (length == 0 || stride == 0 || count == 0) return;
+void rank_thresholds(const Queue& queue, const std::vector<RankCall>& calls) {
     const OnDevice on(queue.device);
-    uint64_t padded = 1;
-    while (padded < length) padded *= 2;
-    const Lines lines{base, model, length, stride, count / length, {density, epsilon, length}};
-    const bool shared = padded <= SHARED_KEYS;
-    const unsigned blocks = blocks_for(lines.lines, 1, shared ? 4 : 2, queue.device);
-    const Scratch<uint64_t> scratch(queue, shared ? 0 : blocks * padded);
-    with_dtype(working, [&](auto dtype) {
-        launch(rank_lines<dtype()>, blocks, THREADS, shared ? padded * sizeof(uint64_t) : 0, queue, lines, padded,
-               scratch.data, thresholds);
-    });
+    Launches<Lines> launches;
+    std::vector<std::unique_ptr<Scratch<uint64_t>>> scratch;  // until its jobs are launched
+    uint64_t held = 0;
+    for (const RankCall& call : calls) {
+        if (call.length == 0 || call.stride == 0 || call.count == 0) continue;
+        uint64_t padded = 1;
+        while (padded < call.length) padded *= 2;
+        const uint64_t count = call.count / call.length;
+        const bool shared = padded <= SHARED_KEYS;
+        const unsigned blocks = blocks_for(count, 1, shared ? 4 : 2, queue.device);
+        const uint64_t keys = shared ? 0 : blocks * padded;
+        if (held > 0 && held + keys > KEYS_AT_ONCE) {
+            launches.launch(queue, THREADS);
+            launches = {};
+            scratch.clear();
+            held = 0;
+        }
+        held += keys;
+        scratch.push_back(std::make_unique<Scratch<uint64_t>>(queue, keys));
+        const Lines lines{call.base,
+                          call.model,
+                          call.length,
+                          call.stride,
+                          count,
+                          padded,
+                          {call.density, call.epsilon, call.length},
+                          scratch.back()->data,
+                          call.thresholds,
+                          {}};
+        with_dtype(call.working, [&](auto dtype) {
+            launches.add(rank_lines<dtype()>, lines, blocks, shared ? padded * sizeof(uint64_t) : 0);
+        });
+    }
+    launches.launch(queue, THREADS);
 }
 
 }  // namespace merge_engine

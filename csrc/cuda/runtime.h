@@ -112,9 +112,14 @@ class Listed {
     Listed(const Queue& queue, const std::vector<T>& items)
         : items_(items), memory_(queue, items.size() > List<T>::FEW ? items.size() : 0) {
         if (memory_.data) {
-            check(cudaMemcpyAsync(memory_.data, items_.data(), items_.size() * sizeof(T), cudaMemcpyHostToDevice,
-                                  stream_of(queue)),
-                  "handing over a list");
+            // More at a time would wait for the stream: this memory is not pinned.
+            constexpr size_t WITHOUT_WAITING = (64 << 10) / sizeof(T);
+            for (size_t at = 0; at < items_.size(); at += WITHOUT_WAITING) {
+                const size_t some = std::min(WITHOUT_WAITING, items_.size() - at);
+                check(cudaMemcpyAsync(memory_.data + at, items_.data() + at, some * sizeof(T), cudaMemcpyHostToDevice,
+                                      stream_of(queue)),
+                      "handing over a list");
+            }
             list.many = memory_.data;
         } else {
             std::copy(items_.begin(), items_.end(), list.few);

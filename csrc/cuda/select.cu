@@ -10,7 +10,7 @@ constexpr unsigned THREADS = 1024;
 
 // One block per query. Thread t looks at the t-th run of bins from the top.
 __global__ void __launch_bounds__(THREADS, 1)
-    select_kernel(const List<RankQuery> queries, uint64_t bins, Found* found) {
+    select_kernel(const List<RankQuery> queries, uint64_t bins) {
     const RankQuery query = queries[blockIdx.x];
     const Found within = query.within ? *query.within : Found{0, 0, 0};
     const uint64_t run = bins / blockDim.x, top = bins - threadIdx.x * run;
@@ -21,34 +21,36 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (rank <= above || rank > above + own) return;
     uint64_t bin = top - 1;
     for (; above + query.counts[bin] < rank; --bin) above += query.counts[bin];
-    found[blockIdx.x] = {within.key << NEXT_BITS | bin, within.above + above, query.counts[bin]};
+    *query.found = {within.key << NEXT_BITS | bin, within.above + above, query.counts[bin]};
 }
 
-template <DType Working>
-__global__ void bands_kernel(const List<BandQuery> queries, size_t n, SolvedBand* solved) {
+__global__ void bands_kernel(const List<BandQuery> queries, size_t n) {
     const size_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     const BandQuery query = queries[i];
-    const Found high = query.high ? *query.high : Found{0, 0, 0};
-    solved[i] = solve_band<Working, RealOf<Working>>(query.band, *query.low, high);
+    const Found low = *query.low, high = query.high ? *query.high : Found{0, 0, 0};
+    switch (query.working) {
+        case DType::BF16: *query.solved = solve_band<DType::BF16, float>(query.band, low, high); break;
+        case DType::F16: *query.solved = solve_band<DType::F16, float>(query.band, low, high); break;
+        case DType::F32: *query.solved = solve_band<DType::F32, float>(query.band, low, high); break;
+        case DType::F64: *query.solved = solve_band<DType::F64, double>(query.band, low, high); break;
+    }
 }
 
 }  // namespace
 
-void select(const Queue& queue, const std::vector<RankQuery>& queries, uint64_t bins, Found* found) {
+void select(const Queue& queue, const std::vector<RankQuery>& queries, uint64_t bins) {
     const OnDevice on(queue.device);
     const Listed<RankQuery> listed(queue, queries);
     launch(select_kernel, static_cast<unsigned>(queries.size()), THREADS, THREADS * sizeof(uint64_t), queue,
-           listed.list, bins, found);
+           listed.list, bins);
 }
 
-void solve_bands(const Queue& queue, const std::vector<BandQuery>& bands, DType working, SolvedBand* solved) {
+void solve_bands(const Queue& queue, const std::vector<BandQuery>& queries) {
     const OnDevice on(queue.device);
-    const Listed<BandQuery> listed(queue, bands);
-    const unsigned blocks = static_cast<unsigned>((bands.size() + WARP - 1) / WARP);
-    with_dtype(working, [&](auto dtype) {
-        launch(bands_kernel<dtype()>, blocks, WARP, 0, queue, listed.list, bands.size(), solved);
-    });
+    const Listed<BandQuery> listed(queue, queries);
+    const unsigned blocks = static_cast<unsigned>((queries.size() + WARP - 1) / WARP);
+    launch(bands_kernel, blocks, WARP, 0, queue, listed.list, queries.size());
 }
 
 }  // namespace merge_engine

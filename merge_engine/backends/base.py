@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends.operations import (
@@ -30,6 +31,10 @@ SUM_BLOCK = 4096
 
 FIRST_BITS, NEXT_BITS = 15, 16
 """Bits of a key that the first and each following level of a histogram resolve."""
+
+
+HEADROOM = 256 << 20
+"""Bytes of a device for histograms, sums, keys that are being ranked and lists, beside what a run says it needs."""
 
 
 def levels(working: DType) -> int:
@@ -61,12 +66,20 @@ class Backend(ABC):
     def attach(self, memory: memoryview, scratch: int) -> None:  # noqa: B027
         """Prepare for the host memory that ``array`` and ``output`` will be given pieces of, until ``detach``.
 
+        Pieces start at whole pages, and what lies between the end of one and the next page is nobody's.
         ``scratch`` is what masks may take beside it, in bytes. Raises ``DeviceMemoryError`` when the device has
         too little memory for it.
         """
 
     def detach(self) -> None:  # noqa: B027
         """Wait for all work, and let go of what ``attach`` took."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Whatever is asked for inside may be launched as one, when the context is left or a value is fetched.
+
+        The inputs of several visits then lie side by side in the attached memory, and so do their outputs.
+        """
+        return nullcontext()
 
     def fetch(self, value: Any) -> Any:
         """The value that a handle stands for, once it is known."""
@@ -115,10 +128,11 @@ class Backend(ABC):
         """How many elements have this key, and the offset in the chunk of the ``nth`` of them, from 0."""
 
     @abstractmethod
-    def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, sums: list[float]
-    ) -> list[float]:
-        """Add the L1 norm of every task vector, whole and masked, to ``sums`` (two values a model)."""
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, before: Any) -> Any:
+        """The L1 norm of every task vector, whole and masked: a handle to two values a model.
+
+        They are added to ``before``, the handle that the chunk in front was answered with, None for the first.
+        """
 
     @abstractmethod
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:

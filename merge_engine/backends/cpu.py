@@ -146,7 +146,7 @@ class CpuBackend(Backend):
         return found, offset if offset >= 0 else None
 
     def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, sums: list[float]
+        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, before: list[float] | None
     ) -> list[float]:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
         structures.check(chunk)
@@ -160,7 +160,7 @@ class CpuBackend(Backend):
             chunk.start,
             chunk.count,
             self.threads,
-            sums,
+            before or [0.0] * (2 * len(masks)),
         )
         return result
 

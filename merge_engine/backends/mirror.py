@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from merge_engine.backends.base import HEADROOM
 from merge_engine.backends.cpu import address_of
 from merge_engine.errors import DeviceMemoryError
-
-HEADROOM = 256 << 20
-"""Bytes for histograms, sums, and keys that are being ranked beside what a run says it needs."""
 
 
 @dataclass(frozen=True)

@@ -243,10 +243,11 @@ class ReferenceBackend(Backend):
         return len(places), int(places[nth]) if nth < len(places) else None
 
     def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, sums: list[float]
+        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, before: list[float] | None
     ) -> list[float]:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
         rounding = _rounding(chunk.working, storage_rounding)
+        sums = before or [0.0] * (2 * len(masks))
         result = []
         for model, mask in enumerate(masks):
             delta = rounding(_delta(chunk, model))

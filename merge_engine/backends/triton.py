@@ -247,10 +247,11 @@ class TritonBackend(Backend):
             return located
 
     def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, sums: list[float]
+        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, before: list[float] | None
     ) -> list[float]:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
         check(chunk)
+        sums = before or [0.0] * (2 * len(masks))
         with self._working():
             block_sums = norms.block_sums(chunk.count, len(sums), self.device)
             rows = self._rows([_row(mask) for mask in masks])

@@ -84,18 +84,22 @@ class Merger:
         self.results: dict[str, TensorResult] = {}
         self.trimmed_to: dict[int, int] = {}  # over all tensors, when the trim was
 
-    def visit(self, visit: Visit, inputs: Sequence[memoryview], output: memoryview) -> Callable[[], None]:
-        """Measure or merge one chunk. ``inputs`` are the base, if any, and the models; ``output`` is written.
+    def visit(
+        self, visit: Visit, inputs: Sequence[memoryview], output: memoryview
+    ) -> Callable[[], Callable[[], None]]:
+        """Measure one chunk. ``inputs`` are the base, if any, and the models.
 
-        The backend may work on it for longer than this takes. What is returned waits until inputs and output are
-        no longer in use; call it once, in the order of the visits. It raises ``NonFiniteError`` for NaN or
+        What is returned merges it into ``output``, unless it is only to be measured. Several visits may be measured
+        before the first of them is merged: then the backend can be asked for what all of them need at once. It may
+        work on a visit for longer than this takes: merging returns what waits until inputs and output are no longer
+        in use. Call each once, in the order of the visits. The wait raises ``NonFiniteError`` for NaN or
         infinity that the recipe does not allow. Raises ``PlanError`` for tensors that cannot be merged and are not
         the same everywhere.
         """
         job, backend = visit.job, self._backend
         if job.task is None and not job.out.mergeable:
             self._copy(visit, inputs, output)
-            return lambda: None
+            return lambda: lambda: None
         unchanged = job.task is not None and visit.merge and self._unchanged(visit, inputs)
         chunk = self._chunk(visit, inputs[:1] if unchanged else inputs)
         if job.task is not None and not unchanged:
@@ -103,6 +107,10 @@ class Merger:
                 statistic.measure(backend, chunk, job.task)
                 if statistic in visit.complete:
                     statistic.finish(backend)
+        return lambda: self._merge(visit, chunk, output, unchanged)
+
+    def _merge(self, visit: Visit, chunk: Chunk, output: memoryview, unchanged: bool) -> Callable[[], None]:
+        job, backend = visit.job, self._backend
         if not visit.merge:
             done = backend.mark()
             return lambda: backend.fetch(done)

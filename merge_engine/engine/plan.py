@@ -32,6 +32,9 @@ from merge_engine.recipe import ModelReference, Recipe
 DEFAULT_MEMORY = 400_000_000
 """Bytes of tensor data that a run holds at a time, by default."""
 
+BATCH = 4 << 20
+"""Bytes of small visits that go together: handing each of them from thread to thread would take longer than it."""
+
 _PIECES = 8  # of a tensor that is cut, so many fill the memory: the first is soon read
 
 
@@ -122,15 +125,16 @@ class Plan:
 
     @property
     def ring_bytes(self) -> int:
-        """Memory for inputs and outputs: of a chunk that is read, of one that is written and of those that the backend
-        has, as far as the budget allows. Memory that is not needed is not touched: to get it costs time.
+        """Memory for inputs and outputs: of a chunk (or batch of small ones) that is read, of one that is written and
+        of those that the backend has, as far as the budget allows. Memory that is not needed is not touched: to get it
+        costs time.
         """
         spans = 0
         for job in self.jobs:
             arrays = len(self.inputs(job)) + 1
             spans = max(spans, self.span_bytes(job, self.chunk_elements(job)) + arrays * PAGE)
         whole = sum(self.span_bytes(job, job.count) + 2**16 for job in self.jobs)
-        return max(spans, min(self.memory - self.scratch_bytes, (self.depth + 2) * spans, whole))
+        return max(spans, min(self.memory - self.scratch_bytes, (self.depth + 2) * max(spans, BATCH), whole))
 
     @property
     def bytes_read(self) -> int:

@@ -19,7 +19,7 @@ from merge_engine.backends import Backend
 from merge_engine.checkpoint import Checkpoint
 from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
-from merge_engine.engine.plan import Plan
+from merge_engine.engine.plan import BATCH, Plan
 from merge_engine.engine.ring import Ring, RingClosed, Span, aligned
 from merge_engine.engine.sinks import Digests, Sink
 from merge_engine.engine.visits import Visit, visits
@@ -28,9 +28,6 @@ READ_THREADS = 4
 WRITE_THREADS = 2
 READ_PIECE = 8 << 20
 """Bytes of one read: several threads share the reading of one large tensor."""
-
-_BATCH = 4 << 20
-"""Bytes of small visits that go together: handing each of them from thread to thread would take longer than it."""
 
 
 @dataclass
@@ -136,7 +133,7 @@ class Stream:
 
     def _batches(self) -> Iterator[list[Visit]]:
         """Visits in order, small ones together."""
-        limit = min(_BATCH, self._ring.size // 4)
+        limit = min(BATCH, self._ring.size // 4)
         batch: list[Visit] = []
         taken = 0
         for visit in visits(self._plan):
@@ -158,14 +155,18 @@ class Stream:
     def _load(self, batch: list[Visit]) -> _Batch:
         sizes = [self._sizes(visit) for visit in batch]
         span = self._ring.acquire(sum(aligned(size) for some in sizes for size in some))
-        pieces, at = [], 0
-        for visit, some in zip(batch, sizes, strict=True):
-            views = []
-            for size in some:
-                views.append(span.memory[at : at + size])
-                at += aligned(size)
-            *inputs, output = views
-            pieces.append(_Piece(visit, inputs, output))
+        # Inputs side by side, and outputs behind them: a device takes each with one copy.
+        at = 0
+
+        def take(size: int) -> memoryview:
+            nonlocal at
+            view = span.memory[at : at + size]
+            at += aligned(size)
+            return view
+
+        inputs = [[take(size) for size in some[:-1]] for some in sizes]
+        outputs = [take(some[-1]) for some in sizes]
+        pieces = [_Piece(*piece) for piece in zip(batch, inputs, outputs, strict=True)]
         if len(pieces) > 1:
             return _Batch(pieces, span, [self._readers.submit(self._read_all, pieces)])
         reads = [
@@ -195,8 +196,9 @@ class Stream:
     def _begin(self, batch: _Batch) -> list[Callable[[], None]]:
         for read in batch.reads:
             read.result()
-        with self._ledger.timed(self._ledger.compute, batch.nbytes):
-            return [self._merger.visit(piece.visit, piece.inputs, piece.output) for piece in batch.pieces]
+        with self._ledger.timed(self._ledger.compute, batch.nbytes), self._backend.together():
+            merges = [self._merger.visit(piece.visit, piece.inputs, piece.output) for piece in batch.pieces]
+            return [merge() for merge in merges]
 
     def _complete(self, batch: _Batch, waits: list[Callable[[], None]]) -> None:
         with self._ledger.timed(self._ledger.compute, 0):

@@ -29,7 +29,7 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
-from merge_engine.methods.base import MergeTask, Method, Program, Share, Solution, Statistic
+from merge_engine.methods.base import MergeTask, Method, Program, Share, Solution, Statistic, Values
 from merge_engine.methods.rounding import rounded, weight_sum
 from merge_engine.methods.selection import Query, Selection
 from merge_engine.methods.sparsify import (
@@ -173,23 +173,23 @@ class NormRatio(Statistic):
     def __init__(self, program: Merge):
         self._program = program
         self._task = program.task
-        self._sums = [0.0] * (2 * len(program.task.models))
-        self.ratios: list[float] = []
+        self._norms: Any = None
 
     def measure(self, backend: Backend, chunk: Chunk, task: MergeTask) -> None:
         """Add a chunk's norms."""
         masks = [mask for mask, _ in self._program.masks(backend)]
-        self._sums = backend.l1_norms(chunk, masks, task.storage_rounding, self._sums)
+        self._norms = backend.l1_norms(chunk, masks, task.storage_rounding, self._norms)
 
     def finish(self, backend: Backend) -> None:
-        """Negligible norms leave the task vector as it is."""
-        sums = self._sums
+        """The norms are looked at once they are needed, when other tensors have been measured too."""
+
+    def ratios(self, backend: Backend) -> list[float]:
+        """For each model. Negligible norms leave the task vector as it is."""
+        sums = backend.fetch(self._norms)
         if self._task.storage_rounding:  # but not where mergekit's sums overflow
             sums = [n if math.isinf(r := rounded(n, self._task.working)) else r for n in sums]
         pairs = zip(sums[::2], sums[1::2], strict=True)
-        self.ratios = [
-            before / after if min(before, after) >= NEGLIGIBLE_NORM else 1.0 for before, after in pairs
-        ]
+        return [before / after if min(before, after) >= NEGLIGIBLE_NORM else 1.0 for before, after in pairs]
 
 
 class Merge(Program):
@@ -227,6 +227,7 @@ class Merge(Program):
         task, common = self.task, self.task.common
         retains = common.get("sign_slack_mode") == "retain"
         entries, trimmed_to = [], {}
+        ratios = self._norms.ratios(backend) if self._norms is not None else None
         for position, (model, settings) in enumerate(zip(task.models, task.settings, strict=True)):
             mask, kept_without_slack = self.masks(backend)[position]
             if kept_without_slack is not None:
@@ -236,7 +237,7 @@ class Merge(Program):
                 Entry(
                     mask,
                     weight=_number(settings, "weight"),
-                    rescale=self._rescale(position, mask, _number(settings, "density")),
+                    rescale=ratios[position] if ratios else self._rescale(mask, settings),
                     vote_slack=0.0 if retains else slack,
                     retain_slack=slack if retains else 0.0,
                 )
@@ -257,9 +258,8 @@ class Merge(Program):
         vanishes = abs(total) < VANISHING_WEIGHT if self.task.storage_rounding else total == 0
         return 1.0 if vanishes else total
 
-    def _rescale(self, position: int, mask: Mask, density: float) -> float:
-        if self._norms is not None:
-            return self._norms.ratios[position]
+    def _rescale(self, mask: Mask, settings: Values) -> float:
+        density = _number(settings, "density")
         if self.task.common["rescale"] == "density" and not isinstance(mask, Dense | Ranked) and density > 0:
             return 1.0 / density
         return 1.0

@@ -17,6 +17,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulated {
 
 size_t memory_limit = 0, memory_used = 0;
+uint64_t handed_in = 0;
 
 namespace {
 

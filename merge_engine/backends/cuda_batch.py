@@ -1,0 +1,228 @@
+"""Work for a CUDA device that is written down for many tensors and then launched together.
+
+Each kind of work builds on kinds before it only: keys are found in histograms, the next level's histograms look into
+what was found, bands follow from that, and norms and merges from bands. So it is launched kind by kind, for all
+tensors at once, whatever the order in which they asked for it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from merge_engine.backends import structures
+from merge_engine.backends.base import level_bins, level_shift
+from merge_engine.backends.cuda_handles import (
+    DeviceArray,
+    Histograms,
+    PendingFound,
+    PendingNumber,
+    PendingOutcome,
+    PendingSums,
+    Piece,
+    Results,
+    SolvedMask,
+)
+from merge_engine.backends.operations import (
+    Chunk,
+    Column,
+    Combine,
+    Consensus,
+    Rank,
+    RankBand,
+    Ranked,
+    SolvedBand,
+)
+from merge_engine.dtypes import DType
+
+
+class Batch:
+    """What was asked for since the last launch. Handles that it gives stand for what is there after its own.
+
+    ``uploads`` and ``downloads`` are for its owner to copy before and after.
+    """
+
+    def __init__(self, native: Any):
+        self._native = native
+        self.results = Results()
+        self.uploads: list[DeviceArray] = []
+        self.downloads: list[DeviceArray] = []
+        self.histograms: list[Histograms] = []
+        self._counted: dict[int, list[tuple[Chunk, Sequence[Column], Histograms]]] = defaultdict(list)
+        self._selected: dict[int, list[tuple[Histograms, Rank, Piece]]] = defaultdict(list)
+        self._banded: list[tuple[RankBand, DType, Piece]] = []
+        self._summed: list[tuple[Chunk, Sequence[Any], bool, PendingSums | None, Piece]] = []
+        self._merged: list[tuple[Chunk, Consensus, DeviceArray, Piece]] = []
+        self._combined: list[tuple[Chunk, Combine, DeviceArray, Piece]] = []
+
+    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Histograms) -> None:
+        """See ``Backend.histogram``."""
+        self._counted[level].append((chunk, columns, histograms))
+
+    def select(self, histograms: Histograms, level: int, ranks: Sequence[Rank]) -> list[PendingFound]:
+        """See ``Backend.select``."""
+        pieces = [self.results.piece(self._native.FOUND_BYTES) for _ in ranks]
+        self._selected[level] += [
+            (histograms, rank, piece) for rank, piece in zip(ranks, pieces, strict=True)
+        ]
+        return [PendingFound(piece) for piece in pieces]
+
+    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+        """See ``Backend.bands``."""
+        solved = []
+        for band in bands:
+            piece = self.results.piece(self._native.SOLVED_BYTES)
+            self._banded.append((band, working, piece))
+            kept = PendingNumber(piece.part(self._native.KEPT_OFFSET, 8)) if band.slack > 0 else None
+            solved.append(SolvedBand(SolvedMask(piece), kept))
+        return solved
+
+    def l1_norms(
+        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, before: PendingSums | None
+    ) -> PendingSums:
+        """See ``Backend.l1_norms``."""
+        piece = self.results.piece(8 * 2 * len(masks))
+        self._summed.append((chunk, masks, storage_rounding, before, piece))
+        return PendingSums(piece)
+
+    def consensus(self, chunk: Chunk, operation: Consensus, output: DeviceArray) -> PendingOutcome:
+        """See ``Backend.consensus``."""
+        models = len(chunk.models)
+        piece = self.results.piece(8 * (4 * models + 2))
+        self._merged.append((chunk, operation, output, piece))
+        return PendingOutcome(piece, models)
+
+    def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
+        """See ``Backend.combine``."""
+        piece = self.results.piece(8 * (len(chunk.models) + 2))  # the base takes no part: its count stays 0
+        self._combined.append((chunk, operation, output, piece))
+        return PendingOutcome(piece, 0)
+
+    def launch(self, queue: Any) -> None:
+        """Hand everything to the device."""
+        native = self._native
+        if self.results.nbytes:
+            self.results.memory = native.DeviceMemory(queue, self.results.nbytes, True)
+        self._make_histograms(queue)
+        for level in sorted(self._counted.keys() | self._selected.keys()):
+            native.histogram(queue, [self._histogram_call(level, *asked) for asked in self._counted[level]])
+            queries = [
+                native.RankQuery(
+                    histograms.address(rank.slot), _address(rank.within), rank.rank, piece.address
+                )
+                for histograms, rank, piece in self._selected[level]
+            ]
+            native.select(queue, queries, level_bins(level))
+        native.solve_bands(queue, [self._band_query(*asked) for asked in self._banded])
+        self._sum(queue)
+        self._merge(queue)
+
+    def _make_histograms(self, queue: Any) -> None:
+        nbytes = 0
+        for histograms in self.histograms:
+            histograms.offset = nbytes
+            nbytes += histograms.nbytes
+        if nbytes:
+            memory = self._native.DeviceMemory(queue, nbytes, True)
+            for histograms in self.histograms:
+                histograms.memory = memory
+
+    def _histogram_call(
+        self, level: int, chunk: Chunk, columns: Sequence[Column], histograms: Histograms
+    ) -> Any:
+        native = self._native
+        filled = [
+            native.Column(
+                chunk.models[column.model].native, _address(column.within), histograms.address(column.slot)
+            )
+            for column in columns
+        ]
+        working = structures.dtype(native, chunk.working)
+        shift = level_shift(chunk.working, level)
+        return native.HistogramCall(chunk.base.native, filled, working, shift, chunk.count)
+
+    def _band_query(self, band: RankBand, working: DType, solved: Piece) -> Any:
+        native = self._native
+        return native.BandQuery(
+            structures.rank_band(native, band),
+            structures.dtype(native, working),
+            _address(band.low),
+            _address(band.high),
+            solved.address,
+        )
+
+    def _sum(self, queue: Any) -> None:
+        native = self._native
+        masks, _thresholds = native_masks(native, queue, [(chunk, kept) for chunk, kept, *_ in self._summed])
+        calls = []
+        for (chunk, _, storage_rounding, before, sums), of_models in zip(self._summed, masks, strict=True):
+            models = [model.native for model in chunk.models]
+            working = structures.dtype(native, chunk.working)
+            where = chunk.start, chunk.count, _address(before), sums.address
+            calls.append(
+                native.NormCall(chunk.base.native, models, of_models, working, storage_rounding, *where)
+            )
+        native.l1_norms(queue, calls)
+
+    def _merge(self, queue: Any) -> None:
+        native = self._native
+        asked = [(chunk, [e.mask for e in operation.entries]) for chunk, operation, _, _ in self._merged]
+        masks, _thresholds = native_masks(native, queue, asked)
+        calls = []
+        for (chunk, operation, output, counters), of_entries in zip(self._merged, masks, strict=True):
+            consensus = structures.consensus(native, chunk, operation, output, of_entries)
+            non_finite = counters.address + 8 * 3 * len(chunk.models)
+            calls.append(
+                native.ConsensusCall(consensus, chunk.start, chunk.count, counters.address, non_finite)
+            )
+        native.consensus(queue, calls)
+        native.combine(
+            queue,
+            [
+                native.CombineCall(
+                    structures.combine(native, chunk, operation, output), chunk.count, counters.address + 8
+                )
+                for chunk, operation, output, counters in self._combined
+            ],
+        )
+
+
+def native_masks(
+    native: Any, queue: Any, asked: Sequence[tuple[Chunk, Sequence[Any]]]
+) -> tuple[list[list[Any]], Any]:
+    """Native masks for the models of each chunk, and memory that they point to, which must outlive the launch."""
+    nbytes = sum(4 * chunk.count for chunk, masks in asked for mask in masks if isinstance(mask, Ranked))
+    thresholds = native.DeviceMemory(queue, nbytes, False) if nbytes else None
+    place = thresholds.address if thresholds is not None else 0
+    result, ranked = [], []
+    for chunk, masks in asked:
+        made = []
+        for model, mask in zip(chunk.models, masks, strict=True):
+            if isinstance(mask, SolvedMask):
+                made.append(native.Mask())
+                made[-1].set_solved(mask.piece.address)
+                continue
+            made.append(structures.mask(native, mask))
+            if isinstance(mask, Ranked) and chunk.count:
+                made[-1].set_thresholds(place)
+                ranked.append(
+                    native.RankCall(
+                        chunk.base.native,
+                        model.native,
+                        structures.dtype(native, chunk.working),
+                        *chunk.line,
+                        mask.density,
+                        mask.epsilon,
+                        chunk.count,
+                        place,
+                    )
+                )
+                place += 4 * chunk.count
+        result.append(made)
+    native.rank_thresholds(queue, ranked)
+    return result, thresholds
+
+
+def _address(pending: PendingFound | PendingSums | None) -> int:
+    return 0 if pending is None else pending.piece.address

@@ -1,0 +1,158 @@
+"""What the CUDA backend hands out for things in device memory. Some are there only once a batch is launched."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from merge_engine.backends.base import level_bins
+from merge_engine.backends.operations import Counts, Found, Outcome
+from merge_engine.dtypes import DType
+
+
+@dataclass
+class DeviceArray:
+    """Elements in device memory: those that mirror host memory, or a tensor's, which ``owner`` keeps alive."""
+
+    native: Any
+    address: int
+    count: int
+    dtype: DType
+    mirrors: bool = False
+    owner: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self.count * self.dtype.itemsize
+
+
+@dataclass
+class Histograms:
+    """Histograms of a level, one a slot, from ``offset`` on in memory that is there once they are launched."""
+
+    level: int
+    slots: int
+    memory: Any = None
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return 8 * level_bins(self.level) * self.slots
+
+    def address(self, slot: int) -> int:
+        """Where the counts of a slot are."""
+        return int(self.memory.address) + self.offset + 8 * level_bins(self.level) * slot
+
+
+class Results:
+    """The numbers that the kernels of a batch leave: keys that were found, bands that were solved, counters.
+
+    ``memory`` and ``ready``, the event after the kernels, are there once the batch is launched. Where the batch has
+    outputs that come down to the host, ``arrived`` waits for them and for the numbers, which come along.
+    """
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self.memory: Any = None
+        self.ready: Any = None
+        self.arrived: Callable[[], bytes] | None = None
+        self._data: bytes | None = None
+
+    def piece(self, nbytes: int) -> Piece:
+        """Room for some more of them."""
+        piece = Piece(self, self.nbytes, nbytes)
+        self.nbytes += nbytes
+        return piece
+
+    def data(self, native: Any, aside: Any) -> bytes:
+        """Wait for the numbers. They are copied once, on the stream ``aside`` if they do not come by themselves."""
+        if self._data is None and self.arrived is not None:
+            self._data = self.arrived()
+        elif self._data is None:
+            self.ready.hold_back(aside)  # not behind what was asked for since
+            self._data = bytes(native.read(aside, self.memory.address, self.nbytes))
+        return self._data
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of the numbers of a batch."""
+
+    results: Results
+    offset: int
+    nbytes: int
+
+    @property
+    def address(self) -> int:
+        """Where they are on the device."""
+        return int(self.results.memory.address) + self.offset
+
+    def part(self, offset: int, nbytes: int) -> Piece:
+        """Some of these."""
+        return Piece(self.results, self.offset + offset, nbytes)
+
+    def numbers(self, data: bytes) -> tuple[int, ...]:
+        """Whole numbers, from the data of all results."""
+        return struct.unpack_from(f"<{self.nbytes // 8}Q", data, self.offset)
+
+
+@dataclass(frozen=True)
+class PendingFound:
+    """A ``Found``."""
+
+    piece: Piece
+
+    def value(self, data: bytes) -> Found:
+        """The numbers, from the data of all results."""
+        return Found(*self.piece.numbers(data))
+
+
+@dataclass(frozen=True)
+class PendingNumber:
+    """A whole number."""
+
+    piece: Piece
+
+    def value(self, data: bytes) -> int:
+        """The number, from the data of all results."""
+        return self.piece.numbers(data)[0]
+
+
+@dataclass(frozen=True)
+class PendingSums:
+    """Sums in double precision."""
+
+    piece: Piece
+
+    def value(self, data: bytes) -> list[float]:
+        """The sums, from the data of all results."""
+        return list(struct.unpack_from(f"<{self.piece.nbytes // 8}d", data, self.piece.offset))
+
+
+@dataclass(frozen=True)
+class PendingOutcome:
+    """The outcome of a merge. ``counted`` says how many models have counts."""
+
+    piece: Piece
+    counted: int
+
+    def value(self, data: bytes) -> Outcome:
+        """The counts, from the data of all results."""
+        numbers = self.piece.numbers(data)
+        n = self.counted
+        counts = tuple(Counts(*numbers[3 * i : 3 * i + 3]) for i in range(n))
+        return Outcome(counts, numbers[3 * n : -1], numbers[-1])
+
+
+@dataclass(frozen=True)
+class SolvedMask:
+    """A mask that the device solves itself."""
+
+    piece: Piece
+
+
+Pending = PendingFound | PendingNumber | PendingSums | PendingOutcome
