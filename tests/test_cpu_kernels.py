@@ -185,13 +185,13 @@ def test_a_chunk_is_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cpu._native, "rank_thresholds", counted)
     masks = [mask_of("ranked", torch.bfloat16, TILE, 0, model) for model in range(2)]
-    operation = Consensus(tuple(Entry(mask, weight=0.5) for mask in masks), election="sum")
+    operation = Consensus(tuple(Entry(mask, weight=0.5) for mask in masks), election="sum", normalize=True)
     backend = CpuBackend(threads=1)
     for seed in range(2):
         g = generator(seed, TILE)
         base, *models = (torch.randn(TILE, generator=g).to(torch.bfloat16) for _ in range(3))
         chunk, output = chunk_of(backend, base, models), torch.empty_like(base)
-        backend.l1_norms(chunk, masks, False, [0.0] * 4)
+        backend.l1_norms(chunk, masks, False, None)
         backend.consensus(chunk, operation, backend.tensor(output))
         assert len(calls) == 2 * (seed + 1)
         expected, _ = apply(REFERENCE, operation, base, models)
