@@ -4,13 +4,13 @@
 #
 #     bash benchmarks/full.sh PATH/mergekit-yaml [PART ...]
 #
-# A part can be measured alone: headline, methods, models, sizes, files, slow, tensors, primitives.
+# A part can be measured alone: headline, methods, cycles, ledger, tensors, slow, files, models, sizes, primitives.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 mergekit=$1
 shift
-parts=${*:-headline methods models sizes files slow tensors primitives}
+parts=${*:-headline methods cycles ledger tensors slow files models sizes primitives}
 results=benchmarks/results/$(date +%F)
 mkdir -p "$results"
 
@@ -23,21 +23,28 @@ bench() { # part, options: merge-engine bench, with a log of its tables beside t
 for part in $parts; do
     case $part in
         headline) bench headline --sizes 1.1b --methods ties,linear --rounds 5 ;;
-        # On a RAM disk, so that the arithmetic is seen.
-        methods) bench methods --sizes 1.1b --methods all --rounds 3 --output /dev/shm ;;
+        methods) # on a RAM disk, so that the arithmetic is seen
+            bench methods --sizes 1.1b --methods all --rounds 3 --output /dev/shm \
+                --mergekit-rounds 0 --torch-rounds 0
+            ;;
         models)
-            bench models --sizes 0.5b --models 2,5,10,15,20 --distinct 4 --methods ties --rounds 3 \
+            bench models --sizes 0.5b --models 2,5,10,20 --distinct 4 --methods ties --rounds 3 --torch-rounds 0 \
                 --plot "$results/models.png"
             ;;
         sizes)
             bench sizes --sizes 0.5b,1.1b,3b,7b --distinct 1 --methods ties,linear --cache cold --rounds 3 \
-                --plot "$results/sizes.png"
+                --torch-rounds 0 --plot "$results/sizes.png"
             ;;
         files)
             bench files --sizes 1.1b --methods ties,linear --cache both --shard-sizes 5GB,50MB --rounds 3 \
                 --mergekit-rounds 0 --torch-rounds 0
             ;;
         slow) bench slow --sizes 0.5b --methods ties,linear --slow-disk 200MB --rounds 3 ;;
+        cycles)
+            for method in ties linear della; do python -m benchmarks.cycles --method "$method"; done |
+                tee "$results/cycles.txt"
+            ;;
+        ledger) python -m benchmarks.ledger | tee "$results/ledger.txt" ;;
         tensors) bench tensors --sizes moe --methods ties,linear --rounds 3 ;;
         primitives)
             python -m pytest benchmarks --benchmark-enable --benchmark-json "$results/primitives.json" \
