@@ -27,13 +27,13 @@ for part in $parts; do
             bench methods --sizes 1.1b --methods all --rounds 3 --output /dev/shm \
                 --mergekit-rounds 0 --torch-rounds 0
             ;;
-        models)
-            bench models --sizes 0.5b --models 2,5,10,20 --distinct 4 --methods ties --rounds 3 --torch-rounds 0 \
-                --plot "$results/models.png"
+        models) # here and below without mergekit and torch, which would take hours
+            bench models --sizes 0.5b --models 2,5,10,20 --distinct 4 --methods ties --rounds 3 \
+                --mergekit-rounds 0 --torch-rounds 0 --plot "$results/models.png"
             ;;
         sizes)
             bench sizes --sizes 0.5b,1.1b,3b,7b --distinct 1 --methods ties,linear --cache cold --rounds 3 \
-                --torch-rounds 0 --plot "$results/sizes.png"
+                --mergekit-rounds 0 --torch-rounds 0 --plot "$results/sizes.png"
             ;;
         files)
             bench files --sizes 1.1b --methods ties,linear --cache both --shard-sizes 5GB,50MB --rounds 3 \

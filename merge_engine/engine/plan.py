@@ -105,8 +105,8 @@ class Plan:
         scratch = self.method.scratch_bytes(len(job.models)) if job.task is not None else 0
         per_block = self.span_bytes(job, SUM_BLOCK) + scratch * SUM_BLOCK
         fitting = max(self.memory // _PIECES // per_block, 1) * SUM_BLOCK
-        can_be_held = total * per_block <= self.memory // (self.depth + 1) * SUM_BLOCK
-        if total <= fitting or (can_be_held and self._measured(job)):
+        held = (self.depth + 1) * self.span_bytes(job, total) + scratch * total
+        if total <= fitting or (held <= self.memory and self._measured(job)):
             return max(total, 1)
         unit = SUM_BLOCK
         if self.method.whole_lines and job.task is not None:

@@ -1,0 +1,51 @@
+"""How a plan divides its memory: which tensors are held whole, and what the ring takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import SaveCheckpoint
+
+import merge_engine as me
+
+ELEMENTS = 10 * 4096
+SPAN = 4 * 2 * ELEMENTS  # base, two models and the output in bfloat16
+RANKS = (4 * 2 + 8) * ELEMENTS  # DELLA: a threshold for each model, and keys
+
+
+def recipe(save_checkpoint: SaveCheckpoint, method: str) -> dict[str, object]:
+    folders = [
+        save_checkpoint(name, {"w": torch.zeros(10, 4096, dtype=torch.bfloat16)}) for name in ("o", "a", "b")
+    ]
+    options: dict[str, float] = {"weight": 0.5}
+    if method != "task_arithmetic":
+        options |= {"density": 0.5}
+    return {
+        "merge_method": method,
+        "base_model": str(folders[0]),
+        "models": [{"model": str(folder), "parameters": options} for folder in folders[1:]],
+    }
+
+
+@pytest.mark.parametrize(("method", "needed"), [("ties", 2 * SPAN), ("della", 2 * SPAN + RANKS)])
+def test_what_must_be_measured_is_held_whole_beside_the_next(
+    method: str, needed: int, save_checkpoint: SaveCheckpoint
+) -> None:
+    described = recipe(save_checkpoint, method)
+    with me.plan(described, memory=needed) as plan:
+        assert plan.chunk_elements(plan.jobs[0]) == ELEMENTS
+        assert plan.bytes_read == 3 * 2 * ELEMENTS
+    with me.plan(described, memory=needed - 1) as plan:
+        assert plan.chunk_elements(plan.jobs[0]) < ELEMENTS
+        assert plan.bytes_read == 2 * 3 * 2 * ELEMENTS  # once to be measured, once to be merged
+    with me.plan(described, memory=needed) as plan:
+        plan.depth = 3  # a device holds more of them at a time
+        assert plan.chunk_elements(plan.jobs[0]) < ELEMENTS
+
+
+def test_what_need_not_be_measured_is_cut(save_checkpoint: SaveCheckpoint) -> None:
+    with me.plan(recipe(save_checkpoint, "task_arithmetic"), memory=2 * SPAN) as plan:
+        chunk = plan.chunk_elements(plan.jobs[0])
+        assert chunk == ELEMENTS // 5  # at most an eighth of the memory, in blocks
+        assert plan.bytes_read == 3 * 2 * ELEMENTS
+        assert plan.ring_bytes < 2 * SPAN
