@@ -126,7 +126,7 @@ def test_any_merge(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("models", range(1, 7))
+@pytest.mark.parametrize("models", (*range(1, 7), 32, 33))
 @pytest.mark.parametrize("election", ("none", "sum"))
 def test_extreme_and_non_finite_values(dtype: torch.dtype, models: int, election) -> None:
     """Denormals, overflows, and NaN and infinity where they do and do not reach the output."""

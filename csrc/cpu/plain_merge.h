@@ -34,7 +34,7 @@ class PlainMerger {
   private:
     using Bits = typename Storage<Working>::Bits;
     using Vectors = StorageLanes<Working>;
-    static constexpr int MANY = 16;  // models, for which there are no loops of their own
+    static constexpr int MANY = 32;  // models, for which there are no loops of their own
 
     // What the task vector of a model is multiplied with: one factor, or one for each element of the tile.
     struct Factors {
