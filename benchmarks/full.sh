@@ -32,7 +32,7 @@ for part in $parts; do
                 --mergekit-rounds 0 --torch-rounds 0 --plot "$results/models.png"
             ;;
         sizes)
-            bench sizes --sizes 0.5b,1.1b,3b,7b --distinct 1 --methods ties,linear --cache cold --rounds 3 \
+            bench sizes --sizes 0.5b,1.1b,3b,7b --distinct 1 --methods ties --cache cold --rounds 3 \
                 --mergekit-rounds 0 --torch-rounds 0 --plot "$results/sizes.png"
             ;;
         files)

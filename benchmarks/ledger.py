@@ -44,8 +44,9 @@ def main() -> None:
         call("run", recipe, output)
         for state, prepare in (("cold", cool), ("warm", warm)):
             prepare(files)
-            print(f"# {state}\n\n{_without_paths(call('plan', recipe, output, '--overwrite'), merge)}")
-            print(_without_paths(call("run", recipe, output, "--overwrite"), merge))
+            for what in ("plan", "run"):
+                shown = call(what, recipe, output, "--overwrite").replace(str(output), "output")
+                print(f"# {what}, {state}\n\n{_without_paths(shown, merge)}\n")
     finally:
         empty(work)
         work.rmdir()
