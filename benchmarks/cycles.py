@@ -17,7 +17,7 @@ from pathlib import Path
 
 from merge_engine.bench.checkpoints import Family, cache_folder, weight_files
 from merge_engine.bench.contestants import MERGE_ENGINE, METHODS, Merge, command
-from merge_engine.bench.measuring import warm
+from merge_engine.bench.measuring import empty, warm
 
 SAMPLES_PER_SECOND = 997
 PARTS = (  # of whoever comes first: what it is called, the library and the function, as regular expressions
@@ -77,8 +77,7 @@ def main() -> None:
     merge = Merge(options.method, base, tuple(models))
     warm(file for folder in merge.folders for file in weight_files(folder))
     work = options.output / "merge-engine-cycles"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    empty(work)
     try:
         with tempfile.TemporaryDirectory() as folder:
             record(command(MERGE_ENGINE, merge, work), Path(folder) / "perf.data")

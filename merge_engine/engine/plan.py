@@ -68,6 +68,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     untied: bool = False
     _inputs: dict[str, _Inputs] = field(default_factory=dict, repr=False)  # asked for again and again
+    _statistics: dict[str, int] = field(default_factory=dict, repr=False)  # this too
 
     def inputs(self, job: TensorJob) -> list[tuple[Checkpoint, str]]:
         """Where a tensor's inputs are: the base first, if the method uses one, then the models in order."""
@@ -171,7 +172,10 @@ class Plan:
         """How many statistics of a tensor are measured before it is merged, beside those that all tensors share."""
         if job.task is None:
             return 0
-        return len(self.method.program(job.task, self.method.share([job.task])).statistics)
+        if job.name not in self._statistics:
+            program = self.method.program(job.task, self.method.share([job.task]))
+            self._statistics[job.name] = len(program.statistics)
+        return self._statistics[job.name]
 
     def __enter__(self) -> Plan:
         return self
