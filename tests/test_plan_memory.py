@@ -48,4 +48,16 @@ def test_what_need_not_be_measured_is_cut(save_checkpoint: SaveCheckpoint) -> No
         chunk = plan.chunk_elements(plan.jobs[0])
         assert chunk == ELEMENTS // 5  # at most an eighth of the memory, in blocks
         assert plan.bytes_read == 3 * 2 * ELEMENTS
-        assert plan.ring_bytes < 2 * SPAN
+        assert sum(plan.ring_bytes) < 2 * SPAN
+
+
+@pytest.mark.parametrize("method", ["ties", "della", "task_arithmetic"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_rings_stay_within_the_memory(method: str, depth: int, save_checkpoint: SaveCheckpoint) -> None:
+    described = recipe(save_checkpoint, method)
+    for memory in (SPAN + RANKS, 2 * SPAN + RANKS, 3 * SPAN + RANKS, 100 * SPAN):
+        with me.plan(described, memory=memory) as plan:
+            plan.depth = depth
+            least, rings = plan.largest_chunk, plan.ring_bytes
+            assert sum(rings) + plan.scratch_bytes <= memory
+            assert rings.inputs >= least.inputs and rings.outputs >= least.outputs

@@ -78,7 +78,7 @@ def plan(console: Console, planned: Plan, predicted: Usage) -> None:
         ("tensors", f"{len(planned.jobs):,} with {elements:,} elements; {streamed:,} streamed in pieces"),
         ("read", _gigabytes(planned.bytes_read)),
         ("write", f"{_gigabytes(planned.bytes_written)} in {len(planned.shards):,} file(s)"),
-        ("memory", f"{planned.ring_bytes / 2**20:,.0f} MiB of tensor data at a time"),
+        ("memory", f"{sum(planned.ring_bytes) / 2**20:,.0f} MiB of tensor data at a time"),
         *_usage(predicted),
         ("time", _expected(predicted)),
         *(("note", note) for note in planned.notes),

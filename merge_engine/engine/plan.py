@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from merge_engine.backends.base import SUM_BLOCK
 from merge_engine.backends.operations import Line
@@ -24,6 +25,7 @@ from merge_engine.checkpoint import (
 )
 from merge_engine.checkpoint.header import PAGE
 from merge_engine.dtypes import DType
+from merge_engine.engine.ring import aligned
 from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs
 from merge_engine.errors import CheckpointError, PlanError
 from merge_engine.methods import Method, find_method
@@ -35,7 +37,11 @@ DEFAULT_MEMORY = 400_000_000
 BATCH = 4 << 20
 """Bytes of small visits that go together: handing each of them from thread to thread would take longer than it."""
 
-_PIECES = 8  # of a tensor that is cut, so many fill the memory: the first is soon read
+PIECE = 16 << 20
+"""Bytes of inputs and output that a tensor is cut into: much for a disk, little for a processor's cache."""
+
+_PIECES = 8  # at least so many fill the memory: the first is soon read
+_RING = 4 * PIECE  # less would let disks wait that are fast and answer late
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,13 @@ class _Inputs:
     sources: list[tuple[Checkpoint, str]]
     dtypes: list[DType]
     bits: int
+
+
+class RingBytes(NamedTuple):
+    """Memory for inputs and for outputs."""
+
+    inputs: int
+    outputs: int
 
 
 @dataclass
@@ -105,7 +118,7 @@ class Plan:
         total = job.count
         scratch = self.method.scratch_bytes(len(job.models)) if job.task is not None else 0
         per_block = self.span_bytes(job, SUM_BLOCK) + scratch * SUM_BLOCK
-        fitting = max(self.memory // _PIECES // per_block, 1) * SUM_BLOCK
+        fitting = max(min(self.memory // _PIECES, PIECE) // per_block, 1) * SUM_BLOCK
         held = (self.depth + 1) * self.span_bytes(job, total) + scratch * total
         if total <= fitting or (held <= self.memory and self._measured(job)):
             return max(total, 1)
@@ -125,17 +138,27 @@ class Plan:
         )
 
     @property
-    def ring_bytes(self) -> int:
-        """Memory for inputs and outputs: of a chunk (or batch of small ones) that is read, of one that is written and
-        of those that the backend has, as far as the budget allows. Memory that is not needed is not touched: to get it
-        costs time.
-        """
-        spans = 0
+    def largest_chunk(self) -> RingBytes:
+        """The most that the inputs and the output of one chunk take, each tensor from the start of a page."""
+        inputs = outputs = 0
         for job in self.jobs:
-            arrays = len(self.inputs(job)) + 1
-            spans = max(spans, self.span_bytes(job, self.chunk_elements(job)) + arrays * PAGE)
+            count = min(self.chunk_elements(job), job.count)
+            inputs = max(inputs, sum(aligned(dtype.bits * count // 8) for dtype in self.input_dtypes(job)))
+            outputs = max(outputs, aligned(job.out.bits * count // 8))
+        return RingBytes(inputs, outputs)
+
+    @property
+    def ring_bytes(self) -> RingBytes:
+        """Memory for a chunk (or batch of small ones) that is read and those that the backend has, and for as many
+        outputs, of which one is written, as far as the budget allows. Memory that is not needed is not touched: to
+        get it costs time.
+        """
+        largest = self.largest_chunk
+        least = max(sum(largest), PAGE)
         whole = sum(self.span_bytes(job, job.count) + 2**16 for job in self.jobs)
-        return max(spans, min(self.memory - self.scratch_bytes, (self.depth + 2) * max(spans, BATCH), whole))
+        wanted = min(max((self.depth + 1) * least, _RING), whole)
+        total = max(least, min(wanted, self.memory - self.scratch_bytes))
+        return RingBytes(*(max(part * total // least // PAGE, 1) * PAGE for part in largest))
 
     @property
     def bytes_read(self) -> int:
@@ -291,15 +314,11 @@ def _tied(checkpoint: Checkpoint) -> bool | None:
 
 
 def _memory_problems(plan: Plan) -> list[str]:
-    needed, largest = 0, ""
-    for job in plan.jobs:
-        count = min(plan.chunk_elements(job), job.count)
-        scratch = plan.method.scratch_bytes(len(job.models)) * count if job.task is not None else 0
-        if plan.span_bytes(job, count) + scratch > needed:
-            needed, largest = plan.span_bytes(job, count) + scratch, job.name
-    if needed > plan.memory:
-        return [
-            f"{largest}: at least {needed / 2**20:.1f} MiB of it must be in memory at a time, but the memory "
-            f"budget is {plan.memory / 2**20:.1f} MiB; raise it"
-        ]
-    return []
+    needed = sum(plan.largest_chunk) + plan.scratch_bytes
+    if needed <= plan.memory:
+        return []
+    largest = max(plan.jobs, key=lambda job: plan.span_bytes(job, plan.chunk_elements(job)))
+    return [
+        f"{largest.name}: at least {needed / 2**20:.1f} MiB of it must be in memory at a time, but the memory "
+        f"budget is {plan.memory / 2**20:.1f} MiB; raise it"
+    ]

@@ -1,4 +1,4 @@
-"""Reusable host memory: one region for the whole run, handed out in order and given back in any order."""
+"""Reusable host memory: regions for the whole run, handed out in order and given back in any order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import threading
 from collections import deque
+from collections.abc import Iterable, Iterator
 
 from merge_engine.checkpoint.header import PAGE
 
@@ -27,20 +28,29 @@ class Span:
         self.end = end
         self.free = False
 
+    def cut(self, sizes: Iterable[int]) -> Iterator[memoryview]:
+        """Pieces of the memory, each from the start of a page."""
+        at = 0
+        for size in sizes:
+            yield self.memory[at : at + size]
+            at += aligned(size)
+
+
+def allocate(nbytes: int) -> memoryview:
+    """Whole pages of memory. It is touched, and so taken from the system, only as far as it is used."""
+    region = mmap.mmap(-1, max(aligned(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            region.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(region)
+
 
 class Ring:
-    """A ring buffer of ``size`` bytes, which ``memory`` views.
+    """A ring buffer in ``memory``, which is whole pages."""
 
-    Memory is touched, and so allocated, only as far as it is used.
-    """
-
-    def __init__(self, size: int):
-        self.size = size
-        region = mmap.mmap(-1, max(aligned(size), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without huge pages
-                region.madvise(mmap.MADV_HUGEPAGE)
-        self.memory = memoryview(region)
+    def __init__(self, memory: memoryview):
+        self.memory = memory
+        self.size = len(memory)
         self._spans: deque[Span] = deque()
         self._head = 0
         self._changed = threading.Condition()

@@ -1,9 +1,9 @@
-"""Move bytes: read ahead into a ring of memory, have each visit carried out, write behind.
+"""Move bytes: read ahead into a ring of memory, have each visit carried out into another, write behind.
 
-Threads share the work: readers fill spans of the ring with the inputs of coming visits, the calling thread
-hands them to the backend, writers take away what is done and one thread digests it. A backend that works on a
-device of its own has several visits at a time: one on its way up, one computed, one on its way down. The ring
-bounds them all.
+Threads share the work: readers fill spans of one ring with the inputs of coming visits, the calling thread
+hands them to the backend, writers take the outputs away from the other and one thread digests them. A backend that
+works on a device of its own has several visits at a time: one on its way up, one computed, one on its way down. The
+rings bound them all.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from merge_engine.backends import Backend
 from merge_engine.checkpoint import Checkpoint
 from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import BATCH, Plan
-from merge_engine.engine.ring import Ring, RingClosed, Span, aligned
+from merge_engine.engine.ring import Ring, RingClosed, Span, aligned, allocate
 from merge_engine.engine.sinks import Digests, Sink
 from merge_engine.engine.visits import Visit, visits
 
@@ -36,15 +36,16 @@ class _Piece:
 
     visit: Visit
     inputs: list[memoryview]
-    output: memoryview
+    output: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
 @dataclass
 class _Batch:
-    """Visits whose inputs are on their way into a span."""
+    """Visits whose inputs are on their way into a span. Their outputs have another, where anything is merged."""
 
     pieces: list[_Piece]
-    span: Span
+    inputs: Span
+    outputs: Span | None
     reads: list[Future[None]]
     users: int = 0  # of the outputs: writer and digester
 
@@ -77,8 +78,10 @@ class Stream:
         self._digests = digests
         self._ledger = ledger
         self._progress = progress
-        self._ring = Ring(plan.ring_bytes)
-        backend.attach(self._ring.memory, plan.scratch_bytes)  # let go of by run
+        sizes = plan.ring_bytes
+        memory = allocate(sum(sizes))
+        self._inputs, self._outputs = Ring(memory[: sizes.inputs]), Ring(memory[sizes.inputs :])
+        backend.attach(memory, plan.scratch_bytes)  # let go of by run
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
         self._digester = ThreadPoolExecutor(1, thread_name_prefix="digest")  # one: pieces stay in order
@@ -96,7 +99,8 @@ class Stream:
             self._digester.shutdown(wait=True)
             self._raise_failure()
         finally:
-            self._ring.close()
+            self._inputs.close()
+            self._outputs.close()
             feeder.join()
             self._readers.shutdown(wait=True, cancel_futures=True)
             self._writers.shutdown(wait=True, cancel_futures=True)
@@ -133,16 +137,16 @@ class Stream:
 
     def _batches(self) -> Iterator[list[Visit]]:
         """Visits in order, small ones together."""
-        limit = min(BATCH, self._ring.size // 4)
         batch: list[Visit] = []
-        taken = 0
+        inputs = outputs = 0
         for visit in visits(self._plan):
-            nbytes = sum(aligned(size) for size in self._sizes(visit))
-            if batch and taken + nbytes > limit:
+            *sizes, output = map(aligned, self._sizes(visit))
+            inputs, outputs = inputs + sum(sizes), outputs + output
+            large = inputs + outputs > BATCH
+            if batch and (large or 2 * inputs > self._inputs.size or 2 * outputs > self._outputs.size):
                 yield batch
-                batch, taken = [], 0
+                batch, inputs, outputs = [], sum(sizes), output
             batch.append(visit)
-            taken += nbytes
         if batch:
             yield batch
 
@@ -153,28 +157,29 @@ class Stream:
         return [b * visit.count // 8 for b in bits]
 
     def _load(self, batch: list[Visit]) -> _Batch:
+        """Start to read a batch. A device takes its inputs, which lie side by side, with one copy; its outputs too."""
         sizes = [self._sizes(visit) for visit in batch]
-        span = self._ring.acquire(sum(aligned(size) for some in sizes for size in some))
-        # Inputs side by side, and outputs behind them: a device takes each with one copy.
-        at = 0
+        inputs = self._inputs.acquire(sum(aligned(size) for some in sizes for size in some[:-1]))
+        views = inputs.cut(size for some in sizes for size in some[:-1])
+        pieces = [
+            _Piece(visit, [next(views) for _ in some[:-1]]) for visit, some in zip(batch, sizes, strict=True)
+        ]
+        reads = self._start_reading(pieces)
+        outputs = None
+        if any(visit.merge for visit in batch):
+            outputs = self._outputs.acquire(sum(aligned(some[-1]) for some in sizes))
+            for piece, view in zip(pieces, outputs.cut(some[-1] for some in sizes), strict=True):
+                piece.output = view
+        return _Batch(pieces, inputs, outputs, reads)
 
-        def take(size: int) -> memoryview:
-            nonlocal at
-            view = span.memory[at : at + size]
-            at += aligned(size)
-            return view
-
-        inputs = [[take(size) for size in some[:-1]] for some in sizes]
-        outputs = [take(some[-1]) for some in sizes]
-        pieces = [_Piece(*piece) for piece in zip(batch, inputs, outputs, strict=True)]
+    def _start_reading(self, pieces: list[_Piece]) -> list[Future[None]]:
         if len(pieces) > 1:
-            return _Batch(pieces, span, [self._readers.submit(self._read_all, pieces)])
-        reads = [
+            return [self._readers.submit(self._read_all, pieces)]
+        return [
             self._readers.submit(self._read, source, start + at, view[at : at + READ_PIECE])
             for source, start, view in self._sources(pieces[0])
             for at in range(0, len(view), READ_PIECE)
         ]
-        return _Batch(pieces, span, reads)
 
     def _sources(self, piece: _Piece) -> Iterator[tuple[tuple[Checkpoint, str], int, memoryview]]:
         """For each input: the checkpoint and name, the byte to start from, and the memory to fill."""
@@ -204,16 +209,15 @@ class Stream:
         with self._ledger.timed(self._ledger.compute, 0):
             for wait in waits:
                 wait()
-        if any(piece.visit.merge for piece in batch.pieces):
+        self._inputs.release(batch.inputs)
+        if batch.outputs is not None:
             batch.users = 1 if self._digests is None else 2
-            self._writers.submit(self._guarded, self._write, batch)
+            self._writers.submit(self._guarded, self._write, batch, batch.outputs)
             if self._digests is not None:
-                self._digester.submit(self._guarded, self._digest, batch)
-        else:
-            self._ring.release(batch.span)
+                self._digester.submit(self._guarded, self._digest, batch, batch.outputs)
         self._progress(batch.nbytes)
 
-    def _guarded(self, use: Callable[[_Piece], None], batch: _Batch) -> None:
+    def _guarded(self, use: Callable[[_Piece], None], batch: _Batch, outputs: Span) -> None:
         """Use the outputs; the last user gives their memory back."""
         try:
             for piece in batch.pieces:
@@ -226,7 +230,7 @@ class Stream:
                 batch.users -= 1
                 unused = batch.users == 0
             if unused:
-                self._ring.release(batch.span)
+                self._outputs.release(outputs)
 
     def _write(self, piece: _Piece) -> None:
         visit = piece.visit
