@@ -14,6 +14,7 @@ import merge_engine as me
 from merge_engine.backends import create_backend
 from merge_engine.cli import show
 from merge_engine.engine import usage
+from merge_engine.engine.ledger import Ledger, Stage
 from merge_engine.engine.limits import DiskLimits, Limits, load_limits, save_limits
 from merge_engine.engine.machine import mount_of
 from merge_engine.engine.reading import Reading
@@ -82,6 +83,22 @@ def test_prediction_and_outcome(
     assert set(manifest["usage"]["resources"]) == set(NAMES)
     assert manifest["usage"]["floor_seconds"] == round(done.floor, 3)
     assert manifest["predicted"]["seconds"] == round(foretold.seconds, 3)
+
+
+def test_runs_from_storage_and_from_the_page_cache_foretell_nothing_of_each_other(
+    recipe: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "_TELLING", 1)
+    save_limits(Limits(memory=1e10, disks={str(mount_of(tmp_path)): DiskLimits(1e6, 1e6, 1e9, 5e8)}))
+    with me.plan(recipe) as plan:
+        backend = create_backend("cpu")
+        ledger = Ledger(compute=Stage(plan.bytes_read, 2.0), from_storage=plan.bytes_read)
+        usage.remember(plan, backend, None, ledger)
+        cold, warm = (
+            usage.predict(plan, None, load_limits(), Reading("read", missing), backend, None).compute
+            for missing in (plan.bytes_read, 0)
+        )
+    assert cold == 2.0 and warm is None
 
 
 def test_in_memory_there_is_no_disk_to_write(recipe: dict[str, object]) -> None:

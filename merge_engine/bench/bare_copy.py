@@ -2,8 +2,8 @@
 
     python -m merge_engine.bench.bare_copy OUTPUT_FOLDER OUTPUT_BYTES INPUT [INPUT ...]
 
-The first bytes read are what is written, to one file. Nothing of merge_engine is used. Threads read and
-write side by side, as a merge does, and whole pieces are written past the page cache.
+The first bytes read are what is written, to one file. Nothing of merge_engine is used. As in a merge, the inputs are
+read side by side, threads read and write at the same time, and whole pieces are written past the page cache.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PIECE = 8 << 20
-THREADS = 2
+THREADS = 4
 
 
 def copy(output: Path, nbytes: int, inputs: list[Path]) -> None:
     """Read every byte of ``inputs`` in pieces, writing ``nbytes`` of them to the file ``output``."""
     sources = [os.open(path, os.O_RDONLY) for path in inputs]
-    pieces = [
-        (source, position) for source in sources for position in range(0, os.fstat(source).st_size, PIECE)
-    ]
+    pieces = sorted(
+        (position, source) for source in sources for position in range(0, os.fstat(source).st_size, PIECE)
+    )
     target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     direct = target
     with contextlib.suppress(OSError):  # file systems without direct writes
@@ -36,7 +36,8 @@ def copy(output: Path, nbytes: int, inputs: list[Path]) -> None:
     def worker(first: int) -> None:
         buffer = memoryview(mmap.mmap(-1, PIECE))
         for number in range(first, len(pieces), THREADS):
-            os.preadv(pieces[number][0], [buffer], pieces[number][1])
+            position, source = pieces[number]
+            os.preadv(source, [buffer], position)
             for place in range(writes[number], writes[number + 1]):
                 os.pwrite(direct, buffer, place * PIECE)
 

@@ -94,7 +94,7 @@ def predict(
 ) -> Usage:
     """What the merge will use. How fast it computes, an earlier run of its kind may have shown."""
     resources = _resources(plan, output, limits, reading, backend, reading.not_cached)
-    rate = limits.compute.get(_kind(plan, backend, threads))
+    rate = limits.compute.get(_kind(plan, backend, threads, reading.not_cached))
     compute = plan.bytes_read / rate if rate else None
     floor = Usage(resources, compute, None, None).floor
     expected = None if compute is None or floor is None else max(compute, floor)
@@ -114,16 +114,17 @@ def remember(plan: Plan, backend: Backend, threads: int | None, ledger: Ledger) 
     limits, stage = load_limits(), ledger.compute  # others may have measured meanwhile
     if limits.memory is None or stage.bytes < _TELLING or not stage.seconds:
         return
-    limits.compute[_kind(plan, backend, threads)] = stage.bytes / stage.seconds
+    limits.compute[_kind(plan, backend, threads, ledger.from_storage)] = stage.bytes / stage.seconds
     with contextlib.suppress(OSError):  # a cache that cannot be written is no reason for a merge to fail
         save_limits(limits)
 
 
-def _kind(plan: Plan, backend: Backend, threads: int | None) -> str:
-    """Runs of one kind compute about as fast as each other."""
+def _kind(plan: Plan, backend: Backend, threads: int | None, stored: int | None) -> str:
+    """Runs of one kind compute about as fast as each other: reading from storage takes processor time from it."""
     dtypes = sorted({str(job.working) for job in plan.jobs if job.task is not None})
     with_threads = f"{backend.name} on {threads or 'all'} threads"
-    return f"{plan.method.name} of {len(plan.models)} in {'/'.join(dtypes)}, {with_threads}"
+    inputs = "storage" if stored is not None and 2 * stored > plan.bytes_read else "the page cache"
+    return f"{plan.method.name} of {len(plan.models)} in {'/'.join(dtypes)} from {inputs}, {with_threads}"
 
 
 def _resources(
