@@ -29,7 +29,8 @@ inline void bind_operations(py::module_& m) {
         .value("Dense", MaskKind::Dense)
         .value("Band", MaskKind::Band)
         .value("Draw", MaskKind::Draw)
-        .value("Ranked", MaskKind::Ranked);
+        .value("Ranked", MaskKind::Ranked)
+        .value("Noted", MaskKind::Noted);
     py::enum_<Election>(m, "Election", local)
         .value("none", Election::None)
         .value("sum", Election::Sum)
@@ -53,6 +54,7 @@ inline void bind_operations(py::module_& m) {
              [](Mask& mask, uint64_t first, uint64_t last) { mask.high_positions = {first, last}; })
         .def("set_thresholds",
              [](Mask& mask, uintptr_t address) { mask.thresholds = pointer<const uint32_t>(address); })
+        .def("set_notes", [](Mask& mask, uintptr_t address) { mask.notes = pointer<const uint64_t>(address); })
         .def("set_solved", [](Mask& mask, uintptr_t address) { mask.solved = pointer<const Mask>(address); });
     py::class_<Entry>(m, "Entry", local)
         .def(py::init([](const Array& model, const Mask& mask, double rescale, double weight, double vote_slack,

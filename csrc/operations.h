@@ -27,6 +27,7 @@ enum class MaskKind : int {
     Band,    // low <= key <= high; keys equal to a bound only at positions inside its range
     Draw,    // draw within `low_positions`
     Ranked,  // draw below the element's own threshold (see rank_thresholds)
+    Noted,   // a draw or a rank that was decided before (see the CPU's l1_norms)
 };
 
 struct Mask {
@@ -37,6 +38,7 @@ struct Mask {
     const uint32_t* thresholds = nullptr;  // Ranked: one per element of the chunk
     bool inverse_probability = false;      // Ranked: kept elements are divided by their probability
     uint64_t random_key = 0;
+    const uint64_t* notes = nullptr;       // Noted: a bit for each element of the chunk, set where it is kept
     const Mask* solved = nullptr;  // in device memory: what a device found itself, to be read instead of all this
 };
 

@@ -32,6 +32,7 @@ def l1_norms(
     base: Any,
     models: Sequence[Any],
     masks: Sequence[Any],
+    notes: Sequence[int],
     working: Any,
     storage_rounding: bool,
     start: int,

@@ -106,11 +106,14 @@ PYBIND11_MODULE(_native, m) {
     });
     m.def("l1_norms",
           [](const std::string& isa, const Array& base, const std::vector<Array>& models,
-             const std::vector<Mask>& masks, DType working, bool storage_rounding, uint64_t start, uint64_t count,
-             int threads, std::vector<double> sums) {
+             const std::vector<Mask>& masks, const std::vector<uintptr_t>& notes, DType working,
+             bool storage_rounding, uint64_t start, uint64_t count, int threads, std::vector<double> sums) {
               if (sums.size() != 2 * models.size()) throw std::invalid_argument("l1_norms needs two sums a model");
+              std::vector<uint64_t*> noted;
+              for (const uintptr_t address : notes) noted.push_back(pointer<uint64_t>(address));
               const Released released(count);
-              table(isa).l1_norms(base, models, masks, working, storage_rounding, start, count, threads, sums.data());
+              table(isa).l1_norms(base, models, masks, noted, working, storage_rounding, start, count, threads,
+                                  sums.data());
               return sums;
           });
     m.def("gram", [](const std::string& isa, const std::vector<Array>& inputs, DType working, uint64_t count,

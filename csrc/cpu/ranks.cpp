@@ -86,47 +86,49 @@ class SortedRanks {
     std::vector<Key> sorted_;
 };
 
+template <DType Working>
+void read_keys(const Array& base, const Array& model, uint64_t first, uint64_t count,
+               typename Storage<Working>::Bits* keys) {
+    typename RealOf<Working>::Type b[TILE], x[TILE];
+    for (uint64_t at = 0; at < count; at += TILE) {
+        const int n = static_cast<int>(std::min<uint64_t>(TILE, count - at));
+        load_tile<Working>(base, first + at, n, b);
+        load_tile<Working>(model, first + at, n, x);
+        for (int j = 0; j < n; ++j) keys[at + static_cast<uint64_t>(j)] = magnitude_key<Working>(x[j] - b[j]);
+    }
+}
+
 }  // namespace
 
 void rank_thresholds(const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
                      double density, double epsilon, uint64_t count, int threads, uint32_t* thresholds) {
     if (length == 0 || stride == 0 || count == 0) return;
-    const uint64_t slab = length * stride;
+    const Probability probability{density, epsilon, length};
+    // Lines with a stride lie in one another. A slab of them has its keys read first, or they would be read out of order.
+    const uint64_t slab = length * stride, group = std::max<uint64_t>(1, BLOCK / slab) * slab;
     with_dtype(working, [&](auto dtype) {
-        using Real = typename RealOf<dtype()>::Type;
         using Key = typename Storage<dtype()>::Bits;
-        // Keys of the whole chunk come first, because lines with a stride would visit memory out of order.
-        const std::unique_ptr<Key[]> keys(new Key[count]);
-        parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int) {
-            Real b[TILE], x[TILE];
-            const uint64_t last = std::min(count, (block + 1) * BLOCK);
-            for (uint64_t at = block * BLOCK; at < last; at += TILE) {
-                const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-                load_tile<dtype()>(base, at, n, b);
-                load_tile<dtype()>(model, at, n, x);
-                for (int j = 0; j < n; ++j) keys[at + static_cast<uint64_t>(j)] = magnitude_key<dtype()>(x[j] - b[j]);
-            }
-        });
-        using Ranks = std::conditional_t<sizeof(Key) == 2, CountedRanks, SortedRanks<Key>>;
-        const Probability probability{density, epsilon, length};
-        const uint64_t lines = count / length;
-        const uint64_t group = std::max<uint64_t>(1, BLOCK / length);
-        std::vector<std::unique_ptr<Ranks>> of_worker(static_cast<size_t>(std::max(threads, 1)));
-        parallel_for((lines + group - 1) / group, threads, [&](uint64_t block, int worker) {
-            auto& ranks = of_worker[static_cast<size_t>(worker)];
-            if (!ranks) ranks = std::make_unique<Ranks>(length);
-            std::vector<Key> gathered(stride == 1 ? 0 : length);
-            for (uint64_t l = block * group; l < std::min(lines, (block + 1) * group); ++l) {
-                const uint64_t first = l / stride * slab + l % stride;
-                const Key* line = keys.get() + first;
+        struct Worker {
+            std::vector<Key> keys, line;
+            std::conditional_t<sizeof(Key) == 2, CountedRanks, SortedRanks<Key>> ranks;
+            Worker(uint64_t group, uint64_t length) : keys(group), line(length), ranks(length) {}
+        };
+        std::vector<std::unique_ptr<Worker>> workers(static_cast<size_t>(std::max(threads, 1)));
+        parallel_for((count + group - 1) / group, threads, [&](uint64_t number, int worker) {
+            auto& own = workers[static_cast<size_t>(worker)];
+            if (!own) own = std::make_unique<Worker>(group, length);
+            const uint64_t first = number * group, size = std::min(count - first, group);
+            read_keys<dtype()>(base, model, first, size, own->keys.data());
+            for (uint64_t l = 0; l < size / length; ++l) {
+                const uint64_t start = l / stride * slab + l % stride;
+                const Key* keys = own->keys.data() + start;
                 if (stride != 1) {
-                    for (uint64_t j = 0; j < length; ++j) gathered[j] = line[j * stride];
-                    line = gathered.data();
+                    for (uint64_t j = 0; j < length; ++j) own->line[j] = keys[j * stride];
+                    keys = own->line.data();
                 }
-                ranks->rank(line, probability);
-                for (uint64_t j = 0; j < length; ++j) {
-                    thresholds[first + j * stride] = ranks->threshold(line[j], probability);
-                }
+                own->ranks.rank(keys, probability);
+                uint32_t* found = thresholds + first + start;
+                for (uint64_t j = 0; j < length; ++j) found[j * stride] = own->ranks.threshold(keys[j], probability);
             }
         });
     });

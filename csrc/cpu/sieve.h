@@ -79,6 +79,7 @@ class Sieve {
     TileBits staying(const Real* delta, uint64_t index, uint64_t offset, int count) const {
         uint32_t room[DRAW_ROOM];
         if (mask_.kind == MaskKind::Band) return settled(delta, index, count);
+        if (mask_.kind == MaskKind::Noted) return noted(mask_.notes, offset);
         const uint32_t* draws = draw_tile(keys_, index, count, room);
         if (mask_.kind == MaskKind::Draw) return draws_within(mask_.low_positions, draws, count);
         uint32_t padded[TILE];

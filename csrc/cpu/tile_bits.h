@@ -48,6 +48,16 @@ static ME_INLINE TileBits first_bits(int count) {
     return bits;
 }
 
+// The elements of the tile that begins with the element `first` of a chunk, one of whose elements each bit stands for.
+static ME_INLINE TileBits noted(const uint64_t* notes, uint64_t first) {
+    TileBits bits;
+    std::memcpy(bits.word, notes + first / 64, sizeof(bits.word));
+    return bits;
+}
+static ME_INLINE void note(const TileBits& bits, uint64_t first, uint64_t* notes) {
+    std::memcpy(notes + first / 64, bits.word, sizeof(bits.word));
+}
+
 // Writes the places of the elements, in order and then some, and returns how many there are.
 static inline int list_places(const TileBits& bits, uint32_t (&places)[TILE + 16]) {
     constexpr int SOME = 8;  // at a time, whether or not there are as many: how many is hard to predict

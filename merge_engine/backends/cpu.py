@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import merge_engine._native as _native
 from merge_engine.backends import structures
-from merge_engine.backends.base import NEXT_BITS, Backend, level_bins, level_shift
+from merge_engine.backends.base import NEXT_BITS, SUM_BLOCK, Backend, level_bins, level_shift
 from merge_engine.backends.operations import (
     Chunk,
     Column,
     Combine,
     Consensus,
     Counts,
+    Draw,
     Found,
     Mask,
     Outcome,
@@ -63,12 +64,14 @@ class CpuBackend(Backend):
         self.instruction_set = instruction_set or _native.instruction_set()
         if not _native.runs(self.instruction_set):
             raise BackendError(f"this processor cannot run {self.instruction_set} code")
-        self._scratch: list[memoryview] = []
-        self._ranked: tuple[Chunk, dict[tuple[int, Ranked], int]] | None = None
+        self._scratch: dict[tuple[str, int], memoryview] = {}
+        self._noted: tuple[Chunk, dict[int, tuple[Mask, Any]]] | None = (
+            None  # by model: a mask and what it keeps
+        )
 
     def detach(self) -> None:
         """Let go of the last chunk (see ``Backend.detach``)."""
-        self._ranked = None
+        self._noted = None
 
     def array(self, memory: memoryview, dtype: DType) -> HostArray:
         """Wrap host memory (see ``Backend.array``)."""
@@ -150,11 +153,16 @@ class CpuBackend(Backend):
     ) -> list[float]:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
         structures.check(chunk)
+        notes = [
+            self._memory("notes", model, -(-chunk.count // SUM_BLOCK) * SUM_BLOCK // 8) if _drawn(mask) else 0
+            for model, mask in enumerate(masks)
+        ]
         result: list[float] = _native.l1_norms(
             self.instruction_set,
             chunk.base.native,
             [model.native for model in chunk.models],
             self._masks(chunk, masks),
+            notes,
             structures.dtype(_native, chunk.working),
             storage_rounding,
             chunk.start,
@@ -162,6 +170,12 @@ class CpuBackend(Backend):
             self.threads,
             before or [0.0] * (2 * len(masks)),
         )
+        noted = {
+            model: (mask, structures.noted(_native, notes[model]))
+            for model, mask in enumerate(masks)
+            if notes[model]
+        }
+        self._noted = chunk, noted
         return result
 
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
@@ -196,29 +210,27 @@ class CpuBackend(Backend):
         return Outcome((), (0, *non_finite[:-1]), non_finite[-1])
 
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[Any]:
+        """A chunk whose norms were summed before it is merged has its draws made once for both."""
+        known = self._noted[1] if self._noted is not None and self._noted[0] is chunk else {}
         result = []
         for model, mask in enumerate(masks):
+            if model in known and known[model][0] == mask:
+                result.append(known[model][1])
+                continue
             native = structures.mask(_native, mask)
             if isinstance(mask, Ranked):
-                native.set_thresholds(self._rank_thresholds(chunk, model, mask))
+                native.set_thresholds(self._rank(chunk, model, mask))
             result.append(native)
         return result
 
-    def _rank_thresholds(self, chunk: Chunk, model: int, mask: Ranked) -> int:
-        """Where the thresholds are. A chunk whose norms were summed before it is merged is ranked once for both."""
-        if self._ranked is None or self._ranked[0] is not chunk:
-            self._ranked = chunk, {}
-        addresses = self._ranked[1]
-        if (model, mask) not in addresses:
-            addresses[model, mask] = self._rank(chunk, model, mask)
-        return addresses[model, mask]
+    def _memory(self, what: str, model: int, nbytes: int) -> int:
+        """The address of memory that is used again for every chunk."""
+        if len(self._scratch.get((what, model), b"")) < nbytes:
+            self._scratch[what, model] = memoryview(mmap.mmap(-1, nbytes))
+        return address_of(self._scratch[what, model]) if nbytes else 0
 
     def _rank(self, chunk: Chunk, model: int, mask: Ranked) -> int:
-        while len(self._scratch) <= model:
-            self._scratch.append(memoryview(b""))
-        if len(self._scratch[model]) < 4 * chunk.count:
-            self._scratch[model] = memoryview(mmap.mmap(-1, max(4 * chunk.count, 1)))
-        address = address_of(self._scratch[model])
+        address = self._memory("thresholds", model, 4 * chunk.count)
         _native.rank_thresholds(
             self.instruction_set,
             chunk.base.native,
@@ -233,6 +245,11 @@ class CpuBackend(Backend):
             address,
         )
         return address
+
+
+def _drawn(mask: Any) -> bool:
+    """Whether draws alone decide what the mask keeps."""
+    return isinstance(mask, Draw) or (isinstance(mask, Ranked) and not mask.inverse_probability)
 
 
 def identical(memories: Sequence[memoryview], dtype: DType | None) -> bool:

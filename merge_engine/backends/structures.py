@@ -57,6 +57,14 @@ def mask(native: Any, mask: Any) -> Any:
     return result
 
 
+def noted(native: Any, address: int) -> Any:
+    """A mask of what was noted before: a bit for each element of a chunk."""
+    result = native.Mask()
+    result.kind = native.MaskKind.Noted
+    result.set_notes(address)
+    return result
+
+
 def rank_band(native: Any, band: RankBand) -> Any:
     """A band of ranks, without what was found for them."""
     return native.RankBand(
