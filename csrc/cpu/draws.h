@@ -14,10 +14,10 @@ static ME_INLINE Words interleaved(Slots even, Slots odd) {
 
 constexpr int GROUP_COUNTERS = DRAW_GROUP / 4;
 constexpr int DRAW_ROOM = TILE + 2 * DRAW_GROUP;
+constexpr int VECTORS = VECTOR_BYTES == 64 ? 4 : 2;  // of counters, that fit the registers
 
 // The random draws of elements [index, index + count) of a tensor: where they begin in `room`.
 static inline const uint32_t* draw_tile(const RoundKeys& keys, uint64_t index, int count, uint32_t (&room)[DRAW_ROOM]) {
-    constexpr int VECTORS = VECTOR_BYTES == 64 ? 4 : 2;  // that fit the registers
     const int skipped = static_cast<int>(index % DRAW_GROUP);
     const int counters = (skipped + count + DRAW_GROUP - 1) / DRAW_GROUP * GROUP_COUNTERS;
     Slots first;
@@ -44,19 +44,22 @@ static inline const uint32_t* draw_tile(const RoundKeys& keys, uint64_t index, i
 static inline void draw_some(const RoundKeys& keys, uint64_t index, const uint32_t* places, int count,
                              uint32_t* draws) {
     constexpr uint64_t COUNTERS = GROUP_COUNTERS;
-    for (int at = 0; at < count; at += LANES) {
-        const Slots pair = load<Slots>(places + at);
-        const Slots element[2] = {index + (pair & 0xFFFFFFFFu), index + (pair >> 32)};
-        Slots counter[2], drawn[2];
-        for (int n = 0; n < 2; ++n) counter[n] = element[n] / DRAW_GROUP * COUNTERS + element[n] % COUNTERS;
-        SlotWords words[2];
-        philox_slots<2>(keys, counter, words);
-        for (int n = 0; n < 2; ++n) {
+    for (int at = 0; at < count; at += VECTORS / 2 * LANES) {
+        Slots element[VECTORS], counter[VECTORS], drawn[VECTORS];
+        for (int n = 0; n < VECTORS; n += 2) {
+            const Slots pair = load<Slots>(places + at + n / 2 * LANES);
+            element[n] = index + (pair & 0xFFFFFFFFu);
+            element[n + 1] = index + (pair >> 32);
+        }
+        for (int n = 0; n < VECTORS; ++n) counter[n] = element[n] / DRAW_GROUP * COUNTERS + element[n] % COUNTERS;
+        SlotWords words[VECTORS];
+        philox_slots<VECTORS>(keys, counter, words);
+        for (int n = 0; n < VECTORS; ++n) {
             const Slots* word = words[n].word;
             const auto second = (element[n] & COUNTERS) != 0, upper = (element[n] & 2 * COUNTERS) != 0;
             drawn[n] = upper ? (second ? word[3] : word[2]) : (second ? word[1] : word[0]);
         }
-        store(draws + at, interleaved(drawn[0], drawn[1]));
+        for (int n = 0; n < VECTORS; n += 2) store(draws + at + n / 2 * LANES, interleaved(drawn[n], drawn[n + 1]));
     }
 }
 

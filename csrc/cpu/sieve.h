@@ -167,7 +167,7 @@ class Sieve {
 
     // The elements of a set whose draws lie in a range, and perhaps others.
     TileBits drawn_within(const Range& range, const TileBits& set, uint64_t index, int count) const {
-        constexpr int FEW = TILE / 8;  // to draw for these alone is cheaper
+        constexpr int FEW = TILE / 5;  // to draw for these alone is cheaper
         uint32_t room[DRAW_ROOM], places[TILE + 16];
         if (set.size() > FEW) return draws_within(range, draw_tile(keys_, index, count, room), count);
         const int found = list_places(set, places);

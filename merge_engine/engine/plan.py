@@ -139,26 +139,28 @@ class Plan:
 
     @property
     def largest_chunk(self) -> RingBytes:
-        """The most that the inputs and the output of one chunk take, each tensor from the start of a page."""
+        """The most that the inputs and the output of one chunk take."""
         inputs = outputs = 0
         for job in self.jobs:
             count = min(self.chunk_elements(job), job.count)
-            inputs = max(inputs, sum(aligned(dtype.bits * count // 8) for dtype in self.input_dtypes(job)))
-            outputs = max(outputs, aligned(job.out.bits * count // 8))
+            inputs = max(inputs, self._inputs_of(job).bits * count // 8)
+            outputs = max(outputs, job.out.bits * count // 8)
         return RingBytes(inputs, outputs)
 
     @property
     def ring_bytes(self) -> RingBytes:
         """Memory for a chunk (or batch of small ones) that is read and those that the backend has, and for as many
         outputs, of which one is written, as far as the budget allows. Memory that is not needed is not touched: to
-        get it costs time.
+        get it costs time. Every array starts on a page of its own.
         """
+        pages = PAGE * max((len(self.inputs(job)) for job in self.jobs), default=0)
         largest = self.largest_chunk
-        least = max(sum(largest), PAGE)
+        inputs, outputs = largest.inputs + pages, largest.outputs + PAGE
+        least = inputs + outputs
         whole = sum(self.span_bytes(job, job.count) + 2**16 for job in self.jobs)
         wanted = min(max((self.depth + 1) * least, _RING), whole)
         total = max(least, min(wanted, self.memory - self.scratch_bytes))
-        return RingBytes(*(max(part * total // least // PAGE, 1) * PAGE for part in largest))
+        return RingBytes(*(aligned(part * total // least) for part in (inputs, outputs)))
 
     @property
     def bytes_read(self) -> int:
