@@ -108,13 +108,13 @@ class PlainMerger {
     TileBits staying(size_t i, const Bits* model, const Bits* base, uint64_t index, uint64_t offset, int width) const {
         const Sieve<Working>& sieve = sieves_[i];
         if (!sieve.by_position()) return first_bits(width);
-        float delta[TILE];
-        if (sieve.ties()) {
-            for (int j = 0; j < TILE; j += LANES) {
-                store(delta + j, Vectors::load(model + j) - Vectors::load(base + j));
-            }
-        }
-        return sieve.staying(delta, index, offset, width);
+        return sieve.staying(index, offset, width, [&](const Window<uint32_t>& window) {
+            const Window<Words> lanes = {Words{} + window.first, Words{} + window.span};
+            return bits_where(width, [&](int j) {
+                const Floats delta = Vectors::load(model + j) - Vectors::load(base + j);
+                return lanes.holds((Words)delta & 0x7FFFFFFFu);
+            });
+        });
     }
 
     // Steps 1 to 8, given which elements stay for their positions. False if there may be values that are not finite: a

@@ -5,7 +5,6 @@
 #include <type_traits>
 
 #include "draws.h"
-#include "tile_bits.h"
 
 namespace merge_engine {
 namespace ME_ISA {
@@ -71,18 +70,23 @@ class Sieve {
     // The magnitudes inside the band, for every lane.
     Window<Words> band() const { return {Words{} + band_.first, Words{} + band_.span}; }
     // Whether positions put out any that are.
-    bool by_position() const { return mask_.kind == MaskKind::Band ? ties() : mask_.kind != MaskKind::Dense; }
-    // Whether these need to be known for that.
-    bool ties() const { return low_ties_.span != 0 || high_ties_.span != 0; }
+    bool by_position() const {
+        const bool ties = low_ties_.span != 0 || high_ties_.span != 0;
+        return mask_.kind == MaskKind::Band ? ties : mask_.kind != MaskKind::Dense;
+    }
 
-    // The elements that their positions do not put out.
+    // The elements that their positions do not put out, given their task vector or a function that finds those with
+    // magnitudes in a window.
     TileBits staying(const Real* delta, uint64_t index, uint64_t offset, int count) const {
-        uint32_t room[DRAW_ROOM];
-        if (mask_.kind == MaskKind::Band) return settled(delta, index, count);
+        return staying(index, offset, count, [&](const auto& window) { return elements_in(window, delta, count); });
+    }
+    template <class ElementsIn>
+    TileBits staying(uint64_t index, uint64_t offset, int count, ElementsIn&& elements_in) const {
+        if (mask_.kind == MaskKind::Band) return settled(index, count, elements_in);
         if (mask_.kind == MaskKind::Noted) return noted(mask_.notes, offset);
+        if (mask_.kind == MaskKind::Draw) return drawn_within(mask_.low_positions, nullptr, index, count);
+        uint32_t padded[TILE], room[DRAW_ROOM];
         const uint32_t* draws = draw_tile(keys_, index, count, room);
-        if (mask_.kind == MaskKind::Draw) return draws_within(mask_.low_positions, draws, count);
-        uint32_t padded[TILE];
         const uint32_t* thresholds = mask_.thresholds + offset;
         if (count < TILE) {
             std::memcpy(padded, thresholds, static_cast<size_t>(count) * sizeof(uint32_t));
@@ -115,16 +119,6 @@ class Sieve {
         return positions.first == 0 && positions.last >= (mask_.by_draw ? 0xFFFFFFFFull : ~0ull);
     }
 
-    static ME_INLINE TileBits draws_within(const Range& range, const uint32_t* draws, int count) {
-        if (range.first > range.last) return {};
-        const Words first = Words{} + static_cast<uint32_t>(range.first);
-        const Words last = Words{} + static_cast<uint32_t>(std::min<uint64_t>(range.last, 0xFFFFFFFFu));
-        return bits_where(count, [&](int j) {
-            const Words draw = load<Words>(draws + j);
-            return static_cast<Truth>(~(less(draw, first) | less(last, draw)));
-        });
-    }
-
     // The elements of a tile in a range of flat indices.
     static TileBits indices_within(const Range& range, uint64_t index, int count) {
         if (range.first > range.last || range.last < index) return {};
@@ -152,27 +146,27 @@ class Sieve {
     }
 
     // All but the elements whose key equals a bound and whose position speaks against them.
-    TileBits settled(const Real* delta, uint64_t index, int count) const {
+    template <class ElementsIn>
+    TileBits settled(uint64_t index, int count, ElementsIn&& elements_in) const {
         TileBits stay = first_bits(count);
-        if (low_ties_.span) settle(elements_in(low_ties_, delta, count), mask_.low_positions, index, count, stay);
-        if (high_ties_.span) settle(elements_in(high_ties_, delta, count), mask_.high_positions, index, count, stay);
+        if (low_ties_.span) settle(elements_in(low_ties_), mask_.low_positions, index, count, stay);
+        if (high_ties_.span) settle(elements_in(high_ties_), mask_.high_positions, index, count, stay);
         return stay;
     }
     // Takes away those of the tied elements whose positions are not in the range.
     void settle(const TileBits& tied, const Range& positions, uint64_t index, int count, TileBits& stay) const {
         const TileBits placed =
-            mask_.by_draw ? drawn_within(positions, tied, index, count) : indices_within(positions, index, count);
+            mask_.by_draw ? drawn_within(positions, &tied, index, count) : indices_within(positions, index, count);
         for (int w = 0; w < TileBits::WORDS; ++w) stay.word[w] &= ~tied.word[w] | placed.word[w];
     }
 
-    // The elements of a set whose draws lie in a range, and perhaps others.
-    TileBits drawn_within(const Range& range, const TileBits& set, uint64_t index, int count) const {
-        constexpr int FEW = TILE / 5;  // to draw for these alone is cheaper
-        uint32_t room[DRAW_ROOM], places[TILE + 16];
-        if (set.size() > FEW) return draws_within(range, draw_tile(keys_, index, count, room), count);
-        const int found = list_places(set, places);
-        draw_some(keys_, index, places, found, room);
-        return chosen(set, draws_within(range, room, found));
+    // The elements whose draws lie in a range; if it is only about a set, others may be among them.
+    TileBits drawn_within(const Range& positions, const TileBits* set, uint64_t index, int count) const {
+        constexpr int MANY = TILE / 5;  // to draw for all is cheaper
+        if (positions.first > positions.last) return {};
+        const DrawRange range(positions);
+        const bool few = set && index % DRAW_GROUP == 0 && set->size() <= MANY;
+        return few ? some_drawn_within(keys_, index, *set, range) : all_drawn_within(keys_, index, count, range);
     }
 
     const Mask& mask_;

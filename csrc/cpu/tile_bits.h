@@ -86,25 +86,15 @@ static inline int list_places(const TileBits& bits, uint32_t (&places)[TILE + 16
 #endif
 }
 
-// The inverse: of the elements of a set those whose number in it is in `numbers`.
-static inline TileBits chosen(const TileBits& set, const TileBits& numbers) {
-    TileBits result;
-    int before = 0;
-    for (int w = 0; w < TileBits::WORDS; ++w) {
-        const int at = before / 64, shift = before % 64;
-        uint64_t next = numbers.word[at] >> shift;
-        if (shift && at + 1 < TileBits::WORDS) next |= numbers.word[at + 1] << (64 - shift);
-        before += __builtin_popcountll(set.word[w]);
+// Puts the lowest bits of `bits` where `places` has ones, in order.
+static ME_INLINE uint64_t spread(uint64_t bits, uint64_t places) {
 #if defined(__BMI2__)
-        result.word[w] = _pdep_u64(next, set.word[w]);
+    return _pdep_u64(bits, places);
 #else
-        result.word[w] = 0;
-        for (uint64_t rest = set.word[w]; rest; rest &= rest - 1, next >>= 1) {
-            result.word[w] |= next & 1 ? rest & -rest : 0;
-        }
-#endif
-    }
+    uint64_t result = 0;
+    for (; places; places &= places - 1, bits >>= 1) result |= places & -places & -(bits & 1);
     return result;
+#endif
 }
 
 }  // namespace ME_ISA

@@ -65,9 +65,8 @@ class CpuBackend(Backend):
         if not _native.runs(self.instruction_set):
             raise BackendError(f"this processor cannot run {self.instruction_set} code")
         self._scratch: dict[tuple[str, int], memoryview] = {}
-        self._noted: tuple[Chunk, dict[int, tuple[Mask, Any]]] | None = (
-            None  # by model: a mask and what it keeps
-        )
+        # Of the last chunk, by model: a mask and what it keeps.
+        self._noted: tuple[Chunk, dict[int, tuple[Mask, Any]]] | None = None
 
     def detach(self) -> None:
         """Let go of the last chunk (see ``Backend.detach``)."""
