@@ -14,14 +14,17 @@ from merge_engine.backends import create_backend
 from merge_engine.bench.checkpoints import Family, weight_files
 from merge_engine.bench.contestants import METHODS, Merge, check_output, command, plays
 from merge_engine.bench.fit import median_seconds
-from merge_engine.bench.measuring import Measurement, cool, empty, measure, warm
+from merge_engine.bench.measuring import Measurement, claim_memory, cool, empty, measure, warm
 from merge_engine.bench.shapes import ARCHITECTURES
 from merge_engine.engine.limits import Limits
+from merge_engine.engine.machine import mount_of
 from merge_engine.engine.reading import choose_reading
 from merge_engine.engine.usage import predict
 from merge_engine.errors import PlanError
 
 Runs = dict[str, list[Measurement]]
+
+_OWN_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ def measure_case(suite: Suite, case: Case, limits: Limits) -> Result:
         if count and plays(name, case.method, case.pace is not None)
     }
     work = suite.output / "merge-engine-bench"
+    in_memory = mount_of(suite.output).kind == "tmpfs"
     prepare(files)
     result = Result(case, merge, _floor(merge, work, case, limits), {name: [] for name in rounds})
     try:
@@ -148,6 +152,8 @@ def measure_case(suite: Suite, case: Case, limits: Limits) -> Result:
                 empty(work)
                 arguments = command(name, merge, work, suite.mergekit, case.pace)
                 prepare(files)
+                if in_memory:
+                    claim_memory(merge.bytes_written + _OWN_MEMORY)
                 result.runs[name].append(measure(arguments, work / "output"))
                 check_output(name, merge, work)
     finally:
