@@ -132,11 +132,11 @@ static inline void count_at_least(const Bin* ME_RESTRICT bins, int n, const Bin*
     totals[3] += static_cast<uint64_t>(n3);
 }
 
-// Short runs all over the chunk.
+// Short runs all over the chunk. Each is a wait for memory, and four times as many would hardly spare an edge.
 template <DType Working>
 void guess_from_sample(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count,
                        std::vector<RankSearch>& searches) {
-    constexpr uint64_t RUN = 32, MOST_RUNS = 2048, SHARE = 64;  // one cache line of 16-bit elements at a time
+    constexpr uint64_t RUN = 32, MOST_RUNS = 512, SHARE = 64;  // one cache line of 16-bit elements at a time
     const uint64_t runs = std::min(MOST_RUNS, count / SHARE / RUN);
     std::vector<std::vector<uint32_t>> samples(columns.size(), std::vector<uint32_t>(1u << FIRST_BITS));
     for (uint64_t run = 0; run < runs; ++run) {
