@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from test_cli import call
 
 import merge_engine as me
-from merge_engine.bench import checkpoints
+from merge_engine.bench import checkpoints, measuring
 from merge_engine.bench.checkpoints import Family
 from merge_engine.bench.contestants import CONTESTANTS, METHODS, Merge, command
 from merge_engine.bench.fit import fit_line
-from merge_engine.bench.measuring import ContestantError, measure
+from merge_engine.bench.measuring import ContestantError, claim_memory, measure
 from merge_engine.bench.shapes import ARCHITECTURES
 from merge_engine.engine import probe
 
@@ -229,3 +229,19 @@ def test_the_line_through_times() -> None:
 def test_a_contestant_that_fails_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(ContestantError, match="ended with 1: no such thing"):
         measure([sys.executable, "-c", "print('a line'); raise SystemExit('no such thing')"], tmp_path)
+
+
+def test_memory_is_claimed_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_REPORTING_SECONDS", 0)
+
+    def memory(key: str) -> int:
+        line = next(
+            line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
+        )
+        return 1024 * int(line.split()[1])
+
+    peak = memory("VmHWM")
+    claim_memory(peak)
+    highest = memory("VmHWM")
+    assert highest >= peak * 5 // 4  # every page was touched
+    assert memory("VmRSS") < highest - peak // 2
