@@ -53,7 +53,7 @@ PER_INSTRUCTION_SET = [
     CSRC / "cpu" / name
     for name in ("histogram.cpp", "norms.cpp", "ranks.cpp", "consensus.cpp", "combine.cpp", "table.cpp")
 ]
-COMMON = [CSRC / "cpu" / name for name in ("binding.cpp", "dispatch.cpp", "pool.cpp")]
+COMMON = [CSRC / "cpu" / name for name in ("binding.cpp", "dispatch.cpp", "mapping.cpp", "pool.cpp")]
 CUDA_BINDING = CSRC / "cuda" / "binding.cpp"
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 CUDA_ARCHITECTURES = (80, 86, 89, 90, 100, 120)

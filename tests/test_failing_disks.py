@@ -18,6 +18,11 @@ from safetensors.torch import load_file
 from test_faults import SHARD, SMALL, Setup
 
 import merge_engine as me
+import merge_engine._native as _native
+from merge_engine.checkpoint import ranges
+from merge_engine.engine.merging import Merger
+from merge_engine.engine.reading import Reading
+from merge_engine.engine.visits import Visit
 
 
 @pytest.fixture
@@ -38,7 +43,11 @@ def failing_from(nth: int, call: Callable[..., Any], number: int) -> Callable[..
 
 
 @pytest.mark.parametrize("nth", (1, 2, 5))
-def test_a_disk_that_cannot_be_read_any_more(setup: Setup, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+@pytest.mark.parametrize("way", ("read", "direct"))
+def test_a_disk_that_cannot_be_read_any_more(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, nth: int, way: str
+) -> None:
+    monkeypatch.setattr(Reading, "way", lambda *_: way)
     monkeypatch.setattr(os, "preadv", failing_from(nth, os.preadv, errno.EIO))
     message = setup.refused(me.CheckpointError, "cannot be read", os.strerror(errno.EIO), memory=SMALL)
     assert message.count("\n") == 0 and ".safetensors" in message
@@ -81,14 +90,49 @@ def test_an_input_that_becomes_shorter_while_it_is_read(
             os.truncate(victim, 20_000)
         return preadv(descriptor, *arguments)
 
+    monkeypatch.setattr(Reading, "way", lambda *_: "read")
     monkeypatch.setattr(os, "preadv", shrink)
     setup.refused(me.CheckpointError, victim, "shorter while it was read", memory=SMALL)
+
+
+@pytest.mark.parametrize("size", (0, 20_000, 30_000))
+def test_an_input_that_becomes_shorter_while_it_is_merged_in_place(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    victim, visit = setup.b / SHARD, Merger.visit
+
+    def shrink(self: Merger, now: Visit, *arguments: Any) -> Any:
+        if any(checkpoint.file_of(name) == victim for checkpoint, name in self._plan.inputs(now.job)):
+            os.truncate(victim, min(size, victim.stat().st_size))
+        return visit(self, now, *arguments)
+
+    monkeypatch.setattr(Reading, "way", lambda *_: "mapped")
+    monkeypatch.setattr(Merger, "visit", shrink)
+    setup.refused(me.CheckpointError, victim, "shorter while it was read", memory=SMALL)
+
+
+def test_a_disk_that_fails_under_a_mapping(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def view(self, first: int, last: int) -> memoryview:
+            return memoryview(bytes(last - first))
+
+        def load(self, first: int, last: int) -> None:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+    monkeypatch.setattr(Reading, "way", lambda *_: "mapped")
+    monkeypatch.setattr(ranges, "_FAULT", 0)
+    monkeypatch.setattr(_native, "Mapping", Failing)
+    setup.refused(me.CheckpointError, "cannot be read", ".safetensors", memory=SMALL)
 
 
 def test_short_reads_and_writes_change_nothing(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = me.run(setup.recipe(), setup.output).output
     assert expected is not None
     preadv, pwrite = os.preadv, os.pwrite
+    monkeypatch.setattr(Reading, "way", lambda *_: "read")
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:9973]], at))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:8192], at))
     fresh = setup.output.with_name("fresh")

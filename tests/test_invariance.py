@@ -16,6 +16,7 @@ from conftest import SaveCheckpoint
 from safetensors import safe_open
 
 import merge_engine as me
+from merge_engine.engine.reading import Reading
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SHAPES = {
@@ -147,6 +148,22 @@ def test_bytes_do_not_depend_on_how_a_run_is_done(
     for way in WAYS:
         assert digests_of(recipe_of(title, folders), **way) == expected, way
     assert digests_of(recipe_of(title, sharded), memory=SMALL) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bytes_do_not_depend_on_how_files_are_read(
+    dtype: str, save_checkpoint: SaveCheckpoint, digests_of: Digester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors begin anywhere in the files, and in memory too where they are used in place."""
+    held = checkpoints((DTYPES[dtype],) * (1 + MODELS))
+    folders = [save_checkpoint(f"m{i}", tensors, shards=2) for i, tensors in enumerate(held)]
+    for title in ("ties spread tensor", "ties index model", "dare_linear", "della", "task_arithmetic"):
+        recipe = recipe_of(title, folders)
+        expected = digests_of(recipe)
+        for way, memory in itertools.product(("read", "direct", "mapped"), (SMALL, "384MB")):
+            with monkeypatch.context() as patch:
+                patch.setattr(Reading, "way", lambda *_, way=way: way)
+                assert digests_of(recipe, memory=memory) == expected, (title, way, memory)
 
 
 def test_small_memory_takes_more_than_one_visit(save_checkpoint: SaveCheckpoint) -> None:

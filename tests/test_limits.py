@@ -79,6 +79,7 @@ def test_measuring_leaves_only_numbers(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(probe, "_FIRST", 1 << 20)
     monkeypatch.setattr(probe, "_MOST", 16 << 20)
     monkeypatch.setattr(probe, "_COPIED", 1 << 20)
+    monkeypatch.setattr(probe, "_REPORTING_SECONDS", 0)
     limits = probe.measure_limits(tmp_path)
     assert limits.disk(tmp_path / "not" / "there") == limits.disks[str(mount_of(tmp_path))]
     assert load_limits() == limits

@@ -20,7 +20,7 @@ from merge_engine.engine.machine import mount_of
 from merge_engine.engine.reading import Reading
 from merge_engine.engine.usage import Resource, Usage
 
-NAMES = ["disk read", "page cache", "memory", "disk write"]
+NAMES = ["direct read", "disk read", "page cache", "memory", "disk write"]
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_prediction_and_outcome(
     assert foretold is not None and done is not None
     assert [resource.name for resource in done.resources] == NAMES
     moved = 2 * (300 * 500 * 2 + 7 * 4)
-    assert sum(resource.bytes for resource in done.resources[:2]) == moved
+    assert {r.name: r.bytes for r in done.resources}["memory"] == moved + moved // 2
     assert {r.name: r.bytes for r in done.resources}["disk write"] == moved // 2
     assert foretold.floor and foretold.compute and foretold.seconds == max(foretold.floor, foretold.compute)
     assert done.seconds == second.ledger.seconds and done.floor is not None
@@ -95,7 +95,7 @@ def test_runs_from_storage_and_from_the_page_cache_foretell_nothing_of_each_othe
         ledger = Ledger(compute=Stage(plan.bytes_read, 2.0), from_storage=plan.bytes_read)
         usage.remember(plan, backend, None, ledger)
         cold, warm = (
-            usage.predict(plan, None, load_limits(), Reading("read", missing), backend, None).compute
+            usage.predict(plan, None, load_limits(), Reading({}, missing), backend, None).compute
             for missing in (plan.bytes_read, 0)
         )
     assert cold == 2.0 and warm is None
@@ -104,14 +104,14 @@ def test_runs_from_storage_and_from_the_page_cache_foretell_nothing_of_each_othe
 def test_in_memory_there_is_no_disk_to_write(recipe: dict[str, object]) -> None:
     result = me.run(recipe)
     assert result.usage is not None
-    assert [resource.name for resource in result.usage.resources] == NAMES[:3]
+    assert [resource.name for resource in result.usage.resources] == NAMES[:4]
 
 
 def test_a_plan_says_what_is_known(recipe: dict[str, object], tmp_path: Path) -> None:
     save_limits(Limits(memory=1e10, disks={str(mount_of(tmp_path)): DiskLimits(1e6, 1e6, 1e9, 5e8)}))
     with me.plan(recipe) as plan:
         predicted = usage.predict(
-            plan, tmp_path / "out", load_limits(), Reading("read", 0), create_backend("cpu"), 3
+            plan, tmp_path / "out", load_limits(), Reading({}, 0), create_backend("cpu"), 3
         )
         console = Console(width=200)
         with console.capture() as capture:

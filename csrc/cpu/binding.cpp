@@ -1,9 +1,13 @@
-// The Python module merge_engine._native: the CPU primitives. The GIL is released while a long one runs.
+// The Python module merge_engine._native: the CPU primitives, and files in memory. The GIL is released while a long call
+// runs.
+#include <cerrno>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
+#include <system_error>
 
 #include "../binding_types.h"
+#include "mapping.h"
 #include "pool.h"
 #include "primitives.h"
 
@@ -70,6 +74,23 @@ bool identical(const std::vector<uintptr_t>& addresses, uint64_t bytes, int elem
     }
 }
 
+// Calls f, and raises as OSError what the system refused.
+template <class F>
+auto or_os_error(F&& f) {
+    try {
+        return f();
+    } catch (const std::system_error& error) {
+        errno = error.code().value();
+        PyErr_SetFromErrno(PyExc_OSError);
+        throw py::error_already_set();
+    }
+}
+
+py::memoryview view(const Mapping& mapping, uint64_t first, uint64_t last) {
+    if (first > last || last > mapping.size()) throw std::out_of_range("the file is not as large");
+    return py::memoryview::from_memory(mapping.data() + first, static_cast<py::ssize_t>(last - first));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -85,6 +106,22 @@ PYBIND11_MODULE(_native, m) {
     py::class_<SolvedBand>(m, "SolvedBand", py::module_local())
         .def_readonly("mask", &SolvedBand::mask)
         .def_readonly("kept_without_slack", &SolvedBand::kept_without_slack);
+
+    py::class_<Mapping>(m, "Mapping", py::module_local())
+        .def(py::init([](int descriptor, uint64_t size) {
+            return or_os_error([&] { return std::make_unique<Mapping>(descriptor, size); });
+        }))
+        .def("load",
+             [](const Mapping& mapping, uint64_t first, uint64_t last) {
+                 or_os_error([&] {
+                     const py::gil_scoped_release released;
+                     mapping.load(first, last);
+                 });
+             })
+        .def("release", &Mapping::release)
+        .def("view", &view, py::keep_alive<0, 1>())
+        .def_property_readonly("torn", &Mapping::torn);
+    m.def("address_of", [](const py::buffer& memory) { return reinterpret_cast<uintptr_t>(memory.request().ptr); });
 
     m.def("select", &select_bin);
     m.def("solve_band", &band_of);

@@ -62,6 +62,8 @@ class Backend(ABC):
     name: str
     depth: int = 1
     """Visits that may be handed over before the first of them is fetched."""
+    reads_in_place: bool = False
+    """Inputs may be read-only memory from anywhere, at any multiple of their elements' size."""
 
     def attach(self, memory: memoryview, scratch: int) -> None:  # noqa: B027
         """Prepare for the host memory that ``array`` and ``output`` will be given pieces of, until ``detach``.

@@ -46,8 +46,8 @@ class HostArray:
 
 
 def address_of(memory: memoryview) -> int:
-    """The address of a writable buffer."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory)) if len(memory) else 0
+    """Where a buffer lies."""
+    return _native.address_of(memory)
 
 
 class CpuBackend(Backend):
@@ -58,6 +58,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
+    reads_in_place = True
 
     def __init__(self, threads: int | None = None, instruction_set: str | None = None):
         self.threads = threads or len(os.sched_getaffinity(0))

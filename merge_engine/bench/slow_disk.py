@@ -2,8 +2,8 @@
 
     python -m merge_engine.bench.slow_disk BYTES_PER_SECOND MODULE [ARGUMENT ...]
 
-This is no slow disk but a pace kept in front of a fast one: ``os.preadv`` and ``os.pwrite``, with which
-merge_engine and the bare copy move their bytes, return no sooner than a disk of this speed would let them,
+This is no slow disk but a pace kept in front of a fast one: ``os.preadv``, ``os.pwrite`` and ``Mapping.load``, with
+which merge_engine and the bare copy move their bytes, return no sooner than a disk of this speed would let them,
 reads and writes together. What moves bytes in other ways (mapped files, as in mergekit) is not slowed down.
 """
 
@@ -15,6 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+
+from merge_engine._native import Mapping
 
 
 class Pace:
@@ -40,8 +42,14 @@ class Pace:
         return paced
 
 
+def _loaded(mapping: Mapping, first: int, last: int, load: Callable[..., None] = Mapping.load) -> int:
+    load(mapping, first, last)
+    return last - first
+
+
 if __name__ == "__main__":
     pace = Pace(float(sys.argv[1]))
     os.preadv, os.pwrite = pace.limit(os.preadv), pace.limit(os.pwrite)
+    Mapping.load = pace.limit(_loaded)  # type: ignore[method-assign, assignment]
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

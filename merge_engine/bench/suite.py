@@ -164,8 +164,9 @@ def measure_case(suite: Suite, case: Case, limits: Limits) -> Result:
 def _floor(merge: Merge, output: Path, case: Case, limits: Limits) -> float | None:
     """Seconds that moving the bytes takes at best, with the inputs where they are now."""
     with merge_engine.plan(merge.recipe()) as plan:
-        reading = choose_reading(plan, limits)
-        floor = predict(plan, output, limits, reading, create_backend(), None).floor
+        backend = create_backend()
+        reading = choose_reading(plan, limits, backend)
+        floor = predict(plan, output, limits, reading, backend, None).floor
     if case.pace is None:
         return floor
     return max(floor or 0.0, (merge.bytes_read + merge.bytes_written) / case.pace)

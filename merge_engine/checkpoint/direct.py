@@ -1,4 +1,4 @@
-"""Reading past the page cache: any range into any memory, from a descriptor that takes whole pages only."""
+"""Reading past the page cache, from a descriptor that takes whole pages only: pages, or any range into any memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from merge_engine.checkpoint.header import PAGE
 
+_BLOCK = 512  # of a disk; reads end between two blocks only where the file does
 _BUFFER = 2 << 20  # small enough to stay in the processor's cache until it is copied
 
 _local = threading.local()
@@ -24,6 +25,20 @@ def open_direct(file: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def read_pages(descriptor: int, pages: memoryview, position: int, needed: int) -> int:
+    """Fill whole pages of memory from a page of the file on, at least the first ``needed`` bytes.
+
+    Returns the number of bytes, which is smaller only where the file ends. Raises ``OSError``.
+    """
+    got = 0
+    while got < needed:
+        step = os.preadv(descriptor, [pages[got:]], position + got)
+        got += step
+        if step == 0 or got % _BLOCK:
+            break
+    return got
 
 
 def read_direct(descriptor: int, view: memoryview, position: int) -> int:

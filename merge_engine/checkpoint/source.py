@@ -11,12 +11,23 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge_engine.checkpoint.direct import open_direct, read_direct
 from merge_engine.checkpoint.header import TensorInfo, read_header
 from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
+from merge_engine.checkpoint.ranges import (
+    CopiedRange,
+    DirectRange,
+    MappedRange,
+    TensorRange,
+    Way,
+    became_shorter,
+)
 from merge_engine.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from merge_engine._native import Mapping as NativeMapping
 
 _MAX_DEPTH = 100  # of config.json, far below what exhausts the stack when it is copied or written
 
@@ -54,12 +65,21 @@ class Checkpoint(ABC):
         self._stats = {file: _stat(file) for file in contents}
 
     @abstractmethod
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+    def read_into(self, name: str, offset: int, buffer: memoryview, past_page_cache: bool = False) -> None:
         """Fill ``buffer`` with the tensor's bytes from byte ``offset`` of the tensor on. Thread-safe.
 
-        The buffer is C-contiguous and writable. Raises ``CheckpointError`` when the file cannot be read or
-        has changed, and ``ValueError`` when the range is not within the tensor.
+        The buffer is C-contiguous and writable. ``past_page_cache``: from storage, wherever the file system can do
+        that. Raises ``CheckpointError`` when the file cannot be read or has changed, and ``ValueError`` when the
+        range is not within the tensor.
         """
+
+    def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> TensorRange:
+        """Bytes [offset, offset + nbytes) of a tensor, to be brought into memory in some way, or in one that works.
+
+        ``in_place``: they may lie at any multiple of their elements' size, instead of on a page. Raises
+        ``CheckpointError`` when the file cannot be opened or has changed.
+        """
+        return CopiedRange(self, name, offset, nbytes)
 
     @abstractmethod
     def close(self) -> None:
@@ -113,36 +133,45 @@ class SafetensorsCheckpoint(Checkpoint):
         if len(weights.files) > 1:
             allow_many_files()
         self._descriptors: dict[Path, int] = {}
-        self._direct: dict[Path, int] | None = None  # descriptors past the page cache, once that is asked for
+        self._direct: dict[Path, int] = {}  # descriptors past the page cache, -1 where that does not work
+        self._mappings: dict[Path, NativeMapping | None] = {}  # None for files that cannot be mapped
         self._lock = threading.Lock()
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+    def read_into(self, name: str, offset: int, buffer: memoryview, past_page_cache: bool = False) -> None:
         """See ``Checkpoint.read_into``."""
         view = self._flat_range(name, offset, buffer)
         file = self._file_of[name]
         position = self.tensors[name].start + offset
         try:
-            descriptor, direct = self._descriptor(file), self._direct_descriptor(file)
+            descriptor = self._descriptor(file)
+            direct = self._direct_descriptor(file) if past_page_cache else -1
             while view.nbytes:
                 past = direct >= 0
                 got = read_direct(direct, view, position) if past else os.preadv(descriptor, [view], position)
                 if got == 0:
-                    raise CheckpointError(
-                        f"{file}: tensor {name!r}: the file ended at byte {position}; it became shorter "
-                        "while it was read"
-                    )
+                    raise became_shorter(file, name, position)
                 view, position = view[got:], position + got
         except OSError as error:
             raise CheckpointError(f"{file}: tensor {name!r}: cannot be read: {error.strerror}") from error
 
-    def bypass_page_cache(self) -> None:
-        """Read past the page cache from now on, wherever the file system can do that. No read may be under way."""
-        self._direct = {}
+    def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> TensorRange:
+        """See ``Checkpoint.range``."""
+        file, info = self._file_of[name], self.tensors[name]
+        if way == "mapped" and in_place and info.start % max(info.dtype.itemsize, 1) == 0:
+            mapping = self._mapping(file)
+            if mapping is not None:
+                return MappedRange(mapping, file, info, offset, nbytes)
+        if way == "direct" and in_place and info.start % max(info.dtype.itemsize, 1) == 0:
+            descriptor = self._direct_descriptor(file)
+            if descriptor >= 0:
+                return DirectRange(descriptor, file, info, offset, nbytes)
+        return CopiedRange(self, name, offset, nbytes, past=way == "direct")
 
     def close(self) -> None:
         """See ``Checkpoint.close``."""
+        self._mappings = {}
         with self._lock:
-            for descriptors in (self._descriptors, self._direct or {}):
+            for descriptors in (self._descriptors, self._direct):
                 while descriptors:
                     if (descriptor := descriptors.popitem()[1]) >= 0:
                         os.close(descriptor)
@@ -158,9 +187,7 @@ class SafetensorsCheckpoint(Checkpoint):
             return self._descriptors[file]
 
     def _direct_descriptor(self, file: Path) -> int:
-        """-1 for reading through the page cache."""
-        if self._direct is None:
-            return -1
+        """-1 where only reading through the page cache works."""
         with self._lock:
             if file not in self._direct:
                 try:
@@ -168,6 +195,22 @@ class SafetensorsCheckpoint(Checkpoint):
                 except OSError:
                     self._direct[file] = -1
             return self._direct[file]
+
+    def _mapping(self, file: Path) -> NativeMapping | None:
+        if file not in self._mappings:
+            import merge_engine._native as native
+
+            try:
+                descriptor = self._descriptor(file)
+            except OSError as error:
+                raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+            with self._lock:
+                if file not in self._mappings:
+                    try:
+                        self._mappings[file] = native.Mapping(descriptor, self._stats[file].st_size)
+                    except OSError:  # a file system without mappings, or no address space
+                        self._mappings[file] = None
+        return self._mappings[file]
 
 
 def allow_many_files() -> None:

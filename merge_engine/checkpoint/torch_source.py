@@ -31,7 +31,7 @@ class TorchCheckpoint(Checkpoint):
         self._loaded = {file: _load(file) for file in weights.files}
         super().__init__(weights, {file: _describe(file, state) for file, state in self._loaded.items()})
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+    def read_into(self, name: str, offset: int, buffer: memoryview, past_page_cache: bool = False) -> None:
         """See ``Checkpoint.read_into``."""
         view = self._flat_range(name, offset, buffer)
         if not view.nbytes:

@@ -95,8 +95,9 @@ def plan(
         recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite
     ) as planned:
         limits = load_limits()
-        reading = choose_reading(planned, limits)
-        show.plan(console, planned, predict(planned, output, limits, reading, create_backend(), None))
+        backend = create_backend()
+        reading = choose_reading(planned, limits, backend)
+        show.plan(console, planned, predict(planned, output, limits, reading, backend, None))
 
 
 @app.command()

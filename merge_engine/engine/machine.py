@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+_LOCAL = ("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs")
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -16,6 +18,11 @@ class Mount:
     source: str
     point: str
     kind: str
+
+    @property
+    def local(self) -> bool:
+        """Whether it is certainly not a network's, where mapped files are read a page at a time."""
+        return self.kind in _LOCAL
 
     def __str__(self) -> str:
         return f"{self.kind} {self.source} at {self.point}"

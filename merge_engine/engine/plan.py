@@ -151,9 +151,9 @@ class Plan:
     def ring_bytes(self) -> RingBytes:
         """Memory for a chunk (or batch of small ones) that is read and those that the backend has, and for as many
         outputs, of which one is written, as far as the budget allows. Memory that is not needed is not touched: to
-        get it costs time. Every array starts on a page of its own.
+        get it costs time. Every array has pages of its own.
         """
-        pages = PAGE * max((len(self.inputs(job)) for job in self.jobs), default=0)
+        pages = 2 * PAGE * max((len(self.inputs(job)) for job in self.jobs), default=0)
         largest = self.largest_chunk
         inputs, outputs = largest.inputs + pages, largest.outputs + PAGE
         least = inputs + outputs

@@ -1,4 +1,4 @@
-"""Measure what a machine can do at best, with the code that a run uses. A second or two altogether.
+"""Measure what a machine can do at best, with the code that a run uses. Some ten seconds altogether.
 
 The best of a few tries counts: whatever else the machine does can only make it look slower.
 """
@@ -14,9 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards
+from merge_engine.checkpoint import CheckpointWriter, OutputTensor, Way, open_checkpoint, plan_shards
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE
-from merge_engine.checkpoint.source import SafetensorsCheckpoint
 from merge_engine.dtypes import BF16
 from merge_engine.engine.limits import DiskLimits, Limits, load_limits, save_limits
 from merge_engine.engine.machine import cores, mount_of
@@ -28,7 +27,8 @@ _ENOUGH = 0.3  # seconds: what a single transfer should take
 _COPIED = 256 << 20  # well above any cache
 _LINK = 256 << 20
 _NAME = "probe"
-_ODD = 8
+_REPORTING_SECONDS = 2.5
+"""By then a virtual machine has given free memory back to its host. A page cache that has to grow asks for it again."""
 
 
 def measure_limits(folder: Path) -> Limits:
@@ -55,7 +55,7 @@ def measure_disk(folder: Path) -> DiskLimits:
     size = min(int(small.write * _ENOUGH), _MOST) // READ_PIECE * READ_PIECE
     if size <= _FIRST:
         return small
-    tries = [_transfer(folder, size) for _ in range(_TRIES)]
+    tries = [_transfer(folder, size, _REPORTING_SECONDS) for _ in range(_TRIES)]
     return DiskLimits(
         read=max(disk.read for disk in tries),
         direct=max(disk.direct for disk in tries),
@@ -98,8 +98,8 @@ def measure_link() -> float | None:
     return _LINK / min(_seconds(copy) for _ in range(_TRIES + 1))
 
 
-def _transfer(folder: Path, size: int) -> DiskLimits:
-    """Move ``size`` bytes each way."""
+def _transfer(folder: Path, size: int, rest: float = 0.0) -> DiskLimits:
+    """Move ``size`` bytes each way, resting before the page cache is read into."""
     memory = mmap.mmap(-1, size)
     noise = os.urandom(READ_PIECE)  # a file system may compress
     for at in range(0, size, READ_PIECE):
@@ -119,6 +119,7 @@ def _transfer(folder: Path, size: int) -> DiskLimits:
             writing = _seconds(write)
             writer.finish()
         drop_from_cache(target / layout[0].name)
+        time.sleep(rest)
         reading, again = _read_twice(target, data, direct=False)
         drop_from_cache(target / layout[0].name)
         past, _ = _read_twice(target, data, direct=True)
@@ -128,14 +129,13 @@ def _transfer(folder: Path, size: int) -> DiskLimits:
 def _read_twice(folder: Path, data: memoryview, direct: bool) -> tuple[float, float]:
     """Seconds that it takes to fill ``data``, the first time and once more."""
     with open_checkpoint(folder) as checkpoint:
-        if direct and isinstance(checkpoint, SafetensorsCheckpoint):
-            checkpoint.bypass_page_cache()
+        way: Way = "direct" if direct else "read"
+        whole = checkpoint.range(_NAME, 0, len(data), way, in_place=True)
 
         def read() -> None:
-            # From between two pages on, as it is in most files.
             _in_pieces(
-                lambda at: checkpoint.read_into(_NAME, at + _ODD, data[at : at + READ_PIECE][:-_ODD]),
-                len(data),
+                lambda at: whole.read(data, at, min(at + READ_PIECE, whole.room)),
+                whole.room,
                 READ_THREADS,
             )
 

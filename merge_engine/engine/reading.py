@@ -1,64 +1,99 @@
-"""Whether a run reads through the page cache or past it.
+"""In which way a run reads each of its files: copied out of the page cache, past it, or in place.
 
-Through it, what is there already need not come from storage, and what comes is there for the next run. Past
-it, a fast disk may be read faster. So a run reads past it only where that was measured to be faster, and only
-what the page cache does not hold, would not keep until the next run, and is asked for once.
+What the page cache holds need not be copied: a backend that can reads it in place, where the kernel maps it much
+faster than it would copy it. Through the page cache, what comes from storage is there for the next run. Past it, a fast
+disk may be read faster, and without the processor. So a run reads past it only what the page cache does not hold and
+what is asked for once, and only where that was measured to be faster: by more, if the page cache would keep it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from merge_engine.checkpoint.page_cache import cached_share
-from merge_engine.checkpoint.source import SafetensorsCheckpoint
-from merge_engine.engine.limits import Limits, ReadingWay
+from merge_engine.backends import Backend
+from merge_engine.checkpoint import Checkpoint, Way
+from merge_engine.checkpoint.page_cache import cached_share, mapping_rate
+from merge_engine.engine.limits import Limits
+from merge_engine.engine.machine import mount_of
 from merge_engine.engine.plan import Plan
+from merge_engine.engine.tasks import TensorJob
 
-_WORTHWHILE = 1.1  # less is within what two measurements differ by
+_FASTER = 1.1  # less is within what two measurements differ by
+_MUCH_FASTER = (
+    1.25  # two merges of the same inputs, of which only the first reads the disk, are then over no later
+)
+_MAPS_FAST = 25e9  # bytes per second, twice what a core copies
+_LARGE = 1 << 20  # bytes of a tensor that is worth a request of its own to the disk
+
+
+class Ways(NamedTuple):
+    """How a file is read: large tensors that are asked for once, and everything else."""
+
+    once: Way
+    otherwise: Way
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the inputs of a plan are read, and how many of their bytes are not in the page cache now.
+    """How the inputs of a plan are read, by file, and how many of their bytes are not in the page cache now.
 
     ``not_cached`` is None where the system does not say.
     """
 
-    way: ReadingWay
+    ways: Mapping[Path, Ways]
     not_cached: int | None
 
+    def way(self, plan: Plan, job: TensorJob, checkpoint: Checkpoint, name: str) -> Way:
+        """How a tensor of the plan is read."""
+        ways = self.ways.get(checkpoint.file_of(name))
+        if ways is None:
+            return "read"
+        if ways.once == ways.otherwise or checkpoint.tensors[name].nbytes < _LARGE or plan.passes(job) > 1:
+            return ways.otherwise
+        return ways.once
 
-def choose_reading(plan: Plan, limits: Limits) -> Reading:
+    def bytes_by_way(self, plan: Plan) -> Counter[Way]:
+        """Bytes that all passes together read in each way."""
+        counts: Counter[Way] = Counter()
+        for job in plan.jobs:
+            passes = plan.passes(job)
+            for checkpoint, name in plan.inputs(job):
+                counts[self.way(plan, job, checkpoint, name)] += passes * checkpoint.tensors[name].nbytes
+        return counts
+
+
+def choose_reading(plan: Plan, limits: Limits, backend: Backend) -> Reading:
     """Decide, from what is in the page cache now and from what this machine was measured to do."""
     inputs = plan.bytes_by_input()
-    files = {
-        file.resolve()
-        for checkpoint in inputs
-        for file in {checkpoint.file_of(name) for name in checkpoint.tensors}
-    }
+    files = {file: file.resolve() for c in inputs for file in {c.file_of(name) for name in c.tensors}}
     try:
-        sizes = {file: file.stat().st_size for file in files}
-        not_cached = round(sum(size * (1 - cached_share(file)) for file, size in sizes.items()))
+        sizes = {file: file.stat().st_size for file in set(files.values())}
+        stored = {file: 1 - cached_share(file) for file in sizes}
         kept = _available_memory() // 2
     except OSError:
-        return Reading("read", None)
+        return Reading({}, None)
     by_path = {checkpoint.path: nbytes for checkpoint, nbytes in inputs.items()}
-    through, past = limits.reading(by_path, "read"), limits.reading(by_path, "direct")
-    faster = through is not None and past is not None and past > _WORTHWHILE * through
-    total = sum(sizes.values())
-    once = all(plan.passes(job) == 1 for job in plan.jobs)
-    if faster and once and total > kept and not_cached > total // 2:
-        return Reading("direct", not_cached)
-    return Reading("read", not_cached)
+    direct = _faster_past(limits, by_path, kept=sum(sizes.values()) <= kept)
+    local = {folder: mount_of(folder).local for folder in {file.parent for file in sizes}}
+
+    def ways(file: Path) -> Ways:
+        in_place = backend.reads_in_place and local[file.parent]
+        cold = stored[file] > 0.5  # its pages, once they are read, are large and fast to map
+        otherwise: Way = "mapped" if in_place and (cold or mapping_rate(file) > _MAPS_FAST) else "read"
+        return Ways("direct" if direct and cold else otherwise, otherwise)
+
+    not_cached = round(sum(size * stored[file] for file, size in sizes.items()))
+    return Reading({file: ways(resolved) for file, resolved in files.items()}, not_cached)
 
 
-def apply_reading(plan: Plan, reading: Reading) -> None:
-    """Have the inputs read in the way that was chosen."""
-    if reading.way == "direct":
-        for checkpoint in plan.bytes_by_input():
-            if isinstance(checkpoint, SafetensorsCheckpoint):
-                checkpoint.bypass_page_cache()
+def _faster_past(limits: Limits, nbytes: Mapping[Path, int], kept: bool) -> bool:
+    """Whether to read past the page cache what is not in it, and would be kept there or not."""
+    through, past = limits.reading(nbytes, "read"), limits.reading(nbytes, "direct")
+    return through is not None and past is not None and past > (_MUCH_FASTER if kept else _FASTER) * through
 
 
 def _available_memory() -> int:

@@ -22,7 +22,7 @@ from merge_engine.engine.limits import Limits, load_limits
 from merge_engine.engine.manifest import encode_card, encode_manifest
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
-from merge_engine.engine.reading import Reading, apply_reading, choose_reading
+from merge_engine.engine.reading import Reading, choose_reading
 from merge_engine.engine.result import MergeResult
 from merge_engine.engine.sinks import Digests, MemorySink, Sink
 from merge_engine.engine.stream import Stream
@@ -94,15 +94,14 @@ def run(
         if on_plan is not None:
             on_plan(planned)
         limits = load_limits()
-        reading = choose_reading(planned, limits)
+        reading = choose_reading(planned, limits, chosen)
         target = Path(output) if output is not None else None
         predicted = predict(planned, target, limits, reading, chosen, threads)
-        apply_reading(planned, reading)
         if target is not None:
             result = _to_folder(planned, target, chosen, progress, limits, reading, predicted)
         else:
             sink = MemorySink(planned)
-            result = _stream(planned, chosen, sink, None, progress)
+            result = _stream(planned, chosen, reading, sink, None, progress)
             result.tensors = sink.tensors
             result.predicted = predicted
             result.usage = account(planned, None, limits, reading, chosen, result.ledger)
@@ -113,12 +112,18 @@ def run(
 
 
 def _stream(
-    planned: Plan, backend: Backend, sink: Sink, digests: Digests | None, progress: Progress | None
+    planned: Plan,
+    backend: Backend,
+    reading: Reading,
+    sink: Sink,
+    digests: Digests | None,
+    progress: Progress | None,
 ) -> MergeResult:
     ledger, merger = Ledger(), Merger(planned, backend)
     start = time.perf_counter()
     with reading_counted(ledger):
-        _fitting(planned, backend, merger, sink, digests, ledger, progress or (lambda _: None)).run()
+        report = progress or (lambda _: None)
+        _fitting(planned, backend, reading, merger, sink, digests, ledger, report).run()
     ledger.seconds = time.perf_counter() - start
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     results = list(merger.results.values())
@@ -150,7 +155,7 @@ def _to_folder(
 ) -> MergeResult:
     with CheckpointWriter(output, planned.shards) as writer:
         digests = Digests()
-        result = _stream(planned, backend, writer, digests, progress)
+        result = _stream(planned, backend, reading, writer, digests, progress)
         result.output = output
         ledger = result.ledger
         start = time.perf_counter()

@@ -16,10 +16,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from merge_engine.backends import Backend
-from merge_engine.checkpoint import Checkpoint
+from merge_engine.checkpoint import TensorRange
 from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import BATCH, Plan
+from merge_engine.engine.reading import Reading
 from merge_engine.engine.ring import Ring, RingClosed, Span, aligned, allocate
 from merge_engine.engine.sinks import Digests, Sink
 from merge_engine.engine.visits import Visit, visits
@@ -32,9 +33,13 @@ READ_PIECE = 8 << 20
 
 @dataclass
 class _Piece:
-    """A visit and its memory. What is written lies in ``output``, which is empty when nothing is merged."""
+    """A visit, where its inputs come from, and where they are going to be.
+
+    What is written lies in ``output``, which is empty when nothing is merged.
+    """
 
     visit: Visit
+    ranges: list[TensorRange]
     inputs: list[memoryview]
     output: memoryview = field(default_factory=lambda: memoryview(b""))
 
@@ -56,7 +61,9 @@ class _Batch:
 
 
 class Stream:
-    """One run over a plan. ``progress`` is told how many input bytes each finished visit had.
+    """One run over a plan, whose inputs are read as ``reading`` says.
+
+    ``progress`` is told how many input bytes each finished visit had.
 
     Raises ``DeviceMemoryError`` when the backend's device has too little memory for the plan.
     """
@@ -65,6 +72,7 @@ class Stream:
         self,
         plan: Plan,
         backend: Backend,
+        reading: Reading,
         merger: Merger,
         sink: Sink,
         digests: Digests | None,
@@ -73,6 +81,7 @@ class Stream:
     ):
         self._plan = plan
         self._backend = backend
+        self._reading = reading
         self._merger = merger
         self._sink = sink
         self._digests = digests
@@ -158,45 +167,59 @@ class Stream:
 
     def _load(self, batch: list[Visit]) -> _Batch:
         """Start to read a batch. A device takes its inputs, which lie side by side, with one copy; its outputs too."""
-        sizes = [self._sizes(visit) for visit in batch]
-        inputs = self._inputs.acquire(sum(aligned(size) for some in sizes for size in some[:-1]))
-        views = inputs.cut(size for some in sizes for size in some[:-1])
-        pieces = [
-            _Piece(visit, [next(views) for _ in some[:-1]]) for visit, some in zip(batch, sizes, strict=True)
-        ]
-        reads = self._start_reading(pieces)
+        ranges = [self._ranges(visit) for visit in batch]
+        inputs = self._inputs.acquire(sum(aligned(r.room) for some in ranges for r in some))
+        memory = inputs.cut(r.room for some in ranges for r in some)
+        pieces: list[_Piece] = []
+        work: list[tuple[TensorRange, memoryview]] = []
+        for visit, some in zip(batch, ranges, strict=True):
+            rooms = [next(memory) for _ in some]
+            views = [r.view(room) for r, room in zip(some, rooms, strict=True)]
+            pieces.append(_Piece(visit, some, views))
+            work += zip(some, rooms, strict=True)
+        reads = self._start_reading(work, together=len(batch) > 1)
         outputs = None
         if any(visit.merge for visit in batch):
-            outputs = self._outputs.acquire(sum(aligned(some[-1]) for some in sizes))
-            for piece, view in zip(pieces, outputs.cut(some[-1] for some in sizes), strict=True):
+            sizes = [visit.job.out.bits * visit.count // 8 if visit.merge else 0 for visit in batch]
+            outputs = self._outputs.acquire(sum(map(aligned, sizes)))
+            for piece, view in zip(pieces, outputs.cut(sizes), strict=True):
                 piece.output = view
         return _Batch(pieces, inputs, outputs, reads)
 
-    def _start_reading(self, pieces: list[_Piece]) -> list[Future[None]]:
-        if len(pieces) > 1:
-            return [self._readers.submit(self._read_all, pieces)]
+    def _ranges(self, visit: Visit) -> list[TensorRange]:
+        """A visit's inputs on their way into memory."""
+        job, in_place = visit.job, self._backend.reads_in_place
+        sources = zip(self._plan.inputs(job), self._plan.input_dtypes(job), strict=True)
         return [
-            self._readers.submit(self._read, source, start + at, view[at : at + READ_PIECE])
-            for source, start, view in self._sources(pieces[0])
-            for at in range(0, len(view), READ_PIECE)
+            checkpoint.range(
+                name,
+                dtype.bits * visit.start // 8,
+                dtype.bits * visit.count // 8,
+                self._reading.way(self._plan, job, checkpoint, name),
+                in_place,
+            )
+            for (checkpoint, name), dtype in sources
         ]
 
-    def _sources(self, piece: _Piece) -> Iterator[tuple[tuple[Checkpoint, str], int, memoryview]]:
-        """For each input: the checkpoint and name, the byte to start from, and the memory to fill."""
-        dtypes = self._plan.input_dtypes(piece.visit.job)
-        sources = self._plan.inputs(piece.visit.job)
-        for source, dtype, view in zip(sources, dtypes, piece.inputs, strict=True):
-            yield source, dtype.bits * piece.visit.start // 8, view
+    def _start_reading(
+        self, work: list[tuple[TensorRange, memoryview]], together: bool
+    ) -> list[Future[None]]:
+        """The ranges of small visits are read by one thread, those of a large one by several."""
+        if together:
+            return [self._readers.submit(self._read_all, work)]
+        return [
+            self._readers.submit(self._read, r, memory, at, min(at + READ_PIECE, r.room))
+            for r, memory in work
+            for at in range(0, r.room, READ_PIECE)
+        ]
 
-    def _read_all(self, pieces: list[_Piece]) -> None:
-        for piece in pieces:
-            for source, start, view in self._sources(piece):
-                self._read(source, start, view)
+    def _read_all(self, work: list[tuple[TensorRange, memoryview]]) -> None:
+        for some, memory in work:
+            self._read(some, memory, 0, some.room)
 
-    def _read(self, source: tuple[Checkpoint, str], offset: int, view: memoryview) -> None:
-        checkpoint, name = source
-        with self._ledger.timed(self._ledger.read, len(view)):
-            checkpoint.read_into(name, offset, view)
+    def _read(self, some: TensorRange, memory: memoryview, first: int, last: int) -> None:
+        with self._ledger.timed(self._ledger.read, last - first):
+            some.read(memory, first, last)
 
     def _begin(self, batch: _Batch) -> list[Callable[[], None]]:
         for read in batch.reads:
@@ -209,6 +232,9 @@ class Stream:
         with self._ledger.timed(self._ledger.compute, 0):
             for wait in waits:
                 wait()
+        for piece in batch.pieces:
+            for some in piece.ranges:
+                some.release()
         self._inputs.release(batch.inputs)
         if batch.outputs is not None:
             batch.users = 1 if self._digests is None else 2

@@ -142,11 +142,15 @@ def _resources(
     if stored is None:
         resources = [Resource("reading", read, None)]
     else:
-        stored = min(stored, read)  # the system reads ahead, and other files too
-        name = "direct read" if reading.way == "direct" else "disk read"
+        ways = reading.bytes_by_way(plan)
+        through = min(
+            max(stored - ways["direct"], 0), read - ways["direct"]
+        )  # the system reads ahead, and other files
+        copied = ways["read"] - min(through, ways["read"])
         resources = [
-            Resource(name, stored, limits.reading(by_path, reading.way)),
-            Resource("page cache", read - stored, limits.reading(by_path, "cached")),
+            Resource("direct read", ways["direct"], limits.reading(by_path, "direct")),
+            Resource("disk read", through, limits.reading(by_path, "read")),
+            Resource("page cache", copied, limits.reading(by_path, "cached")),
         ]
     resources.append(Resource("memory", read + written, limits.memory))
     if backend.name == "cuda":

@@ -14,6 +14,7 @@ from merge_engine.backends import Backend
 from merge_engine.backends.base import levels
 from merge_engine.backends.operations import Chunk, Column, Found, Rank
 from merge_engine.dtypes import DType
+from merge_engine.errors import CheckpointError
 from merge_engine.methods.base import MergeTask, Statistic
 
 
@@ -126,4 +127,6 @@ class _Ties(Statistic):
 
     def finish(self, backend: Backend) -> None:
         if self._wanted:
-            raise AssertionError("a tie counted by a histogram was not found again")
+            raise CheckpointError(
+                "the inputs changed while they were merged: what was counted is not there any more"
+            )
