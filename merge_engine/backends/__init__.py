@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -41,7 +42,7 @@ def create_backend(
         if device == "cpu":
             raise BackendError("the cuda backend does not compute on the CPU; choose device auto or cuda")
         return _cuda(index or 0)
-    if name == "auto" and device != "cpu":
+    if name == "auto" and device != "cpu" and (index is not None or _any_driver()):
         try:
             return _any_gpu(index)
         except NoDeviceError:
@@ -57,6 +58,17 @@ def create_backend(
     from merge_engine.backends.cpu import CpuBackend
 
     return CpuBackend(threads)
+
+
+def _any_driver() -> bool:
+    """Whether it is worth looking for a GPU: to load what is needed for that takes longer than small merges do."""
+    if any(map(os.path.exists, GPU_FILES)):
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _any_gpu(index: int | None) -> Backend:

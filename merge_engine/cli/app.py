@@ -17,7 +17,6 @@ from merge_engine.cli.bench import bench
 from merge_engine.cli.doctor import examine
 from merge_engine.engine.limits import load_limits
 from merge_engine.engine.manifest import versions
-from merge_engine.engine.probe import measure_limits
 from merge_engine.engine.reading import choose_reading
 from merge_engine.engine.usage import predict
 from merge_engine.errors import MergeError
@@ -125,6 +124,8 @@ def doctor(
     """Say what this installation can do on this machine, and why not more."""
     show.pairs(console, examine())
     if measure is not None:
+        from merge_engine.engine.probe import measure_limits
+
         show.limits(console, measure, measure_limits(measure))
 
 

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from merge_engine.checkpoint import parse_size
-from merge_engine.engine.probe import measure_limits
 from merge_engine.errors import PlanError
 
 console = Console()
@@ -63,6 +62,7 @@ def bench(
     from merge_engine.bench.shapes import ARCHITECTURES
     from merge_engine.bench.suite import Result, Suite, measure_case
     from merge_engine.bench.tables import case_table, fit_table
+    from merge_engine.engine.probe import measure_limits
 
     if plot is not None:
         from merge_engine.bench.plots import plot as draw  # fails now if it cannot be done
