@@ -230,7 +230,7 @@ def test_the_choice(
     monkeypatch.setattr(reading, "_LARGE", 1)
     monkeypatch.setattr(reading, "_available_memory", lambda: 1 << 40 if kept else 10)
     monkeypatch.setattr(reading, "cached_share", lambda _: share)
-    monkeypatch.setattr(reading, "mapping_rate", lambda _: 1e12)
+    monkeypatch.setattr(reading, "maps_faster", lambda _: True)
     seen: Counter[str] = Counter()
     original = SafetensorsCheckpoint.range
 
@@ -253,12 +253,12 @@ def test_the_choice(
 
 
 @pytest.mark.parametrize(
-    ("in_place", "local", "rate", "chosen"),
+    ("in_place", "local", "faster", "chosen"),
     (
-        (True, True, 1e12, "mapped"),
-        (False, True, 1e12, "read"),  # a device takes its inputs from memory of our own
-        (True, False, 1e12, "read"),  # a network is read a page at a time through mappings
-        (True, True, 1e10, "read"),  # small folios: mapping them takes as long as copying
+        (True, True, True, "mapped"),
+        (False, True, True, "read"),  # a device takes its inputs from memory of our own
+        (True, False, True, "read"),  # a network is read a page at a time through mappings
+        (True, True, False, "read"),  # small folios: mapping them takes as long as copying
     ),
 )
 def test_what_the_page_cache_holds(
@@ -266,14 +266,14 @@ def test_what_the_page_cache_holds(
     monkeypatch: pytest.MonkeyPatch,
     in_place: bool,
     local: bool,
-    rate: float,
+    faster: bool,
     chosen: str,
 ) -> None:
     folder = save_checkpoint("a", {"w": torch.randn(30, 50)})
     backend = create_backend("cpu")
     monkeypatch.setattr(backend, "reads_in_place", in_place)
     monkeypatch.setattr(Mount, "local", local)
-    monkeypatch.setattr(reading, "mapping_rate", lambda _: rate)
+    monkeypatch.setattr(reading, "maps_faster", lambda _: faster)
     monkeypatch.setattr(reading, "cached_share", lambda _: 1.0)
     models = [{"model": str(folder), "parameters": {"weight": 1}}]
     with me.plan({"merge_method": "linear", "models": models}) as plan:

@@ -1,4 +1,4 @@
-"""Which part of a file lies in the page cache, and so need not come from storage, and how fast that can be mapped."""
+"""Which part of a file lies in the page cache, and so need not come from storage; whether to map it or to copy it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import merge_engine._native as native
 
 _WINDOW = 4 << 20
 _WINDOWS = 64
-_TRIES = 4
+_TRIES, _TRIED = 4, 1 << 20
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,28 +43,33 @@ def cached_share(file: Path) -> float:
     return resident / seen if seen else 1.0
 
 
-def mapping_rate(file: Path) -> float:
-    """Bytes per second at which what the page cache holds of a file is mapped. 0.0 where that does not work.
+def maps_faster(file: Path) -> bool:
+    """Whether what the page cache holds of a file is mapped faster than it is copied.
 
-    The kernel maps large folios at once, but small ones a page at a time, which takes as long as copying them. The best
-    of a few windows of 4 MiB counts; what of them is not in the page cache is read. Raises ``OSError``.
+    The kernel maps large folios at once, but small ones a page at a time. The best of a few windows counts; what of
+    them is not in the page cache is read. Raises ``OSError``.
     """
     size = file.stat().st_size
+    buffer = mmap.mmap(-1, _TRIED)
+    buffer[:: mmap.PAGESIZE] = bytes(_TRIED // mmap.PAGESIZE)  # new memory would take longer than the copy
+    copy_times, map_times = [], []
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         mapping = native.Mapping(descriptor, size)
-        rates = []
-        for first in range(0, size, max(size // _TRIES, _WINDOW)):
-            last = min(first + _WINDOW, size)
+        for first in range(0, size, max(size // _TRIES, _TRIED)):
+            last = min(first + _TRIED, size)
             start = time.perf_counter()
+            os.preadv(descriptor, [buffer], first)
+            copied = time.perf_counter()
             mapping.load(first, last)
-            rates.append((last - first) / (time.perf_counter() - start))
+            copy_times.append((copied - start) / (last - first))
+            map_times.append((time.perf_counter() - copied) / (last - first))
             mapping.release(first, last)
     except OSError:
-        return 0.0
+        return False
     finally:
         os.close(descriptor)
-    return max(rates)
+    return min(map_times, default=0.0) < min(copy_times, default=0.0)
 
 
 def _resident_pages(descriptor: int, start: int, pages: int) -> int:

@@ -1,7 +1,7 @@
 """In which way a run reads each of its files: copied out of the page cache, past it, or in place.
 
-What the page cache holds need not be copied: a backend that can reads it in place, where the kernel maps it much
-faster than it would copy it. Through the page cache, what comes from storage is there for the next run. Past it, a fast
+What the page cache holds need not be copied: a backend that can reads it in place, where the kernel maps it faster
+than it copies it. Through the page cache, what comes from storage is there for the next run. Past it, a fast
 disk may be read faster, and without the processor. So a run reads past it only what the page cache does not hold and
 what is asked for once, and only where that was measured to be faster: by more, if the page cache would keep it.
 """
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from merge_engine.backends import Backend
 from merge_engine.checkpoint import Checkpoint, Way
-from merge_engine.checkpoint.page_cache import cached_share, mapping_rate
+from merge_engine.checkpoint.page_cache import cached_share, maps_faster
 from merge_engine.engine.limits import Limits
 from merge_engine.engine.machine import mount_of
 from merge_engine.engine.plan import Plan
@@ -26,7 +26,6 @@ _FASTER = 1.1  # less is within what two measurements differ by
 _MUCH_FASTER = (
     1.25  # two merges of the same inputs, of which only the first reads the disk, are then over no later
 )
-_MAPS_FAST = 25e9  # bytes per second, twice what a core copies
 _LARGE = 1 << 20  # bytes of a tensor that is worth a request of its own to the disk
 
 
@@ -83,7 +82,7 @@ def choose_reading(plan: Plan, limits: Limits, backend: Backend) -> Reading:
     def ways(file: Path) -> Ways:
         in_place = backend.reads_in_place and local[file.parent]
         cold = stored[file] > 0.5  # its pages, once they are read, are large and fast to map
-        otherwise: Way = "mapped" if in_place and (cold or mapping_rate(file) > _MAPS_FAST) else "read"
+        otherwise: Way = "mapped" if in_place and (cold or maps_faster(file)) else "read"
         return Ways("direct" if direct and cold else otherwise, otherwise)
 
     not_cached = round(sum(size * stored[file] for file, size in sizes.items()))
