@@ -20,6 +20,7 @@ from test_faults import SHARD, SMALL, Setup
 import merge_engine as me
 import merge_engine._native as _native
 from merge_engine.checkpoint import ranges
+from merge_engine.engine import reading
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.reading import Reading
 from merge_engine.engine.visits import Visit
@@ -90,6 +91,7 @@ def test_an_input_that_becomes_shorter_while_it_is_read(
             os.truncate(victim, 20_000)
         return preadv(descriptor, *arguments)
 
+    monkeypatch.setattr(reading, "maps_faster", lambda _: False)
     monkeypatch.setattr(Reading, "way", lambda *_: "read")
     monkeypatch.setattr(os, "preadv", shrink)
     setup.refused(me.CheckpointError, victim, "shorter while it was read", memory=SMALL)
@@ -132,6 +134,7 @@ def test_short_reads_and_writes_change_nothing(setup: Setup, monkeypatch: pytest
     expected = me.run(setup.recipe(), setup.output).output
     assert expected is not None
     preadv, pwrite = os.preadv, os.pwrite
+    monkeypatch.setattr(reading, "maps_faster", lambda _: False)
     monkeypatch.setattr(Reading, "way", lambda *_: "read")
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:9973]], at))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:8192], at))

@@ -194,19 +194,34 @@ def test_handlers_come_and_go_with_mappings(folder: Path) -> None:
     assert signal.getsignal(signal.SIGBUS) == before
 
 
-RATES = {"slower": (2e9, 1e9), "a little faster": (1e9, 1.2e9), "much faster": (1e9, 3e9)}
+RATES = {
+    "slower": (2e9, 1e9),
+    "as fast": (1e9, 1e9),
+    "a little faster": (1e9, 1.2e9),
+    "much faster": (1e9, 3e9),
+}
 
 
 @pytest.mark.parametrize(
-    ("rates", "kept", "share", "memory", "chosen"),
+    ("rates", "kept", "share", "memory", "given_back", "chosen"),
     (
-        ("a little faster", False, 0.0, "400MB", "direct"),
-        ("slower", False, 0.0, "400MB", "mapped"),
-        (None, False, 0.0, "400MB", "mapped"),  # not measured
-        ("a little faster", True, 0.0, "400MB", "mapped"),  # the next run will find it in the page cache
-        ("much faster", True, 0.0, "400MB", "direct"),  # even so
-        ("much faster", False, 0.9, "400MB", "mapped"),  # it is there
-        ("much faster", False, 0.0, "400KB", "mapped"),  # read more than once
+        ("a little faster", False, 0.0, "400MB", False, "direct"),
+        ("slower", False, 0.0, "400MB", False, "mapped"),
+        (None, False, 0.0, "400MB", True, "mapped"),  # not measured
+        (
+            "a little faster",
+            True,
+            0.0,
+            "400MB",
+            False,
+            "mapped",
+        ),  # the next run will find it in the page cache
+        ("much faster", True, 0.0, "400MB", False, "direct"),  # even so
+        ("as fast", True, 0.0, "400MB", False, "mapped"),
+        ("as fast", True, 0.0, "400MB", True, "direct"),  # the page cache would have to ask for memory
+        ("slower", True, 0.0, "400MB", True, "mapped"),
+        ("much faster", False, 0.9, "400MB", False, "mapped"),  # it is there
+        ("much faster", False, 0.0, "400KB", False, "mapped"),  # read more than once
     ),
 )
 def test_the_choice(
@@ -216,6 +231,7 @@ def test_the_choice(
     kept: bool,
     share: float,
     memory: str,
+    given_back: bool,
     chosen: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -227,10 +243,6 @@ def test_the_choice(
     }
     disks = {str(mount_of(tmp_path)): DiskLimits(*RATES[rates], 1e10, 1e9)} if rates else {}
     save_limits(Limits(memory=1e10, disks=disks))
-    monkeypatch.setattr(reading, "_LARGE", 1)
-    monkeypatch.setattr(reading, "_available_memory", lambda: 1 << 40 if kept else 10)
-    monkeypatch.setattr(reading, "cached_share", lambda _: share)
-    monkeypatch.setattr(reading, "maps_faster", lambda _: True)
     seen: Counter[str] = Counter()
     original = SafetensorsCheckpoint.range
 
@@ -239,13 +251,18 @@ def test_the_choice(
         seen[type(some).__name__.removesuffix("Range").lower()] += 1
         return some
 
-    monkeypatch.setattr(SafetensorsCheckpoint, "range", note)
-    result = me.run(recipe, tmp_path / "out", memory=memory)
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "_LARGE", 1)
+        patch.setattr(reading, "gives_memory_back", lambda: given_back)
+        patch.setattr(reading, "_available_memory", lambda: 1 << 40 if kept else 10)
+        patch.setattr(reading, "cached_share", lambda _: share)
+        patch.setattr(reading, "maps_faster", lambda _: True)
+        patch.setattr(SafetensorsCheckpoint, "range", note)
+        result = me.run(recipe, tmp_path / "out", memory=memory)
     assert set(seen) == {chosen}
     assert result.usage is not None
     direct = {resource.name: resource.bytes for resource in result.usage.resources}["direct read"]
     assert direct == (2 * 300 * 500 * 2 if chosen == "direct" else 0)
-    monkeypatch.undo()
     save_limits(Limits())
     me.run(recipe, tmp_path / "again")
     first, second = (tmp_path / name / "model.safetensors" for name in ("out", "again"))

@@ -3,7 +3,8 @@
 What the page cache holds need not be copied: a backend that can reads it in place, where the kernel maps it faster
 than it copies it. Through the page cache, what comes from storage is there for the next run. Past it, a fast
 disk may be read faster, and without the processor. So a run reads past it only what the page cache does not hold and
-what is asked for once, and only where that was measured to be faster: by more, if the page cache would keep it.
+what is asked for once, and only where that was measured to be faster: by more, if the page cache would keep it. Where
+the page cache has to ask a host for its memory, it is enough that it is no slower.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from merge_engine.backends import Backend
 from merge_engine.checkpoint import Checkpoint, Way
 from merge_engine.checkpoint.page_cache import cached_share, maps_faster
 from merge_engine.engine.limits import Limits
-from merge_engine.engine.machine import mount_of
+from merge_engine.engine.machine import gives_memory_back, mount_of
 from merge_engine.engine.plan import Plan
 from merge_engine.engine.tasks import TensorJob
 
-_FASTER = 1.1  # less is within what two measurements differ by
-_MUCH_FASTER = (
+# How many times as fast it must be to read past the page cache.
+_IF_NOT_KEPT = 1.1  # less is within what two measurements differ by
+_IF_KEPT = (
     1.25  # two merges of the same inputs, of which only the first reads the disk, are then over no later
 )
+_IF_MEMORY_IS_DEAR = 0.9
+
 _LARGE = 1 << 20  # bytes of a tensor that is worth a request of its own to the disk
 
 
@@ -92,7 +96,10 @@ def choose_reading(plan: Plan, limits: Limits, backend: Backend) -> Reading:
 def _faster_past(limits: Limits, nbytes: Mapping[Path, int], kept: bool) -> bool:
     """Whether to read past the page cache what is not in it, and would be kept there or not."""
     through, past = limits.reading(nbytes, "read"), limits.reading(nbytes, "direct")
-    return through is not None and past is not None and past > (_MUCH_FASTER if kept else _FASTER) * through
+    if through is None or past is None:
+        return False
+    wanted = _IF_MEMORY_IS_DEAR if gives_memory_back() else _IF_KEPT if kept else _IF_NOT_KEPT
+    return past > wanted * through
 
 
 def _available_memory() -> int:
