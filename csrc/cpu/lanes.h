@@ -24,6 +24,7 @@ constexpr int VECTOR_BYTES = 16;
 using Floats = float __attribute__((vector_size(VECTOR_BYTES)));
 using Ints = int32_t __attribute__((vector_size(VECTOR_BYTES)));
 using Words = uint32_t __attribute__((vector_size(VECTOR_BYTES)));
+using Shorts = int16_t __attribute__((vector_size(VECTOR_BYTES)));
 using Halves = uint16_t __attribute__((vector_size(VECTOR_BYTES / 2)));
 using Slots = uint64_t __attribute__((vector_size(VECTOR_BYTES)));
 constexpr int LANES = VECTOR_BYTES / 4;
@@ -80,6 +81,7 @@ using Truth = __mmask16;
 static ME_INLINE Truth greater(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static ME_INLINE Truth at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 static ME_INLINE Truth differ(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+static ME_INLINE Truth negative(Ints a) { return _mm512_movepi32_mask((__m512i)a); }
 static ME_INLINE Truth less(Words a, Words b) { return _mm512_cmplt_epu32_mask((__m512i)a, (__m512i)b); }
 static ME_INLINE Floats where(Truth truth, Floats a, Floats b) { return _mm512_mask_blend_ps(truth, b, a); }
 static ME_INLINE Ints count(Ints counts, Truth truth) {
@@ -92,6 +94,7 @@ using Truth = Ints;  // -1 where it holds, else 0
 static ME_INLINE Truth greater(Floats a, Floats b) { return a > b; }
 static ME_INLINE Truth at_least(Floats a, Floats b) { return a >= b; }
 static ME_INLINE Truth differ(Floats a, Floats b) { return a != b; }
+static ME_INLINE Truth negative(Ints a) { return a < 0; }
 static ME_INLINE Truth less(Words a, Words b) { return a < b; }
 static ME_INLINE Floats where(Truth truth, Floats a, Floats b) { return truth ? a : b; }
 static ME_INLINE Ints count(Ints counts, Truth truth) { return counts - truth; }
@@ -112,7 +115,18 @@ static ME_INLINE Truth lanes_of_bits(uint32_t bits) {
 }
 #endif
 
-static ME_INLINE Ints larger(Ints a, Ints b) { return a > b ? a : b; }
+// Signed numbers of any size.
+template <class Vector>
+static ME_INLINE Vector larger(Vector a, Vector b) {
+    return a > b ? a : b;
+}
+template <class Number, class Vector>
+static ME_INLINE bool any_at_least(Vector v, Number least) {
+    Number lanes[sizeof(Vector) / sizeof(Number)], largest = 0;
+    store(lanes, v);
+    for (const Number lane : lanes) largest = lane > largest ? lane : largest;
+    return largest >= least;
+}
 
 }  // namespace ME_ISA
 }  // namespace merge_engine

@@ -5,23 +5,25 @@
 #include <type_traits>
 
 #include "draws.h"
+#include "storage_lanes.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 
-// A range of magnitudes.
-template <class Magnitude>
-struct Window {
-    Magnitude first, span;
-
-    ME_INLINE bool holds(Magnitude m) const { return static_cast<Magnitude>(m - first) < span; }
-};
-template <>
-struct Window<Words> {
-    Words first, span;
-
-    ME_INLINE Truth holds(Words m) const { return less(m - first, span); }
-};
+// The smallest of the magnitudes [0, end) for which something holds that holds for all above; `end` if there is none.
+template <class Magnitude, class F>
+static Magnitude first_that(Magnitude end, F&& holds) {
+    Magnitude low = 0, high = end;
+    while (low < high) {
+        const Magnitude middle = low + (high - low) / 2;
+        if (holds(middle)) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return low;
+}
 
 // A mask, made ready for many tiles.
 //
@@ -32,8 +34,9 @@ template <DType Working>
 class Sieve {
   public:
     using Real = typename RealOf<Working>::Type;
+    using Bits = typename Storage<Working>::Bits;
     using Magnitude = std::conditional_t<sizeof(Real) == 8, uint64_t, uint32_t>;  // the bits of a Real, without sign
-    static constexpr Magnitude SIGN = Magnitude{1} << (8 * sizeof(Real) - 1);
+    static constexpr Magnitude SIGN = Magnitude{1} << (8 * sizeof(Real) - 1);     // above all magnitudes
 
     explicit Sieve(const Mask& mask) : mask_(mask), keys_(mask.random_key) {
         if (mask.kind != MaskKind::Band) return;
@@ -49,8 +52,8 @@ class Sieve {
     template <class Rounding>
     uint64_t read(const Array& model, const Real* ME_RESTRICT base, uint64_t index, uint64_t offset, int count,
                   Real* ME_RESTRICT delta, uint32_t* ME_RESTRICT kept) const {
-        typename Storage<Working>::Bits rounded[TILE];
-        const auto* ME_RESTRICT bits = tile_of<Working>(model, offset, count, rounded);
+        Bits rounded[TILE];
+        const Bits* ME_RESTRICT bits = tile_of<Working>(model, offset, count, rounded);
         uint32_t non_finite = 0;
         for (int j = 0; j < count; ++j) {
             const Real x = Storage<Working>::template load<Real>(bits[j]);
@@ -58,33 +61,108 @@ class Sieve {
             delta[j] = Rounding::round(x - base[j]);
             kept[j] = band_.holds(magnitude(delta[j]));
         }
-        if (by_position()) {
-            const TileBits stay = staying(delta, index, offset, count);
-            for (int j = 0; j < count; j += LANES) {  // arrays of a tile are whole vectors
-                store(kept + j, where(stay.lanes(j), load<Floats>(kept + j), Floats{}));
-            }
+        TileBits stay = placed(index, offset, count);
+        settle(low_ties_, mask_.low_positions, delta, index, count, stay);
+        settle(high_ties_, mask_.high_positions, delta, index, count, stay);
+        for (int j = 0; j < count; j += LANES) {  // arrays of a tile are whole vectors
+            store(kept + j, where(stay.lanes(j), load<Floats>(kept + j), Floats{}));
         }
         return non_finite;
     }
 
-    // The magnitudes inside the band, for every lane.
-    Window<Words> band() const { return {Words{} + band_.first, Words{} + band_.span}; }
-    // Whether positions put out any that are.
-    bool by_position() const {
-        const bool ties = low_ties_.span != 0 || high_ties_.span != 0;
-        return mask_.kind == MaskKind::Band ? ties : mask_.kind != MaskKind::Dense;
+    // Sets `kept` to those of a tile that the mask keeps and that are not zero, ordered (see StorageLanes), and raises
+    // `largest` to the magnitudes of all. Whole groups are read; elements beyond `count` must be there, and be zero.
+    void keep(const Bits* model, const Bits* base, uint64_t index, uint64_t offset, int count, TileBits& kept,
+              Ints& largest) const {
+        TileBits tied;
+        if (low_ties_.span) {
+            scan(model, base, count, not_zero(band_), kept, low_ties_.span, &tied, largest);
+            put_out(tied, mask_.low_positions, index, count, kept);
+        } else {
+            scan(model, base, count, not_zero(band_), kept, 0, nullptr, largest);
+        }
+        if (high_ties_.span) {
+            scan(model, base, count, not_zero(high_ties_), tied, 0, nullptr, largest);
+            put_out(tied, mask_.high_positions, index, count, kept);
+        }
+        if (mask_.kind != MaskKind::Band && mask_.kind != MaskKind::Dense) {
+            const TileBits stay = placed(index, offset, count);
+            for (int w = 0; w < TileBits::WORDS; ++w) kept.word[w] &= Vectors::ordered(stay.word[w]);
+        }
+    }
+    // Whether task vector entries other than 0 have magnitudes below a limit.
+    bool any_below(Magnitude limit, const Bits* model, const Bits* base, int count) const {
+        Ints largest = {};
+        TileBits below;
+        scan(model, base, count, not_zero({0, limit}), below, 0, nullptr, largest);
+        return !below.empty();
+    }
+    // No magnitude that is kept is smaller, zero apart: what dtype and band say about that.
+    Magnitude smallest_kept() const {
+        return std::max(band_.first, bits_of<Magnitude>(Storage<Working>::template load<Real>(1)));
     }
 
-    // The elements that their positions do not put out, given their task vector or a function that finds those with
-    // magnitudes in a window.
-    TileBits staying(const Real* delta, uint64_t index, uint64_t offset, int count) const {
-        return staying(index, offset, count, [&](const auto& window) { return elements_in(window, delta, count); });
+    // The smallest magnitude whose key is at least `key`; SIGN if there is none.
+    static Magnitude first_of(uint64_t key) {
+        return first_that(SIGN, [key](Magnitude m) { return magnitude_key<Working>(bits_of<Real>(m)) >= key; });
     }
-    template <class ElementsIn>
-    TileBits staying(uint64_t index, uint64_t offset, int count, ElementsIn&& elements_in) const {
-        if (mask_.kind == MaskKind::Band) return settled(index, count, elements_in);
+
+  private:
+    using Vectors = StorageLanes<Working>;
+
+    struct Window {
+        Magnitude first, span;
+
+        ME_INLINE bool holds(Magnitude m) const { return static_cast<Magnitude>(m - first) < span; }
+    };
+    static Window not_zero(const Window& window) {
+        return window.first || !window.span ? window : Window{1, window.span - 1};
+    }
+
+    static ME_INLINE Magnitude magnitude(Real delta) { return bits_of<Magnitude>(delta) & ~SIGN; }
+
+    static Magnitude first_above(uint64_t key) { return key == ~0ull ? SIGN : first_of(key + 1); }
+
+    // Whether all ties stay.
+    bool decided(const Range& positions) const {
+        return positions.first == 0 && positions.last >= (mask_.by_draw ? 0xFFFFFFFFull : ~0ull);
+    }
+
+    // Finds the elements whose magnitudes lie in a window, ordered, and which of them do in its first part.
+    static ME_INLINE void scan(const Bits* model, const Bits* base, int count, const Window& window, TileBits& inside,
+                               Magnitude part, TileBits* in_part, Ints& largest) {
+        const Words first = Words{} + window.first, span = Words{} + window.span, part_span = Words{} + part;
+        Ints highest = largest;
+        for (int at = 0; at < count; at += GROUP) {
+            uint64_t found = 0, found_in_part = 0;
+            const auto look = [&](auto half, int j) {
+                const Floats delta = Vectors::template load<half()>(model + at, j) -
+                                     Vectors::template load<half()>(base + at, j);
+                const Words magnitude = (Words)delta & 0x7FFFFFFFu;
+                highest = larger(highest, (Ints)magnitude);
+                found |= bits_of_lanes(less(magnitude - first, span)) << (half() * HALF + j);
+                if (in_part) found_in_part |= bits_of_lanes(less(magnitude - first, part_span)) << (half() * HALF + j);
+            };
+#pragma GCC unroll 8
+            for (int j = 0; j < HALF; j += LANES) {
+                look(std::integral_constant<int, 0>{}, j);
+                look(std::integral_constant<int, 1>{}, j);
+            }
+            inside.word[at / GROUP] = found;
+            if (in_part) in_part->word[at / GROUP] = found_in_part;
+        }
+        for (int w = (count + GROUP - 1) / GROUP; w < TileBits::WORDS; ++w) {
+            inside.word[w] = 0;
+            if (in_part) in_part->word[w] = 0;
+        }
+        largest = highest;
+    }
+
+    // The elements that draws or ranks keep, which of a mask with a band or without any of these are all.
+    TileBits placed(uint64_t index, uint64_t offset, int count) const {
         if (mask_.kind == MaskKind::Noted) return noted(mask_.notes, offset);
         if (mask_.kind == MaskKind::Draw) return drawn_within(mask_.low_positions, nullptr, index, count);
+        if (mask_.kind != MaskKind::Ranked) return first_bits(count);
         uint32_t padded[TILE], room[DRAW_ROOM];
         const uint32_t* draws = draw_tile(keys_, index, count, room);
         const uint32_t* thresholds = mask_.thresholds + offset;
@@ -95,30 +173,31 @@ class Sieve {
         return bits_where(count, [&](int j) { return less(load<Words>(draws + j), load<Words>(thresholds + j)); });
     }
 
-    // The smallest magnitude whose key is at least `key`; SIGN, which is above all magnitudes, if there is none.
-    static Magnitude first_of(uint64_t key) {
-        Magnitude low = 0, high = SIGN;
-        while (low < high) {
-            const Magnitude middle = low + (high - low) / 2;
-            if (magnitude_key<Working>(bits_of<Real>(middle)) >= key) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
+    // Takes away the elements whose magnitudes lie in a window and whose positions are not in the range.
+    void settle(const Window& window, const Range& positions, const Real* delta, uint64_t index, int count,
+                TileBits& stay) const {
+        if (window.span == 0) return;
+        TileBits tied = {};
+        for (int j = 0; j < count; ++j) {
+            tied.word[j / 64] |= static_cast<uint64_t>(window.holds(magnitude(delta[j]))) << (j % 64);
         }
-        return low;
+        const TileBits stays = within(positions, tied, index, count);
+        for (int w = 0; w < TileBits::WORDS; ++w) stay.word[w] &= ~tied.word[w] | stays.word[w];
+    }
+    // The same, when all are ordered and it is known which elements are tied.
+    void put_out(const TileBits& tied, const Range& positions, uint64_t index, int count, TileBits& stay) const {
+        TileBits natural;
+        for (int w = 0; w < TileBits::WORDS; ++w) natural.word[w] = Vectors::unordered(tied.word[w]);
+        const TileBits stays = within(positions, natural, index, count);
+        for (int w = 0; w < TileBits::WORDS; ++w) {
+            stay.word[w] &= ~tied.word[w] | Vectors::ordered(stays.word[w]);
+        }
     }
 
-  private:
-    static ME_INLINE Magnitude magnitude(Real delta) { return bits_of<Magnitude>(delta) & ~SIGN; }
-
-    static Magnitude first_above(uint64_t key) { return key == ~0ull ? SIGN : first_of(key + 1); }
-
-    // Whether all ties stay.
-    bool decided(const Range& positions) const {
-        return positions.first == 0 && positions.last >= (mask_.by_draw ? 0xFFFFFFFFull : ~0ull);
+    // Those of a set whose positions lie in a range; others may be among them.
+    TileBits within(const Range& positions, const TileBits& set, uint64_t index, int count) const {
+        return mask_.by_draw ? drawn_within(positions, &set, index, count) : indices_within(positions, index, count);
     }
-
     // The elements of a tile in a range of flat indices.
     static TileBits indices_within(const Range& range, uint64_t index, int count) {
         if (range.first > range.last || range.last < index) return {};
@@ -130,36 +209,6 @@ class Sieve {
         for (int w = 0; w < TileBits::WORDS; ++w) bits.word[w] &= ~before.word[w];
         return bits;
     }
-
-    // The elements whose magnitudes lie in a window.
-    static TileBits elements_in(const Window<Magnitude>& window, const Real* delta, int count) {
-        if constexpr (std::is_same_v<Real, float>) {
-            const Window<Words> lanes = {Words{} + window.first, Words{} + window.span};
-            return bits_where(count, [&](int j) { return lanes.holds(load<Words>(delta + j) & 0x7FFFFFFFu); });
-        } else {
-            TileBits bits = {};
-            for (int j = 0; j < count; ++j) {
-                bits.word[j / 64] |= static_cast<uint64_t>(window.holds(magnitude(delta[j]))) << (j % 64);
-            }
-            return bits;
-        }
-    }
-
-    // All but the elements whose key equals a bound and whose position speaks against them.
-    template <class ElementsIn>
-    TileBits settled(uint64_t index, int count, ElementsIn&& elements_in) const {
-        TileBits stay = first_bits(count);
-        if (low_ties_.span) settle(elements_in(low_ties_), mask_.low_positions, index, count, stay);
-        if (high_ties_.span) settle(elements_in(high_ties_), mask_.high_positions, index, count, stay);
-        return stay;
-    }
-    // Takes away those of the tied elements whose positions are not in the range.
-    void settle(const TileBits& tied, const Range& positions, uint64_t index, int count, TileBits& stay) const {
-        const TileBits placed =
-            mask_.by_draw ? drawn_within(positions, &tied, index, count) : indices_within(positions, index, count);
-        for (int w = 0; w < TileBits::WORDS; ++w) stay.word[w] &= ~tied.word[w] | placed.word[w];
-    }
-
     // The elements whose draws lie in a range; if it is only about a set, others may be among them.
     TileBits drawn_within(const Range& positions, const TileBits* set, uint64_t index, int count) const {
         constexpr int MANY = TILE / 5;  // to draw for all is cheaper
@@ -171,8 +220,8 @@ class Sieve {
 
     const Mask& mask_;
     RoundKeys keys_;
-    Window<Magnitude> band_{0, static_cast<Magnitude>(~Magnitude{0})};
-    Window<Magnitude> low_ties_{0, 0}, high_ties_{0, 0};  // at the bounds, where positions decide
+    Window band_{0, static_cast<Magnitude>(~Magnitude{0})};
+    Window low_ties_{0, 0}, high_ties_{0, 0};  // at the bounds, where positions decide
 };
 
 // Whether kept elements are divided by their own probabilities, and what for they are multiplied with then.

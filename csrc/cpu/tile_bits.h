@@ -1,6 +1,7 @@
 // Sets of a tile's elements, a bit each.
 #pragma once
 
+#include "bits.h"
 #include "lanes.h"
 #include "tile.h"
 
@@ -19,6 +20,11 @@ struct TileBits {
         return lanes_of_bits(LANES < 8 ? bits >> (j % 8) : bits);
     }
 
+    ME_INLINE bool empty() const {
+        uint64_t any = 0;
+        for (const uint64_t w : word) any |= w;
+        return any == 0;
+    }
     int size() const {
         int bits = 0;
         for (const uint64_t w : word) bits += __builtin_popcountll(w);
@@ -83,17 +89,6 @@ static inline int list_places(const TileBits& bits, uint32_t (&places)[TILE + 16
         found = end;
     }
     return found;
-#endif
-}
-
-// Puts the lowest bits of `bits` where `places` has ones, in order.
-static ME_INLINE uint64_t spread(uint64_t bits, uint64_t places) {
-#if defined(__BMI2__)
-    return _pdep_u64(bits, places);
-#else
-    uint64_t result = 0;
-    for (; places; places &= places - 1, bits >>= 1) result |= places & -places & -(bits & 1);
-    return result;
 #endif
 }
 
