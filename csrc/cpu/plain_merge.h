@@ -26,7 +26,7 @@ class PlainMerger {
 
     explicit PlainMerger(const Consensus& op) : op_(op), merge_tile_(merge_for(op)) {
         for (const Entry& entry : op.entries) {
-            sieves_.emplace_back(entry.mask);
+            sieves_.emplace_back(entry.mask, entry.weight != 0);
             const float rescale = static_cast<float>(entry.rescale), weight = static_cast<float>(entry.weight);
             const uint32_t audible = first_that(Sieve<Working>::SIGN, [&](uint32_t magnitude) {
                 const float scaled = bits_of<float>(magnitude) * rescale;
@@ -109,14 +109,14 @@ class PlainMerger {
     bool merge_tile(uint64_t start, uint64_t at, int width, Counts* counts) const {
         const size_t n = N == MANY ? op_.entries.size() : N;
         Bits room[N + 2][TILE];
-        const Bits* base = whole_groups(op_.base, at, width, room[N]);
+        const Bits* base = whole_groups<Working>(op_.base, at, width, room[N]);
         Bits* merged = width % GROUP ? room[N + 1] : static_cast<Bits*>(op_.output.data) + at;
         static constexpr TileBits none = {};
         Part parts[N];
         Ints largest = {};
         for (size_t i = 0; i < n; ++i) {
             Part& part = parts[i];
-            part.bits = whole_groups(op_.entries[i].model, at, width, room[i]);
+            part.bits = whole_groups<Working>(op_.entries[i].model, at, width, room[i]);
             sieves_[i].keep(part.bits, base, start + at, at, width, part.kept, largest);
             part.votes = op_.entries[i].weight != 0 ? &part.kept : &none;
             if (audible_[i] && sieves_[i].any_below(audible_[i], part.bits, base, width)) return false;
@@ -133,15 +133,6 @@ class PlainMerger {
             std::memcpy(static_cast<Bits*>(op_.output.data) + at, merged, static_cast<size_t>(width) * sizeof(Bits));
         }
         return true;
-    }
-
-    // A tile of an input, with zeros up to a whole group.
-    static const Bits* whole_groups(const Array& array, uint64_t at, int width, Bits (&room)[TILE]) {
-        const Bits* bits = tile_of<Working>(array, at, width, room);
-        if (width % GROUP == 0) return bits;
-        if (bits != room) std::memcpy(room, bits, static_cast<size_t>(width) * sizeof(Bits));
-        std::fill(room + width, room + TILE, Bits{0});
-        return room;
     }
 
     // The group of the next tile: the first pass would wait for it, the second has time.
@@ -177,8 +168,7 @@ class PlainMerger {
                 Floats weights = zero;
 #pragma GCC unroll 4
                 for (size_t i = 0; i < n; ++i) {
-                    const Truth against = negative((Ints)value[i] ^ (Ints)sum);
-                    const Truth stays = static_cast<Truth>(parts[i].votes->lanes(place) & ~against);
+                    const Truth stays = of_one_sign(parts[i].votes->lanes(place), value[i], sum);
                     mean = i == 0 ? where(stays, value[i], zero) : where(stays, mean + value[i], mean);
                     if (Normalize) weights = i == 0 ? where(stays, weight[i], zero) : where(stays, weights + weight[i], weights);
                     retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));

@@ -38,11 +38,14 @@ class Sieve {
     using Magnitude = std::conditional_t<sizeof(Real) == 8, uint64_t, uint32_t>;  // the bits of a Real, without sign
     static constexpr Magnitude SIGN = Magnitude{1} << (8 * sizeof(Real) - 1);     // above all magnitudes
 
-    explicit Sieve(const Mask& mask) : mask_(mask), keys_(mask.random_key) {
+    // `shows`: what keep() keeps will be looked at, and need not be finite.
+    explicit Sieve(const Mask& mask, bool shows = false)
+        : mask_(mask), keys_(mask.random_key), open_(shows && mask.kind == MaskKind::Dense) {
         if (mask.kind != MaskKind::Band) return;
         const Magnitude low = first_of(mask.low), above_low = first_above(mask.low);
         const Magnitude high = first_of(mask.high), above_high = first_above(mask.high);
         band_ = {low, above_high > low ? above_high - low : 0};
+        open_ = shows && above_high == SIGN && decided(mask.high_positions);
         if (!decided(mask.low_positions)) low_ties_ = {low, above_low - low};
         if (!decided(mask.high_positions)) high_ties_ = {high, above_high - high};
     }
@@ -70,19 +73,23 @@ class Sieve {
         return non_finite;
     }
 
-    // Sets `kept` to those of a tile that the mask keeps and that are not zero, ordered (see StorageLanes), and raises
-    // `largest` to the magnitudes of all. Whole groups are read; elements beyond `count` must be there, and be zero.
+    // Sets `kept` to those of a tile that the mask keeps and that are not zero, ordered (see StorageLanes). Raises
+    // `largest` to their magnitudes; not to those that are kept and will be looked at.
+    // Whole groups are read; elements beyond `count` must be there, and be zero.
     void keep(const Bits* model, const Bits* base, uint64_t index, uint64_t offset, int count, TileBits& kept,
               Ints& largest) const {
         TileBits tied;
-        if (low_ties_.span) {
-            scan(model, base, count, not_zero(band_), kept, low_ties_.span, &tied, largest);
-            put_out(tied, mask_.low_positions, index, count, kept);
+        const Window inside = not_zero(band_);
+        if (open_ && low_ties_.span) {
+            scan<true, true>(model, base, count, inside, kept, low_ties_.span, tied, largest);
+        } else if (open_) {
+            scan<true, false>(model, base, count, inside, kept, 0, tied, largest);
         } else {
-            scan(model, base, count, not_zero(band_), kept, 0, nullptr, largest);
+            scan<false, true>(model, base, count, inside, kept, low_ties_.span, tied, largest);
         }
+        if (low_ties_.span) put_out(tied, mask_.low_positions, index, count, kept);
         if (high_ties_.span) {
-            scan(model, base, count, not_zero(high_ties_), tied, 0, nullptr, largest);
+            scan<false, false>(model, base, count, not_zero(high_ties_), tied, 0, tied, largest);
             put_out(tied, mask_.high_positions, index, count, kept);
         }
         if (mask_.kind != MaskKind::Band && mask_.kind != MaskKind::Dense) {
@@ -94,7 +101,7 @@ class Sieve {
     bool any_below(Magnitude limit, const Bits* model, const Bits* base, int count) const {
         Ints largest = {};
         TileBits below;
-        scan(model, base, count, not_zero({0, limit}), below, 0, nullptr, largest);
+        scan<false, false>(model, base, count, not_zero({0, limit}), below, 0, below, largest);
         return !below.empty();
     }
     // No magnitude that is kept is smaller, zero apart: what dtype and band say about that.
@@ -128,20 +135,26 @@ class Sieve {
         return positions.first == 0 && positions.last >= (mask_.by_draw ? 0xFFFFFFFFull : ~0ull);
     }
 
-    // Finds the elements whose magnitudes lie in a window, ordered, and which of them do in its first part.
+    // Finds the elements whose magnitudes lie in a window, which an open one has no upper end for, and those in its
+    // first part; both ordered.
+    template <bool Open, bool HasPart>
     static ME_INLINE void scan(const Bits* model, const Bits* base, int count, const Window& window, TileBits& inside,
-                               Magnitude part, TileBits* in_part, Ints& largest) {
-        const Words first = Words{} + window.first, span = Words{} + window.span, part_span = Words{} + part;
+                               Magnitude part, TileBits& in_part, Ints& largest) {
+        const Words first = Words{} + window.first, span = Words{} + window.span;
+        const Words part_span = Words{} + part, part_end = first + part_span;
         Ints highest = largest;
         for (int at = 0; at < count; at += GROUP) {
             uint64_t found = 0, found_in_part = 0;
             const auto look = [&](auto half, int j) {
                 const Floats delta = Vectors::template load<half()>(model + at, j) -
                                      Vectors::template load<half()>(base + at, j);
-                const Words magnitude = (Words)delta & 0x7FFFFFFFu;
-                highest = larger(highest, (Ints)magnitude);
-                found |= bits_of_lanes(less(magnitude - first, span)) << (half() * HALF + j);
-                if (in_part) found_in_part |= bits_of_lanes(less(magnitude - first, part_span)) << (half() * HALF + j);
+                const Words magnitude = (Words)delta & 0x7FFFFFFFu, from_first = magnitude - first;
+                if (!Open) highest = larger(highest, (Ints)magnitude);
+                const Truth within = Open ? at_least(magnitude, first) : less(from_first, span);
+                found |= bits_of_lanes(within) << (half() * HALF + j);
+                if (!HasPart) return;
+                const Truth within_part = Open ? less_among(within, magnitude, part_end) : less(from_first, part_span);
+                found_in_part |= bits_of_lanes(within_part) << (half() * HALF + j);
             };
 #pragma GCC unroll 8
             for (int j = 0; j < HALF; j += LANES) {
@@ -149,11 +162,11 @@ class Sieve {
                 look(std::integral_constant<int, 1>{}, j);
             }
             inside.word[at / GROUP] = found;
-            if (in_part) in_part->word[at / GROUP] = found_in_part;
+            if (HasPart) in_part.word[at / GROUP] = found_in_part;
         }
         for (int w = (count + GROUP - 1) / GROUP; w < TileBits::WORDS; ++w) {
             inside.word[w] = 0;
-            if (in_part) in_part->word[w] = 0;
+            if (HasPart) in_part.word[w] = 0;
         }
         largest = highest;
     }
@@ -221,8 +234,20 @@ class Sieve {
     const Mask& mask_;
     RoundKeys keys_;
     Window band_{0, static_cast<Magnitude>(~Magnitude{0})};
+    bool open_;  // what is not smaller than the band is kept, and looked at
     Window low_ties_{0, 0}, high_ties_{0, 0};  // at the bounds, where positions decide
 };
+
+// A tile of an input, with zeros up to a whole group.
+template <DType Working>
+static const typename Storage<Working>::Bits* whole_groups(const Array& array, uint64_t at, int count,
+                                                           typename Storage<Working>::Bits (&room)[TILE]) {
+    const auto* bits = tile_of<Working>(array, at, count, room);
+    if (count % GROUP == 0) return bits;
+    if (bits != room) std::memcpy(room, bits, static_cast<size_t>(count) * sizeof(*bits));
+    std::memset(room + count, 0, static_cast<size_t>(GROUP - count % GROUP) * sizeof(*bits));
+    return room;
+}
 
 // Whether kept elements are divided by their own probabilities, and what for they are multiplied with then.
 static inline bool by_probability(const Entry& entry) {
