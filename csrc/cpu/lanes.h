@@ -148,6 +148,19 @@ static ME_INLINE Truth lanes_of_bits(uint32_t bits) {
 }
 #endif
 
+// Adds those in double precision.
+static ME_INLINE void add_among(Truth among, Floats values, Doubles& low, Doubles& high) {
+#if defined(__AVX512F__)
+    const __mmask8 first = static_cast<__mmask8>(among), last = static_cast<__mmask8>(among >> 8);
+    low = (Doubles)_mm512_mask_add_pd((__m512d)low, first, (__m512d)low, (__m512d)low_doubles(values));
+    high = (Doubles)_mm512_mask_add_pd((__m512d)high, last, (__m512d)high, (__m512d)high_doubles(values));
+#else
+    const Floats those = where(among, values, Floats{});
+    low += low_doubles(those);
+    high += high_doubles(those);
+#endif
+}
+
 // Signed numbers of any size.
 template <class Vector>
 static ME_INLINE Vector larger(Vector a, Vector b) {

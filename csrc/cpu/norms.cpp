@@ -41,7 +41,10 @@ class PlainSums {
     void add(const typename Storage<Working>::Bits* model, const typename Storage<Working>::Bits* base,
              const TileBits& kept, int count) {
 #pragma GCC unroll 16
-        for (int j = 0; j < HALF; j += LANES) add_lanes<0>(model, base, kept, count, j), add_lanes<1>(model, base, kept, count, j);
+        for (int j = 0; j < HALF; j += LANES) {
+            add_lanes<0>(model, base, kept, count, j);
+            add_lanes<1>(model, base, kept, count, j);
+        }
     }
     Sums total() const { return {total(before_), total(after_)}; }
 
@@ -58,9 +61,8 @@ class PlainSums {
         for (int at = 0; at < count; at += GROUP) {
             const Floats delta = Vectors::template load<H>(model + at, j) - Vectors::template load<H>(base + at, j);
             const Floats magnitude = (Floats)((Words)delta & 0x7FFFFFFFu);
-            const Floats surviving = where(kept.lanes(at + lane), magnitude, Floats{});
             low += low_doubles(magnitude), high += high_doubles(magnitude);
-            kept_low += low_doubles(surviving), kept_high += high_doubles(surviving);
+            add_among(kept.lanes(at + lane), magnitude, kept_low, kept_high);
         }
         store(before_ + lane, low), store(before_ + lane + LANES / 2, high);
         store(after_ + lane, kept_low), store(after_ + lane + LANES / 2, kept_high);
@@ -85,11 +87,14 @@ Sums plain_sums_of_block(const Array& base, const Array& model, const Sieve<Work
         const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
         const auto* b = whole_groups<Working>(base, at, n, base_room);
         const auto* x = whole_groups<Working>(model, at, n, model_room);
-        sieve.keep(x, b, start + at, at, n, kept, largest);
+        if (sieve.drawn()) {
+            kept = sieve.placed(start + at, at, n);
+            if (notes) note(kept, at, notes);
+            for (uint64_t& word : kept.word) word = StorageLanes<Working>::ordered(word);
+        } else {
+            sieve.keep(x, b, start + at, at, n, kept, largest);
+        }
         sums.add(x, b, kept, n);
-        if (!notes) continue;
-        for (uint64_t& word : kept.word) word = StorageLanes<Working>::unordered(word);
-        note(kept, at, notes);
     }
     return sums.total();
 }

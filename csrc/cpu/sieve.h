@@ -92,10 +92,26 @@ class Sieve {
             scan<false, false>(model, base, count, not_zero(high_ties_), tied, 0, tied, largest);
             put_out(tied, mask_.high_positions, index, count, kept);
         }
-        if (mask_.kind != MaskKind::Band && mask_.kind != MaskKind::Dense) {
+        if (drawn()) {
             const TileBits stay = placed(index, offset, count);
             for (int w = 0; w < TileBits::WORDS; ++w) kept.word[w] &= Vectors::ordered(stay.word[w]);
         }
+    }
+    // Whether draws or ranks decide, and magnitudes do not.
+    bool drawn() const { return mask_.kind != MaskKind::Band && mask_.kind != MaskKind::Dense; }
+    // The elements that draws or ranks keep, which of a mask with a band or without any of these are all.
+    TileBits placed(uint64_t index, uint64_t offset, int count) const {
+        if (mask_.kind == MaskKind::Noted) return noted(mask_.notes, offset);
+        if (mask_.kind == MaskKind::Draw) return drawn_within(mask_.low_positions, nullptr, index, count);
+        if (mask_.kind != MaskKind::Ranked) return first_bits(count);
+        uint32_t padded[TILE], room[DRAW_ROOM];
+        const uint32_t* draws = draw_tile(keys_, index, count, room);
+        const uint32_t* thresholds = mask_.thresholds + offset;
+        if (count < TILE) {
+            std::memcpy(padded, thresholds, static_cast<size_t>(count) * sizeof(uint32_t));
+            thresholds = padded;
+        }
+        return bits_where(count, [&](int j) { return less(load<Words>(draws + j), load<Words>(thresholds + j)); });
     }
     // Whether task vector entries other than 0 have magnitudes below a limit.
     bool any_below(Magnitude limit, const Bits* model, const Bits* base, int count) const {
@@ -169,21 +185,6 @@ class Sieve {
             if (HasPart) in_part.word[w] = 0;
         }
         largest = highest;
-    }
-
-    // The elements that draws or ranks keep, which of a mask with a band or without any of these are all.
-    TileBits placed(uint64_t index, uint64_t offset, int count) const {
-        if (mask_.kind == MaskKind::Noted) return noted(mask_.notes, offset);
-        if (mask_.kind == MaskKind::Draw) return drawn_within(mask_.low_positions, nullptr, index, count);
-        if (mask_.kind != MaskKind::Ranked) return first_bits(count);
-        uint32_t padded[TILE], room[DRAW_ROOM];
-        const uint32_t* draws = draw_tile(keys_, index, count, room);
-        const uint32_t* thresholds = mask_.thresholds + offset;
-        if (count < TILE) {
-            std::memcpy(padded, thresholds, static_cast<size_t>(count) * sizeof(uint32_t));
-            thresholds = padded;
-        }
-        return bits_where(count, [&](int j) { return less(load<Words>(draws + j), load<Words>(thresholds + j)); });
     }
 
     // Takes away the elements whose magnitudes lie in a window and whose positions are not in the range.
