@@ -71,9 +71,9 @@ class Combiner {
             const auto combined = [&](auto half, int group, int j) {
                 Floats sum = -Floats{};
                 for (size_t i = 0; i < n; ++i) {
-                    sum += (Floats{} + coefficients_[i]) * Vectors::template load<half()>(inputs[i] + group, j);
+                    sum += every(coefficients_[i]) * Vectors::template load<half()>(inputs[i] + group, j);
                 }
-                return op_.divides ? sum / (Floats{} + divisor_) : sum;
+                return op_.divides ? sum / every(divisor_) : sum;
             };
             typename Vectors::Magnitudes largest = {};
             Bits* output = static_cast<Bits*>(op_.output.data) + at;

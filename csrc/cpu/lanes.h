@@ -46,6 +46,9 @@ static inline uint64_t total(Ints counts) {
     return sum;
 }
 
+// The same number in all lanes. (0 + x would lose the sign of a zero.)
+static ME_INLINE Floats every(float x) { return x - Floats{}; }
+
 // The number of each lane.
 static ME_INLINE Words lane_numbers() {
     Words numbers;

@@ -60,7 +60,7 @@ class PlainMerger {
     void set_factors(size_t i, uint64_t offset, int width, Factors& factors) const {
         const Entry& entry = op_.entries[i];
         factors.places = by_probability(entry) ? -1 : 0;
-        if (!factors.places) return store(factors.factor, Floats{} + static_cast<float>(entry.rescale));
+        if (!factors.places) return store(factors.factor, every(static_cast<float>(entry.rescale)));
         uint32_t thresholds[TILE] = {};
         std::memcpy(thresholds, entry.mask.thresholds + offset, static_cast<size_t>(width) * sizeof(uint32_t));
         for (int at = 0; at < TILE; at += GROUP) {
@@ -147,11 +147,11 @@ class PlainMerger {
     bool merge_groups(const Part (&parts)[N], const Bits* base, int width, Bits* merged,
                       uint64_t (&retained)[N]) const {
         const Floats zero = {};
-        const Floats divisor = zero + static_cast<float>(op_.divisor);
-        [[maybe_unused]] const Floats lambda = zero + static_cast<float>(op_.lambda);
+        const Floats divisor = every(static_cast<float>(op_.divisor));
+        [[maybe_unused]] const Floats lambda = every(static_cast<float>(op_.lambda));
         const size_t n = N == MANY ? op_.entries.size() : N;
         Floats weight[N];
-        for (size_t i = 0; i < n; ++i) weight[i] = zero + static_cast<float>(op_.entries[i].weight);
+        for (size_t i = 0; i < n; ++i) weight[i] = every(static_cast<float>(op_.entries[i].weight));
         const auto merged_lanes = [&](auto half, int at, int j) {
             const int place = at + half() * HALF + j;
             const Floats b = Vectors::template load<half()>(base + at, j);
@@ -170,7 +170,7 @@ class PlainMerger {
                 for (size_t i = 0; i < n; ++i) {
                     const Truth stays = of_one_sign(parts[i].votes->lanes(place), value[i], sum);
                     mean = i == 0 ? where(stays, value[i], zero) : where(stays, mean + value[i], mean);
-                    if (Normalize) weights = i == 0 ? where(stays, weight[i], zero) : where(stays, weights + weight[i], weights);
+                    if (Normalize) weights = where(stays, i == 0 ? weight[i] : weights + weight[i], weights);
                     retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));
 
                 }
