@@ -61,12 +61,11 @@ class PlainMerger {
         const Entry& entry = op_.entries[i];
         factors.places = by_probability(entry) ? -1 : 0;
         if (!factors.places) return store(factors.factor, every(static_cast<float>(entry.rescale)));
-        uint32_t thresholds[TILE] = {};
-        std::memcpy(thresholds, entry.mask.thresholds + offset, static_cast<size_t>(width) * sizeof(uint32_t));
-        for (int at = 0; at < TILE; at += GROUP) {
-            for (int j = 0; j < GROUP; ++j) {
-                factors.factor[at + j] = inverse<float>(thresholds[at + Vectors::place(j)]);
-            }
+        float natural[TILE] = {};
+        for (int j = 0; j < width; ++j) natural[j] = inverse<float>(entry.mask.thresholds[offset + j]);
+        for (int at = 0; at < width; at += GROUP) {
+            for (int j = 0; j < HALF; ++j) factors.factor[at + j] = natural[at + Vectors::place(j)];
+            for (int j = HALF; j < GROUP; ++j) factors.factor[at + j] = natural[at + Vectors::place(j)];
         }
     }
 
