@@ -51,7 +51,15 @@ if platform.machine() in ("x86_64", "AMD64"):
     ]
 PER_INSTRUCTION_SET = [
     CSRC / "cpu" / name
-    for name in ("histogram.cpp", "norms.cpp", "ranks.cpp", "consensus.cpp", "combine.cpp", "table.cpp")
+    for name in (
+        "histogram.cpp",
+        "norms.cpp",
+        "ranks.cpp",
+        "consensus.cpp",
+        "any_merge.cpp",
+        "combine.cpp",
+        "table.cpp",
+    )
 ]
 COMMON = [CSRC / "cpu" / name for name in ("binding.cpp", "dispatch.cpp", "mapping.cpp", "pool.cpp")]
 CUDA_BINDING = CSRC / "cuda" / "binding.cpp"

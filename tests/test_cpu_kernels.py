@@ -1,4 +1,5 @@
-"""The CPU's fast paths, where they part from one another: shares of ties, odd widths and starts, numbers of models."""
+"""The CPU's fast paths, where they part from one another: shares of ties, odd widths and starts, numbers of models,
+and values that a fast path leaves to the general one."""
 
 from __future__ import annotations
 
@@ -12,18 +13,18 @@ from under_test import INSTRUCTION_SETS
 
 from merge_engine.backends import cpu
 from merge_engine.backends.cpu import CpuBackend
-from merge_engine.backends.operations import Band, Consensus, Dense, Draw, Entry, Line, Mask, Ranked
+from merge_engine.backends.operations import Band, Combine, Consensus, Dense, Draw, Entry, Line, Mask, Ranked
 from merge_engine.backends.reference import keys_of
 
 BACKENDS = [CpuBackend(threads=2, instruction_set=name) for name in INSTRUCTION_SETS]
-TILE = 512
+TILE = 1024
 STEP = 2.0**-11
 SHARES = (0.0, 0.01, 0.1, 0.125, 0.2, 0.5, 1.0)
 SIZES = (1, 15, 17, 63, 64, 65, TILE - 1, TILE, TILE + 1, 3 * TILE + 100)
 STARTS = (0, 64, 7, 4096 + 33, 2**34 - 200)
 
 
-def agree(operation: Consensus, base: torch.Tensor, models: list[torch.Tensor], **chunk) -> None:
+def agree(operation: Consensus | Combine, base: torch.Tensor, models: list[torch.Tensor], **chunk) -> None:
     """Demands the reference's bytes and counts of every instruction set."""
     expected = apply(REFERENCE, operation, base, models, **chunk)
     for backend in BACKENDS:
@@ -141,6 +142,88 @@ def test_extreme_and_non_finite_values(dtype: torch.dtype, models: int, election
             agree(operation, inputs[0], inputs[1:])
 
 
+# Votes that cancel, that count for nothing or are rounded to nothing, sums of weights that are 0, and overflows.
+FACTORS = (
+    ((0.5, 1.0), (0.5, 1.0)),
+    ((0.5, 1.0), (-0.5, 1.0)),
+    ((0.7, 1.3), (0.0, 1.3)),
+    ((0.0, 1.0), (0.0, 1.0)),
+    ((0.5, 0.0), (0.5, 1.0)),
+    ((1e-30, 1e-12), (0.5, 1e-40)),
+    ((1e30, 1e8), (-1e30, 1e8)),
+    ((1e-40, 1.0), (1.0, 1.0)),
+)
+
+
+def changed(values: torch.Tensor, places: list[int], to: float) -> torch.Tensor:
+    values = values.clone()
+    values[places] = to
+    return values
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("factors", FACTORS, ids=str)
+@pytest.mark.parametrize("scale", (1.0, -0.0, -0.4))
+def test_votes_that_vanish_cancel_or_overflow(dtype: torch.dtype, factors, scale: float) -> None:
+    """Of ordinary, denormal and huge task vectors, with and without NaN and infinity somewhere in an input."""
+    size = 2 * TILE + 70
+    base, tuned = extreme_models(size, 2, dtype)
+    near, _ = tied(size, 0.2, dtype, seed=3)
+    close = [tied(size, 0.2, dtype, seed)[1] for seed in (4, 5)]
+    nan, infinity = float("nan"), float("inf")
+    cases = [
+        (base, tuned),
+        (near, close),
+        (near, [changed(close[0], [TILE + 1], nan), changed(close[1], [5, TILE + 1], -infinity)]),
+        (changed(near, [size - 1], infinity), [changed(close[0], [TILE + 9], infinity), close[1]]),
+    ]
+    for kind in ("dense", "draw", "all", "spread", "two"):
+        for election in ("none", "sum"):
+            entries = tuple(
+                Entry(mask_of(kind, dtype, size, 0, seed), weight, rescale)
+                for seed, (weight, rescale) in enumerate(factors)
+            )
+            operation = Consensus(entries, election, True, scale, divisor=0.9)
+            for inputs, models in cases:
+                agree(operation, inputs, models)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", (64, 3 * TILE + 64, 3 * TILE + 100))
+def test_inputs_at_any_element(dtype: torch.dtype, size: int) -> None:
+    """No address need be a multiple of more than the size of an element."""
+    for skipped in (1, 3, 17):
+        base, *models = (
+            changed(tied(size + skipped, 0.2, dtype, seed)[1], [0], float("nan"))[skipped:]
+            for seed in range(3)
+        )
+        for kind in ("spread", "draw", "ranked", "inverse"):
+            operation = Consensus(
+                tuple(Entry(mask_of(kind, dtype, size, 0, i), 0.5) for i in range(2)), "sum", True
+            )
+            agree(operation, base, models)
+        agree(Combine((0.3, 0.6), divisor=0.9), base, models)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_linear_combinations(dtype: torch.dtype, size: int) -> None:
+    """Of finite values, of values that overflow, and of NaN and infinity that a coefficient of 0 does not hide."""
+    base, extreme = extreme_models(size, 3, dtype)
+    ordinary = [tied(size, 0.2, dtype, seed)[1] for seed in range(3)]
+    spoilt = [
+        changed(ordinary[0], [size // 2], float("inf")),
+        changed(ordinary[1], [0], float("nan")),
+        ordinary[2],
+    ]
+    for coefficients in ((0.5, 0.3, 0.2), (1.0, -1.0, 0.0), (0.0, 0.0, -0.0), (1e-30, 1e30, 1.0)):
+        for divisor in (None, 0.7, float(2**100)):
+            for models in (ordinary, extreme, spoilt):
+                agree(Combine(coefficients, divisor=divisor), base, models)
+    for number in (1, 32, 33):
+        agree(Combine((1.0,) * number), base, [extreme[i % 3] for i in range(number)])
+
+
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("length", (1, 2, 7, 64, 777))
 def test_ranks_of_few_and_of_many_keys(dtype: torch.dtype, length: int) -> None:
@@ -157,13 +240,14 @@ def test_ranks_of_few_and_of_many_keys(dtype: torch.dtype, length: int) -> None:
             agree(operation, base, [model], line=Line(length, stride))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("start", STARTS)
-def test_norms_of_masked_task_vectors(start: int) -> None:
+def test_norms_of_masked_task_vectors(dtype: torch.dtype, start: int) -> None:
     size = 2 * 4096 + 3
-    base, model = tied(size, 0.15, torch.bfloat16, seed=4)
+    base, model = tied(size, 0.15, dtype, seed=4)
     start -= start % 4096
     for kind in KINDS:
-        mask = mask_of(kind, torch.bfloat16, size, start, random_key=5)
+        mask = mask_of(kind, dtype, size, start, random_key=5)
         expected = REFERENCE.l1_norms(
             chunk_of(REFERENCE, base, [model], start=start), [mask], False, [0.0] * 2
         )

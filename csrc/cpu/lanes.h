@@ -24,6 +24,8 @@ constexpr int VECTOR_BYTES = 16;
 using Floats = float __attribute__((vector_size(VECTOR_BYTES)));
 using Ints = int32_t __attribute__((vector_size(VECTOR_BYTES)));
 using Words = uint32_t __attribute__((vector_size(VECTOR_BYTES)));
+using Shorts = int16_t __attribute__((vector_size(VECTOR_BYTES)));
+using Doubles = double __attribute__((vector_size(VECTOR_BYTES)));
 using Halves = uint16_t __attribute__((vector_size(VECTOR_BYTES / 2)));
 using Slots = uint64_t __attribute__((vector_size(VECTOR_BYTES)));
 constexpr int LANES = VECTOR_BYTES / 4;
@@ -43,6 +45,9 @@ static inline uint64_t total(Ints counts) {
     for (int lane = 0; lane < LANES; ++lane) sum += static_cast<uint64_t>(counts[lane]);
     return sum;
 }
+
+// The same number in all lanes. (0 + x would lose the sign of a zero.)
+static ME_INLINE Floats every(float x) { return x - Floats{}; }
 
 // The number of each lane.
 static ME_INLINE Words lane_numbers() {
@@ -74,13 +79,44 @@ static ME_INLINE Halves narrowed(Words v) {
 #endif
 }
 
+// The first and the last half of the lanes in double precision.
+static ME_INLINE Doubles low_doubles(Floats v) {
+#if defined(__AVX512F__)
+    return (Doubles)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+#elif defined(__AVX2__)
+    return (Doubles)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+#elif defined(__SSE2__)
+    return (Doubles)_mm_cvtps_pd((__m128)v);
+#else
+    return Doubles{v[0], v[1]};
+#endif
+}
+static ME_INLINE Doubles high_doubles(Floats v) {
+#if defined(__AVX512F__)
+    return (Doubles)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif defined(__AVX2__)
+    return (Doubles)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#elif defined(__SSE2__)
+    return (Doubles)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
+#else
+    return Doubles{v[2], v[3]};
+#endif
+}
+
 // In which lanes something holds. The operators & | ^ ~ work on it.
 #if defined(__AVX512F__)
 using Truth = __mmask16;
 static ME_INLINE Truth greater(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static ME_INLINE Truth at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 static ME_INLINE Truth differ(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) {
+    return _mm512_mask_cmpge_epi32_mask(among, (__m512i)((Ints)a ^ (Ints)b), __m512i{});
+}
 static ME_INLINE Truth less(Words a, Words b) { return _mm512_cmplt_epu32_mask((__m512i)a, (__m512i)b); }
+static ME_INLINE Truth less_among(Truth among, Words a, Words b) {
+    return _mm512_mask_cmplt_epu32_mask(among, (__m512i)a, (__m512i)b);
+}
+static ME_INLINE Truth at_least(Words a, Words b) { return _mm512_cmpge_epu32_mask((__m512i)a, (__m512i)b); }
 static ME_INLINE Floats where(Truth truth, Floats a, Floats b) { return _mm512_mask_blend_ps(truth, b, a); }
 static ME_INLINE Ints count(Ints counts, Truth truth) {
     return (Ints)_mm512_mask_add_epi32((__m512i)counts, truth, (__m512i)counts, _mm512_set1_epi32(1));
@@ -92,7 +128,10 @@ using Truth = Ints;  // -1 where it holds, else 0
 static ME_INLINE Truth greater(Floats a, Floats b) { return a > b; }
 static ME_INLINE Truth at_least(Floats a, Floats b) { return a >= b; }
 static ME_INLINE Truth differ(Floats a, Floats b) { return a != b; }
+static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) { return among & (((Ints)a ^ (Ints)b) >= 0); }
 static ME_INLINE Truth less(Words a, Words b) { return a < b; }
+static ME_INLINE Truth less_among(Truth among, Words a, Words b) { return among & (a < b); }
+static ME_INLINE Truth at_least(Words a, Words b) { return a >= b; }
 static ME_INLINE Floats where(Truth truth, Floats a, Floats b) { return truth ? a : b; }
 static ME_INLINE Ints count(Ints counts, Truth truth) { return counts - truth; }
 static ME_INLINE uint64_t bits_of_lanes(Truth truth) {
@@ -112,7 +151,31 @@ static ME_INLINE Truth lanes_of_bits(uint32_t bits) {
 }
 #endif
 
-static ME_INLINE Ints larger(Ints a, Ints b) { return a > b ? a : b; }
+// Adds those in double precision.
+static ME_INLINE void add_among(Truth among, Floats values, Doubles& low, Doubles& high) {
+#if defined(__AVX512F__)
+    const __mmask8 first = static_cast<__mmask8>(among), last = static_cast<__mmask8>(among >> 8);
+    low = (Doubles)_mm512_mask_add_pd((__m512d)low, first, (__m512d)low, (__m512d)low_doubles(values));
+    high = (Doubles)_mm512_mask_add_pd((__m512d)high, last, (__m512d)high, (__m512d)high_doubles(values));
+#else
+    const Floats those = where(among, values, Floats{});
+    low += low_doubles(those);
+    high += high_doubles(those);
+#endif
+}
+
+// Signed numbers of any size.
+template <class Vector>
+static ME_INLINE Vector larger(Vector a, Vector b) {
+    return a > b ? a : b;
+}
+template <class Number, class Vector>
+static ME_INLINE bool any_at_least(Vector v, Number least) {
+    Number lanes[sizeof(Vector) / sizeof(Number)], largest = 0;
+    store(lanes, v);
+    for (const Number lane : lanes) largest = lane > largest ? lane : largest;
+    return largest >= least;
+}
 
 }  // namespace ME_ISA
 }  // namespace merge_engine

@@ -11,67 +11,108 @@ namespace merge_engine {
 namespace ME_ISA {
 namespace {
 
-// |d| of a tile's elements, and the same with zeros where the mask does not keep them. `stay` are those that a mask
-// without a band keeps.
-template <DType Working, class Rounding>
-struct Magnitudes {
-    using Real = typename RealOf<Working>::Type;
-    using Bits = typename Storage<Working>::Bits;
-    Real all[TILE], surviving[TILE];
-    TileBits stay;
+// The sums of |d| over one block, and over those of its elements that the mask keeps, which are noted.
+struct Sums {
+    double before, after;
+};
 
-    void read(const Array& base, const Array& model, const Sieve<Working>& sieve, uint64_t index, uint64_t offset,
-              int count) {
-        if constexpr (std::is_same_v<Real, float> && std::is_same_v<Rounding, Unrounded>) {
-            Bits base_room[TILE], model_room[TILE];
-            if (count == TILE) {
-                return read_lanes(tile_of<Working>(base, offset, count, base_room),
-                                  tile_of<Working>(model, offset, count, model_room), sieve, index, offset);
-            }
-        }
-        Real b[TILE];
-        uint32_t kept[TILE];
-        load_tile<Working>(base, offset, count, b);
-        sieve.template read<Rounding>(model, b, index, offset, count, all, kept);
-        stay = bits_where(count, [&](int j) { return less(Words{}, load<Words>(kept + j)); });
-        for (int j = 0; j < count; ++j) {
-            all[j] = all[j] < 0 ? -all[j] : all[j];
-            surviving[j] = kept[j] ? all[j] : Real(0);
+template <DType Working, class Rounding>
+Sums sums_of_block(const Array& base, const Array& model, const Sieve<Working>& sieve, uint64_t start, uint64_t first,
+                   uint64_t last, uint64_t* notes) {
+    typename RealOf<Working>::Type b[TILE], magnitudes[TILE];
+    uint32_t kept[TILE];
+    LaneSum before, after;
+    for (uint64_t at = first; at < last; at += TILE) {
+        const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+        load_tile<Working>(base, at, n, b);
+        sieve.template read<Rounding>(model, b, start + at, at, n, magnitudes, kept);
+        if (notes) note(bits_where(n, [&](int j) { return less(Words{}, load<Words>(kept + j)); }), at, notes);
+        for (int j = 0; j < n; ++j) magnitudes[j] = magnitudes[j] < 0 ? -magnitudes[j] : magnitudes[j];
+        before.add(n, [&](int j) { return static_cast<double>(magnitudes[j]); });
+        after.add(n, [&](int j) { return static_cast<double>(kept[j] ? magnitudes[j] : 0); });
+    }
+    return {before.total(), after.total()};
+}
+
+// The same for dtypes that compute in float32 and without rounding: the running sums of a block are ordered.
+template <DType Working>
+class PlainSums {
+  public:
+    void add(const typename Storage<Working>::Bits* model, const typename Storage<Working>::Bits* base,
+             const TileBits& kept, int count) {
+#pragma GCC unroll 16
+        for (int j = 0; j < HALF; j += LANES) {
+            add_lanes<0>(model, base, kept, count, j);
+            add_lanes<1>(model, base, kept, count, j);
         }
     }
+    Sums total() const { return {total(before_), total(after_)}; }
 
   private:
-    void read_lanes(const Bits* base, const Bits* model, const Sieve<Working>& sieve, uint64_t index,
-                    uint64_t offset) {
-        using Vectors = StorageLanes<Working>;
-        for (int j = 0; j < TILE; j += LANES) store(all + j, Vectors::load(model + j) - Vectors::load(base + j));
-        stay = sieve.by_position() ? sieve.staying(all, index, offset, TILE) : first_bits(TILE);
-        const Window<Words> band = sieve.band();
-        for (int j = 0; j < TILE; j += LANES) {
-            const Words magnitude = load<Words>(all + j) & 0x7FFFFFFFu;
-            store(all + j, magnitude);
-            store(surviving + j, where(band.holds(magnitude) & stay.lanes(j), (Floats)magnitude, Floats{}));
+    using Vectors = StorageLanes<Working>;
+    static_assert(GROUP == SUM_LANES, "an element of a group has a running sum");
+
+    template <int H>
+    ME_INLINE void add_lanes(const typename Storage<Working>::Bits* model, const typename Storage<Working>::Bits* base,
+                             const TileBits& kept, int count, int j) {
+        const int lane = H * HALF + j;
+        Doubles low = load<Doubles>(before_ + lane), high = load<Doubles>(before_ + lane + LANES / 2);
+        Doubles kept_low = load<Doubles>(after_ + lane), kept_high = load<Doubles>(after_ + lane + LANES / 2);
+        for (int at = 0; at < count; at += GROUP) {
+            const Floats delta = Vectors::template load<H>(model + at, j) - Vectors::template load<H>(base + at, j);
+            const Floats magnitude = (Floats)((Words)delta & 0x7FFFFFFFu);
+            low += low_doubles(magnitude), high += high_doubles(magnitude);
+            add_among(kept.lanes(at + lane), magnitude, kept_low, kept_high);
         }
+        store(before_ + lane, low), store(before_ + lane + LANES / 2, high);
+        store(after_ + lane, kept_low), store(after_ + lane + LANES / 2, kept_high);
     }
+    static double total(const double (&ordered)[SUM_LANES]) {
+        LaneSum sum;
+        for (int j = 0; j < GROUP; ++j) sum.lane[Vectors::place(j)] = ordered[j];
+        return sum.total();
+    }
+
+    double before_[SUM_LANES] = {}, after_[SUM_LANES] = {};
 };
+
+template <DType Working>
+Sums plain_sums_of_block(const Array& base, const Array& model, const Sieve<Working>& sieve, uint64_t start,
+                         uint64_t first, uint64_t last, uint64_t* notes) {
+    typename Storage<Working>::Bits base_room[TILE], model_room[TILE];
+    PlainSums<Working> sums;
+    TileBits kept;
+    Ints largest = {};
+    for (uint64_t at = first; at < last; at += TILE) {
+        const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+        const auto* b = whole_groups<Working>(base, at, n, base_room);
+        const auto* x = whole_groups<Working>(model, at, n, model_room);
+        if (sieve.drawn()) {
+            kept = sieve.placed(start + at, at, n);
+            if (notes) note(kept, at, notes);
+            for (uint64_t& word : kept.word) word = StorageLanes<Working>::ordered(word);
+        } else {
+            sieve.keep(x, b, start + at, at, n, kept, largest);
+        }
+        sums.add(x, b, kept, n);
+    }
+    return sums.total();
+}
 
 template <DType Working, class Rounding>
 void l1_norms_of(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
                  const std::vector<uint64_t*>& notes, uint64_t start, uint64_t count, int threads, double* sums) {
     const std::vector<Sieve<Working>> sieves(masks.begin(), masks.end());
     add_block_sums(count, 2 * models.size(), threads, sums, [&](uint64_t first, uint64_t last, double* out) {
-        Magnitudes<Working, Rounding> magnitudes;
         for (size_t m = 0; m < models.size(); ++m) {
-            LaneSum before, after;
-            for (uint64_t at = first; at < last; at += TILE) {
-                const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-                magnitudes.read(base, models[m], sieves[m], start + at, at, n);
-                if (notes[m]) note(magnitudes.stay, at, notes[m]);
-                before.add(n, [&](int j) { return static_cast<double>(magnitudes.all[j]); });
-                after.add(n, [&](int j) { return static_cast<double>(magnitudes.surviving[j]); });
+            Sums found;
+            if constexpr (Working != DType::F64 && std::is_same_v<Rounding, Unrounded>) {
+                found = plain_sums_of_block(base, models[m], sieves[m], start, first, last, notes[m]);
+            } else {
+                found = sums_of_block<Working, Rounding>(base, models[m], sieves[m], start, first, last, notes[m]);
             }
-            out[2 * m] = before.total();
-            out[2 * m + 1] = after.total();
+            out[2 * m] = found.before;
+            out[2 * m + 1] = found.after;
         }
     });
 }

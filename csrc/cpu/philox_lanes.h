@@ -25,6 +25,34 @@ static ME_INLINE Slots product(Slots a, uint32_t b) {
 #endif
 }
 
+// A vector of counters in two of slots, and two of words from slots as one again, in the same order.
+static ME_INLINE void split(Words counters, Slots& a, Slots& b) {
+#if defined(__AVX512F__)
+    a = (Slots)_mm512_unpacklo_epi32((__m512i)counters, __m512i{});
+    b = (Slots)_mm512_unpackhi_epi32((__m512i)counters, __m512i{});
+#elif defined(__AVX2__)
+    a = (Slots)_mm256_unpacklo_epi32((__m256i)counters, __m256i{});
+    b = (Slots)_mm256_unpackhi_epi32((__m256i)counters, __m256i{});
+#elif defined(__SSE2__)
+    a = (Slots)_mm_unpacklo_epi32((__m128i)counters, __m128i{});
+    b = (Slots)_mm_unpackhi_epi32((__m128i)counters, __m128i{});
+#else
+    a = (Slots)counters & 0xFFFFFFFFu;
+    b = (Slots)counters >> 32;
+#endif
+}
+static ME_INLINE Words joined(Slots a, Slots b) {
+#if defined(__AVX512F__)
+    return (Words)_mm512_shuffle_ps((__m512)a, (__m512)b, 0x88);
+#elif defined(__AVX2__)
+    return (Words)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
+#elif defined(__SSE2__)
+    return (Words)_mm_shuffle_ps((__m128)a, (__m128)b, 0x88);
+#else
+    return (Words)((a & 0xFFFFFFFFu) | b << 32);
+#endif
+}
+
 struct SlotWords {
     Slots word[4];  // in the lower halves
 };

@@ -2,16 +2,18 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
+#include "any_merge.h"
 #include "sieve.h"
-#include "storage_lanes.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 
 // Steps 1 to 8 for dtypes that compute in float32, without rounding in between, slack or votes by count.
+//
+// A tile has two passes: which elements does each model keep, and what becomes of them. In the second, an element that
+// is kept has a vote that is not 0, and nothing is NaN or infinite. Tiles that are not like that are left to merge_any.
 template <DType Working>
 class PlainMerger {
   public:
@@ -22,159 +24,180 @@ class PlainMerger {
                std::none_of(op.entries.begin(), op.entries.end(), slack);
     }
 
-    explicit PlainMerger(const Consensus& op) : op_(op), merge_tiles_(loops_for(op)) {
-        for (const Entry& entry : op.entries) sieves_.emplace_back(entry.mask);
+    explicit PlainMerger(const Consensus& op) : op_(op), merge_tile_(merge_for(op)) {
+        for (const Entry& entry : op.entries) {
+            sieves_.emplace_back(entry.mask, entry.weight != 0);
+            const float rescale = static_cast<float>(entry.rescale), weight = static_cast<float>(entry.weight);
+            const uint32_t audible = first_that(Sieve<Working>::SIGN, [&](uint32_t magnitude) {
+                const float scaled = bits_of<float>(magnitude) * rescale;
+                return scaled != 0 && (scaled * weight != 0 || weight == 0);
+            });
+            audible_.push_back(audible > sieves_.back().smallest_kept() ? audible : 0);
+        }
     }
 
     // Merges elements [first, last) of the chunk; index 0 of the chunk is element `start` of the tensor.
     void merge(uint64_t start, uint64_t first, uint64_t last, Counts* counts, uint64_t* non_finite) const {
-        (this->*merge_tiles_)(start, first, last, counts, non_finite);
+        for (uint64_t at = first; at < last; at += TILE) {
+            const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+            if ((this->*merge_tile_)(start, at, width, counts)) continue;
+            merge_any(op_, start, at, at + static_cast<uint64_t>(width), counts, non_finite);
+        }
     }
 
   private:
     using Bits = typename Storage<Working>::Bits;
     using Vectors = StorageLanes<Working>;
-    static constexpr int MANY = 32;  // models, for which there are no loops of their own
+    static constexpr size_t MANY = 32;  // models, for which there are no loops of their own
 
-    // What the task vector of a model is multiplied with: one factor, or one for each element of the tile.
+    // What the task vector of a model is multiplied with: one factor, or one for each element of the tile, ordered.
     struct Factors {
         float factor[TILE];
-        bool differ;
+        int places;  // all bits, or none if they are all the same
 
-        ME_INLINE Floats lanes(int j) const { return load<Floats>(factor + (differ ? j : 0)); }
+        ME_INLINE Floats lanes(int j) const { return load<Floats>(factor + (j & places)); }
     };
     void set_factors(size_t i, uint64_t offset, int width, Factors& factors) const {
         const Entry& entry = op_.entries[i];
-        factors.differ = by_probability(entry);
-        if (!factors.differ) return store(factors.factor, Floats{} + static_cast<float>(entry.rescale));
-        for (int j = 0; j < width; ++j) factors.factor[j] = inverse<float>(entry.mask.thresholds[offset + j]);
+        factors.places = by_probability(entry) ? -1 : 0;
+        if (!factors.places) return store(factors.factor, every(static_cast<float>(entry.rescale)));
+        float natural[TILE] = {};
+        for (int j = 0; j < width; ++j) natural[j] = inverse<float>(entry.mask.thresholds[offset + j]);
+        for (int at = 0; at < width; at += GROUP) {
+            for (int j = 0; j < HALF; ++j) factors.factor[at + j] = natural[at + Vectors::place(j)];
+            for (int j = HALF; j < GROUP; ++j) factors.factor[at + j] = natural[at + Vectors::place(j)];
+        }
     }
 
-    using Loops = void (PlainMerger::*)(uint64_t, uint64_t, uint64_t, Counts*, uint64_t*) const;
-    static Loops loops_for(const Consensus& op) {
+    // Of one model in one tile.
+    struct Part {
+        const Bits* bits;
+        TileBits kept;
+        const TileBits* votes;
+        Factors rescale;
+    };
+
+    using MergeTile = bool (PlainMerger::*)(uint64_t, uint64_t, int, Counts*) const;
+    static MergeTile merge_for(const Consensus& op) {
         switch (op.entries.size()) {
-            case 1: return loops_for<1>(op);
-            case 2: return loops_for<2>(op);
-            case 3: return loops_for<3>(op);
-            case 4: return loops_for<4>(op);
-            default: return loops_for<MANY>(op);
+            case 1: return merge_for<1>(op);
+            case 2: return merge_for<2>(op);
+            case 3: return merge_for<3>(op);
+            case 4: return merge_for<4>(op);
+            default: return merge_for<MANY>(op);
         }
     }
-    template <int N>
-    static Loops loops_for(const Consensus& op) {
+    template <size_t N>
+    static MergeTile merge_for(const Consensus& op) {
+        const auto scales = [](const Entry& entry) { return entry.rescale != 1 || by_probability(entry); };
+        return op.lambda != 1 || std::any_of(op.entries.begin(), op.entries.end(), scales) ? merge_for<N, true>(op)
+                                                                                           : merge_for<N, false>(op);
+    }
+    template <size_t N, bool Scales>
+    static MergeTile merge_for(const Consensus& op) {
         if (op.election == Election::None) {
-            return op.normalize ? &PlainMerger::merge_tiles<N, false, true>
-                                : &PlainMerger::merge_tiles<N, false, false>;
+            return op.normalize ? &PlainMerger::merge_tile<N, Scales, false, true>
+                                : &PlainMerger::merge_tile<N, Scales, false, false>;
         }
-        return op.normalize ? &PlainMerger::merge_tiles<N, true, true> : &PlainMerger::merge_tiles<N, true, false>;
+        return op.normalize ? &PlainMerger::merge_tile<N, Scales, true, true>
+                            : &PlainMerger::merge_tile<N, Scales, true, false>;
     }
 
-    // Of a tile no more is kept than which ties and draws stay.
-    template <int N, bool Elects, bool Normalize>
-    void merge_tiles(uint64_t start, uint64_t first, uint64_t last, Counts* counts, uint64_t* non_finite) const {
-        const size_t n = op_.entries.size();
+    // False, with nothing counted, if the tile is not as it must be.
+    template <size_t N, bool Scales, bool Elects, bool Normalize>
+    bool merge_tile(uint64_t start, uint64_t at, int width, Counts* counts) const {
+        const size_t n = N == MANY ? op_.entries.size() : N;
         Bits room[N + 2][TILE];
-        Ints survived[N] = {}, lost[N] = {};
-        for (uint64_t at = first; at < last; at += TILE) {
-            const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-            const Bits *base = whole_tile(op_.base, at, width, room[N]), *models[N];
-            Bits* merged = width < TILE ? room[N + 1] : static_cast<Bits*>(op_.output.data) + at;
-            TileBits stay[N];
-            Factors rescale[N];
-            for (size_t i = 0; i < n; ++i) {
-                models[i] = whole_tile(op_.entries[i].model, at, width, room[i]);
-                stay[i] = staying(i, models[i], base, start + at, at, width);
-                set_factors(i, at, width, rescale[i]);
-            }
-            if (!merge_rows<N, Elects, Normalize>(models, base, stay, rescale, width, merged, survived, lost)) {
-                non_finite[0] += non_finite_in<Working>(base, width);
-                for (size_t i = 0; i < n; ++i) non_finite[1 + i] += non_finite_in<Working>(models[i], width);
-                non_finite[n + 1] += non_finite_in<Working>(merged, width);
-            }
-            const size_t bytes = static_cast<size_t>(width) * sizeof(Bits);
-            if (width < TILE) std::memcpy(static_cast<Bits*>(op_.output.data) + at, merged, bytes);
-        }
-        for (size_t i = 0; i < n; ++i) counts[i].kept += total(survived[i]), counts[i].lost += total(lost[i]);
-    }
-
-    // A tile of an input that may be read beyond its width.
-    static const Bits* whole_tile(const Array& array, uint64_t at, int width, Bits (&room)[TILE]) {
-        const Bits* bits = tile_of<Working>(array, at, width, room);
-        if (width == TILE || bits == room) return bits;
-        std::memcpy(room, bits, static_cast<size_t>(width) * sizeof(Bits));
-        return room;
-    }
-
-    TileBits staying(size_t i, const Bits* model, const Bits* base, uint64_t index, uint64_t offset, int width) const {
-        const Sieve<Working>& sieve = sieves_[i];
-        if (!sieve.by_position()) return first_bits(width);
-        return sieve.staying(index, offset, width, [&](const Window<uint32_t>& window) {
-            const Window<Words> lanes = {Words{} + window.first, Words{} + window.span};
-            return bits_where(width, [&](int j) {
-                const Floats delta = Vectors::load(model + j) - Vectors::load(base + j);
-                return lanes.holds((Words)delta & 0x7FFFFFFFu);
-            });
-        });
-    }
-
-    // Steps 1 to 8, given which elements stay for their positions. False if there may be values that are not finite: a
-    // task vector entry is no more finite than what it is the difference of.
-    template <int N, bool Elects, bool Normalize>
-    bool merge_rows(const Bits* const (&models)[N], const Bits* base, const TileBits (&stay)[N],
-                    const Factors (&rescale)[N], int width, Bits* merged, Ints (&survived)[N], Ints (&lost)[N]) const {
-        const Floats zero = {}, one = zero + 1.0f;
-        const Floats nothing = Elects ? -zero : zero;  // a sum of votes that starts from -0 saves an addition
-        const Floats lambda = zero + static_cast<float>(op_.lambda), divisor = zero + static_cast<float>(op_.divisor);
-        const int n = N == MANY ? static_cast<int>(op_.entries.size()) : N;
-        Floats weight[N];
-        Window<Words> band[N];
-        for (int i = 0; i < n; ++i) {
-            weight[i] = zero + static_cast<float>(op_.entries[static_cast<size_t>(i)].weight);
-            band[i] = sieves_[static_cast<size_t>(i)].band();
-        }
+        const Bits* base = whole_groups<Working>(op_.base, at, width, room[N]);
+        Bits* merged = width % GROUP ? room[N + 1] : static_cast<Bits*>(op_.output.data) + at;
+        static constexpr TileBits none = {};
+        Part parts[N];
         Ints largest = {};
-        for (int j = 0; j < width; j += LANES) {
-            const Floats b = Vectors::load(base + j);
-            Floats value[N], sum = nothing;
+        for (size_t i = 0; i < n; ++i) {
+            Part& part = parts[i];
+            part.bits = whole_groups<Working>(op_.entries[i].model, at, width, room[i]);
+            sieves_[i].keep(part.bits, base, start + at, at, width, part.kept, largest);
+            part.votes = op_.entries[i].weight != 0 ? &part.kept : &none;
+            if (audible_[i] && sieves_[i].any_below(audible_[i], part.bits, base, width)) return false;
+            if (Scales) set_factors(i, at, width, part.rescale);
+        }
+        uint64_t retained[N] = {};
+        if (any_at_least(largest, StorageLanes<DType::F32>::INFINITE)) return false;
+        if (!merge_groups<N, Scales, Elects, Normalize>(parts, base, width, merged, retained)) return false;
+        for (size_t i = 0; i < n; ++i) {
+            counts[i].kept += static_cast<uint64_t>(parts[i].kept.size());
+            if (Elects) counts[i].lost += static_cast<uint64_t>(parts[i].votes->size()) - retained[i];
+        }
+        if (width % GROUP) {
+            std::memcpy(static_cast<Bits*>(op_.output.data) + at, merged, static_cast<size_t>(width) * sizeof(Bits));
+        }
+        return true;
+    }
+
+    // The group of the next tile: the first pass would wait for it, the second has time.
+    static ME_INLINE void prefetch(const Bits* group) {
+        for (size_t byte = 0; byte < GROUP * sizeof(Bits); byte += 64) {
+            __builtin_prefetch(reinterpret_cast<const char*>(group) + byte);
+        }
+    }
+
+    // Steps 5 to 8. False if there are values that are not finite.
+    template <size_t N, bool Scales, bool Elects, bool Normalize>
+    bool merge_groups(const Part (&parts)[N], const Bits* base, int width, Bits* merged,
+                      uint64_t (&retained)[N]) const {
+        const Floats zero = {};
+        const Floats divisor = every(static_cast<float>(op_.divisor));
+        [[maybe_unused]] const Floats lambda = every(static_cast<float>(op_.lambda));
+        const size_t n = N == MANY ? op_.entries.size() : N;
+        Floats weight[N];
+        for (size_t i = 0; i < n; ++i) weight[i] = every(static_cast<float>(op_.entries[i].weight));
+        const auto merged_lanes = [&](auto half, int at, int j) {
+            const int place = at + half() * HALF + j;
+            const Floats b = Vectors::template load<half()>(base + at, j);
+            Floats value[N], sum = zero;
 #pragma GCC unroll 4
-            for (int i = 0; i < n; ++i) {
-                const Floats delta = Vectors::load(models[i] + j) - b;
-                const Words magnitude = (Words)delta & 0x7FFFFFFFu;
-                largest = larger(largest, (Ints)magnitude);
-                const Truth stays = band[i].holds(magnitude) & stay[i].lanes(j);
-                const Floats scaled = delta * rescale[i].lanes(j);
-                survived[i] = count(survived[i], stays & differ(scaled, zero));
-                value[i] = where(stays, scaled * weight[i], zero);
-                sum += value[i];
+            for (size_t i = 0; i < n; ++i) {
+                const Floats delta = Vectors::template load<half()>(parts[i].bits + at, j) - b;
+                const Floats scaled = Scales ? delta * parts[i].rescale.lanes(place) : delta;
+                value[i] = where(parts[i].votes->lanes(place), scaled * weight[i], zero);
+                sum = i == 0 ? value[i] : sum + value[i];
             }
             Floats mean = sum;
             if (Elects) {
-                const Truth positive = at_least(sum, zero);
-                Floats weights = mean = nothing;
+                Floats weights = zero;
 #pragma GCC unroll 4
-                for (int i = 0; i < n; ++i) {
-                    const Truth votes = differ(value[i], zero);
-                    const Truth retained = votes & ~(greater(value[i], zero) ^ positive);
-                    mean += where(retained, value[i], zero);
-                    if (Normalize) weights += where(retained, weight[i], zero);
-                    lost[i] = count(lost[i], votes ^ retained);
+                for (size_t i = 0; i < n; ++i) {
+                    const Truth stays = of_one_sign(parts[i].votes->lanes(place), value[i], sum);
+                    mean = i == 0 ? where(stays, value[i], zero) : where(stays, mean + value[i], mean);
+                    if (Normalize) weights = where(stays, i == 0 ? weight[i] : weights + weight[i], weights);
+                    retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));
+
                 }
-                if (Normalize) mean /= where(differ(weights, zero), weights, one);
+                                if (Normalize) mean = where(differ(weights, zero), mean / weights, mean);
+
             } else if (Normalize) {
                 mean /= divisor;
             }
-            const Floats result = b + mean * lambda;
-            largest = larger(largest, (Ints)result & 0x7FFFFFFF);
-            Vectors::store(result, merged + j);
+            return Scales ? b + mean * lambda : b + mean;
+        };
+        typename Vectors::Magnitudes largest = {};
+        for (int at = 0; at < width; at += GROUP) {
+            prefetch(base + at + TILE);
+            for (size_t i = 0; i < n; ++i) prefetch(parts[i].bits + at + TILE);
+#pragma GCC unroll 8
+            for (int j = 0; j < HALF; j += LANES) {
+                const Floats first = merged_lanes(std::integral_constant<int, 0>{}, at, j);
+                const Floats second = merged_lanes(std::integral_constant<int, 1>{}, at, j);
+                largest = larger(largest, Vectors::store(first, second, merged + at, j));
+            }
         }
-        return bits_of_lanes(less((Words)largest, Words{} + infinity_)) == (1ull << LANES) - 1;
+        return !any_at_least(largest, Vectors::INFINITE);
     }
 
     const Consensus& op_;
     std::vector<Sieve<Working>> sieves_;
-    const Loops merge_tiles_;
-    // Where magnitudes begin that are infinite in the working dtype.
-    uint32_t infinity_ = static_cast<uint32_t>(Sieve<Working>::first_of(magnitude_key<Working>(INFINITY)));
+    std::vector<uint32_t> audible_;  // magnitudes from which on votes are not rounded to 0, or 0 if all that is kept is
+    const MergeTile merge_tile_;
 };
 
 }  // namespace ME_ISA

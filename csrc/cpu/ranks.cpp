@@ -47,9 +47,9 @@ class CountedRanks {
             store(odd_counts + j, Words{});
             return less(Words{}, equal);
         });
-        uint32_t places[TILE + 16], thresholds[TILE];
+        uint32_t places[TILE + MORE_PLACES], thresholds[TILE];
         uint64_t twice_ranks[TILE];
-        const int found = list_places(occur, places);
+        const int found = list_places(occur.word, places);
         for (int i = 0; i < found; ++i) {
             const uint64_t equal = counts[places[i]];
             counts[places[i]] = 0;

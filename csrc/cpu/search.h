@@ -12,7 +12,7 @@
 
 #include "pool.h"
 #include "primitives.h"
-#include "tile.h"
+#include "sieve.h"
 
 namespace merge_engine {
 namespace ME_ISA {
@@ -40,8 +40,6 @@ void for_each_bin_tile(const Array& base, const std::vector<Column>& columns, in
 // What is known of one column: how many of its elements lie at or above each edge.
 class RankSearch {
   public:
-    static constexpr int GROUP = 4;  // edges compared with in one loop
-
     RankSearch(const std::vector<uint64_t>& ranks, uint64_t count) : ranks_(ranks), known_{{0, count}, {END, 0}} {}
 
     // Proposes edges for the first pass: around each rank's place in a sample of `size` elements, given as its
@@ -92,7 +90,7 @@ class RankSearch {
 
   private:
     static constexpr int END = 1 << FIRST_BITS;
-    static constexpr int MOST = 4 * GROUP;  // edges for one rank
+    static constexpr int MOST = 16;  // edges for one rank
     static constexpr double DEVIATIONS = 6;
 
     // The lowest known edge with fewer elements at or above it than the rank.
@@ -115,21 +113,44 @@ class RankSearch {
     std::vector<Bin> edges_;         // of the next pass
 };
 
-// Adds to totals[0 ... GROUP) how many of the bins lie at or above each edge.
-static inline void count_at_least(const Bin* ME_RESTRICT bins, int n, const Bin* edges, uint64_t* totals) {
-    const Bin e0 = edges[0], e1 = edges[1], e2 = edges[2], e3 = edges[3];
-    static_assert(RankSearch::GROUP == 4 && TILE < 32768, "tiles are counted in 16 bits");
-    int16_t n0 = 0, n1 = 0, n2 = 0, n3 = 0;
-    for (int j = 0; j < n; ++j) {
-        n0 = static_cast<int16_t>(n0 + (bins[j] >= e0));
-        n1 = static_cast<int16_t>(n1 + (bins[j] >= e1));
-        n2 = static_cast<int16_t>(n2 + (bins[j] >= e2));
-        n3 = static_cast<int16_t>(n3 + (bins[j] >= e3));
+// The bits of |d|, in whatever order.
+template <DType Working>
+void read_magnitudes(const typename Storage<Working>::Bits* ME_RESTRICT base,
+                     const typename Storage<Working>::Bits* ME_RESTRICT model, int n,
+                     typename Sieve<Working>::Magnitude* ME_RESTRICT magnitudes) {
+    using Real = typename RealOf<Working>::Type;
+    if constexpr (Working != DType::F64) {
+        using Vectors = StorageLanes<Working>;
+        const auto read = [&](auto half, int at, int j) {
+            const Floats delta = Vectors::template load<half()>(model + at, j) -
+                                 Vectors::template load<half()>(base + at, j);
+            store(magnitudes + at + half() * HALF + j, (Words)delta & 0x7FFFFFFFu);
+        };
+        if (n % GROUP == 0) {
+            for (int at = 0; at < n; at += GROUP) {
+                for (int j = 0; j < HALF; j += LANES) {
+                    read(std::integral_constant<int, 0>{}, at, j);
+                    read(std::integral_constant<int, 1>{}, at, j);
+                }
+            }
+            return;
+        }
     }
-    totals[0] += static_cast<uint64_t>(n0);
-    totals[1] += static_cast<uint64_t>(n1);
-    totals[2] += static_cast<uint64_t>(n2);
-    totals[3] += static_cast<uint64_t>(n3);
+    for (int j = 0; j < n; ++j) {
+        const Real delta = Storage<Working>::template load<Real>(model[j]) -
+                           Storage<Working>::template load<Real>(base[j]);
+        magnitudes[j] = bits_of<typename Sieve<Working>::Magnitude>(delta) & ~Sieve<Working>::SIGN;
+    }
+}
+
+// How many are not below an edge. Signed comparisons will do, because no magnitude has a sign.
+template <class Magnitude>
+static inline uint64_t count_at_least(const Magnitude* ME_RESTRICT magnitudes, int n, Magnitude edge) {
+    using Signed = std::make_signed_t<Magnitude>;
+    const Signed below = static_cast<Signed>(edge - 1);
+    Signed found = 0;
+    for (int j = 0; j < n; ++j) found += static_cast<Signed>(magnitudes[j]) > below;
+    return static_cast<uint64_t>(found);
 }
 
 // Short runs all over the chunk. Each is a wait for memory, and four times as many would hardly spare an edge.
@@ -148,27 +169,34 @@ void guess_from_sample(const Array& base, const std::vector<Column>& columns, in
     for (size_t c = 0; c < columns.size(); ++c) searches[c].guess(samples[c], runs * RUN);
 }
 
-// One pass over the chunk, for the edges of all columns.
+// One pass over the chunk, for the edges of all columns. They are looked for before rounding, as a Sieve does it.
 template <DType Working>
 void count_edges(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count, int threads,
                  std::vector<RankSearch>& searches) {
+    using Magnitude = typename Sieve<Working>::Magnitude;
     std::vector<size_t> begin{0};
-    std::vector<Bin> edges;
+    std::vector<Magnitude> edges;
     for (const RankSearch& search : searches) {
-        edges.insert(edges.end(), search.edges().begin(), search.edges().end());
-        while (edges.size() % RankSearch::GROUP != 0) edges.push_back(0);
+        for (const Bin edge : search.edges()) {
+            edges.push_back(Sieve<Working>::first_of(static_cast<uint64_t>(edge) << shift));
+        }
         begin.push_back(edges.size());
     }
     std::vector<std::vector<uint64_t>> counted(static_cast<size_t>(std::max(threads, 1)));
     parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int worker) {
         auto& totals = counted[static_cast<size_t>(worker)];
         totals.resize(edges.size());
+        typename Storage<Working>::Bits base_room[TILE], model_room[TILE];
+        Magnitude magnitudes[TILE];
         const uint64_t first = block * BLOCK, last = std::min(count, first + BLOCK);
-        for_each_bin_tile<Working>(base, columns, shift, first, last, [&](size_t c, const Bin* bins, int n) {
-            for (size_t e = begin[c]; e < begin[c + 1]; e += RankSearch::GROUP) {
-                count_at_least(bins, n, edges.data() + e, totals.data() + e);
+        for (uint64_t at = first; at < last; at += TILE) {
+            const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+            const auto* bits = tile_of<Working>(base, at, n, base_room);
+            for (size_t c = 0; c < columns.size(); ++c) {
+                read_magnitudes<Working>(bits, tile_of<Working>(columns[c].model, at, n, model_room), n, magnitudes);
+                for (size_t e = begin[c]; e < begin[c + 1]; ++e) totals[e] += count_at_least(magnitudes, n, edges[e]);
             }
-        });
+        }
     });
     std::vector<uint64_t> at_least(edges.size());
     for (const auto& totals : counted) {

@@ -5,23 +5,25 @@
 #include <type_traits>
 
 #include "draws.h"
+#include "storage_lanes.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 
-// A range of magnitudes.
-template <class Magnitude>
-struct Window {
-    Magnitude first, span;
-
-    ME_INLINE bool holds(Magnitude m) const { return static_cast<Magnitude>(m - first) < span; }
-};
-template <>
-struct Window<Words> {
-    Words first, span;
-
-    ME_INLINE Truth holds(Words m) const { return less(m - first, span); }
-};
+// The smallest of the magnitudes [0, end) for which something holds that holds for all above; `end` if there is none.
+template <class Magnitude, class F>
+static Magnitude first_that(Magnitude end, F&& holds) {
+    Magnitude low = 0, high = end;
+    while (low < high) {
+        const Magnitude middle = low + (high - low) / 2;
+        if (holds(middle)) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return low;
+}
 
 // A mask, made ready for many tiles.
 //
@@ -32,14 +34,18 @@ template <DType Working>
 class Sieve {
   public:
     using Real = typename RealOf<Working>::Type;
+    using Bits = typename Storage<Working>::Bits;
     using Magnitude = std::conditional_t<sizeof(Real) == 8, uint64_t, uint32_t>;  // the bits of a Real, without sign
-    static constexpr Magnitude SIGN = Magnitude{1} << (8 * sizeof(Real) - 1);
+    static constexpr Magnitude SIGN = Magnitude{1} << (8 * sizeof(Real) - 1);     // above all magnitudes
 
-    explicit Sieve(const Mask& mask) : mask_(mask), keys_(mask.random_key) {
+    // `shows`: what keep() keeps will be looked at, and need not be finite.
+    explicit Sieve(const Mask& mask, bool shows = false)
+        : mask_(mask), keys_(mask.random_key), open_(shows && mask.kind == MaskKind::Dense) {
         if (mask.kind != MaskKind::Band) return;
         const Magnitude low = first_of(mask.low), above_low = first_above(mask.low);
         const Magnitude high = first_of(mask.high), above_high = first_above(mask.high);
         band_ = {low, above_high > low ? above_high - low : 0};
+        open_ = shows && above_high == SIGN && decided(mask.high_positions);
         if (!decided(mask.low_positions)) low_ties_ = {low, above_low - low};
         if (!decided(mask.high_positions)) high_ties_ = {high, above_high - high};
     }
@@ -49,8 +55,8 @@ class Sieve {
     template <class Rounding>
     uint64_t read(const Array& model, const Real* ME_RESTRICT base, uint64_t index, uint64_t offset, int count,
                   Real* ME_RESTRICT delta, uint32_t* ME_RESTRICT kept) const {
-        typename Storage<Working>::Bits rounded[TILE];
-        const auto* ME_RESTRICT bits = tile_of<Working>(model, offset, count, rounded);
+        Bits rounded[TILE];
+        const Bits* ME_RESTRICT bits = tile_of<Working>(model, offset, count, rounded);
         uint32_t non_finite = 0;
         for (int j = 0; j < count; ++j) {
             const Real x = Storage<Working>::template load<Real>(bits[j]);
@@ -58,33 +64,46 @@ class Sieve {
             delta[j] = Rounding::round(x - base[j]);
             kept[j] = band_.holds(magnitude(delta[j]));
         }
-        if (by_position()) {
-            const TileBits stay = staying(delta, index, offset, count);
-            for (int j = 0; j < count; j += LANES) {  // arrays of a tile are whole vectors
-                store(kept + j, where(stay.lanes(j), load<Floats>(kept + j), Floats{}));
-            }
+        TileBits stay = placed(index, offset, count);
+        settle(low_ties_, mask_.low_positions, delta, index, count, stay);
+        settle(high_ties_, mask_.high_positions, delta, index, count, stay);
+        for (int j = 0; j < count; j += LANES) {  // arrays of a tile are whole vectors
+            store(kept + j, where(stay.lanes(j), load<Floats>(kept + j), Floats{}));
         }
         return non_finite;
     }
 
-    // The magnitudes inside the band, for every lane.
-    Window<Words> band() const { return {Words{} + band_.first, Words{} + band_.span}; }
-    // Whether positions put out any that are.
-    bool by_position() const {
-        const bool ties = low_ties_.span != 0 || high_ties_.span != 0;
-        return mask_.kind == MaskKind::Band ? ties : mask_.kind != MaskKind::Dense;
+    // Sets `kept` to those of a tile that the mask keeps and that are not zero, ordered (see StorageLanes). Raises
+    // `largest` to their magnitudes; not to those that are kept and will be looked at.
+    // Whole groups are read; elements beyond `count` must be there, and be zero.
+    void keep(const Bits* model, const Bits* base, uint64_t index, uint64_t offset, int count, TileBits& kept,
+              Ints& largest) const {
+        TileBits tied;
+        const Window inside = not_zero(band_);
+        if (open_ && low_ties_.span) {
+            scan<true, true>(model, base, count, inside, kept, low_ties_.span, tied, largest);
+        } else if (open_) {
+            scan<true, false>(model, base, count, inside, kept, 0, tied, largest);
+        } else {
+            scan<false, true>(model, base, count, inside, kept, low_ties_.span, tied, largest);
+        }
+        if (low_ties_.span) put_out(tied, mask_.low_positions, index, count, kept);
+        if (high_ties_.span) {
+            scan<false, false>(model, base, count, not_zero(high_ties_), tied, 0, tied, largest);
+            put_out(tied, mask_.high_positions, index, count, kept);
+        }
+        if (drawn()) {
+            const TileBits stay = placed(index, offset, count);
+            for (int w = 0; w < TileBits::WORDS; ++w) kept.word[w] &= Vectors::ordered(stay.word[w]);
+        }
     }
-
-    // The elements that their positions do not put out, given their task vector or a function that finds those with
-    // magnitudes in a window.
-    TileBits staying(const Real* delta, uint64_t index, uint64_t offset, int count) const {
-        return staying(index, offset, count, [&](const auto& window) { return elements_in(window, delta, count); });
-    }
-    template <class ElementsIn>
-    TileBits staying(uint64_t index, uint64_t offset, int count, ElementsIn&& elements_in) const {
-        if (mask_.kind == MaskKind::Band) return settled(index, count, elements_in);
+    // Whether draws or ranks decide, and magnitudes do not.
+    bool drawn() const { return mask_.kind != MaskKind::Band && mask_.kind != MaskKind::Dense; }
+    // The elements that draws or ranks keep, which of a mask with a band or without any of these are all.
+    TileBits placed(uint64_t index, uint64_t offset, int count) const {
         if (mask_.kind == MaskKind::Noted) return noted(mask_.notes, offset);
         if (mask_.kind == MaskKind::Draw) return drawn_within(mask_.low_positions, nullptr, index, count);
+        if (mask_.kind != MaskKind::Ranked) return first_bits(count);
         uint32_t padded[TILE], room[DRAW_ROOM];
         const uint32_t* draws = draw_tile(keys_, index, count, room);
         const uint32_t* thresholds = mask_.thresholds + offset;
@@ -94,22 +113,35 @@ class Sieve {
         }
         return bits_where(count, [&](int j) { return less(load<Words>(draws + j), load<Words>(thresholds + j)); });
     }
+    // Whether task vector entries other than 0 have magnitudes below a limit.
+    bool any_below(Magnitude limit, const Bits* model, const Bits* base, int count) const {
+        Ints largest = {};
+        TileBits below;
+        scan<false, false>(model, base, count, not_zero({0, limit}), below, 0, below, largest);
+        return !below.empty();
+    }
+    // No magnitude that is kept is smaller, zero apart: what dtype and band say about that.
+    Magnitude smallest_kept() const {
+        return std::max(band_.first, bits_of<Magnitude>(Storage<Working>::template load<Real>(1)));
+    }
 
-    // The smallest magnitude whose key is at least `key`; SIGN, which is above all magnitudes, if there is none.
+    // The smallest magnitude whose key is at least `key`; SIGN if there is none.
     static Magnitude first_of(uint64_t key) {
-        Magnitude low = 0, high = SIGN;
-        while (low < high) {
-            const Magnitude middle = low + (high - low) / 2;
-            if (magnitude_key<Working>(bits_of<Real>(middle)) >= key) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
-        }
-        return low;
+        return first_that(SIGN, [key](Magnitude m) { return magnitude_key<Working>(bits_of<Real>(m)) >= key; });
     }
 
   private:
+    using Vectors = StorageLanes<Working>;
+
+    struct Window {
+        Magnitude first, span;
+
+        ME_INLINE bool holds(Magnitude m) const { return static_cast<Magnitude>(m - first) < span; }
+    };
+    static Window not_zero(const Window& window) {
+        return window.first || !window.span ? window : Window{1, window.span - 1};
+    }
+
     static ME_INLINE Magnitude magnitude(Real delta) { return bits_of<Magnitude>(delta) & ~SIGN; }
 
     static Magnitude first_above(uint64_t key) { return key == ~0ull ? SIGN : first_of(key + 1); }
@@ -119,6 +151,67 @@ class Sieve {
         return positions.first == 0 && positions.last >= (mask_.by_draw ? 0xFFFFFFFFull : ~0ull);
     }
 
+    // Finds the elements whose magnitudes lie in a window, which an open one has no upper end for, and those in its
+    // first part; both ordered.
+    template <bool Open, bool HasPart>
+    static ME_INLINE void scan(const Bits* model, const Bits* base, int count, const Window& window, TileBits& inside,
+                               Magnitude part, TileBits& in_part, Ints& largest) {
+        const Words first = Words{} + window.first, span = Words{} + window.span;
+        const Words part_span = Words{} + part, part_end = first + part_span;
+        Ints highest = largest;
+        for (int at = 0; at < count; at += GROUP) {
+            uint64_t found = 0, found_in_part = 0;
+            const auto look = [&](auto half, int j) {
+                const Floats delta = Vectors::template load<half()>(model + at, j) -
+                                     Vectors::template load<half()>(base + at, j);
+                const Words magnitude = (Words)delta & 0x7FFFFFFFu, from_first = magnitude - first;
+                if (!Open) highest = larger(highest, (Ints)magnitude);
+                const Truth within = Open ? at_least(magnitude, first) : less(from_first, span);
+                found |= bits_of_lanes(within) << (half() * HALF + j);
+                if (!HasPart) return;
+                const Truth within_part = Open ? less_among(within, magnitude, part_end) : less(from_first, part_span);
+                found_in_part |= bits_of_lanes(within_part) << (half() * HALF + j);
+            };
+#pragma GCC unroll 8
+            for (int j = 0; j < HALF; j += LANES) {
+                look(std::integral_constant<int, 0>{}, j);
+                look(std::integral_constant<int, 1>{}, j);
+            }
+            inside.word[at / GROUP] = found;
+            if (HasPart) in_part.word[at / GROUP] = found_in_part;
+        }
+        for (int w = (count + GROUP - 1) / GROUP; w < TileBits::WORDS; ++w) {
+            inside.word[w] = 0;
+            if (HasPart) in_part.word[w] = 0;
+        }
+        largest = highest;
+    }
+
+    // Takes away the elements whose magnitudes lie in a window and whose positions are not in the range.
+    void settle(const Window& window, const Range& positions, const Real* delta, uint64_t index, int count,
+                TileBits& stay) const {
+        if (window.span == 0) return;
+        TileBits tied = {};
+        for (int j = 0; j < count; ++j) {
+            tied.word[j / 64] |= static_cast<uint64_t>(window.holds(magnitude(delta[j]))) << (j % 64);
+        }
+        const TileBits stays = within(positions, tied, index, count);
+        for (int w = 0; w < TileBits::WORDS; ++w) stay.word[w] &= ~tied.word[w] | stays.word[w];
+    }
+    // The same, when all are ordered and it is known which elements are tied.
+    void put_out(const TileBits& tied, const Range& positions, uint64_t index, int count, TileBits& stay) const {
+        TileBits natural;
+        for (int w = 0; w < TileBits::WORDS; ++w) natural.word[w] = Vectors::unordered(tied.word[w]);
+        const TileBits stays = within(positions, natural, index, count);
+        for (int w = 0; w < TileBits::WORDS; ++w) {
+            stay.word[w] &= ~tied.word[w] | Vectors::ordered(stays.word[w]);
+        }
+    }
+
+    // Those of a set whose positions lie in a range; others may be among them.
+    TileBits within(const Range& positions, const TileBits& set, uint64_t index, int count) const {
+        return mask_.by_draw ? drawn_within(positions, &set, index, count) : indices_within(positions, index, count);
+    }
     // The elements of a tile in a range of flat indices.
     static TileBits indices_within(const Range& range, uint64_t index, int count) {
         if (range.first > range.last || range.last < index) return {};
@@ -130,36 +223,6 @@ class Sieve {
         for (int w = 0; w < TileBits::WORDS; ++w) bits.word[w] &= ~before.word[w];
         return bits;
     }
-
-    // The elements whose magnitudes lie in a window.
-    static TileBits elements_in(const Window<Magnitude>& window, const Real* delta, int count) {
-        if constexpr (std::is_same_v<Real, float>) {
-            const Window<Words> lanes = {Words{} + window.first, Words{} + window.span};
-            return bits_where(count, [&](int j) { return lanes.holds(load<Words>(delta + j) & 0x7FFFFFFFu); });
-        } else {
-            TileBits bits = {};
-            for (int j = 0; j < count; ++j) {
-                bits.word[j / 64] |= static_cast<uint64_t>(window.holds(magnitude(delta[j]))) << (j % 64);
-            }
-            return bits;
-        }
-    }
-
-    // All but the elements whose key equals a bound and whose position speaks against them.
-    template <class ElementsIn>
-    TileBits settled(uint64_t index, int count, ElementsIn&& elements_in) const {
-        TileBits stay = first_bits(count);
-        if (low_ties_.span) settle(elements_in(low_ties_), mask_.low_positions, index, count, stay);
-        if (high_ties_.span) settle(elements_in(high_ties_), mask_.high_positions, index, count, stay);
-        return stay;
-    }
-    // Takes away those of the tied elements whose positions are not in the range.
-    void settle(const TileBits& tied, const Range& positions, uint64_t index, int count, TileBits& stay) const {
-        const TileBits placed =
-            mask_.by_draw ? drawn_within(positions, &tied, index, count) : indices_within(positions, index, count);
-        for (int w = 0; w < TileBits::WORDS; ++w) stay.word[w] &= ~tied.word[w] | placed.word[w];
-    }
-
     // The elements whose draws lie in a range; if it is only about a set, others may be among them.
     TileBits drawn_within(const Range& positions, const TileBits* set, uint64_t index, int count) const {
         constexpr int MANY = TILE / 5;  // to draw for all is cheaper
@@ -171,9 +234,21 @@ class Sieve {
 
     const Mask& mask_;
     RoundKeys keys_;
-    Window<Magnitude> band_{0, static_cast<Magnitude>(~Magnitude{0})};
-    Window<Magnitude> low_ties_{0, 0}, high_ties_{0, 0};  // at the bounds, where positions decide
+    Window band_{0, static_cast<Magnitude>(~Magnitude{0})};
+    bool open_;  // what is not smaller than the band is kept, and looked at
+    Window low_ties_{0, 0}, high_ties_{0, 0};  // at the bounds, where positions decide
 };
+
+// A tile of an input, with zeros up to a whole group.
+template <DType Working>
+static const typename Storage<Working>::Bits* whole_groups(const Array& array, uint64_t at, int count,
+                                                           typename Storage<Working>::Bits (&room)[TILE]) {
+    const auto* bits = tile_of<Working>(array, at, count, room);
+    if (count % GROUP == 0) return bits;
+    if (bits != room) std::memcpy(room, bits, static_cast<size_t>(count) * sizeof(*bits));
+    std::memset(room + count, 0, static_cast<size_t>(GROUP - count % GROUP) * sizeof(*bits));
+    return room;
+}
 
 // Whether kept elements are divided by their own probabilities, and what for they are multiplied with then.
 static inline bool by_probability(const Entry& entry) {

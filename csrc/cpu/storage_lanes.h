@@ -1,54 +1,97 @@
-// Storage types of 16 and 32 bits, a vector at a time: the formulas of Storage in numeric.h, where they are explained.
+// Storage types of 16 and 32 bits, vectors at a time: the formulas of Storage in numeric.h, where they are explained.
+//
+// A group of 64 elements is worked on in two halves. Those of bfloat16 are its even and its odd elements: a mask or a
+// shift widens them, and another puts them together again, where neighbours would have to be shuffled. Otherwise they
+// are the first and the last 32. Sets of elements in the order of these halves are called ordered.
 //
 // Magnitudes are compared as signed numbers, for which more processors have instructions.
 #pragma once
 
+#include "bits.h"
 #include "lanes.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 
+constexpr int GROUP = 64, HALF = GROUP / 2;
+static_assert(HALF % LANES == 0, "halves are whole vectors");
+
+// load<H>(group, at) widens the elements of half H that begin with its at-th. store rounds as many of either half, and
+// returns their magnitudes. It knows no NaN: only the exponents that it stores for one are right.
 template <DType>
 struct StorageLanes;
 
 template <>
 struct StorageLanes<DType::BF16> {
-    static ME_INLINE Floats load(const uint16_t* bits) {
-        return (Floats)(widened(ME_ISA::load<Halves>(bits)) << 16);
+    using Magnitudes = Shorts;
+    static constexpr auto INFINITE = int16_t{0x7F80};
+    template <int H>
+    static ME_INLINE Floats load(const uint16_t* group, int at) {
+        const Words both = ME_ISA::load<Words>(group + 2 * at);
+        return (Floats)(H == 0 ? both << 16 : both & 0xFFFF0000u);
     }
-    static ME_INLINE void store(Floats values, uint16_t* to) {
-        const Words bits = (Words)values;
-        const Words rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-        const Words canonical = (Ints)(bits & 0x7FFFFFFFu) > 0x7F800000 ? Words{} + 0x7FC0u : rounded;
-        ME_ISA::store(to, narrowed(canonical));
+    static ME_INLINE Magnitudes store(Floats even, Floats odd, uint16_t* group, int at) {
+        const Words both = rounded((Words)even) >> 16 | (rounded((Words)odd) & 0xFFFF0000u);
+        ME_ISA::store(group + 2 * at, both);
+        return (Magnitudes)(both & 0x7FFF7FFFu);
     }
+    static constexpr int place(int ordered) { return ordered < HALF ? 2 * ordered : 2 * (ordered - HALF) + 1; }
+    static ME_INLINE uint64_t ordered(uint64_t bits) { return even_bits(bits) | even_bits(bits >> 1) << HALF; }
+    static ME_INLINE uint64_t unordered(uint64_t bits) {
+        return at_even_bits(bits & 0xFFFFFFFFu) | at_even_bits(bits >> HALF) << 1;
+    }
+
+  private:
+    static ME_INLINE Words rounded(Words bits) { return bits + 0x7FFFu + (bits >> 16 & 1u); }
+};
+
+// The halves are the first and the last elements of a group.
+struct NaturalOrder {
+    static constexpr int place(int ordered) { return ordered; }
+    static ME_INLINE uint64_t ordered(uint64_t bits) { return bits; }
+    static ME_INLINE uint64_t unordered(uint64_t bits) { return bits; }
 };
 
 template <>
-struct StorageLanes<DType::F16> {
-    static ME_INLINE Floats load(const uint16_t* bits) {
-        const Words wide = widened(ME_ISA::load<Halves>(bits));
+struct StorageLanes<DType::F16> : NaturalOrder {
+    using Magnitudes = Shorts;
+    static constexpr auto INFINITE = int16_t{0x7C00};
+    template <int H>
+    static ME_INLINE Floats load(const uint16_t* group, int at) {
+        const Words wide = widened(ME_ISA::load<Halves>(group + H * HALF + at));
         const Words sign = (wide & 0x8000u) << 16, magnitude = (wide & 0x7FFFu) << 13;
         const Words scaled = (Words)((Floats)magnitude * 0x1p112f);
         return (Floats)(((Ints)magnitude >= 0x0F800000 ? magnitude | 0x7F800000u : scaled) | sign);
     }
-    static ME_INLINE void store(Floats values, uint16_t* to) {
-        const Words bits = (Words)values, sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+    static ME_INLINE Magnitudes store(Floats first, Floats last, uint16_t* group, int at) {
+        const Words low = rounded((Words)first), high = rounded((Words)last);
+        ME_ISA::store(group + at, narrowed(low));
+        ME_ISA::store(group + HALF + at, narrowed(high));
+        return (Magnitudes)((low | high << 16) & 0x7FFF7FFFu);
+    }
+
+  private:
+    static ME_INLINE Words rounded(Words bits) {
+        const Words sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
         const Words normal = (magnitude + 0xC8000FFFu + (magnitude >> 13 & 1u)) >> 13;
         const Words denormal = (Words)((Floats)magnitude + 0.5f) - 0x3F000000u;
         const Words finite = (Ints)magnitude < 0x38800000 ? denormal : normal;
-        const Words rounded = ((Ints)magnitude >= 0x477FF000 ? Words{} + 0x7C00u : finite) | sign;
-        const Words canonical = (Ints)magnitude > 0x7F800000 ? Words{} + 0x7E00u : rounded;
-        ME_ISA::store(to, narrowed(canonical));
+        return ((Ints)magnitude >= 0x477FF000 ? Words{} + 0x7C00u : finite) | sign;
     }
 };
 
 template <>
-struct StorageLanes<DType::F32> {
-    static ME_INLINE Floats load(const uint32_t* bits) { return ME_ISA::load<Floats>(bits); }
-    static ME_INLINE void store(Floats values, uint32_t* to) {
-        const Words bits = (Words)values;
-        ME_ISA::store(to, (Ints)(bits & 0x7FFFFFFFu) > 0x7F800000 ? Words{} + 0x7FC00000u : bits);
+struct StorageLanes<DType::F32> : NaturalOrder {
+    using Magnitudes = Ints;
+    static constexpr auto INFINITE = int32_t{0x7F800000};
+    template <int H>
+    static ME_INLINE Floats load(const uint32_t* group, int at) {
+        return ME_ISA::load<Floats>(group + H * HALF + at);
+    }
+    static ME_INLINE Magnitudes store(Floats first, Floats last, uint32_t* group, int at) {
+        ME_ISA::store(group + at, first);
+        ME_ISA::store(group + HALF + at, last);
+        return larger((Ints)first & 0x7FFFFFFF, (Ints)last & 0x7FFFFFFF);
     }
 };
 

@@ -12,7 +12,7 @@
 namespace merge_engine {
 namespace ME_ISA {  // compiled once per instruction set; the names must not meet
 
-constexpr int TILE = 512;
+constexpr int TILE = 1024;
 constexpr uint64_t BLOCK = 65536;  // elements handed to a thread at a time
 static_assert(SUM_BLOCK % TILE == 0 && BLOCK % SUM_BLOCK == 0, "blocks are whole tiles");
 

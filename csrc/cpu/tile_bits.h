@@ -1,6 +1,7 @@
 // Sets of a tile's elements, a bit each.
 #pragma once
 
+#include "bits.h"
 #include "lanes.h"
 #include "tile.h"
 
@@ -19,6 +20,11 @@ struct TileBits {
         return lanes_of_bits(LANES < 8 ? bits >> (j % 8) : bits);
     }
 
+    ME_INLINE bool empty() const {
+        uint64_t any = 0;
+        for (const uint64_t w : word) any |= w;
+        return any == 0;
+    }
     int size() const {
         int bits = 0;
         for (const uint64_t w : word) bits += __builtin_popcountll(w);
@@ -58,43 +64,44 @@ static ME_INLINE void note(const TileBits& bits, uint64_t first, uint64_t* notes
     std::memcpy(notes + first / 64, bits.word, sizeof(bits.word));
 }
 
-// Writes the places of the elements, in order and then some, and returns how many there are.
-static inline int list_places(const TileBits& bits, uint32_t (&places)[TILE + 16]) {
-#if defined(__AVX512F__)
+// The places of a byte's bits, lowest first, and how many there are.
+using Places = uint8_t __attribute__((vector_size(8)));
+struct PlacesOfByte {
+    alignas(8) uint8_t places[256][8] = {};
+    uint8_t size[256] = {};
+
+    constexpr PlacesOfByte() {
+        for (uint32_t bits = 0; bits < 256; ++bits) {
+            for (uint8_t bit = 0; bit < 8; ++bit) {
+                if (bits >> bit & 1) places[bits][size[bits]++] = bit;
+            }
+        }
+    }
+};
+
+// Writes the places of the bits, in order and then some, and returns how many there are. How many a part has is hard to
+// predict, so that the same is written for all.
+constexpr int MORE_PLACES = 16;
+template <int N>
+static inline int list_places(const uint64_t (&words)[N], uint32_t (&places)[64 * N + MORE_PLACES]) {
     int listed = 0;
-    for (int at = 0; at < TILE; at += LANES) {
-        const Truth those = bits.lanes(at);
+#if defined(__AVX512F__)
+    for (int at = 0; at < 64 * N; at += LANES) {
+        const Truth those = lanes_of_bits(static_cast<uint32_t>(words[at / 64] >> at % 64));
         const Words numbers = lane_numbers() + static_cast<uint32_t>(at);
         store(places + listed, (Words)_mm512_maskz_compress_epi32(those, (__m512i)numbers));
         listed += __builtin_popcount(those);
     }
-    return listed;
 #else
-    constexpr int SOME = 8;  // at a time, whether or not there are as many: how many is hard to predict
-    int found = 0;
-    for (int at = 0; at < TILE; at += 64) {
-        uint64_t rest = bits.word[at / 64];
-        const int end = found + __builtin_popcountll(rest);
-        for (; found < end; found += SOME) {
-            for (int k = 0; k < SOME; ++k, rest &= rest - 1) {
-                places[found + k] = static_cast<uint32_t>(at + __builtin_ctzll(rest | 1ull << 63));
-            }
-        }
-        found = end;
+    using Eight = uint32_t __attribute__((vector_size(32)));
+    static constexpr PlacesOfByte of_byte;
+    for (int at = 0; at < 64 * N; at += 8) {
+        const uint64_t byte = words[at / 64] >> at % 64 & 0xFF;
+        store(places + listed, __builtin_convertvector(load<Places>(of_byte.places[byte]), Eight) + static_cast<uint32_t>(at));
+        listed += of_byte.size[byte];
     }
-    return found;
 #endif
-}
-
-// Puts the lowest bits of `bits` where `places` has ones, in order.
-static ME_INLINE uint64_t spread(uint64_t bits, uint64_t places) {
-#if defined(__BMI2__)
-    return _pdep_u64(bits, places);
-#else
-    uint64_t result = 0;
-    for (; places; places &= places - 1, bits >>= 1) result |= places & -places & -(bits & 1);
-    return result;
-#endif
+    return listed;
 }
 
 }  // namespace ME_ISA
