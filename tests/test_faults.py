@@ -26,6 +26,7 @@ import merge_engine as me
 from merge_engine.checkpoint import CheckpointWriter
 from merge_engine.checkpoint.source import SafetensorsCheckpoint
 from merge_engine.engine.merging import Merger
+from merge_engine.engine.reading import Reading
 from merge_engine.engine.ring import Ring
 
 SHAPES = {"embed.weight": (50, 40), "layers.0.weight": (300, 200), "layers.1.weight": (300, 200)}
@@ -311,6 +312,7 @@ def test_a_failure_in_any_thread_stops_the_run(
     error: BaseException,
     memory: str,
 ) -> None:
+    monkeypatch.setattr(Reading, "way", lambda *_: "read")
     monkeypatch.setattr(owner, method, failing(nth, getattr(owner, method), error))
     with pytest.raises(type(error)) as caught:
         me.run(setup.recipe(), setup.output, memory=memory)
