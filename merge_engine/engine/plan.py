@@ -82,6 +82,7 @@ class Plan:
     untied: bool = False
     _inputs: dict[str, _Inputs] = field(default_factory=dict, repr=False)  # asked for again and again
     _statistics: dict[str, int] = field(default_factory=dict, repr=False)  # this too
+    _chunk_elements: dict[tuple[str, int, int], int] = field(default_factory=dict, repr=False)
 
     def inputs(self, job: TensorJob) -> list[tuple[Checkpoint, str]]:
         """Where a tensor's inputs are: the base first, if the method uses one, then the models in order."""
@@ -115,6 +116,12 @@ class Plan:
         and the memory holds it beside the next one, so that it is read only once; otherwise a multiple of what
         must stay together.
         """
+        asked = job.name, self.memory, self.depth
+        if asked not in self._chunk_elements:
+            self._chunk_elements[asked] = self._divide(job)
+        return self._chunk_elements[asked]
+
+    def _divide(self, job: TensorJob) -> int:
         total = job.count
         scratch = self.method.scratch_bytes(len(job.models)) if job.task is not None else 0
         per_block = self.span_bytes(job, SUM_BLOCK) + scratch * SUM_BLOCK

@@ -27,7 +27,7 @@ from merge_engine.engine.visits import Visit, visits
 
 READ_THREADS = 4
 WRITE_THREADS = 2
-READ_PIECE = 8 << 20
+READ_PIECE = 16 << 20
 """Bytes of one read: several threads share the reading of one large tensor."""
 
 

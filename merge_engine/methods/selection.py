@@ -49,6 +49,9 @@ class Selection:
         elements: int,
     ):
         self.queries = tuple(dict.fromkeys(queries))
+        self.ranks: dict[int, tuple[int, ...]] = {}  # all that are asked for in each model
+        for query in self.queries:
+            self.ranks[query.model] = (*self.ranks.get(query.model, ()), query.rank)
         self.elements = elements
         self.found: dict[Query, Any] = {}
         self.places: dict[Query, Place] = {}
@@ -57,10 +60,6 @@ class Selection:
             self.statistics = [_Level(self, level) for level in range(levels(working))]
         if self.queries and ties is not None:
             self.statistics.append(_Ties(self, ties))
-
-    def ranks(self, model: int) -> tuple[int, ...]:
-        """All ranks asked for in one model."""
-        return tuple(query.rank for query in self.queries if query.model == model)
 
 
 class _Level(Statistic):
@@ -86,7 +85,7 @@ class _Level(Statistic):
                 slot,
                 task.models.index(query.model),
                 found.get(query),
-                self._selection.ranks(query.model) if alone else (),
+                self._selection.ranks[query.model] if alone else (),
             )
             for query, slot in self._slots.items()
             if query.model in task.models
