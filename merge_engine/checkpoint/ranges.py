@@ -44,8 +44,11 @@ class TensorRange(ABC):
         Raises ``CheckpointError``.
         """
 
+    def verify(self) -> None:  # noqa: B027
+        """Raise ``CheckpointError`` if what was used so far turned out not to be what the file holds."""
+
     def release(self) -> None:  # noqa: B027
-        """The bytes have been used. Raises ``CheckpointError`` if they turned out not to be those of the file."""
+        """The bytes are not needed any more."""
 
 
 class CopiedRange(TensorRange):
@@ -120,11 +123,14 @@ class MappedRange(TensorRange):
         except OSError as error:
             raise self._lost() from error
 
+    def verify(self) -> None:
+        """See ``TensorRange.verify``."""
+        if self._mapping.torn:
+            raise self._lost()
+
     def release(self) -> None:
         """See ``TensorRange.release``."""
         self._mapping.release(self._first, self._first + self.room)
-        if self._mapping.torn:
-            raise self._lost()
 
     def _lost(self) -> CheckpointError:
         """Why pages cannot be had: the file ends before them, or the disk fails."""

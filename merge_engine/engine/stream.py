@@ -234,14 +234,21 @@ class Stream:
                 wait()
         for piece in batch.pieces:
             for some in piece.ranges:
-                some.release()
+                some.verify()
         self._inputs.release(batch.inputs)
+        self._readers.submit(self._let_go, batch.pieces)
         if batch.outputs is not None:
             batch.users = 1 if self._digests is None else 2
             self._writers.submit(self._guarded, self._write, batch, batch.outputs)
             if self._digests is not None:
                 self._digester.submit(self._guarded, self._digest, batch, batch.outputs)
         self._progress(batch.nbytes)
+
+    def _let_go(self, pieces: list[_Piece]) -> None:
+        """What is mapped takes none of the ring's memory, and a while to let go of."""
+        for piece in pieces:
+            for some in piece.ranges:
+                some.release()
 
     def _guarded(self, use: Callable[[_Piece], None], batch: _Batch, outputs: Span) -> None:
         """Use the outputs; the last user gives their memory back."""
