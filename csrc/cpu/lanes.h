@@ -113,6 +113,7 @@ static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) {
     return _mm512_mask_cmpge_epi32_mask(among, (__m512i)((Ints)a ^ (Ints)b), __m512i{});
 }
 static ME_INLINE Truth less(Words a, Words b) { return _mm512_cmplt_epu32_mask((__m512i)a, (__m512i)b); }
+static ME_INLINE Truth less(Ints a, Ints b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
 static ME_INLINE Truth less_among(Truth among, Words a, Words b) {
     return _mm512_mask_cmplt_epu32_mask(among, (__m512i)a, (__m512i)b);
 }
@@ -130,6 +131,7 @@ static ME_INLINE Truth at_least(Floats a, Floats b) { return a >= b; }
 static ME_INLINE Truth differ(Floats a, Floats b) { return a != b; }
 static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) { return among & (((Ints)a ^ (Ints)b) >= 0); }
 static ME_INLINE Truth less(Words a, Words b) { return a < b; }
+static ME_INLINE Truth less(Ints a, Ints b) { return a < b; }
 static ME_INLINE Truth less_among(Truth among, Words a, Words b) { return among & (a < b); }
 static ME_INLINE Truth at_least(Words a, Words b) { return a >= b; }
 static ME_INLINE Floats where(Truth truth, Floats a, Floats b) { return truth ? a : b; }

@@ -43,15 +43,15 @@ class RankSearch {
     RankSearch(const std::vector<uint64_t>& ranks, uint64_t count) : ranks_(ranks), known_{{0, count}, {END, 0}} {}
 
     // Proposes edges for the first pass: around each rank's place in a sample of `size` elements, given as its
-    // histogram.
-    void guess(const std::vector<uint32_t>& sample, uint64_t size) {
+    // histogram, of which nothing lies above `largest`.
+    void guess(const std::vector<uint32_t>& sample, Bin largest, uint64_t size) {
         edges_.clear();
         const double count = static_cast<double>(known_[0]), drawn = static_cast<double>(size);
         for (const uint64_t rank : ranks_) {
             const double share = static_cast<double>(rank) / count;
             const double margin = 2 + DEVIATIONS * std::sqrt(drawn * share * (1 - share));
             double above = 0;
-            int highest = -1, key = END;
+            int highest = -1, key = largest + 1;
             while (key-- > 0) {
                 above += sample[static_cast<size_t>(key)];
                 const bool occurs = sample[static_cast<size_t>(key)] > 0;
@@ -113,44 +113,61 @@ class RankSearch {
     std::vector<Bin> edges_;         // of the next pass
 };
 
-// The bits of |d|, in whatever order.
-template <DType Working>
-void read_magnitudes(const typename Storage<Working>::Bits* ME_RESTRICT base,
-                     const typename Storage<Working>::Bits* ME_RESTRICT model, int n,
-                     typename Sieve<Working>::Magnitude* ME_RESTRICT magnitudes) {
-    using Real = typename RealOf<Working>::Type;
-    if constexpr (Working != DType::F64) {
-        using Vectors = StorageLanes<Working>;
-        const auto read = [&](auto half, int at, int j) {
-            const Floats delta = Vectors::template load<half()>(model + at, j) -
-                                 Vectors::template load<half()>(base + at, j);
-            store(magnitudes + at + half() * HALF + j, (Words)delta & 0x7FFFFFFFu);
-        };
-        if (n % GROUP == 0) {
-            for (int at = 0; at < n; at += GROUP) {
-                for (int j = 0; j < HALF; j += LANES) {
-                    read(std::integral_constant<int, 0>{}, at, j);
-                    read(std::integral_constant<int, 1>{}, at, j);
-                }
-            }
-            return;
+// Adds to found[0 ... E) how many of `n` elements have magnitudes not below each edge. Whole groups.
+template <DType Working, int E>
+static void count_groups(const typename Storage<Working>::Bits* base, const typename Storage<Working>::Bits* model, int n,
+                         const uint32_t* edges, uint64_t* found) {
+    using Vectors = StorageLanes<Working>;
+    Ints below[E], counted[E] = {};  // signed comparisons will do, because no magnitude has a sign
+    for (int e = 0; e < E; ++e) below[e] = Ints{} + static_cast<int32_t>(edges[e] - 1);
+    const auto look = [&](auto half, int at, int j) {
+        const Floats delta = Vectors::template load<half()>(model + at, j) - Vectors::template load<half()>(base + at, j);
+        const Ints magnitude = (Ints)delta & 0x7FFFFFFF;
+        for (int e = 0; e < E; ++e) counted[e] = count(counted[e], less(below[e], magnitude));
+    };
+    for (int at = 0; at < n; at += GROUP) {
+#pragma GCC unroll 8
+        for (int j = 0; j < HALF; j += LANES) {
+            look(std::integral_constant<int, 0>{}, at, j);
+            look(std::integral_constant<int, 1>{}, at, j);
         }
     }
-    for (int j = 0; j < n; ++j) {
-        const Real delta = Storage<Working>::template load<Real>(model[j]) -
-                           Storage<Working>::template load<Real>(base[j]);
-        magnitudes[j] = bits_of<typename Sieve<Working>::Magnitude>(delta) & ~Sieve<Working>::SIGN;
+    for (int e = 0; e < E; ++e) found[e] += total(counted[e]);
+}
+
+// The same of any elements, for as many edges as there are.
+template <DType Working>
+void count_at_least(const typename Storage<Working>::Bits* base, const typename Storage<Working>::Bits* model, int n,
+                    const std::vector<typename Sieve<Working>::Magnitude>& edges, uint64_t* found) {
+    using Real = typename RealOf<Working>::Type;
+    using Magnitude = typename Sieve<Working>::Magnitude;
+    int counted = 0;
+    if constexpr (Working != DType::F64) {
+        counted = n / GROUP * GROUP;
+        const int last = static_cast<int>(edges.size());
+        for (int e = 0; e < last; e += 4) {
+            switch (last - e) {
+                case 1: count_groups<Working, 1>(base, model, counted, edges.data() + e, found + e); break;
+                case 2: count_groups<Working, 2>(base, model, counted, edges.data() + e, found + e); break;
+                case 3: count_groups<Working, 3>(base, model, counted, edges.data() + e, found + e); break;
+                default: count_groups<Working, 4>(base, model, counted, edges.data() + e, found + e);
+            }
+        }
+    }
+    for (int j = counted; j < n; ++j) {
+        const Real delta =
+            Storage<Working>::template load<Real>(model[j]) - Storage<Working>::template load<Real>(base[j]);
+        const Magnitude magnitude = bits_of<Magnitude>(delta) & ~Sieve<Working>::SIGN;
+        for (size_t e = 0; e < edges.size(); ++e) found[e] += magnitude >= edges[e];
     }
 }
 
-// How many are not below an edge. Signed comparisons will do, because no magnitude has a sign.
-template <class Magnitude>
-static inline uint64_t count_at_least(const Magnitude* ME_RESTRICT magnitudes, int n, Magnitude edge) {
-    using Signed = std::make_signed_t<Magnitude>;
-    const Signed below = static_cast<Signed>(edge - 1);
-    Signed found = 0;
-    for (int j = 0; j < n; ++j) found += static_cast<Signed>(magnitudes[j]) > below;
-    return static_cast<uint64_t>(found);
+// Has memory fetched that will be read soon.
+template <class Element>
+static ME_INLINE void prefetch(const Element* elements, uint64_t count) {
+    for (uint64_t byte = 0; byte < count * sizeof(Element); byte += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(elements) + byte);
+    }
 }
 
 // Short runs all over the chunk. Each is a wait for memory, and four times as many would hardly spare an edge.
@@ -158,49 +175,57 @@ template <DType Working>
 void guess_from_sample(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count,
                        std::vector<RankSearch>& searches) {
     constexpr uint64_t RUN = 32, MOST_RUNS = 512, SHARE = 64;  // one cache line of 16-bit elements at a time
+    constexpr uint64_t AHEAD = 8;
+    const auto prefetch_run = [](const Array& array, uint64_t first, uint64_t n) {
+        with_dtype(array.dtype, [&](auto dtype) {
+            prefetch(static_cast<const typename Storage<dtype()>::Bits*>(array.data) + first, n);
+        });
+    };
     const uint64_t runs = std::min(MOST_RUNS, count / SHARE / RUN);
     std::vector<std::vector<uint32_t>> samples(columns.size(), std::vector<uint32_t>(1u << FIRST_BITS));
+    std::vector<Bin> largest(columns.size());
     for (uint64_t run = 0; run < runs; ++run) {
-        const uint64_t first = count / runs * run;
+        const uint64_t first = count / runs * run, soon = count / runs * (run + AHEAD);
+        prefetch_run(base, soon, RUN);
+        for (const Column& column : columns) prefetch_run(column.model, soon, RUN);
         for_each_bin_tile<Working>(base, columns, shift, first, first + RUN, [&](size_t c, const Bin* bins, int n) {
             for (int j = 0; j < n; ++j) ++samples[c][static_cast<size_t>(bins[j])];
+            largest[c] = std::max(largest[c], *std::max_element(bins, bins + n));
         });
     }
-    for (size_t c = 0; c < columns.size(); ++c) searches[c].guess(samples[c], runs * RUN);
+    for (size_t c = 0; c < columns.size(); ++c) searches[c].guess(samples[c], largest[c], runs * RUN);
 }
 
 // One pass over the chunk, for the edges of all columns. They are looked for before rounding, as a Sieve does it.
 template <DType Working>
 void count_edges(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count, int threads,
                  std::vector<RankSearch>& searches) {
-    using Magnitude = typename Sieve<Working>::Magnitude;
+    std::vector<std::vector<typename Sieve<Working>::Magnitude>> edges(columns.size());
     std::vector<size_t> begin{0};
-    std::vector<Magnitude> edges;
-    for (const RankSearch& search : searches) {
-        for (const Bin edge : search.edges()) {
-            edges.push_back(Sieve<Working>::first_of(static_cast<uint64_t>(edge) << shift));
+    for (size_t c = 0; c < columns.size(); ++c) {
+        for (const Bin edge : searches[c].edges()) {
+            edges[c].push_back(Sieve<Working>::first_of(static_cast<uint64_t>(edge) << shift));
         }
-        begin.push_back(edges.size());
+        begin.push_back(begin.back() + edges[c].size());
     }
     std::vector<std::vector<uint64_t>> counted(static_cast<size_t>(std::max(threads, 1)));
     parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int worker) {
-        auto& totals = counted[static_cast<size_t>(worker)];
-        totals.resize(edges.size());
+        auto& found = counted[static_cast<size_t>(worker)];
+        found.resize(begin.back());
         typename Storage<Working>::Bits base_room[TILE], model_room[TILE];
-        Magnitude magnitudes[TILE];
         const uint64_t first = block * BLOCK, last = std::min(count, first + BLOCK);
         for (uint64_t at = first; at < last; at += TILE) {
             const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
             const auto* bits = tile_of<Working>(base, at, n, base_room);
             for (size_t c = 0; c < columns.size(); ++c) {
-                read_magnitudes<Working>(bits, tile_of<Working>(columns[c].model, at, n, model_room), n, magnitudes);
-                for (size_t e = begin[c]; e < begin[c + 1]; ++e) totals[e] += count_at_least(magnitudes, n, edges[e]);
+                const auto* model = tile_of<Working>(columns[c].model, at, n, model_room);
+                count_at_least<Working>(bits, model, n, edges[c], found.data() + begin[c]);
             }
         }
     });
-    std::vector<uint64_t> at_least(edges.size());
-    for (const auto& totals : counted) {
-        for (size_t e = 0; e < totals.size(); ++e) at_least[e] += totals[e];
+    std::vector<uint64_t> at_least(begin.back());
+    for (const auto& found : counted) {
+        for (size_t e = 0; e < found.size(); ++e) at_least[e] += found[e];
     }
     for (size_t c = 0; c < searches.size(); ++c) searches[c].learn(at_least.data() + begin[c]);
 }
