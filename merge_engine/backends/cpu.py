@@ -209,13 +209,14 @@ class CpuBackend(Backend):
 
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[Any]:
         """A chunk whose norms were summed before it is merged has its draws and ranks decided once for both."""
-        known = self._noted[1] if self._noted is not None and self._noted[0] is chunk else {}
+        of, noted = self._noted or (None, {})
+        known = noted if of is chunk else {}
         result = []
         for model, mask in enumerate(masks):
             if model in known and known[model][0] == mask:
                 result.append(known[model][1])
                 continue
-            known.pop(model, None)  # its memory may be used again
+            noted.pop(model, None)  # whichever chunk it is of, its memory may be used again
             if isinstance(mask, Ranked):
                 result.append(self._rank(chunk, model, mask))
             else:
