@@ -65,6 +65,21 @@ def rank_thresholds(
     threads: int,
     thresholds: int,
 ) -> None: ...
+def note_ranks(
+    isa: str,
+    base: Any,
+    model: Any,
+    working: Any,
+    length: int,
+    stride: int,
+    density: float,
+    epsilon: float,
+    random_key: int,
+    start: int,
+    count: int,
+    threads: int,
+    notes: int,
+) -> None: ...
 def consensus(
     isa: str, operation: Any, start: int, count: int, threads: int
 ) -> tuple[list[tuple[int, int, int]], list[int]]: ...

@@ -225,19 +225,32 @@ def test_linear_combinations(dtype: torch.dtype, size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
-@pytest.mark.parametrize("length", (1, 2, 7, 64, 777))
-def test_ranks_of_few_and_of_many_keys(dtype: torch.dtype, length: int) -> None:
+@pytest.mark.parametrize("length", (1, 2, 7, 64, 777, TILE, 3 * TILE + 64, 4099, 70001))
+@pytest.mark.parametrize("inverse", (False, True))
+def test_ranks_of_few_and_of_many_keys(dtype: torch.dtype, length: int, inverse: bool) -> None:
     lines = 5
     size = lines * length
     g = generator(length)
     spread_out = torch.exp2(torch.rand(size, generator=g) * 24 - 14)
     few = torch.tensor([0.0, -STEP, STEP, 1.0])[torch.randint(0, 4, (size,), generator=g)]
+    not_finite = torch.where(torch.rand(size, generator=g) < 0.01, torch.tensor(torch.nan), few)
+    not_finite[-1] = -torch.inf
     base = torch.zeros(size, dtype=dtype)
-    for values in (spread_out, few, torch.zeros(size), torch.full((size,), 65504.0)):
+    operation = Consensus((Entry(Ranked(0.5, 0.3, inverse, 11), 1.0),), "sum", True)
+    for values in (spread_out, few, not_finite, torch.zeros(size), torch.full((size,), 65504.0)):
         model = values.to(dtype)
-        for stride in (1, lines):
-            operation = Consensus((Entry(Ranked(0.5, 0.3, True, 11), 1.0),), "sum", True)
-            agree(operation, base, [model], line=Line(length, stride))
+        for line in (Line(length, 1), Line(length, lines), Line(size, 1)):
+            agree(operation, base, [model], line=line)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("start", STARTS)
+def test_ranks_of_many_lines_that_begin_anywhere(dtype: torch.dtype, start: int) -> None:
+    """Lines of odd lengths meet within a word of notes, whichever threads rank them."""
+    base, model = tied(131 * 1037, 0.15, dtype, seed=6)
+    operation = Consensus((Entry(Ranked(0.2, 0.1, False, 3), 0.5),), "sum", True)
+    for line in (Line(1037, 1), Line(131, 1), Line(131, 1037), Line(1037, 131)):
+        agree(operation, base, [model], line=line, start=start)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -261,13 +274,13 @@ def test_norms_of_masked_task_vectors(dtype: torch.dtype, start: int) -> None:
 
 def test_a_chunk_is_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Although its norms are summed before it is merged; another chunk is ranked anew."""
-    calls, rank = [], cpu._native.rank_thresholds
+    calls, rank = [], cpu._native.note_ranks
 
     def counted(*arguments: object) -> None:
         calls.append(arguments)
         rank(*arguments)
 
-    monkeypatch.setattr(cpu._native, "rank_thresholds", counted)
+    monkeypatch.setattr(cpu._native, "note_ranks", counted)
     masks = [mask_of("ranked", torch.bfloat16, TILE, 0, model) for model in range(2)]
     operation = Consensus(tuple(Entry(mask, weight=0.5) for mask in masks), election="sum", normalize=True)
     backend = CpuBackend(threads=1)

@@ -167,6 +167,13 @@ PYBIND11_MODULE(_native, m) {
         table(isa).rank_thresholds(base, model, working, length, stride, density, epsilon, count, threads,
                                    pointer<uint32_t>(thresholds));
     });
+    m.def("note_ranks", [](const std::string& isa, const Array& base, const Array& model, DType working,
+                           uint64_t length, uint64_t stride, double density, double epsilon, uint64_t random_key,
+                           uint64_t start, uint64_t count, int threads, uintptr_t notes) {
+        const Released released(count);
+        table(isa).note_ranks(base, model, working, length, stride, density, epsilon, random_key, start, count, threads,
+                              pointer<uint64_t>(notes));
+    });
     // Returns ([(kept, lost, saved) per model], [non-finite values per input, base first, and in the output]).
     m.def("consensus", [](const std::string& isa, const Consensus& op, uint64_t start, uint64_t count, int threads) {
         std::vector<Counts> counts(op.entries.size());

@@ -171,10 +171,8 @@ class PlainMerger {
                     mean = i == 0 ? where(stays, value[i], zero) : where(stays, mean + value[i], mean);
                     if (Normalize) weights = where(stays, i == 0 ? weight[i] : weights + weight[i], weights);
                     retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));
-
                 }
-                                if (Normalize) mean = where(differ(weights, zero), mean / weights, mean);
-
+                if (Normalize) mean = where(differ(weights, zero), mean / weights, mean);
             } else if (Normalize) {
                 mean /= divisor;
             }

@@ -28,8 +28,8 @@ struct Primitives {
     uint64_t (*locate)(const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
                        uint64_t count, int threads, int64_t* offset);
 
-    // Adds the sums of |d| and of |d| over kept elements to sums[model][2]. Notes which elements a draw or a rank keeps
-    // in notes[model], a bit each in whole tiles, unless that is nullptr: drawing is most of the work.
+    // Adds the sums of |d| and of |d| over kept elements to sums[model][2]. Notes which elements draws keep in
+    // notes[model], a bit each in whole tiles, unless that is nullptr: drawing is most of the work.
     void (*l1_norms)(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
                      const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start,
                      uint64_t count, int threads, double* sums);
@@ -41,6 +41,11 @@ struct Primitives {
     // `length` elements of its line, which are `stride` apart. The chunk holds whole lines.
     void (*rank_thresholds)(const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
                             double density, double epsilon, uint64_t count, int threads, uint32_t* thresholds);
+
+    // The same for draws: notes which elements have draws below their thresholds, a bit each in whole tiles.
+    void (*note_ranks)(const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
+                       double density, double epsilon, uint64_t random_key, uint64_t start, uint64_t count, int threads,
+                       uint64_t* notes);
 
     // Merges task vectors. Adds to counts[entry], and to non_finite[0] for the base, [1 + entry] for models and
     // the last one for the output.

@@ -40,7 +40,7 @@ class Sieve {
 
     // `shows`: what keep() keeps will be looked at, and need not be finite.
     explicit Sieve(const Mask& mask, bool shows = false)
-        : mask_(mask), keys_(mask.random_key), open_(shows && mask.kind == MaskKind::Dense) {
+        : mask_(mask), keys_(mask.random_key), open_(shows && mask.kind != MaskKind::Band) {
         if (mask.kind != MaskKind::Band) return;
         const Magnitude low = first_of(mask.low), above_low = first_above(mask.low);
         const Magnitude high = first_of(mask.high), above_high = first_above(mask.high);
@@ -80,7 +80,9 @@ class Sieve {
               Ints& largest) const {
         TileBits tied;
         const Window inside = not_zero(band_);
-        if (open_ && low_ties_.span) {
+        if (open_ && drawn()) {
+            scan_unequal(model, base, count, kept, largest);
+        } else if (open_ && low_ties_.span) {
             scan<true, true>(model, base, count, inside, kept, low_ties_.span, tied, largest);
         } else if (open_) {
             scan<true, false>(model, base, count, inside, kept, 0, tied, largest);
@@ -185,6 +187,30 @@ class Sieve {
             if (HasPart) in_part.word[w] = 0;
         }
         largest = highest;
+    }
+
+    // Finds the elements that differ from the base, ordered: no difference is rounded to 0. What is kept of them and of
+    // the base will be looked at, so that `largest` need only tell whether the model is finite.
+    static ME_INLINE void scan_unequal(const Bits* model, const Bits* base, int count, TileBits& unequal,
+                                       Ints& largest) {
+        typename Vectors::Magnitudes highest = {};
+        unequal = {};
+        for (int at = 0; at < count; at += GROUP) {
+            uint64_t found = 0;
+            const auto look = [&](auto half, int j) {
+                const Truth differs = differ(Vectors::template load<half()>(model + at, j),
+                                             Vectors::template load<half()>(base + at, j));
+                found |= bits_of_lanes(differs) << (half() * HALF + j);
+            };
+#pragma GCC unroll 8
+            for (int j = 0; j < HALF; j += LANES) {
+                look(std::integral_constant<int, 0>{}, j);
+                look(std::integral_constant<int, 1>{}, j);
+                highest = larger(highest, Vectors::magnitudes(model + at, j));
+            }
+            unequal.word[at / GROUP] = found;
+        }
+        if (any_at_least(highest, Vectors::INFINITE)) largest = Ints{} + StorageLanes<DType::F32>::INFINITE;
     }
 
     // Takes away the elements whose magnitudes lie in a window and whose positions are not in the range.

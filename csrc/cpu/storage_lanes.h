@@ -17,7 +17,8 @@ constexpr int GROUP = 64, HALF = GROUP / 2;
 static_assert(HALF % LANES == 0, "halves are whole vectors");
 
 // load<H>(group, at) widens the elements of half H that begin with its at-th. store rounds as many of either half, and
-// returns their magnitudes. It knows no NaN: only the exponents that it stores for one are right.
+// returns their magnitudes. It knows no NaN: only the exponents that it stores for one are right. magnitudes reads as
+// many of both halves as store writes.
 template <DType>
 struct StorageLanes;
 
@@ -34,6 +35,9 @@ struct StorageLanes<DType::BF16> {
         const Words both = rounded((Words)even) >> 16 | (rounded((Words)odd) & 0xFFFF0000u);
         ME_ISA::store(group + 2 * at, both);
         return (Magnitudes)(both & 0x7FFF7FFFu);
+    }
+    static ME_INLINE Magnitudes magnitudes(const uint16_t* group, int at) {
+        return ME_ISA::load<Magnitudes>(group + 2 * at) & 0x7FFF;
     }
     static constexpr int place(int ordered) { return ordered < HALF ? 2 * ordered : 2 * (ordered - HALF) + 1; }
     static ME_INLINE uint64_t ordered(uint64_t bits) { return even_bits(bits) | even_bits(bits >> 1) << HALF; }
@@ -69,6 +73,9 @@ struct StorageLanes<DType::F16> : NaturalOrder {
         ME_ISA::store(group + HALF + at, narrowed(high));
         return (Magnitudes)((low | high << 16) & 0x7FFF7FFFu);
     }
+    static ME_INLINE Magnitudes magnitudes(const uint16_t* group, int at) {
+        return ME_ISA::load<Magnitudes>(group + 2 * at) & 0x7FFF;
+    }
 
   private:
     static ME_INLINE Words rounded(Words bits) {
@@ -92,6 +99,9 @@ struct StorageLanes<DType::F32> : NaturalOrder {
         ME_ISA::store(group + at, first);
         ME_ISA::store(group + HALF + at, last);
         return larger((Ints)first & 0x7FFFFFFF, (Ints)last & 0x7FFFFFFF);
+    }
+    static ME_INLINE Magnitudes magnitudes(const uint32_t* group, int at) {
+        return larger(ME_ISA::load<Ints>(group + at) & 0x7FFFFFFF, ME_ISA::load<Ints>(group + HALF + at) & 0x7FFFFFFF);
     }
 };
 

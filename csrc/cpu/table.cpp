@@ -13,12 +13,13 @@ std::remove_pointer_t<decltype(Primitives::locate)> locate;
 std::remove_pointer_t<decltype(Primitives::l1_norms)> l1_norms;
 std::remove_pointer_t<decltype(Primitives::gram)> gram;
 std::remove_pointer_t<decltype(Primitives::rank_thresholds)> rank_thresholds;
+std::remove_pointer_t<decltype(Primitives::note_ranks)> note_ranks;
 std::remove_pointer_t<decltype(Primitives::consensus)> consensus;
 std::remove_pointer_t<decltype(Primitives::combine)> combine;
 }  // namespace ME_ISA
 
-extern const Primitives ME_NAME(ME_ISA);
-const Primitives ME_NAME(ME_ISA) = {ME_ISA::histogram, ME_ISA::locate,    ME_ISA::l1_norms, ME_ISA::gram,
-                                    ME_ISA::rank_thresholds, ME_ISA::consensus, ME_ISA::combine};
+extern const Primitives ME_NAME(ME_ISA) = {ME_ISA::histogram,  ME_ISA::locate,     ME_ISA::l1_norms,
+                                    ME_ISA::gram,       ME_ISA::rank_thresholds, ME_ISA::note_ranks,
+                                    ME_ISA::consensus,  ME_ISA::combine};
 
 }  // namespace merge_engine

@@ -153,15 +153,15 @@ class CpuBackend(Backend):
     ) -> list[float]:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
         structures.check(chunk)
+        natives = self._masks(chunk, masks)
         notes = [
-            self._memory("notes", model, -(-chunk.count // SUM_BLOCK) * SUM_BLOCK // 8) if _drawn(mask) else 0
-            for model, mask in enumerate(masks)
+            self._note_room(chunk, model) if isinstance(mask, Draw) else 0 for model, mask in enumerate(masks)
         ]
         result: list[float] = _native.l1_norms(
             self.instruction_set,
             chunk.base.native,
             [model.native for model in chunk.models],
-            self._masks(chunk, masks),
+            natives,
             notes,
             structures.dtype(_native, chunk.working),
             storage_rounding,
@@ -170,12 +170,11 @@ class CpuBackend(Backend):
             self.threads,
             before or [0.0] * (2 * len(masks)),
         )
-        noted = {
-            model: (mask, structures.noted(_native, notes[model]))
-            for model, mask in enumerate(masks)
-            if notes[model]
-        }
-        self._noted = chunk, noted
+        decided = [
+            structures.noted(_native, note) if note else native
+            for native, note in zip(natives, notes, strict=True)
+        ]
+        self._noted = chunk, dict(enumerate(zip(masks, decided, strict=True)))
         return result
 
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
@@ -210,17 +209,19 @@ class CpuBackend(Backend):
         return Outcome((), (0, *non_finite[:-1]), non_finite[-1])
 
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[Any]:
-        """A chunk whose norms were summed before it is merged has its draws made once for both."""
-        known = self._noted[1] if self._noted is not None and self._noted[0] is chunk else {}
+        """A chunk whose norms were summed before it is merged has its draws and ranks decided once for both."""
+        of, noted = self._noted or (None, {})
+        known = noted if of is chunk else {}
         result = []
         for model, mask in enumerate(masks):
             if model in known and known[model][0] == mask:
                 result.append(known[model][1])
                 continue
-            native = structures.mask(_native, mask)
+            noted.pop(model, None)  # whichever chunk it is of, its memory may be used again
             if isinstance(mask, Ranked):
-                native.set_thresholds(self._rank(chunk, model, mask))
-            result.append(native)
+                result.append(self._rank(chunk, model, mask))
+            else:
+                result.append(structures.mask(_native, mask))
         return result
 
     def _memory(self, what: str, model: int, nbytes: int) -> int:
@@ -229,27 +230,35 @@ class CpuBackend(Backend):
             self._scratch[what, model] = memoryview(mmap.mmap(-1, nbytes))
         return address_of(self._scratch[what, model]) if nbytes else 0
 
-    def _rank(self, chunk: Chunk, model: int, mask: Ranked) -> int:
-        address = self._memory("thresholds", model, 4 * chunk.count)
-        _native.rank_thresholds(
-            self.instruction_set,
-            chunk.base.native,
-            chunk.models[model].native,
-            structures.dtype(_native, chunk.working),
-            chunk.line.length,
-            chunk.line.stride,
+    def _note_room(self, chunk: Chunk, model: int) -> int:
+        """The address of a bit for each element, in whole blocks."""
+        return self._memory("notes", model, -(-chunk.count // SUM_BLOCK) * SUM_BLOCK // 8)
+
+    def _rank(self, chunk: Chunk, model: int, mask: Ranked) -> Any:
+        """What the ranks keep; with the thresholds, if kept elements are divided by their probabilities."""
+        inputs = self.instruction_set, chunk.base.native, chunk.models[model].native
+        lines = structures.dtype(_native, chunk.working), chunk.line.length, chunk.line.stride
+        if mask.inverse_probability:
+            thresholds = self._memory("thresholds", model, 4 * chunk.count)
+            _native.rank_thresholds(
+                *inputs, *lines, mask.density, mask.epsilon, chunk.count, self.threads, thresholds
+            )
+            native = structures.mask(_native, mask)
+            native.set_thresholds(thresholds)
+            return native
+        notes = self._note_room(chunk, model)
+        _native.note_ranks(
+            *inputs,
+            *lines,
             mask.density,
             mask.epsilon,
+            mask.random_key,
+            chunk.start,
             chunk.count,
             self.threads,
-            address,
+            notes,
         )
-        return address
-
-
-def _drawn(mask: Any) -> bool:
-    """Whether draws alone decide what the mask keeps."""
-    return isinstance(mask, Draw) or (isinstance(mask, Ranked) and not mask.inverse_probability)
+        return structures.noted(_native, notes)
 
 
 def identical(memories: Sequence[memoryview], dtype: DType | None) -> bool:
