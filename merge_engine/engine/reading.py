@@ -25,9 +25,7 @@ from merge_engine.engine.tasks import TensorJob
 
 # How many times as fast it must be to read past the page cache.
 _IF_NOT_KEPT = 1.1  # less is within what two measurements differ by
-_IF_KEPT = (
-    1.25  # two merges of the same inputs, of which only the first reads the disk, are then over no later
-)
+_IF_KEPT = 1.25  # two merges, of which only the first reads the disk, are then over no later
 _IF_MEMORY_IS_DEAR = 0.9
 
 _LARGE = 1 << 20  # bytes of a tensor that is worth a request of its own to the disk
