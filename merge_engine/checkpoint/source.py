@@ -157,14 +157,11 @@ class SafetensorsCheckpoint(Checkpoint):
     def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> TensorRange:
         """See ``Checkpoint.range``."""
         file, info = self._file_of[name], self.tensors[name]
-        if way == "mapped" and in_place and info.start % max(info.dtype.itemsize, 1) == 0:
-            mapping = self._mapping(file)
-            if mapping is not None:
-                return MappedRange(mapping, file, info, offset, nbytes)
-        if way == "direct" and in_place and info.start % max(info.dtype.itemsize, 1) == 0:
-            descriptor = self._direct_descriptor(file)
-            if descriptor >= 0:
-                return DirectRange(descriptor, file, info, offset, nbytes)
+        in_place = in_place and info.start % max(info.dtype.itemsize, 1) == 0
+        if way == "mapped" and in_place and (mapping := self._mapping(file)) is not None:
+            return MappedRange(mapping, file, info, offset, nbytes)
+        if way == "direct" and in_place and (descriptor := self._direct_descriptor(file)) >= 0:
+            return DirectRange(descriptor, file, info, offset, nbytes)
         return CopiedRange(self, name, offset, nbytes, past=way == "direct")
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from merge_engine.engine.machine import cores, mount_of
 from merge_engine.engine.stream import READ_PIECE, READ_THREADS, WRITE_THREADS
 
 _TRIES = 3
-WAYS: tuple[Way, ...] = ("read", "mapped", "direct")
+_WAYS: tuple[Way, ...] = ("read", "mapped", "direct")
 _FIRST, _MOST = 32 << 20, 256 << 20
 _ENOUGH = 0.3  # seconds: what a single transfer should take
 _COPIED = 256 << 20  # well above any cache
@@ -120,7 +120,7 @@ def _transfer(folder: Path, size: int, rest: float = 0.0) -> DiskLimits:
             writing = _seconds(write)
             writer.finish()
         seconds = {}
-        for way in WAYS:
+        for way in _WAYS:
             drop_from_cache(target / layout[0].name)
             time.sleep(rest if way != "direct" else 0.0)
             seconds[way] = _read_twice(target, data, way)

@@ -180,7 +180,7 @@ class Stream:
         reads = self._start_reading(work, together=len(batch) > 1)
         outputs = None
         if any(visit.merge for visit in batch):
-            sizes = [visit.job.out.bits * visit.count // 8 if visit.merge else 0 for visit in batch]
+            sizes = [self._sizes(visit)[-1] for visit in batch]
             outputs = self._outputs.acquire(sum(map(aligned, sizes)))
             for piece, view in zip(pieces, outputs.cut(sizes), strict=True):
                 piece.output = view
