@@ -106,8 +106,6 @@ static ME_INLINE Doubles high_doubles(Floats v) {
 // In which lanes something holds. The operators & | ^ ~ work on it.
 #if defined(__AVX512F__)
 using Truth = __mmask16;
-static ME_INLINE Truth greater(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-static ME_INLINE Truth at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 static ME_INLINE Truth differ(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
 static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) {
     return _mm512_mask_cmpge_epi32_mask(among, (__m512i)((Ints)a ^ (Ints)b), __m512i{});
@@ -126,8 +124,6 @@ static ME_INLINE uint64_t bits_of_lanes(Truth truth) { return truth; }
 static ME_INLINE Truth lanes_of_bits(uint32_t bits) { return static_cast<Truth>(bits); }
 #else
 using Truth = Ints;  // -1 where it holds, else 0
-static ME_INLINE Truth greater(Floats a, Floats b) { return a > b; }
-static ME_INLINE Truth at_least(Floats a, Floats b) { return a >= b; }
 static ME_INLINE Truth differ(Floats a, Floats b) { return a != b; }
 static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) { return among & (((Ints)a ^ (Ints)b) >= 0); }
 static ME_INLINE Truth less(Words a, Words b) { return a < b; }

@@ -162,32 +162,16 @@ void count_at_least(const typename Storage<Working>::Bits* base, const typename 
     }
 }
 
-// Has memory fetched that will be read soon.
-template <class Element>
-static ME_INLINE void prefetch(const Element* elements, uint64_t count) {
-    for (uint64_t byte = 0; byte < count * sizeof(Element); byte += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(elements) + byte);
-    }
-}
-
 // Short runs all over the chunk. Each is a wait for memory, and four times as many would hardly spare an edge.
 template <DType Working>
 void guess_from_sample(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count,
                        std::vector<RankSearch>& searches) {
     constexpr uint64_t RUN = 32, MOST_RUNS = 512, SHARE = 64;  // one cache line of 16-bit elements at a time
-    constexpr uint64_t AHEAD = 8;
-    const auto prefetch_run = [](const Array& array, uint64_t first, uint64_t n) {
-        with_dtype(array.dtype, [&](auto dtype) {
-            prefetch(static_cast<const typename Storage<dtype()>::Bits*>(array.data) + first, n);
-        });
-    };
     const uint64_t runs = std::min(MOST_RUNS, count / SHARE / RUN);
     std::vector<std::vector<uint32_t>> samples(columns.size(), std::vector<uint32_t>(1u << FIRST_BITS));
     std::vector<Bin> largest(columns.size());
     for (uint64_t run = 0; run < runs; ++run) {
-        const uint64_t first = count / runs * run, soon = count / runs * (run + AHEAD);
-        prefetch_run(base, soon, RUN);
-        for (const Column& column : columns) prefetch_run(column.model, soon, RUN);
+        const uint64_t first = count / runs * run;
         for_each_bin_tile<Working>(base, columns, shift, first, first + RUN, [&](size_t c, const Bin* bins, int n) {
             for (int j = 0; j < n; ++j) ++samples[c][static_cast<size_t>(bins[j])];
             largest[c] = std::max(largest[c], *std::max_element(bins, bins + n));
