@@ -3,9 +3,11 @@ and values that a fast path leaves to the general one."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from adversarial import DTYPES, extreme_models, generator
+from adversarial import DTYPES, extreme_models, generator, quantised_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_conformance import REFERENCE, apply, chunk_of, dtype_of, same_bytes
@@ -293,3 +295,20 @@ def test_a_chunk_is_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(calls) == 2 * (seed + 1)
         expected, _ = apply(REFERENCE, operation, base, models)
         assert same_bytes(output, expected)
+
+
+def test_several_callers_at_a_time() -> None:
+    """Loops of all of them share the same threads, and none waits for what another has to do."""
+    inputs = [quantised_models(5 * 65536 + n, 2, torch.bfloat16, n) for n in range(8)]
+    backend = CpuBackend(threads=3)
+    operation = Consensus((Entry(Draw(1 << 30, 3), 0.5), Entry(Dense(), 0.5)), "sum", True)
+
+    def merge(tensors: tuple[torch.Tensor, list[torch.Tensor]]) -> tuple[torch.Tensor, object]:
+        return apply(backend, operation, *tensors)
+
+    expected = [merge(tensors) for tensors in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for (merged, outcome), (alone, counted) in zip(
+            pool.map(merge, 3 * inputs), 3 * expected, strict=True
+        ):
+            assert same_bytes(merged, alone) and outcome == counted

@@ -41,6 +41,9 @@ class IeeeArithmetic {
 struct Loop {
     const std::function<void(uint64_t, int)>* body;
     uint64_t blocks;
+    int helpers;      // that may join
+    int joined = 0;   // helpers so far, which have the numbers from 1 on
+    int working = 0;  // helpers
     std::atomic<uint64_t> next{0};
     std::mutex failure_lock;
     std::exception_ptr failure;
@@ -57,53 +60,47 @@ struct Loop {
     }
 };
 
+// Loops of several callers may run at a time. A loop is over when its blocks are done: who was to help and has not
+// come yet, because other threads have the processors, is not waited for.
 class Pool {
   public:
-    void run(Loop& loop, int threads) {
-        std::lock_guard<std::mutex> one_loop(callers_);
-        const int helpers = threads - 1;
+    void run(Loop& loop) {
         {
             std::lock_guard<std::mutex> guard(lock_);
-            while (static_cast<int>(workers_.size()) < helpers) {
-                const int number = static_cast<int>(workers_.size()) + 1;
-                workers_.emplace_back([this, number, seen = generation_] { serve(number, seen); });
-                workers_.back().detach();
+            while (workers_ < loop.helpers) {
+                std::thread([this] { serve(); }).detach();
+                ++workers_;
             }
-            loop_ = &loop;
-            wanted_ = helpers;
-            busy_ = helpers;
-            ++generation_;
+            loops_.push_back(&loop);
         }
-        wake_.notify_all();
+        for (int helper = 0; helper < loop.helpers; ++helper) wake_.notify_one();
         loop.work(0);
         std::unique_lock<std::mutex> guard(lock_);
-        done_.wait(guard, [this] { return busy_ == 0; });
-        loop_ = nullptr;
+        const auto open = std::find(loops_.begin(), loops_.end(), &loop);
+        if (open != loops_.end()) loops_.erase(open);
+        done_.wait(guard, [&] { return loop.working == 0; });
     }
 
   private:
-    void serve(int number, uint64_t seen) {
+    void serve() {
+        std::unique_lock<std::mutex> guard(lock_);
         for (;;) {
-            Loop* loop;
-            {
-                std::unique_lock<std::mutex> guard(lock_);
-                wake_.wait(guard, [&] { return generation_ != seen; });
-                seen = generation_;
-                if (number > wanted_) continue;
-                loop = loop_;
-            }
-            loop->work(number);
-            std::lock_guard<std::mutex> guard(lock_);
-            if (--busy_ == 0) done_.notify_one();
+            wake_.wait(guard, [this] { return !loops_.empty(); });
+            Loop& loop = *loops_.front();
+            const int number = ++loop.joined;
+            if (number == loop.helpers) loops_.erase(loops_.begin());
+            ++loop.working;
+            guard.unlock();
+            loop.work(number);
+            guard.lock();
+            if (--loop.working == 0) done_.notify_all();
         }
     }
 
-    std::mutex callers_, lock_;
+    std::mutex lock_;
     std::condition_variable wake_, done_;
-    std::vector<std::thread> workers_;
-    Loop* loop_ = nullptr;
-    uint64_t generation_ = 0;
-    int wanted_ = 0, busy_ = 0;
+    std::vector<Loop*> loops_;  // that helpers may join
+    int workers_ = 0;
 };
 
 // Never destroyed, because its threads run until the process ends; replaced in a forked child, which
@@ -114,12 +111,14 @@ Pool* pool = new Pool;
 }  // namespace
 
 void parallel_for(uint64_t blocks, int threads, const std::function<void(uint64_t, int)>& body) {
-    Loop loop{&body, blocks, {}, {}, nullptr};
-    const uint64_t useful = std::min<uint64_t>(blocks, static_cast<uint64_t>(std::max(threads, 1)));
-    if (useful <= 1) {
+    Loop loop;
+    loop.body = &body;
+    loop.blocks = blocks;
+    loop.helpers = static_cast<int>(std::min<uint64_t>(blocks, static_cast<uint64_t>(std::max(threads, 1)))) - 1;
+    if (loop.helpers <= 0) {
         loop.work(0);
     } else {
-        pool->run(loop, static_cast<int>(useful));
+        pool->run(loop);
     }
     if (loop.failure) std::rethrow_exception(loop.failure);
 }
