@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merge_engine.cli import main
+from merge_engine.cli.app import call as command_line
 
 
 @pytest.fixture
@@ -35,9 +35,7 @@ def recipe(tmp_path: Path) -> Path:
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Runs the command line in this process and returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["merge-engine", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
+    return command_line()
 
 
 def test_run_writes_a_model_and_says_what_it_did(

@@ -16,6 +16,8 @@ from conftest import SaveCheckpoint
 from safetensors import safe_open
 
 import merge_engine as me
+from merge_engine.engine import plan as planning
+from merge_engine.engine import reading
 from merge_engine.engine.reading import Reading
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -138,7 +140,11 @@ Digester = Callable[..., dict[str, str]]
 
 @pytest.mark.parametrize(("title", "dtype"), PAIRS)
 def test_bytes_do_not_depend_on_how_a_run_is_done(
-    title: str, dtype: str, save_checkpoint: SaveCheckpoint, digests_of: Digester
+    title: str,
+    dtype: str,
+    save_checkpoint: SaveCheckpoint,
+    digests_of: Digester,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tensors = checkpoints((DTYPES[dtype],) * (1 + MODELS))
     folders = [save_checkpoint(f"m{i}", held) for i, held in enumerate(tensors)]
@@ -148,6 +154,14 @@ def test_bytes_do_not_depend_on_how_a_run_is_done(
     for way in WAYS:
         assert digests_of(recipe_of(title, folders), **way) == expected, way
     assert digests_of(recipe_of(title, sharded), memory=SMALL) == expected
+    pieces: list[int] = []
+    with monkeypatch.context() as patch:  # what is in place is measured whole and merged by the piece
+        patch.setattr(Reading, "way", lambda *_: "present")
+        patch.setattr(planning, "_CACHED", 1)
+        patch.setattr(reading, "_available_memory", lambda: 1 << 40)
+        note = lambda plan: pieces.append(sum(len(list(plan.chunks(job))) for job in plan.jobs))  # noqa: E731
+        assert digests_of(recipe_of(title, folders), on_plan=note) == expected
+    assert pieces[0] > len(expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -160,7 +174,7 @@ def test_bytes_do_not_depend_on_how_files_are_read(
     for title in ("ties spread tensor", "ties index model", "dare_linear", "della", "task_arithmetic"):
         recipe = recipe_of(title, folders)
         expected = digests_of(recipe)
-        for way, memory in itertools.product(("read", "direct", "mapped"), (SMALL, "384MB")):
+        for way, memory in itertools.product(("read", "direct", "mapped", "present"), (SMALL, "384MB")):
             with monkeypatch.context() as patch:
                 patch.setattr(Reading, "way", lambda *_, way=way: way)
                 assert digests_of(recipe, memory=memory) == expected, (title, way, memory)

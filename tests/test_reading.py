@@ -55,11 +55,13 @@ def read_range(
 ) -> bytes:
     """The range read in steps, into memory as a ring gives it."""
     some = checkpoint.range(name, start, count, way, in_place=True)
-    memory = memoryview(mmap.mmap(-1, max(some.room, 1)))[: some.room]
-    for at in range(0, some.room, size):
-        some.read(memory, at, min(at + size, some.room))
+    memory = memoryview(mmap.mmap(-1, max(some.length, 1)))[: some.room]
+    for at in range(0, some.length, size):
+        some.read(memory, at, min(at + size, some.length))
     try:
-        return bytes(some.view(memory))
+        values = bytes(some.view(memory))
+        some.verify()
+        return values
     finally:
         some.release()
 
@@ -106,7 +108,7 @@ def test_file_systems_that_refuse(folder: Path, call: str, monkeypatch: pytest.M
         assert open_descriptors() == descriptors
 
 
-@pytest.mark.parametrize("way", ("read", "direct", "mapped"))
+@pytest.mark.parametrize("way", ("read", "direct", "mapped", "present"))
 @pytest.mark.parametrize("size", (4096, 65536, 8 << 20))
 def test_the_same_bytes_in_every_way(folder: Path, way: Way, size: int) -> None:
     draw = random.Random(1)
@@ -144,7 +146,7 @@ def test_elements_between_their_multiples_are_copied(tmp_path: Path) -> None:
             assert bytes(some.view(memory)) == values
 
 
-@pytest.mark.parametrize("way", ("read", "direct", "mapped"))
+@pytest.mark.parametrize("way", ("read", "direct", "mapped", "present"))
 def test_a_file_that_shrinks(folder: Path, way: Way) -> None:
     with open_checkpoint(folder) as checkpoint:
         read_range(checkpoint, way, "large", 0, 100_000)
@@ -157,7 +159,7 @@ def test_a_file_that_shrinks_while_it_is_used_in_place(folder: Path) -> None:
     """Touching what is gone would kill the process: it finds zeros, and the range says so afterwards."""
     with open_checkpoint(folder) as checkpoint:
         some = checkpoint.range("large", 0, 5_000_003, "mapped", in_place=True)
-        some.read(memoryview(b""), 0, some.room)
+        some.read(memoryview(b""), 0, some.length)
         view = some.view(memoryview(b""))
         os.truncate(checkpoint.file_of("large"), 1_000_001)
         assert bytes(view[2_000_000:2_000_100]) == bytes(100)
@@ -271,17 +273,19 @@ def test_the_choice(
 
 
 @pytest.mark.parametrize(
-    ("in_place", "local", "faster", "chosen"),
+    ("share", "in_place", "local", "faster", "chosen"),
     (
-        (True, True, True, "mapped"),
-        (False, True, True, "read"),  # a device takes its inputs from memory of our own
-        (True, False, True, "read"),  # a network is read a page at a time through mappings
-        (True, True, False, "read"),  # small folios: mapping them takes as long as copying
+        (1.0, True, True, True, "present"),
+        (0.9, True, True, True, "mapped"),
+        (1.0, False, True, True, "read"),  # a device takes its inputs from memory of our own
+        (1.0, True, False, True, "read"),  # a network is read a page at a time through mappings
+        (1.0, True, True, False, "read"),  # small folios: mapping them takes as long as copying
     ),
 )
 def test_what_the_page_cache_holds(
     save_checkpoint: SaveCheckpoint,
     monkeypatch: pytest.MonkeyPatch,
+    share: float,
     in_place: bool,
     local: bool,
     faster: bool,
@@ -292,8 +296,9 @@ def test_what_the_page_cache_holds(
     monkeypatch.setattr(backend, "reads_in_place", in_place)
     monkeypatch.setattr(Mount, "local", local)
     monkeypatch.setattr(reading, "maps_faster", lambda _: faster)
-    monkeypatch.setattr(reading, "cached_share", lambda _: 1.0)
+    monkeypatch.setattr(reading, "cached_share", lambda _: share)
     models = [{"model": str(folder), "parameters": {"weight": 1}}]
     with me.plan({"merge_method": "linear", "models": models}) as plan:
         ways = reading.choose_reading(plan, Limits(), backend).ways
+        assert plan.in_place == (chosen != "read")
     assert {way for both in ways.values() for way in both} == {chosen}

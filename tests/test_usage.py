@@ -101,6 +101,18 @@ def test_runs_from_storage_and_from_the_page_cache_foretell_nothing_of_each_othe
     assert cold == 2.0 and warm is None
 
 
+def test_the_floor_is_the_slowest_resource_and_a_disk_is_read_one_way_at_a_time() -> None:
+    ways = (Resource("direct read", 30, 10.0), Resource("disk read", 20, 10.0))
+    others = (
+        Resource("memory", 400, 100.0),
+        Resource("page cache", 0, None),
+        Resource("disk write", 30, 10.0),
+    )
+    assert Usage((*ways, *others), None, None, None).floor == 5.0
+    assert Usage((ways[0], *others), None, None, None).floor == 4.0
+    assert Usage((*ways, Resource("link", 1, None)), None, None, None).floor is None
+
+
 def test_in_memory_there_is_no_disk_to_write(recipe: dict[str, object]) -> None:
     result = me.run(recipe)
     assert result.usage is not None

@@ -7,7 +7,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import merge_engine._native as _native
 from merge_engine.backends import structures
@@ -45,6 +45,14 @@ class HostArray:
     owner: Any
 
 
+class _Noted(NamedTuple):
+    """What a mask keeps of a model in a chunk, whole blocks of bits: where they are, and whose memory that is."""
+
+    mask: Mask
+    address: int
+    memory: bytearray
+
+
 def address_of(memory: memoryview) -> int:
     """Where a buffer lies."""
     return _native.address_of(memory)
@@ -65,13 +73,7 @@ class CpuBackend(Backend):
         self.instruction_set = instruction_set or _native.instruction_set()
         if not _native.runs(self.instruction_set):
             raise BackendError(f"this processor cannot run {self.instruction_set} code")
-        self._scratch: dict[tuple[str, int], memoryview] = {}
-        # Of the last chunk, by model: a mask and what it keeps.
-        self._noted: tuple[Chunk, dict[int, tuple[Mask, Any]]] | None = None
-
-    def detach(self) -> None:
-        """Let go of the last chunk (see ``Backend.detach``)."""
-        self._noted = None
+        self._thresholds: dict[int, memoryview] = {}
 
     def array(self, memory: memoryview, dtype: DType) -> HostArray:
         """Wrap host memory (see ``Backend.array``)."""
@@ -155,7 +157,7 @@ class CpuBackend(Backend):
         structures.check(chunk)
         natives = self._masks(chunk, masks)
         notes = [
-            self._note_room(chunk, model) if isinstance(mask, Draw) else 0 for model, mask in enumerate(masks)
+            _note(chunk, model, mask) if isinstance(mask, Draw) else 0 for model, mask in enumerate(masks)
         ]
         result: list[float] = _native.l1_norms(
             self.instruction_set,
@@ -170,11 +172,6 @@ class CpuBackend(Backend):
             self.threads,
             before or [0.0] * (2 * len(masks)),
         )
-        decided = [
-            structures.noted(_native, note) if note else native
-            for native, note in zip(natives, notes, strict=True)
-        ]
-        self._noted = chunk, dict(enumerate(zip(masks, decided, strict=True)))
         return result
 
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
@@ -210,43 +207,37 @@ class CpuBackend(Backend):
 
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[Any]:
         """A chunk whose norms were summed before it is merged has its draws and ranks decided once for both."""
-        of, noted = self._noted or (None, {})
-        known = noted if of is chunk else {}
+        of = chunk.part_of or chunk
+        noted: dict[int, _Noted] = of.noted or {}
         result = []
         for model, mask in enumerate(masks):
-            if model in known and known[model][0] == mask:
-                result.append(known[model][1])
-                continue
-            noted.pop(model, None)  # whichever chunk it is of, its memory may be used again
-            if isinstance(mask, Ranked):
+            if model in noted and noted[model].mask == mask:
+                result.append(structures.noted(_native, noted[model].address + (chunk.start - of.start) // 8))
+            elif isinstance(mask, Ranked):
                 result.append(self._rank(chunk, model, mask))
             else:
                 result.append(structures.mask(_native, mask))
         return result
 
-    def _memory(self, what: str, model: int, nbytes: int) -> int:
-        """The address of memory that is used again for every chunk."""
-        if len(self._scratch.get((what, model), b"")) < nbytes:
-            self._scratch[what, model] = memoryview(mmap.mmap(-1, nbytes))
-        return address_of(self._scratch[what, model]) if nbytes else 0
-
-    def _note_room(self, chunk: Chunk, model: int) -> int:
-        """The address of a bit for each element, in whole blocks."""
-        return self._memory("notes", model, -(-chunk.count // SUM_BLOCK) * SUM_BLOCK // 8)
+    def _threshold_room(self, chunk: Chunk, model: int) -> int:
+        """The address of 32 bits for each element, in memory that is used again for every chunk."""
+        if len(self._thresholds.get(model, b"")) < 4 * chunk.count:
+            self._thresholds[model] = memoryview(mmap.mmap(-1, 4 * chunk.count))
+        return address_of(self._thresholds[model]) if chunk.count else 0
 
     def _rank(self, chunk: Chunk, model: int, mask: Ranked) -> Any:
         """What the ranks keep; with the thresholds, if kept elements are divided by their probabilities."""
         inputs = self.instruction_set, chunk.base.native, chunk.models[model].native
         lines = structures.dtype(_native, chunk.working), chunk.line.length, chunk.line.stride
         if mask.inverse_probability:
-            thresholds = self._memory("thresholds", model, 4 * chunk.count)
+            thresholds = self._threshold_room(chunk, model)
             _native.rank_thresholds(
                 *inputs, *lines, mask.density, mask.epsilon, chunk.count, self.threads, thresholds
             )
             native = structures.mask(_native, mask)
             native.set_thresholds(thresholds)
             return native
-        notes = self._note_room(chunk, model)
+        notes = _note(chunk, model, mask)
         _native.note_ranks(
             *inputs,
             *lines,
@@ -259,6 +250,14 @@ class CpuBackend(Backend):
             notes,
         )
         return structures.noted(_native, notes)
+
+
+def _note(chunk: Chunk, model: int, mask: Mask) -> int:
+    """The address of room for what a mask keeps of a model, for as long as there is the chunk."""
+    memory = bytearray(-(-chunk.count // SUM_BLOCK) * SUM_BLOCK // 8)
+    address = address_of(memoryview(memory)) if memory else 0
+    chunk.noted = {**(chunk.noted or {}), model: _Noted(mask, address, memory)}
+    return address
 
 
 def identical(memories: Sequence[memoryview], dtype: DType | None) -> bool:

@@ -122,7 +122,8 @@ class Chunk:
     """A run of ``count`` elements of one tensor in every input; the first has flat index ``start``.
 
     ``base`` and ``models`` are arrays of the backend (see ``Backend.array``). ``line`` matters to ``Ranked``
-    masks only, and then the chunk holds whole lines.
+    masks only, and then the chunk holds whole lines. ``part_of`` is the chunk that was measured, if this is a part of
+    it: the same memory. ``noted`` is what a backend remembers of a chunk from measuring to merging it.
     """
 
     base: Any
@@ -131,6 +132,8 @@ class Chunk:
     start: int
     count: int
     line: Line = field(default_factory=lambda: Line(1, 1))
+    part_of: Chunk | None = None
+    noted: Any = None
 
 
 class Found(NamedTuple):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from merge_engine._native import Mapping as NativeMapping
     from merge_engine.checkpoint.source import Checkpoint
 
-Way = Literal["read", "direct", "mapped"]
-"""Copied out of the page cache; from storage past it; in place, in the page cache."""
+Way = Literal["read", "direct", "mapped", "present"]
+"""Copied out of the page cache; from storage past it; in place, brought into the page cache; in place, being there."""
 
 _FAULT = 64 << 10  # bytes that a page fault maps at once: less is not worth a call of its own
 
@@ -29,8 +29,12 @@ def became_shorter(file: Path, name: str, position: int) -> CheckpointError:
 
 
 class TensorRange(ABC):
-    """Bytes [offset, offset + nbytes) of a tensor. ``room`` is what it takes of a ring, which is whole pages."""
+    """Bytes [offset, offset + nbytes) of a tensor.
 
+    ``length`` bytes must be read for it, and ``room`` is what it takes of a ring, which is whole pages.
+    """
+
+    length: int
     room: int
 
     @abstractmethod
@@ -39,7 +43,7 @@ class TensorRange(ABC):
 
     @abstractmethod
     def read(self, memory: memoryview, first: int, last: int) -> None:
-        """Bring bytes [first, last) of the room there; both are whole pages, or the end. Thread-safe.
+        """Bring bytes [first, last) of the length there; both are whole pages, or the end. Thread-safe.
 
         Raises ``CheckpointError``.
         """
@@ -55,7 +59,7 @@ class CopiedRange(TensorRange):
     """Read into memory by ``Checkpoint.read_into``."""
 
     def __init__(self, checkpoint: Checkpoint, name: str, offset: int, nbytes: int, past: bool = False):
-        self.room = nbytes
+        self.length = self.room = nbytes
         self._checkpoint = checkpoint
         self._name = name
         self._offset = offset
@@ -76,7 +80,7 @@ class DirectRange(TensorRange):
     def __init__(self, descriptor: int, file: Path, info: TensorInfo, offset: int, nbytes: int):
         position = info.start + offset
         self._before = position % PAGE
-        self.room = -(-(self._before + nbytes) // PAGE) * PAGE
+        self.length = self.room = -(-(self._before + nbytes) // PAGE) * PAGE
         self._first = position - self._before
         self._nbytes = nbytes
         self._descriptor = descriptor
@@ -101,10 +105,15 @@ class DirectRange(TensorRange):
 
 
 class MappedRange(TensorRange):
-    """In place: the page cache's own memory, read-only. What it takes of a ring bounds how far ahead it is read."""
+    """In place: the page cache's own memory, read-only."""
 
-    def __init__(self, mapping: NativeMapping, file: Path, info: TensorInfo, offset: int, nbytes: int):
-        self.room = nbytes
+    room = 0
+
+    def __init__(
+        self, mapping: NativeMapping, file: Path, info: TensorInfo, offset: int, nbytes: int, present: bool
+    ):
+        self.length = nbytes if nbytes > _FAULT and not present else 0
+        self._nbytes = nbytes
         self._mapping = mapping
         self._file = file
         self._info = info
@@ -112,12 +121,10 @@ class MappedRange(TensorRange):
 
     def view(self, memory: memoryview) -> memoryview:
         """See ``TensorRange.view``."""
-        return self._mapping.view(self._first, self._first + self.room)
+        return self._mapping.view(self._first, self._first + self._nbytes)
 
     def read(self, memory: memoryview, first: int, last: int) -> None:
         """See ``TensorRange.read``."""
-        if self.room <= _FAULT:
-            return
         try:
             self._mapping.load(self._first + first, self._first + last)
         except OSError as error:
@@ -130,7 +137,7 @@ class MappedRange(TensorRange):
 
     def release(self) -> None:
         """See ``TensorRange.release``."""
-        self._mapping.release(self._first, self._first + self.room)
+        self._mapping.release(self._first, self._first + self._nbytes)
 
     def _lost(self) -> CheckpointError:
         """Why pages cannot be had: the file ends before them, or the disk fails."""

@@ -81,6 +81,10 @@ class Checkpoint(ABC):
         """
         return CopiedRange(self, name, offset, nbytes)
 
+    def maps(self, name: str) -> bool:
+        """Whether a tensor can be used in place."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Release the files. No read may be under way."""
@@ -157,12 +161,16 @@ class SafetensorsCheckpoint(Checkpoint):
     def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> TensorRange:
         """See ``Checkpoint.range``."""
         file, info = self._file_of[name], self.tensors[name]
-        in_place = in_place and info.start % max(info.dtype.itemsize, 1) == 0
-        if way == "mapped" and in_place and (mapping := self._mapping(file)) is not None:
-            return MappedRange(mapping, file, info, offset, nbytes)
+        in_place = in_place and _aligned(info)
+        if way in ("mapped", "present") and in_place and (mapping := self._mapping(file)) is not None:
+            return MappedRange(mapping, file, info, offset, nbytes, present=way == "present")
         if way == "direct" and in_place and (descriptor := self._direct_descriptor(file)) >= 0:
             return DirectRange(descriptor, file, info, offset, nbytes)
         return CopiedRange(self, name, offset, nbytes, past=way == "direct")
+
+    def maps(self, name: str) -> bool:
+        """See ``Checkpoint.maps``."""
+        return _aligned(self.tensors[name]) and self._mapping(self._file_of[name]) is not None
 
     def close(self) -> None:
         """See ``Checkpoint.close``."""
@@ -208,6 +216,10 @@ class SafetensorsCheckpoint(Checkpoint):
                     except OSError:  # a file system without mappings, or no address space
                         self._mappings[file] = None
         return self._mappings[file]
+
+
+def _aligned(info: TensorInfo) -> bool:
+    return info.start % max(info.dtype.itemsize, 1) == 0
 
 
 def allow_many_files() -> None:

@@ -167,7 +167,7 @@ def _usage(usage: Usage) -> list[tuple[str, str]]:
 
 def _stage(stage: Stage) -> str:
     if not stage.bytes:
-        return f"{stage.seconds:.2f} s"
+        return f"{stage.seconds:.2f} s" if stage.seconds else "nothing"
     rate = stage.bytes / stage.seconds / 1e9 if stage.seconds else 0.0
     return f"{_gigabytes(stage.bytes)}, busy {stage.seconds:.2f} s, {rate:.2f} GB/s"
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 @dataclass
 class Stage:
-    """Work of one kind. ``seconds`` adds up over threads, so it can exceed the time taken."""
+    """Work of one kind: bytes, and the ``seconds`` in which at least one thread was busy with it."""
 
     bytes: int = 0
     seconds: float = 0.0
+    _busy: int = field(default=0, repr=False)  # threads
+    _since: float = field(default=0.0, repr=False)
 
 
 @dataclass
@@ -38,13 +40,19 @@ class Ledger:
 
     @contextmanager
     def timed(self, stage: Stage, nbytes: int) -> Iterator[None]:
-        """Add the time of the enclosed block, which handles ``nbytes``, to a stage. Thread-safe."""
-        start = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
+        """Count the enclosed block, which handles ``nbytes``, as work of a stage. Thread-safe."""
         with self._lock:
-            stage.bytes += nbytes
-            stage.seconds += seconds
+            if stage._busy == 0:
+                stage._since = time.perf_counter()
+            stage._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                stage._busy -= 1
+                stage.bytes += nbytes
+                if stage._busy == 0:
+                    stage.seconds += time.perf_counter() - stage._since
 
     def stages(self) -> dict[str, Stage]:
         """The stages by name."""

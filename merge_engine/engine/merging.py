@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from merge_engine.backends import Backend
 from merge_engine.backends.cpu import identical
@@ -74,6 +74,13 @@ def differing(job: TensorJob, one: object, other: object) -> PlanError:
     )
 
 
+class _Measured(NamedTuple):
+    """A tensor that was measured whole, and is merged in parts: whether no model changed it."""
+
+    chunk: Chunk
+    unchanged: bool
+
+
 class Merger:
     """Visits the tensors of a plan, in order. ``results`` has one entry for each merged tensor."""
 
@@ -81,6 +88,7 @@ class Merger:
         self._plan = plan
         self._backend = backend
         self._current: tuple[TensorJob, Solution] | None = None
+        self._measured: dict[str, _Measured] = {}
         self.results: dict[str, TensorResult] = {}
         self.trimmed_to: dict[int, int] = {}  # over all tensors, when the trim was
 
@@ -92,7 +100,8 @@ class Merger:
         What is returned merges it into ``output``, unless it is only to be measured. Several visits may be measured
         before the first of them is merged: then the backend can be asked for what all of them need at once. It may
         work on a visit for longer than this takes: merging returns what waits until inputs and output are no longer
-        in use. Call each once, in the order of the visits. The wait raises ``NonFiniteError`` for NaN or
+        in use. Call each once, in the order of the visits; one after which inputs stay may be measured by another
+        thread, ahead of that. The wait raises ``NonFiniteError`` for NaN or
         infinity that the recipe does not allow. Raises ``PlanError`` for tensors that cannot be merged and are not
         the same everywhere.
         """
@@ -100,8 +109,15 @@ class Merger:
         if job.task is None and not job.out.mergeable:
             self._copy(visit, inputs, output)
             return lambda: lambda: None
-        unchanged = job.task is not None and visit.merge and self._unchanged(visit, inputs)
+        whole = self._measured.get(job.name)
+        unchanged = whole.unchanged if whole is not None else self._unchanged(visit, inputs)
         chunk = self._chunk(visit, inputs[:1] if unchanged else inputs)
+        if visit.stays:
+            self._measured[job.name] = _Measured(chunk, unchanged)
+        elif whole is not None:
+            chunk.part_of = whole.chunk
+            if visit.start + visit.count == job.count:
+                del self._measured[job.name]
         if job.task is not None and not unchanged:
             for statistic in visit.statistics:
                 statistic.measure(backend, chunk, job.task)
@@ -163,10 +179,10 @@ class Merger:
         that was measured by itself has counts that need the computing.
         """
         job = visit.job
-        assert job.task is not None
         return (
-            self._plan.base is not None
-            and (visit.whole or not visit.program.statistics)
+            job.task is not None
+            and self._plan.base is not None
+            and (visit.whole or (visit.merge and not visit.program.statistics))
             and not self._plan.recipe.allow_nonfinite
             and set(self._plan.input_dtypes(job)) == {job.task.working}
             and identical(inputs, job.task.working)

@@ -34,6 +34,9 @@ from merge_engine.recipe import ModelReference, Recipe
 DEFAULT_MEMORY = 400_000_000
 """Bytes of tensor data that a run holds at a time, by default."""
 
+_CACHED = 8 << 20
+"""Bytes of output that a tensor is cut into where inputs take no memory: little for a processor's cache."""
+
 BATCH = 4 << 20
 """Bytes of small visits that go together: handing each of them from thread to thread would take longer than it."""
 
@@ -41,7 +44,7 @@ PIECE = 16 << 20
 """Bytes of inputs and output that a tensor is cut into: much for a disk, little for a processor's cache."""
 
 _PIECES = 8  # at least so many fill the memory: the first is soon read
-_RING = 4 * PIECE  # less would let disks wait that are fast and answer late
+_PIECES_AT_ONCE = 4  # less would let disks wait that are fast and answer late
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ class Plan:
     """A merge that can start: inputs are open, every output tensor has its place.
 
     ``bytes_read`` counts every pass over the inputs, ``bytes_written`` tensor data alone. ``memory`` is what
-    tensor data takes at most, in bytes, ``depth`` how many visits the backend works on at a time. ``notes`` are
-    worth telling the user. Close it when done.
+    tensor data takes at most, in bytes, ``depth`` how many visits the backend works on at a time. ``in_place`` says
+    that inputs are read where the system has them, and take none of it. ``notes`` are worth telling the user. Close it
+    when done.
     """
 
     recipe: Recipe
@@ -78,11 +82,12 @@ class Plan:
     shards: list[ShardLayout]
     memory: int
     depth: int = 1
+    in_place: bool = False
     notes: list[str] = field(default_factory=list)
     untied: bool = False
     _inputs: dict[str, _Inputs] = field(default_factory=dict, repr=False)  # asked for again and again
     _statistics: dict[str, int] = field(default_factory=dict, repr=False)  # this too
-    _chunk_elements: dict[tuple[str, int, int], int] = field(default_factory=dict, repr=False)
+    _chunk_elements: dict[tuple[str, int, int, bool], int] = field(default_factory=dict, repr=False)
 
     def inputs(self, job: TensorJob) -> list[tuple[Checkpoint, str]]:
         """Where a tensor's inputs are: the base first, if the method uses one, then the models in order."""
@@ -103,7 +108,11 @@ class Plan:
 
     def span_bytes(self, job: TensorJob, count: int) -> int:
         """Memory that ``count`` elements take in all inputs and the output."""
-        return (self._inputs_of(job).bits + job.out.bits) * count // 8
+        return (self._input_bits(job) + job.out.bits) * count // 8
+
+    def _input_bits(self, job: TensorJob) -> int:
+        """Memory that an element takes in all inputs."""
+        return 0 if self.in_place else self._inputs_of(job).bits
 
     def chunks(self, job: TensorJob) -> Iterator[tuple[int, int]]:
         """(start, count) of the pieces that the tensor is streamed in."""
@@ -116,24 +125,31 @@ class Plan:
         and the memory holds it beside the next one, so that it is read only once; otherwise a multiple of what
         must stay together.
         """
-        asked = job.name, self.memory, self.depth
+        asked = job.name, self.memory, self.depth, self.in_place
         if asked not in self._chunk_elements:
             self._chunk_elements[asked] = self._divide(job)
         return self._chunk_elements[asked]
 
     def _divide(self, job: TensorJob) -> int:
         total = job.count
-        scratch = self.method.scratch_bytes(len(job.models)) if job.task is not None else 0
+        scratch = 0
+        if job.task is not None and not self.in_place:
+            scratch = self.method.scratch_bytes(len(job.models))
         per_block = self.span_bytes(job, SUM_BLOCK) + scratch * SUM_BLOCK
-        fitting = max(min(self.memory // _PIECES, PIECE) // per_block, 1) * SUM_BLOCK
+        fitting = max(min(self.memory // _PIECES, self._piece) // per_block, 1) * SUM_BLOCK
         held = (self.depth + 1) * self.span_bytes(job, total) + scratch * total
-        if total <= fitting or (held <= self.memory and self._measured(job)):
+        if total <= fitting or (held <= self.memory and self._measured(job) and not self.in_place):
             return max(total, 1)
         unit = SUM_BLOCK
         if self.method.whole_lines and job.task is not None:
             line = Line.of(job.shape)
             unit = min(math.lcm(SUM_BLOCK, line.length * line.stride), total)
         return max(fitting // unit, 1) * unit
+
+    @property
+    def _piece(self) -> int:
+        """Bytes that a tensor is cut into, if it is."""
+        return _CACHED if self.in_place else PIECE
 
     @property
     def scratch_bytes(self) -> int:
@@ -150,7 +166,7 @@ class Plan:
         inputs = outputs = 0
         for job in self.jobs:
             count = min(self.chunk_elements(job), job.count)
-            inputs = max(inputs, self._inputs_of(job).bits * count // 8)
+            inputs = max(inputs, self._input_bits(job) * count // 8)
             outputs = max(outputs, job.out.bits * count // 8)
         return RingBytes(inputs, outputs)
 
@@ -165,7 +181,7 @@ class Plan:
         inputs, outputs = largest.inputs + pages, largest.outputs + PAGE
         least = inputs + outputs
         whole = sum(self.span_bytes(job, job.count) + 2**16 for job in self.jobs)
-        wanted = min(max((self.depth + 1) * least, _RING), whole)
+        wanted = min(max((self.depth + 1) * least, _PIECES_AT_ONCE * self._piece), whole)
         total = max(least, min(wanted, self.memory - self.scratch_bytes))
         return RingBytes(*(aligned(part * total // least) for part in (inputs, outputs)))
 
@@ -198,7 +214,8 @@ class Plan:
             return 1
         share = self.method.share([job.task])
         shared = 0 if share is None else len(share.statistics)
-        return shared + 1 + (self._measured(job) if self.chunk_elements(job) < job.count else 0)
+        cut = not self.in_place and self.chunk_elements(job) < job.count
+        return shared + 1 + (self._measured(job) if cut else 0)
 
     def _measured(self, job: TensorJob) -> int:
         """How many statistics of a tensor are measured before it is merged, beside those that all tensors share."""

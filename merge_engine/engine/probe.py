@@ -139,14 +139,14 @@ def _read_twice(folder: Path, data: memoryview, way: Way) -> tuple[float, float]
         whole = checkpoint.range(_NAME, 0, len(data), way, in_place=True)
 
         def read(at: int) -> None:
-            last = min(at + READ_PIECE, whole.room)
+            last = min(at + READ_PIECE, whole.length)
             whole.read(data, at, last)
             bytes(
                 whole.view(data)[at : last : mmap.PAGESIZE]
             )  # what is mapped may not be there until it is touched
 
-        return _seconds(lambda: _in_pieces(read, whole.room, READ_THREADS)), _seconds(
-            lambda: _in_pieces(read, whole.room, READ_THREADS)
+        return _seconds(lambda: _in_pieces(read, whole.length, READ_THREADS)), _seconds(
+            lambda: _in_pieces(read, whole.length, READ_THREADS)
         )
 
 

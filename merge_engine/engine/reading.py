@@ -28,6 +28,8 @@ _IF_NOT_KEPT = 1.1  # less is within what two measurements differ by
 _IF_KEPT = 1.25  # two merges, of which only the first reads the disk, are then over no later
 _IF_MEMORY_IS_DEAR = 0.9
 
+_MISSING = 0.01  # of a file, from which on it is worth asking for all of it, and not when it is used
+
 _LARGE = 1 << 20  # bytes of a tensor that is worth a request of its own to the disk
 
 
@@ -68,27 +70,38 @@ class Reading:
 
 
 def choose_reading(plan: Plan, limits: Limits, backend: Backend) -> Reading:
-    """Decide, from what is in the page cache now and from what this machine was measured to do."""
+    """Decide, from what is in the page cache now and from what this machine was measured to do.
+
+    The plan is told when everything is read in place, and will still be there when it is asked for once more.
+    """
     inputs = plan.bytes_by_input()
     files = {file: file.resolve() for c in inputs for file in {c.file_of(name) for name in c.tensors}}
     try:
         sizes = {file: file.stat().st_size for file in set(files.values())}
         stored = {file: 1 - cached_share(file) for file in sizes}
-        kept = _available_memory() // 2
+        kept = sum(sizes.values()) <= _available_memory() // 2
     except OSError:
         return Reading({}, None)
     by_path = {checkpoint.path: nbytes for checkpoint, nbytes in inputs.items()}
-    direct = _faster_past(limits, by_path, kept=sum(sizes.values()) <= kept)
+    direct = _faster_past(limits, by_path, kept)
     local = {folder: mount_of(folder).local for folder in {file.parent for file in sizes}}
 
     def ways(file: Path) -> Ways:
         in_place = backend.reads_in_place and local[file.parent]
         cold = stored[file] > 0.5  # its pages, once they are read, are large and fast to map
-        otherwise: Way = "mapped" if in_place and (cold or maps_faster(file)) else "read"
+        otherwise: Way = "read"
+        if in_place and (cold or maps_faster(file)):
+            otherwise = "mapped" if stored[file] > _MISSING else "present"
         return Ways("direct" if direct and cold else otherwise, otherwise)
 
     not_cached = round(sum(size * stored[file] for file, size in sizes.items()))
-    return Reading({file: ways(resolved) for file, resolved in files.items()}, not_cached)
+    reading = Reading({file: ways(resolved) for file, resolved in files.items()}, not_cached)
+    plan.in_place = kept and all(
+        reading.way(plan, job, checkpoint, name) in ("mapped", "present") and checkpoint.maps(name)
+        for job in plan.jobs
+        for checkpoint, name in plan.inputs(job)
+    )
+    return reading
 
 
 def _faster_past(limits: Limits, nbytes: Mapping[Path, int], kept: bool) -> bool:

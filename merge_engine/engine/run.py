@@ -91,10 +91,10 @@ def run(
     planned.depth = chosen.depth
     planned.notes += notes
     try:
-        if on_plan is not None:
-            on_plan(planned)
         limits = load_limits()
         reading = choose_reading(planned, limits, chosen)
+        if on_plan is not None:
+            on_plan(planned)
         target = Path(output) if output is not None else None
         predicted = predict(planned, target, limits, reading, chosen, threads)
         if target is not None:

@@ -1,7 +1,8 @@
 """Move bytes: read ahead into a ring of memory, have each visit carried out into another, write behind.
 
 Threads share the work: readers fill spans of one ring with the inputs of coming visits, the calling thread
-hands them to the backend, writers take the outputs away from the other and one thread digests them. A backend that
+hands them to the backend, writers take the outputs away from the other and one thread digests them. What is read in
+place is measured by a thread of its own, while the calling thread merges what was measured before. A backend that
 works on a device of its own has several visits at a time: one on its way up, one computed, one on its way down. The
 rings bound them all.
 """
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.checkpoint import TensorRange
@@ -21,7 +23,7 @@ from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import BATCH, Plan
 from merge_engine.engine.reading import Reading
-from merge_engine.engine.ring import Ring, RingClosed, Span, aligned, allocate
+from merge_engine.engine.ring import Allowance, Ring, RingClosed, Span, aligned, allocate
 from merge_engine.engine.sinks import Digests, Sink
 from merge_engine.engine.visits import Visit, visits
 
@@ -46,18 +48,25 @@ class _Piece:
 
 @dataclass
 class _Batch:
-    """Visits whose inputs are on their way into a span. Their outputs have another, where anything is merged."""
+    """Visits whose inputs are on their way into a span, or to where they are used in place, which ``mapped`` bytes are.
+
+    Their outputs have another span, where anything is merged.
+    """
 
     pieces: list[_Piece]
     inputs: Span
+    mapped: int
     outputs: Span | None
     reads: list[Future[None]]
     users: int = 0  # of the outputs: writer and digester
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the inputs."""
-        return sum(len(view) for piece in self.pieces for view in piece.inputs)
+        """Bytes of the inputs that are done with."""
+        return sum(len(view) for piece in self.pieces for view in piece.inputs if not piece.visit.stays)
+
+
+_Queue: TypeAlias = "queue.Queue[_Batch | BaseException | None]"
 
 
 class Stream:
@@ -90,18 +99,26 @@ class Stream:
         sizes = plan.ring_bytes
         memory = allocate(sum(sizes))
         self._inputs, self._outputs = Ring(memory[: sizes.inputs]), Ring(memory[sizes.inputs :])
+        self._mapped = Allowance(plan.memory)  # it takes no memory that the system could not have back
         backend.attach(memory, plan.scratch_bytes)  # let go of by run
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
         self._digester = ThreadPoolExecutor(1, thread_name_prefix="digest")  # one: pieces stay in order
         self._lock = threading.Lock()
-        self._loaded: queue.Queue[_Batch | BaseException | None] = queue.Queue()
+        self._loaded: _Queue = queue.Queue()
         self._failure: BaseException | None = None  # of a writer or the digester
 
     def run(self) -> None:
         """Merge everything. Whatever first goes wrong in any thread stops all of them and is raised here."""
-        feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
-        feeder.start()
+        ahead = [threading.Thread(target=self._feed, args=(self._loaded,), name="feed", daemon=True)]
+        if self._plan.in_place:
+            read: _Queue = queue.Queue()
+            ahead = [
+                threading.Thread(target=self._feed, args=(read,), name="feed", daemon=True),
+                threading.Thread(target=self._measure_ahead, args=(read,), name="measure", daemon=True),
+            ]
+        for thread in ahead:
+            thread.start()
         try:
             self._merge_all()
             self._writers.shutdown(wait=True)
@@ -109,8 +126,10 @@ class Stream:
             self._raise_failure()
         finally:
             self._inputs.close()
+            self._mapped.close()
             self._outputs.close()
-            feeder.join()
+            for thread in ahead:
+                thread.join()
             self._readers.shutdown(wait=True, cancel_futures=True)
             self._writers.shutdown(wait=True, cancel_futures=True)
             self._digester.shutdown(wait=True, cancel_futures=True)
@@ -129,30 +148,48 @@ class Stream:
                 break
             if isinstance(batch, BaseException):
                 raise batch
+            if batch.outputs is None and self._plan.in_place:  # measured ahead
+                self._progress(batch.nbytes)
+                continue
             under_way.append((batch, self._begin(batch)))
         while under_way:
             self._complete(*under_way.popleft())
 
-    def _feed(self) -> None:
+    def _feed(self, into: _Queue) -> None:
         """Hand out memory and start the reads, one batch after the other."""
         try:
             for batch in self._batches():
-                self._loaded.put(self._load(batch))
-            self._loaded.put(None)
+                into.put(self._load(batch))
+            into.put(None)
         except RingClosed:
-            pass  # the run failed elsewhere
+            into.put(None)  # the run failed elsewhere
         except BaseException as error:
-            self._loaded.put(error)
+            into.put(error)
+
+    def _measure_ahead(self, read: _Queue) -> None:
+        """Measure what is only to be measured; pass on everything, in order."""
+        while isinstance(batch := read.get(), _Batch):
+            try:
+                if batch.outputs is None:
+                    self._begin(batch)
+                    self._finish(batch)
+            except BaseException as error:
+                self._loaded.put(error)
+                return
+            self._loaded.put(batch)
+        self._loaded.put(batch)
 
     def _batches(self) -> Iterator[list[Visit]]:
-        """Visits in order, small ones together."""
+        """Visits in order, small ones that are alike together."""
         batch: list[Visit] = []
         inputs = outputs = 0
         for visit in visits(self._plan):
             *sizes, output = map(aligned, self._sizes(visit))
             inputs, outputs = inputs + sum(sizes), outputs + output
-            large = inputs + outputs > BATCH
-            if batch and (large or 2 * inputs > self._inputs.size or 2 * outputs > self._outputs.size):
+            large = inputs + outputs > BATCH or 2 * outputs > self._outputs.size
+            crowded = not self._plan.in_place and 2 * inputs > self._inputs.size
+            alike = not batch or (visit.merge, visit.stays) == (batch[-1].merge, batch[-1].stays)
+            if batch and (large or crowded or not alike):
                 yield batch
                 batch, inputs, outputs = [], sum(sizes), output
             batch.append(visit)
@@ -168,6 +205,13 @@ class Stream:
     def _load(self, batch: list[Visit]) -> _Batch:
         """Start to read a batch. A device takes its inputs, which lie side by side, with one copy; its outputs too."""
         ranges = [self._ranges(visit) for visit in batch]
+        mapped = sum(
+            r.length
+            for visit, some in zip(batch, ranges, strict=True)
+            for r in some
+            if not visit.again and not r.room
+        )
+        self._mapped.acquire(mapped)
         inputs = self._inputs.acquire(sum(aligned(r.room) for some in ranges for r in some))
         memory = inputs.cut(r.room for some in ranges for r in some)
         pieces: list[_Piece] = []
@@ -176,7 +220,8 @@ class Stream:
             rooms = [next(memory) for _ in some]
             views = [r.view(room) for r, room in zip(some, rooms, strict=True)]
             pieces.append(_Piece(visit, some, views))
-            work += zip(some, rooms, strict=True)
+            if not visit.again:
+                work += zip(some, rooms, strict=True)
         reads = self._start_reading(work, together=len(batch) > 1)
         outputs = None
         if any(visit.merge for visit in batch):
@@ -184,7 +229,7 @@ class Stream:
             outputs = self._outputs.acquire(sum(map(aligned, sizes)))
             for piece, view in zip(pieces, outputs.cut(sizes), strict=True):
                 piece.output = view
-        return _Batch(pieces, inputs, outputs, reads)
+        return _Batch(pieces, inputs, mapped, outputs, reads)
 
     def _ranges(self, visit: Visit) -> list[TensorRange]:
         """A visit's inputs on their way into memory."""
@@ -208,14 +253,14 @@ class Stream:
         if together:
             return [self._readers.submit(self._read_all, work)]
         return [
-            self._readers.submit(self._read, r, memory, at, min(at + READ_PIECE, r.room))
+            self._readers.submit(self._read, r, memory, at, min(at + READ_PIECE, r.length))
             for r, memory in work
-            for at in range(0, r.room, READ_PIECE)
+            for at in range(0, r.length, READ_PIECE)
         ]
 
     def _read_all(self, work: list[tuple[TensorRange, memoryview]]) -> None:
         for some, memory in work:
-            self._read(some, memory, 0, some.room)
+            self._read(some, memory, 0, some.length)
 
     def _read(self, some: TensorRange, memory: memoryview, first: int, last: int) -> None:
         with self._ledger.timed(self._ledger.read, last - first):
@@ -232,17 +277,23 @@ class Stream:
         with self._ledger.timed(self._ledger.compute, 0):
             for wait in waits:
                 wait()
-        for piece in batch.pieces:
-            for some in piece.ranges:
-                some.verify()
-        self._inputs.release(batch.inputs)
-        self._readers.submit(self._let_go, batch.pieces)
+        self._finish(batch)
         if batch.outputs is not None:
             batch.users = 1 if self._digests is None else 2
             self._writers.submit(self._guarded, self._write, batch, batch.outputs)
             if self._digests is not None:
                 self._digester.submit(self._guarded, self._digest, batch, batch.outputs)
         self._progress(batch.nbytes)
+
+    def _finish(self, batch: _Batch) -> None:
+        """Nothing is done with the inputs any more, for now."""
+        for piece in batch.pieces:
+            for some in piece.ranges:
+                some.verify()
+        self._inputs.release(batch.inputs)
+        self._mapped.release(batch.mapped)
+        if not batch.pieces[0].visit.stays:
+            self._readers.submit(self._let_go, batch.pieces)
 
     def _let_go(self, pieces: list[_Piece]) -> None:
         """What is mapped takes none of the ring's memory, and a while to let go of."""

@@ -16,6 +16,8 @@ from merge_engine.engine.limits import Limits, load_limits, save_limits
 from merge_engine.engine.plan import Plan
 from merge_engine.engine.reading import Reading
 
+_STORAGE = ("direct read", "disk read")
+
 _TELLING = 256_000_000  # input bytes of a run from which on its speed of computing is worth remembering
 
 
@@ -50,9 +52,17 @@ class Usage:
 
     @property
     def floor(self) -> float | None:
-        """Seconds that moving the bytes takes at the limits, with nothing else to do; None if one is unknown."""
-        known = [resource.seconds for resource in self.resources if resource.bytes]
-        return max((s for s in known if s is not None), default=0.0) if None not in known else None
+        """Seconds that moving the bytes takes at the limits, with nothing else to do; None if one is unknown.
+
+        What comes from storage in two ways shares the disk.
+        """
+        taken: dict[str, float] = {}
+        for resource in self.resources:
+            if resource.bytes and resource.seconds is None:
+                return None
+            name = "storage" if resource.name in _STORAGE else resource.name
+            taken[name] = taken.get(name, 0.0) + (resource.seconds or 0.0)
+        return max(taken.values(), default=0.0)
 
     def shares(self) -> dict[str, float]:
         """By resource the share of its limit that was used, by busy thread the share of the time."""

@@ -1,8 +1,9 @@
 """The order of work, known before the first byte is read.
 
 A tensor that fits in memory is visited once: measured and merged while it is there. A larger one is visited
-once per chunk for every statistic, and once more to be merged. Statistics that tensors share come first,
-over all of them in the order of their names.
+once per chunk for every statistic, and once more to be merged. One that is read in place is measured whole and then
+merged chunk by chunk, so that what comes out is still in the processor's cache when it is digested. Statistics that
+tensors share come first, over all of them in the order of their names.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Visit:
     """One chunk of one tensor.
 
     ``statistics`` see it, those in ``complete`` are finished after it, and with ``merge`` it is merged.
-    ``whole`` says that the chunk is all of the tensor.
+    ``whole`` says that the chunk is all of the tensor, ``again`` that its inputs are where an earlier visit left
+    them, ``stays`` that this one leaves them there.
     """
 
     job: TensorJob
@@ -36,6 +38,8 @@ class Visit:
     complete: Sequence[Statistic]
     merge: bool
     whole: bool
+    again: bool = False
+    stays: bool = False
 
 
 def visits(plan: Plan) -> Iterator[Visit]:
@@ -49,6 +53,15 @@ def visits(plan: Plan) -> Iterator[Visit]:
         program = COPY if job.task is None else plan.method.program(job.task, share)
         if len(chunks) == 1:
             yield Visit(job, program, *chunks[0], program.statistics, program.statistics, True, True)
+            continue
+        if plan.in_place and program.statistics:
+            for statistic in program.statistics:
+                again = statistic is not program.statistics[0]
+                yield Visit(
+                    job, program, 0, job.count, (statistic,), (statistic,), False, True, again, stays=True
+                )
+            for start, count in chunks:
+                yield Visit(job, program, start, count, (), (), True, False, again=True)
             continue
         for statistic in program.statistics:
             for start, count in chunks:
