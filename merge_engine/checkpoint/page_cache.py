@@ -10,7 +10,7 @@ from pathlib import Path
 
 import merge_engine._native as native
 
-_WINDOW = 4 << 20
+_WINDOW = 1 << 20
 _WINDOWS = 64
 _TRIES, _TRIED = 4, 1 << 20
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -25,7 +25,7 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 def cached_share(file: Path) -> float:
     """The share of a file, from 0 to 1, that is in the page cache. Nothing is read.
 
-    Up to 64 windows of 4 MiB are looked at, evenly spread, so that a file of any size takes no time. Raises
+    Up to 64 windows of 1 MiB are looked at, evenly spread, so that a file of any size takes no time. Raises
     ``OSError``. To users who neither own a file nor may write to it the kernel calls all of it cached.
     """
     size = file.stat().st_size
