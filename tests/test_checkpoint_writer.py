@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from written import STATE, State, assert_same, load_folder, names_in, plan, raw, write_all, write_checkpoint
 
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards
+from merge_engine.checkpoint import writer as writing
 from merge_engine.checkpoint.header import PAGE
+from merge_engine.checkpoint.mounts import Mount
 from merge_engine.dtypes import BY_CODE
 from merge_engine.errors import OutputError
 
@@ -208,15 +210,11 @@ def test_full_disk(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def attempt() -> None:
-        with CheckpointWriter(tmp_path / "out", plan(STATE)) as writer:
-            write_all(writer, STATE)
-            writer.finish()
-
+    monkeypatch.setattr(writing, "mount_of", lambda _: Mount("", "/", "ext4"))
     monkeypatch.setattr(os, call, full)
     message = r"model-00001-of-00002.safetensors.part: .*No space left on device \(free space: [\d.]+ GB\)"
     with pytest.raises(OutputError, match=message):
-        attempt()
+        write_checkpoint(tmp_path / "out", STATE)
     assert names_in(tmp_path) == []
 
 
@@ -228,7 +226,7 @@ def test_truly_full_disk(tmp_path: Path) -> None:
         pytest.skip("mounting needs root")
     try:
         with pytest.raises(OutputError, match="No space left on device"):
-            CheckpointWriter(tmp_path / "out", plan(STATE))
+            write_checkpoint(tmp_path / "out", STATE)
         assert names_in(tmp_path) == []
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
@@ -293,6 +291,7 @@ def test_failing_start_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = len(open_paths())
+    monkeypatch.setattr(writing, "mount_of", lambda _: Mount("", "/", "ext4"))
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OutputError, match="No space left"):
         CheckpointWriter(tmp_path / "out", plan(STATE))

@@ -160,8 +160,9 @@ def test_bytes_do_not_depend_on_how_a_run_is_done(
         patch.setattr(planning, "_CACHED", 1)
         patch.setattr(reading, "_available_memory", lambda: 1 << 40)
         note = lambda plan: pieces.append(sum(len(list(plan.chunks(job))) for job in plan.jobs))  # noqa: E731
-        assert digests_of(recipe_of(title, folders), on_plan=note) == expected
-    assert pieces[0] > len(expected)
+        for threads in (1, 3):
+            assert digests_of(recipe_of(title, folders), on_plan=note, threads=threads) == expected, threads
+    assert min(pieces) > len(expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

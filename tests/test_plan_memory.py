@@ -8,6 +8,7 @@ from conftest import SaveCheckpoint
 
 import merge_engine as me
 from merge_engine.checkpoint.header import PAGE
+from merge_engine.engine import plan as planning
 
 ELEMENTS = 10 * 4096
 SPAN = 4 * 2 * ELEMENTS  # base, two models and the output in bfloat16
@@ -64,3 +65,23 @@ def test_rings_stay_within_the_memory(method: str, depth: int, save_checkpoint: 
                 sum(rings) + plan.scratch_bytes <= memory + 7 * PAGE
             )  # arrays start on pages, and rings end on them
             assert rings.inputs >= least.inputs and rings.outputs >= least.outputs
+
+
+def test_what_is_in_place_is_measured_whole_if_notes_of_it_are_small(
+    save_checkpoint: SaveCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_CACHED", 1)
+    once = 3 * 2 * ELEMENTS
+    notes = (
+        2 * ELEMENTS // 8
+    )  # a bit for every element of both models, of which there may be an eighth of the memory
+    for method, memory, read in (
+        ("ties", 7 * notes, once),
+        ("dare_ties", 8 * notes, once),
+        ("dare_ties", 8 * notes - 1, 2 * once),
+    ):
+        with me.plan(recipe(save_checkpoint, method), memory=memory) as plan:
+            plan.in_place = True
+            assert plan.chunk_elements(plan.jobs[0]) == 4096
+            assert plan.bytes_read == read
+            assert sum(plan.ring_bytes) <= memory + 7 * PAGE

@@ -62,6 +62,8 @@ class Backend(ABC):
     name: str
     depth: int = 1
     """Visits that may be handed over before the first of them is fetched."""
+    threads: int = 1
+    """Of this machine's own processor that compute at a time."""
     reads_in_place: bool = False
     """Inputs may be read-only memory from anywhere, at any multiple of their elements' size."""
 

@@ -28,14 +28,15 @@ class ShardFile:
         self._direct: int | None = None  # a second descriptor: None until needed, -1 if there can be none
         self._lock = threading.Lock()
 
-    def prepare(self) -> None:
+    def prepare(self, reserve: bool) -> None:
         """Write the header, and take the disk space: a disk too small is known before the work, not after it."""
         try:
-            os.posix_fallocate(self._descriptor, 0, self.layout.size)
+            if reserve:
+                os.posix_fallocate(self._descriptor, 0, self.layout.size)
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            os.ftruncate(self._descriptor, self.layout.size)
+        os.ftruncate(self._descriptor, self.layout.size)
         self._write_all(memoryview(self.layout.header), 0, direct=-1)
 
     def write(self, data: memoryview, position: int) -> None:

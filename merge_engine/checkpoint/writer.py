@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from merge_engine.checkpoint.header import TensorInfo
 from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some
+from merge_engine.checkpoint.mounts import mount_of
 from merge_engine.checkpoint.output_folder import (
     listed_files,
     remove_listed,
@@ -41,7 +42,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, folder: Path, shards: Sequence[ShardLayout]):
-        """Reserves the disk space of all shards and writes their headers.
+        """Reserves the disk space of all shards, except on a RAM disk, and writes their headers.
 
         Raises ``OutputError`` when the disk is too small, the folder cannot be written, or another merge is
         writing into it.
@@ -66,8 +67,10 @@ class CheckpointWriter:
                 self._lock_descriptor = _lock(folder)
                 self._refuse_folders([folder / shard.name for shard in shards])
                 remove_unfinished(folder)
+                # A RAM disk would make all pages at once, before anything else is done.
+                reserve = mount_of(folder).kind != "tmpfs"
             for shard in shards:
-                self._start(shard)
+                self._start(shard, reserve)
         except BaseException:
             self.abort()
             raise
@@ -169,12 +172,12 @@ class CheckpointWriter:
     def __exit__(self, *_: object) -> None:
         self.abort()
 
-    def _start(self, layout: ShardLayout) -> None:
+    def _start(self, layout: ShardLayout, reserve: bool) -> None:
         part = self._folder / (layout.name + PART_SUFFIX)
         with self._naming(part):
             shard = ShardFile(layout, part)
             self._shards.append(shard)  # before anything can fail, so that abort knows it
-            shard.prepare()
+            shard.prepare(reserve)
         for tensor in layout.tensors.values():
             self._missing[tensor.name] = tensor.nbytes
             self._place[tensor.name] = (shard, tensor)

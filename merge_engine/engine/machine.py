@@ -1,43 +1,10 @@
-"""Which machine this is, and which file system a folder lies on."""
+"""Which machine this is."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
-from dataclasses import dataclass
 from pathlib import Path
-
-_LOCAL = ("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs")
-
-
-@dataclass(frozen=True)
-class Mount:
-    """A mounted file system: the device or server it comes from, where it is mounted, and its kind."""
-
-    source: str
-    point: str
-    kind: str
-
-    @property
-    def local(self) -> bool:
-        """Whether it is certainly not a network's, where mapped files are read a page at a time."""
-        return self.kind in _LOCAL
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.source} at {self.point}"
-
-
-def mount_of(path: Path) -> Mount:
-    """The file system that ``path`` lies on, or would lie on when it is made."""
-    resolved = path.resolve()
-    found = Mount("", "/", "unknown")
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        source, point, kind = (_unescaped(word) for word in line.split(" ")[:3])
-        # Of two mounts at the same place the later one counts.
-        if resolved.is_relative_to(point) and len(point) >= len(found.point):
-            found = Mount(source, point, kind)
-    return found
 
 
 def processor() -> str:
@@ -66,8 +33,3 @@ def gives_memory_back() -> bool:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def _unescaped(word: str) -> str:
-    """Spaces and the like in mount points are written as octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)

@@ -56,6 +56,13 @@ class _Inputs:
     bits: int
 
 
+class _Measuring(NamedTuple):
+    """Statistics of a tensor that are measured before it is merged: how many, and whether they take notes."""
+
+    statistics: int
+    notes: bool
+
+
 class RingBytes(NamedTuple):
     """Memory for inputs and for outputs."""
 
@@ -86,7 +93,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     untied: bool = False
     _inputs: dict[str, _Inputs] = field(default_factory=dict, repr=False)  # asked for again and again
-    _statistics: dict[str, int] = field(default_factory=dict, repr=False)  # this too
+    _measuring: dict[str, _Measuring] = field(default_factory=dict, repr=False)  # this too
     _chunk_elements: dict[tuple[str, int, int, bool], int] = field(default_factory=dict, repr=False)
 
     def inputs(self, job: TensorJob) -> list[tuple[Checkpoint, str]]:
@@ -132,13 +139,13 @@ class Plan:
 
     def _divide(self, job: TensorJob) -> int:
         total = job.count
-        scratch = 0
-        if job.task is not None and not self.in_place:
-            scratch = self.method.scratch_bytes(len(job.models))
-        per_block = self.span_bytes(job, SUM_BLOCK) + scratch * SUM_BLOCK
-        fitting = max(min(self.memory // _PIECES, self._piece) // per_block, 1) * SUM_BLOCK
+        scratch = self.method.scratch_bytes(len(job.models)) if job.task is not None else 0
+        blocks = min(self.memory // _PIECES, self._piece) // self.span_bytes(job, SUM_BLOCK)
+        if scratch:
+            blocks = min(blocks, self.memory // _PIECES // (scratch * SUM_BLOCK))
+        fitting = max(blocks, 1) * SUM_BLOCK
         held = (self.depth + 1) * self.span_bytes(job, total) + scratch * total
-        if total <= fitting or (held <= self.memory and self._measured(job) and not self.in_place):
+        if total <= fitting or (held <= self.memory and self._measured(job).statistics and not self.in_place):
             return max(total, 1)
         unit = SUM_BLOCK
         if self.method.whole_lines and job.task is not None:
@@ -214,17 +221,22 @@ class Plan:
             return 1
         share = self.method.share([job.task])
         shared = 0 if share is None else len(share.statistics)
-        cut = not self.in_place and self.chunk_elements(job) < job.count
-        return shared + 1 + (self._measured(job) if cut else 0)
+        once = self.chunk_elements(job) >= job.count or self.measures_whole(job)
+        return shared + 1 + (0 if once else self._measured(job).statistics)
 
-    def _measured(self, job: TensorJob) -> int:
-        """How many statistics of a tensor are measured before it is merged, beside those that all tensors share."""
+    def measures_whole(self, job: TensorJob) -> bool:
+        """Whether a tensor that is cut is measured whole: its inputs take no memory, and notes of them little."""
+        notes = job.count * len(job.models) // 8 if self._measured(job).notes else 0
+        return self.in_place and notes <= self.memory // _PIECES
+
+    def _measured(self, job: TensorJob) -> _Measuring:
+        """What of a tensor is measured before it is merged, beside what all tensors share."""
         if job.task is None:
-            return 0
-        if job.name not in self._statistics:
-            program = self.method.program(job.task, self.method.share([job.task]))
-            self._statistics[job.name] = len(program.statistics)
-        return self._statistics[job.name]
+            return _Measuring(0, False)
+        if job.name not in self._measuring:
+            statistics = self.method.program(job.task, self.method.share([job.task])).statistics
+            self._measuring[job.name] = _Measuring(len(statistics), any(s.notes for s in statistics))
+        return self._measuring[job.name]
 
     def __enter__(self) -> Plan:
         return self

@@ -106,12 +106,13 @@ class Stream:
         self._digester = ThreadPoolExecutor(1, thread_name_prefix="digest")  # one: pieces stay in order
         self._lock = threading.Lock()
         self._loaded: _Queue = queue.Queue()
+        self._measures_ahead = plan.in_place and backend.threads > 1
         self._failure: BaseException | None = None  # of a writer or the digester
 
     def run(self) -> None:
         """Merge everything. Whatever first goes wrong in any thread stops all of them and is raised here."""
         ahead = [threading.Thread(target=self._feed, args=(self._loaded,), name="feed", daemon=True)]
-        if self._plan.in_place:
+        if self._measures_ahead:
             read: _Queue = queue.Queue()
             ahead = [
                 threading.Thread(target=self._feed, args=(read,), name="feed", daemon=True),
@@ -148,7 +149,7 @@ class Stream:
                 break
             if isinstance(batch, BaseException):
                 raise batch
-            if batch.outputs is None and self._plan.in_place:  # measured ahead
+            if batch.outputs is None and self._measures_ahead:
                 self._progress(batch.nbytes)
                 continue
             under_way.append((batch, self._begin(batch)))

@@ -54,7 +54,7 @@ def visits(plan: Plan) -> Iterator[Visit]:
         if len(chunks) == 1:
             yield Visit(job, program, *chunks[0], program.statistics, program.statistics, True, True)
             continue
-        if plan.in_place and program.statistics:
+        if program.statistics and plan.measures_whole(job):
             for statistic in program.statistics:
                 again = statistic is not program.statistics[0]
                 yield Visit(

@@ -54,7 +54,12 @@ class MergeTask:
 
 
 class Statistic(ABC):
-    """One streaming pass over the chunks of one or several tensors."""
+    """One streaming pass over the chunks of one or several tensors.
+
+    ``notes`` says that a backend may note a bit for every element of every model on the way.
+    """
+
+    notes: bool = False
 
     @abstractmethod
     def measure(self, backend: Backend, chunk: Chunk, task: MergeTask) -> None:

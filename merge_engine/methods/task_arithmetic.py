@@ -170,6 +170,8 @@ class ModelTrim(Share):
 class NormRatio(Statistic):
     """The L1 norm of each task vector before and after its mask."""
 
+    notes = True
+
     def __init__(self, program: Merge):
         self._program = program
         self._task = program.task
