@@ -12,6 +12,7 @@ from merge_engine.engine import plan as planning
 
 ELEMENTS = 10 * 4096
 SPAN = 4 * 2 * ELEMENTS  # base, two models and the output in bfloat16
+NOTES = 2 * ELEMENTS // 8  # a bit for every element of both models
 RANKS = (4 * 2 + 8) * ELEMENTS  # DELLA: a threshold for each model, and keys
 
 
@@ -67,21 +68,16 @@ def test_rings_stay_within_the_memory(method: str, depth: int, save_checkpoint: 
             assert rings.inputs >= least.inputs and rings.outputs >= least.outputs
 
 
+@pytest.mark.parametrize(
+    ("method", "memory", "passes"),
+    (("ties", 7 * NOTES, 1), ("dare_ties", 8 * NOTES, 1), ("dare_ties", 8 * NOTES - 1, 2)),
+)
 def test_what_is_in_place_is_measured_whole_if_notes_of_it_are_small(
-    save_checkpoint: SaveCheckpoint, monkeypatch: pytest.MonkeyPatch
+    method: str, memory: int, passes: int, save_checkpoint: SaveCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "_CACHED", 1)
-    once = 3 * 2 * ELEMENTS
-    notes = (
-        2 * ELEMENTS // 8
-    )  # a bit for every element of both models, of which there may be an eighth of the memory
-    for method, memory, read in (
-        ("ties", 7 * notes, once),
-        ("dare_ties", 8 * notes, once),
-        ("dare_ties", 8 * notes - 1, 2 * once),
-    ):
-        with me.plan(recipe(save_checkpoint, method), memory=memory) as plan:
-            plan.in_place = True
-            assert plan.chunk_elements(plan.jobs[0]) == 4096
-            assert plan.bytes_read == read
-            assert sum(plan.ring_bytes) <= memory + 7 * PAGE
+    with me.plan(recipe(save_checkpoint, method), memory=memory) as plan:
+        plan.in_place = True
+        assert plan.chunk_elements(plan.jobs[0]) == 4096
+        assert plan.bytes_read == passes * 3 * 2 * ELEMENTS
+        assert sum(plan.ring_bytes) <= memory + 7 * PAGE
