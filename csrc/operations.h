@@ -27,7 +27,7 @@ enum class MaskKind : int {
     Band,    // low <= key <= high; keys equal to a bound only at positions inside its range
     Draw,    // draw within `low_positions`
     Ranked,  // draw below the element's own threshold (see rank_thresholds)
-    Noted,   // a draw or a rank that was decided before (see the CPU's l1_norms and note_ranks)
+    Noted,   // what was decided before (see the CPU's l1_norms and note_ranks)
 };
 
 struct Mask {

@@ -258,7 +258,7 @@ def test_the_choice(
         patch.setattr(reading, "_LARGE", 1)
         patch.setattr(reading, "gives_memory_back", lambda: given_back)
         patch.setattr(reading, "_available_memory", lambda: 1 << 40 if kept else 10)
-        patch.setattr(reading, "cached_share", lambda _: share)
+        patch.setattr(reading, "cached_share", lambda *_: share)
         patch.setattr(reading, "maps_faster", lambda _: True)
         patch.setattr(SafetensorsCheckpoint, "range", note)
         result = me.run(recipe, tmp_path / "out", memory=memory)
@@ -296,7 +296,7 @@ def test_what_the_page_cache_holds(
     monkeypatch.setattr(backend, "reads_in_place", in_place)
     monkeypatch.setattr(Mount, "local", local)
     monkeypatch.setattr(reading, "maps_faster", lambda _: faster)
-    monkeypatch.setattr(reading, "cached_share", lambda _: share)
+    monkeypatch.setattr(reading, "cached_share", lambda *_: share)
     models = [{"model": str(folder), "parameters": {"weight": 1}}]
     with me.plan({"merge_method": "linear", "models": models}) as plan:
         ways = reading.choose_reading(plan, Limits(), backend).ways

@@ -93,6 +93,13 @@ Sums plain_sums_of_block(const Array& base, const Array& model, const Sieve<Work
             for (uint64_t& word : kept.word) word = StorageLanes<Working>::ordered(word);
         } else {
             sieve.keep(x, b, start + at, at, n, kept, largest);
+            if (notes) {
+                TileBits natural;
+                for (int w = 0; w < TileBits::WORDS; ++w) {
+                    natural.word[w] = StorageLanes<Working>::unordered(kept.word[w]);
+                }
+                note(natural, at, notes);
+            }
         }
         sums.add(x, b, kept, n);
     }

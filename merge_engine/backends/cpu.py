@@ -157,7 +157,8 @@ class CpuBackend(Backend):
         structures.check(chunk)
         natives = self._masks(chunk, masks)
         notes = [
-            _note(chunk, model, mask) if isinstance(mask, Draw) else 0 for model, mask in enumerate(masks)
+            _note(chunk, model, mask) if isinstance(mask, (Draw, _native.Mask)) else 0
+            for model, mask in enumerate(masks)
         ]
         result: list[float] = _native.l1_norms(
             self.instruction_set,
@@ -206,7 +207,7 @@ class CpuBackend(Backend):
         return Outcome((), (0, *non_finite[:-1]), non_finite[-1])
 
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[Any]:
-        """A chunk whose norms were summed before it is merged has its draws and ranks decided once for both."""
+        """What a chunk keeps whose norms were summed before it is merged is decided once for both."""
         of = chunk.part_of or chunk
         noted: dict[int, _Noted] = of.noted or {}
         result = []

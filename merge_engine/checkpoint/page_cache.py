@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import merge_engine._native as native
@@ -22,14 +23,15 @@ _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
-def cached_share(file: Path) -> float:
+def cached_share(file: Path, files: int = 1) -> float:
     """The share of a file, from 0 to 1, that is in the page cache. Nothing is read.
 
-    Up to 64 windows of 1 MiB are looked at, evenly spread, so that a file of any size takes no time. Raises
-    ``OSError``. To users who neither own a file nor may write to it the kernel calls all of it cached.
+    Up to 64 windows of 1 MiB are looked at, evenly spread, or so many in all of several ``files``, so that a
+    checkpoint of any size takes no time. Raises ``OSError``. To users who neither own a file nor may write to it
+    the kernel calls all of it cached.
     """
     size = file.stat().st_size
-    windows = min(-(-size // _WINDOW), _WINDOWS)
+    windows = min(-(-size // _WINDOW), -(-_WINDOWS // files))
     seen = resident = 0
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -43,32 +45,33 @@ def cached_share(file: Path) -> float:
     return resident / seen if seen else 1.0
 
 
-def maps_faster(file: Path) -> bool:
-    """Whether what the page cache holds of a file is mapped faster than it is copied.
+def maps_faster(files: Sequence[Path]) -> bool:
+    """Whether what the page cache holds of files that have one history is mapped faster than it is copied.
 
     The kernel maps large folios at once, but small ones a page at a time. The best of a few windows counts; what of
     them is not in the page cache is read. Raises ``OSError``.
     """
-    size = file.stat().st_size
     buffer = mmap.mmap(-1, _TRIED)
     buffer[:: mmap.PAGESIZE] = bytes(_TRIED // mmap.PAGESIZE)  # new memory would take longer than the copy
     copy_times, map_times = [], []
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        mapping = native.Mapping(descriptor, size)
-        for first in range(0, size, max(size // _TRIES, _TRIED)):
-            last = min(first + _TRIED, size)
-            start = time.perf_counter()
-            os.preadv(descriptor, [buffer], first)
-            copied = time.perf_counter()
-            mapping.load(first, last)
-            copy_times.append((copied - start) / (last - first))
-            map_times.append((time.perf_counter() - copied) / (last - first))
-            mapping.release(first, last)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
+    for file in files[:: -(-len(files) // _TRIES) or 1]:
+        size = file.stat().st_size
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mapping = native.Mapping(descriptor, size)
+            for first in range(0, size, max(size // max(_TRIES // len(files), 1), _TRIED)):
+                last = min(first + _TRIED, size)
+                start = time.perf_counter()
+                os.preadv(descriptor, [buffer], first)
+                copied = time.perf_counter()
+                mapping.load(first, last)
+                copy_times.append((copied - start) / (last - first))
+                map_times.append((time.perf_counter() - copied) / (last - first))
+                mapping.release(first, last)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
     return min(map_times, default=0.0) < min(copy_times, default=0.0)
 
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +32,7 @@ _IF_NOT_KEPT = 1.1  # less is within what two measurements differ by
 _IF_KEPT = 1.25  # two merges, of which only the first reads the disk, are then over no later
 _IF_MEMORY_IS_DEAR = 0.75
 
+_COLD = 0.5  # of a file that is not in the page cache
 _MISSING = 0.01  # of a file, from which on it is worth asking for all of it, and not when it is used
 
 _LARGE = 1 << 20  # bytes of a tensor that is worth a request of its own to the disk
@@ -79,19 +83,25 @@ def choose_reading(plan: Plan, limits: Limits, backend: Backend) -> Reading:
     files = {file: file.resolve() for c in inputs for file in {c.file_of(name) for name in c.tensors}}
     try:
         sizes = {file: file.stat().st_size for file in set(files.values())}
-        stored = {file: 1 - cached_share(file) for file in sizes}
+        together = {folder: sorted(files) for folder, files in groupby(sorted(sizes), attrgetter("parent"))}
+        stored = {file: 1 - cached_share(file, len(together[file.parent])) for file in sizes}
         kept = sum(sizes.values()) <= _available_memory() // 2
     except OSError:
         return Reading({}, None)
     by_path = {checkpoint.path: nbytes for checkpoint, nbytes in inputs.items()}
     direct = _faster_past(limits, by_path, kept)
-    local = {folder: mount_of(folder).local for folder in {file.parent for file in sizes}}
+    local = {folder: mount_of(folder).local for folder in together}
+
+    @cache
+    def faster_in(folder: Path) -> bool:
+        """Files of a checkpoint have one history, and one answer."""
+        return maps_faster([file for file in together[folder] if stored[file] <= _COLD])
 
     def ways(file: Path) -> Ways:
         in_place = backend.reads_in_place and local[file.parent]
-        cold = stored[file] > 0.5  # its pages, once they are read, are large and fast to map
+        cold = stored[file] > _COLD  # its pages, once they are read, are large and fast to map
         otherwise: Way = "read"
-        if in_place and (cold or maps_faster(file)):
+        if in_place and (cold or faster_in(file.parent)):
             otherwise = "mapped" if stored[file] > _MISSING else "present"
         return Ways("direct" if direct and cold else otherwise, otherwise)
 
