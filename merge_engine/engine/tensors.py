@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
@@ -84,25 +84,28 @@ def merge_state_dicts(
     share = found.share(tasks)
     sources = {job.name: _Source(job, base if found.uses_base else None, models) for job in planned.jobs}
 
-    def show(statistic: Statistic, seen_by: Sequence[MergeTask]) -> None:
-        for task in seen_by:
-            for chunk in sources[task.name].chunks(chosen, found):
-                statistic.measure(chosen, chunk, task)
-        statistic.finish(chosen)
-
     for statistic in share.statistics if share is not None else ():
-        show(statistic, sorted(tasks, key=lambda task: task.name))
+        for task in sorted(tasks, key=lambda task: task.name):
+            _measure(statistic, chosen, sources[task.name].chunks(chosen, found), task)
+        statistic.finish(chosen)
     merged, checks = {}, []
     for job in planned.jobs:
         program = COPY if job.task is None else found.program(job.task, share)
-        if job.task is not None and job.count > 0:
+        chunks = list(sources[job.name].chunks(chosen, found)) if job.out.mergeable else []
+        if job.task is not None and chunks:
             for statistic in program.statistics:
-                show(statistic, [job.task])
-        merged[job.name], check = sources[job.name].merge(chosen, found, program, recipe.allow_nonfinite)
+                _measure(statistic, chosen, chunks, job.task)
+                statistic.finish(chosen)
+        merged[job.name], check = sources[job.name].merge(chosen, chunks, program, recipe.allow_nonfinite)
         checks.append(check)
     for check in checks:  # not before everything is under way: a device need not wait for the host
         check()
     return merged
+
+
+def _measure(statistic: Statistic, backend: Backend, chunks: Iterable[Chunk], task: MergeTask) -> None:
+    for chunk in chunks:
+        statistic.measure(backend, chunk, task)
 
 
 class _Source:
@@ -133,7 +136,7 @@ class _Source:
             yield Chunk(base, arrays, job.working, start, stop - start, line)
 
     def merge(
-        self, backend: Backend, method: Method, program: Program, allow_nonfinite: bool
+        self, backend: Backend, chunks: Sequence[Chunk], program: Program, allow_nonfinite: bool
     ) -> tuple[torch.Tensor, Callable[[], None]]:
         """The merged tensor, and what raises ``NonFiniteError`` if it must, once the backend is done."""
         import torch
@@ -144,7 +147,7 @@ class _Source:
             return self._inputs[0].contiguous().clone(), lambda: None
         output = torch.empty(job.shape, dtype=getattr(torch, job.out.name), device=self._inputs[0].device)
         outcomes = []
-        for chunk in self.chunks(backend, method):
+        for chunk in chunks:
             target = backend.tensor(output.view(-1)[chunk.start : chunk.start + chunk.count])
             outcomes.append((chunk, apply(backend, program.solve(backend).operation, chunk, target)))
 
