@@ -23,7 +23,7 @@ SAMPLES_PER_SECOND = 997
 PARTS = (  # of whoever comes first: what it is called, the library and the function, as regular expressions
     ("rank search and histograms", "_native", "RankSearch|bin_tile|key_tile|histogram|count_"),
     ("consensus, combine and the rest of the kernels", "_native", ""),
-    ("digests", "blake3", ""),
+    ("digests", "xxhash", ""),
     ("Linux: copies out of the page cache", "kernel", "copy_to_iter|copy_page_to|rep_movs"),
     ("Linux: copies into files", "kernel", "copy_from_iter|copy_page_from|copy_folio_from"),
     ("Linux: new memory", "kernel", "clear_page|clear_huge|fault|alloc_pages|get_page_from"),

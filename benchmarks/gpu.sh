@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one go: build, prove the kernels on it, measure them. Takes about 15 minutes; needs
-# torch with CUDA, nvcc, pytest, the dependencies in pyproject.toml (blake3 and pydantic are rarely there already) and
+# torch with CUDA, nvcc, pytest, the dependencies in pyproject.toml (xxhash and pydantic are rarely there already) and
 # 60 GB in /dev/shm (--size 1.1b: 10 GB). Options go to benchmarks/gpu.py.
 #
 #     bash benchmarks/gpu.sh [--mergekit PATH/mergekit-yaml] [--size 1.1b]

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
+from xxhash import xxh3_128
 
 from merge_engine.backends import Backend
 from merge_engine.engine.plan import Plan
@@ -17,12 +17,12 @@ from merge_engine.engine.result import MergeResult, ModelCounts
 
 
 def model_digest(digests: Mapping[str, str]) -> str:
-    """One BLAKE3 digest for all tensors: of the lines "<digest>  <name>" in order of the names.
+    """One XXH3 digest for all tensors: of the lines "<digest>  <name>" in order of the names.
 
     It does not depend on how the model is cut into shards.
     """
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    return blake3(lines.encode()).hexdigest()
+    return xxh3_128(lines.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -56,7 +56,7 @@ def encode_manifest(
         "digest": model_digest(digests),
         "tensors": {
             tensor.name: {
-                "blake3": digests.get(tensor.name),
+                "xxh3_128": digests.get(tensor.name),
                 "elements": tensor.elements,
                 **({"counts": _counts(tensor.counts)} if tensor.counts else {}),
             }
@@ -126,8 +126,8 @@ def encode_card(plan: Plan, result: MergeResult, digests: Mapping[str, str]) -> 
     lines += [
         "## Digest",
         "",
-        f"BLAKE3 digest over all tensors: `{model_digest(digests)}`. The digest of each tensor is in "
-        "`merge_manifest.json`.",
+        f"XXH3 digest (128 bits) over all tensors: `{model_digest(digests)}`. The digest of each tensor is in "
+        "`merge_manifest.json`. The same recipe gives the same digest on every device; it is no proof against forgery.",
         "",
     ]
     return "\n".join(lines).encode()
