@@ -149,6 +149,43 @@ static ME_INLINE Truth lanes_of_bits(uint32_t bits) {
 }
 #endif
 
+// The places of a byte's bits, lowest first, and how many there are.
+using Places = uint8_t __attribute__((vector_size(8)));
+struct PlacesOfByte {
+    alignas(8) uint8_t places[256][8] = {};
+    uint8_t size[256] = {};
+
+    constexpr PlacesOfByte() {
+        for (uint32_t bits = 0; bits < 256; ++bits) {
+            for (uint8_t bit = 0; bit < 8; ++bit) {
+                if (bits >> bit & 1) places[bits][size[bits]++] = bit;
+            }
+        }
+    }
+};
+
+// Stores the numbers of those lanes side by side, and then some, a vector in all. Returns how many there are. It pays off
+// where it spares work for all lanes but one in WORTH_COMPRESSING.
+static ME_INLINE int compress(Truth those, Ints numbers, int32_t* to) {
+#if defined(__AVX512F__)
+    store(to, (Ints)_mm512_maskz_compress_epi32(those, (__m512i)numbers));
+    return __builtin_popcount(those);
+#elif defined(__AVX2__)
+    static constexpr PlacesOfByte of_byte;
+    const uint64_t byte = bits_of_lanes(those);
+    const __m256i places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(of_byte.places[byte])));
+    store(to, (Ints)_mm256_permutevar8x32_epi32((__m256i)numbers, places));
+    return of_byte.size[byte];
+#else
+    int32_t lanes[LANES];
+    store(lanes, numbers);
+    int stored = 0;
+    for (uint64_t bits = bits_of_lanes(those); bits; bits &= bits - 1) to[stored++] = lanes[__builtin_ctzll(bits)];
+    return stored;
+#endif
+}
+constexpr int WORTH_COMPRESSING = VECTOR_BYTES == 64 ? 2 : VECTOR_BYTES == 32 ? 8 : 16;
+
 // Adds those in double precision.
 static ME_INLINE void add_among(Truth among, Floats values, Doubles& low, Doubles& high) {
 #if defined(__AVX512F__)

@@ -8,11 +8,12 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <utility>
 #include <vector>
 
+#include "edges.h"
 #include "pool.h"
 #include "primitives.h"
-#include "sieve.h"
 
 namespace merge_engine {
 namespace ME_ISA {
@@ -58,7 +59,7 @@ class RankSearch {
                 if (highest < 0 && occurs && above >= drawn * share - margin) highest = key;
                 if (above >= drawn * share + margin) break;
             }
-            spread(std::max(key, 0), std::min(highest + 1, END - 1));  // END is no Bin, and known
+            spread(rank, std::max(key, 0), std::min(highest + 1, END - 1));  // END is no Bin, and known
         }
         order_edges();
     }
@@ -68,7 +69,7 @@ class RankSearch {
         for (const uint64_t rank : ranks_) {
             const auto above = upper_end(rank);
             const int low = std::prev(above)->first;
-            if (above->first - low > 1) spread(low + 1, above->first - 1);
+            if (above->first - low > 1) spread(rank, low + 1, above->first - 1);
         }
         order_edges();
     }
@@ -90,15 +91,16 @@ class RankSearch {
 
   private:
     static constexpr int END = 1 << FIRST_BITS;
-    static constexpr int MOST = 16;  // edges for one rank
     static constexpr double DEVIATIONS = 6;
 
     // The lowest known edge with fewer elements at or above it than the rank.
     std::map<int, uint64_t>::const_iterator upper_end(uint64_t rank) const {
         return std::find_if(known_.begin(), known_.end(), [rank](const auto& edge) { return edge.second < rank; });
     }
-    void spread(int first, int last) {
-        const int steps = std::min(last - first, MOST - 1);
+    // Where few elements are compared with an edge, more edges cost less than one more pass.
+    void spread(uint64_t rank, int first, int last) {
+        const int most = rank * WORTH_COMPRESSING <= known_[0] ? 64 : 16;
+        const int steps = std::min(last - first, most - 1);
         for (int i = 0; i <= steps; ++i) {
             edges_.push_back(static_cast<Bin>(first + (last - first) * i / std::max(steps, 1)));
         }
@@ -112,55 +114,6 @@ class RankSearch {
     std::map<int, uint64_t> known_;  // edge: elements at or above it
     std::vector<Bin> edges_;         // of the next pass
 };
-
-// Adds to found[0 ... E) how many of `n` elements have magnitudes not below each edge. Whole groups.
-template <DType Working, int E>
-static void count_groups(const typename Storage<Working>::Bits* base, const typename Storage<Working>::Bits* model, int n,
-                         const uint32_t* edges, uint64_t* found) {
-    using Vectors = StorageLanes<Working>;
-    Ints below[E], counted[E] = {};  // signed comparisons will do, because no magnitude has a sign
-    for (int e = 0; e < E; ++e) below[e] = Ints{} + static_cast<int32_t>(edges[e] - 1);
-    const auto look = [&](auto half, int at, int j) {
-        const Floats delta = Vectors::template load<half()>(model + at, j) - Vectors::template load<half()>(base + at, j);
-        const Ints magnitude = (Ints)delta & 0x7FFFFFFF;
-        for (int e = 0; e < E; ++e) counted[e] = count(counted[e], less(below[e], magnitude));
-    };
-    for (int at = 0; at < n; at += GROUP) {
-#pragma GCC unroll 8
-        for (int j = 0; j < HALF; j += LANES) {
-            look(std::integral_constant<int, 0>{}, at, j);
-            look(std::integral_constant<int, 1>{}, at, j);
-        }
-    }
-    for (int e = 0; e < E; ++e) found[e] += total(counted[e]);
-}
-
-// The same of any elements, for as many edges as there are.
-template <DType Working>
-void count_at_least(const typename Storage<Working>::Bits* base, const typename Storage<Working>::Bits* model, int n,
-                    const std::vector<typename Sieve<Working>::Magnitude>& edges, uint64_t* found) {
-    using Real = typename RealOf<Working>::Type;
-    using Magnitude = typename Sieve<Working>::Magnitude;
-    int counted = 0;
-    if constexpr (Working != DType::F64) {
-        counted = n / GROUP * GROUP;
-        const int last = static_cast<int>(edges.size());
-        for (int e = 0; e < last; e += 4) {
-            switch (last - e) {
-                case 1: count_groups<Working, 1>(base, model, counted, edges.data() + e, found + e); break;
-                case 2: count_groups<Working, 2>(base, model, counted, edges.data() + e, found + e); break;
-                case 3: count_groups<Working, 3>(base, model, counted, edges.data() + e, found + e); break;
-                default: count_groups<Working, 4>(base, model, counted, edges.data() + e, found + e);
-            }
-        }
-    }
-    for (int j = counted; j < n; ++j) {
-        const Real delta =
-            Storage<Working>::template load<Real>(model[j]) - Storage<Working>::template load<Real>(base[j]);
-        const Magnitude magnitude = bits_of<Magnitude>(delta) & ~Sieve<Working>::SIGN;
-        for (size_t e = 0; e < edges.size(); ++e) found[e] += magnitude >= edges[e];
-    }
-}
 
 // Short runs all over the chunk. Each is a wait for memory, and four times as many would hardly spare an edge.
 template <DType Working>
@@ -180,38 +133,41 @@ void guess_from_sample(const Array& base, const std::vector<Column>& columns, in
     for (size_t c = 0; c < columns.size(); ++c) searches[c].guess(samples[c], largest[c], runs * RUN);
 }
 
-// One pass over the chunk, for the edges of all columns. They are looked for before rounding, as a Sieve does it.
+// One pass over the chunk, for the edges of all columns.
 template <DType Working>
 void count_edges(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count, int threads,
                  std::vector<RankSearch>& searches) {
-    std::vector<std::vector<typename Sieve<Working>::Magnitude>> edges(columns.size());
-    std::vector<size_t> begin{0};
-    for (size_t c = 0; c < columns.size(); ++c) {
-        for (const Bin edge : searches[c].edges()) {
-            edges[c].push_back(Sieve<Working>::first_of(static_cast<uint64_t>(edge) << shift));
+    std::vector<EdgeCounter<Working>> none;
+    for (const RankSearch& search : searches) {
+        std::vector<typename Sieve<Working>::Magnitude> edges;
+        for (const Bin edge : search.edges()) {
+            edges.push_back(Sieve<Working>::first_of(static_cast<uint64_t>(edge) << shift));
         }
-        begin.push_back(begin.back() + edges[c].size());
+        none.emplace_back(std::move(edges));
     }
-    std::vector<std::vector<uint64_t>> counted(static_cast<size_t>(std::max(threads, 1)));
+    std::vector<std::vector<EdgeCounter<Working>>> workers(static_cast<size_t>(std::max(threads, 1)));
     parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int worker) {
-        auto& found = counted[static_cast<size_t>(worker)];
-        found.resize(begin.back());
+        auto& counters = workers[static_cast<size_t>(worker)];
+        if (counters.empty()) counters = none;
         typename Storage<Working>::Bits base_room[TILE], model_room[TILE];
         const uint64_t first = block * BLOCK, last = std::min(count, first + BLOCK);
         for (uint64_t at = first; at < last; at += TILE) {
             const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
             const auto* bits = tile_of<Working>(base, at, n, base_room);
             for (size_t c = 0; c < columns.size(); ++c) {
-                const auto* model = tile_of<Working>(columns[c].model, at, n, model_room);
-                count_at_least<Working>(bits, model, n, edges[c], found.data() + begin[c]);
+                counters[c].add(bits, tile_of<Working>(columns[c].model, at, n, model_room), n);
             }
         }
     });
-    std::vector<uint64_t> at_least(begin.back());
-    for (const auto& found : counted) {
-        for (size_t e = 0; e < found.size(); ++e) at_least[e] += found[e];
+    for (size_t c = 0; c < searches.size(); ++c) {
+        std::vector<uint64_t> at_least(searches[c].edges().size());
+        for (auto& counters : workers) {
+            if (counters.empty()) continue;
+            const std::vector<uint64_t>& found = counters[c].found();
+            for (size_t e = 0; e < found.size(); ++e) at_least[e] += found[e];
+        }
+        searches[c].learn(at_least.data());
     }
-    for (size_t c = 0; c < searches.size(); ++c) searches[c].learn(at_least.data() + begin[c]);
 }
 
 // Fills each column's histogram as far as its ranks need it. False if that takes too many passes.

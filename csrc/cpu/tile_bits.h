@@ -64,21 +64,6 @@ static ME_INLINE void note(const TileBits& bits, uint64_t first, uint64_t* notes
     std::memcpy(notes + first / 64, bits.word, sizeof(bits.word));
 }
 
-// The places of a byte's bits, lowest first, and how many there are.
-using Places = uint8_t __attribute__((vector_size(8)));
-struct PlacesOfByte {
-    alignas(8) uint8_t places[256][8] = {};
-    uint8_t size[256] = {};
-
-    constexpr PlacesOfByte() {
-        for (uint32_t bits = 0; bits < 256; ++bits) {
-            for (uint8_t bit = 0; bit < 8; ++bit) {
-                if (bits >> bit & 1) places[bits][size[bits]++] = bit;
-            }
-        }
-    }
-};
-
 // Writes the places of the bits, in order and then some, and returns how many there are. How many a part has is hard to
 // predict, so that the same is written for all.
 constexpr int MORE_PLACES = 16;
@@ -89,8 +74,7 @@ static inline int list_places(const uint64_t (&words)[N], uint32_t (&places)[64 
     for (int at = 0; at < 64 * N; at += LANES) {
         const Truth those = lanes_of_bits(static_cast<uint32_t>(words[at / 64] >> at % 64));
         const Words numbers = lane_numbers() + static_cast<uint32_t>(at);
-        store(places + listed, (Words)_mm512_maskz_compress_epi32(those, (__m512i)numbers));
-        listed += __builtin_popcount(those);
+        listed += compress(those, (Ints)numbers, reinterpret_cast<int32_t*>(places + listed));
     }
 #else
     using Eight = uint32_t __attribute__((vector_size(32)));
