@@ -53,7 +53,7 @@ def test_run_writes_a_model_and_says_what_it_did(
         "model.safetensors",
     }
     card = (out / "README.md").read_text()
-    assert "merge_method: ties" in card and "BLAKE3" in card
+    assert "merge_method: ties" in card and "XXH3" in card
 
 
 def test_plan_reads_headers_and_writes_nothing(
