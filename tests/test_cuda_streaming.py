@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from adversarial import quantised_models
-from emulated_cuda.backend import EmulatedCudaBackend
+from emulated_cuda.backend import EmulatedCudaBackend, set_schedule
 
 import merge_engine as me
 from merge_engine.errors import DeviceMemoryError, NonFiniteError
@@ -55,6 +55,20 @@ def test_same_bytes_and_counts_as_the_cpu(backend, recipe: dict, tmp_path: Path,
         merged = me.run(recipe, tmp_path / memory, backend=backend, memory=memory)
         assert digest(tmp_path / memory) == digest(tmp_path / "cpu")
         assert merged.counts == expected.counts
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_whichever_stream_gets_on(backend, recipe: dict, tmp_path: Path, seed: int) -> None:
+    """Streams are late in the other tests. Here each has done some more of its work whenever work is handed in."""
+    recipe |= {"merge_method": "ties", "parameters": METHODS["ties"]}
+    expected = me.run(recipe, tmp_path / "cpu", device="cpu")
+    set_schedule(seed)
+    try:
+        merged = me.run(recipe, tmp_path / "cuda", backend=backend, memory="200KB")
+    finally:
+        set_schedule(0)
+    assert digest(tmp_path / "cuda") == digest(tmp_path / "cpu")
+    assert merged.counts == expected.counts
 
 
 @pytest.mark.parametrize("scope", ("tensor", "model"))

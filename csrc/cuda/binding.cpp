@@ -22,31 +22,37 @@ void bind_devices(py::module_& m) {
     });
     m.def("free_memory", &free_memory);
     const py::module_local local;
-    py::class_<Queue>(m, "Queue", local).def(py::init([](int device, uintptr_t stream) { return Queue{device, stream}; }));
-    py::class_<Stream>(m, "Stream", local)
-        .def(py::init<int>())
-        .def("wait", &Stream::wait, Released())
-        .def_property_readonly("queue", &Stream::queue);
-    py::class_<Event>(m, "Event", local)
+    py::class_<Queue>(m, "Queue", local)
+        .def(py::init(&new_queue))
+        .def(py::init(&callers_queue))
+        .def("wait", &wait_for, Released());
+    py::class_<Event, std::shared_ptr<Event>>(m, "Event", local)
         .def(py::init<const Queue&>())
         .def("wait", &Event::wait, Released())
         .def("hold_back", &Event::hold_back);
     py::class_<DeviceMemory>(m, "DeviceMemory", local)
         .def(py::init<const Queue&, uint64_t, bool>())
+        .def(py::init<const Queue&, const std::string&>())
         .def_property_readonly("address", &DeviceMemory::address);
-    py::class_<PinnedMemory>(m, "PinnedMemory", local)
+    // A caller's memory stays where it is at least as long.
+    const auto callers_memory = [](const py::buffer& buffer) {
+        const py::buffer_info memory = buffer.request(true);
+        const py::gil_scoped_release released;
+        return std::make_unique<HostMemory>(memory.ptr, static_cast<uint64_t>(memory.size * memory.itemsize));
+    };
+    py::class_<HostMemory>(m, "HostMemory", local)
         .def(py::init<uint64_t>(), Released())
-        .def(py::init<uintptr_t, uint64_t>(), Released())
-        .def_property_readonly("address", &PinnedMemory::address);
+        .def(py::init(callers_memory), py::keep_alive<1, 2>())
+        .def_property_readonly("address", &HostMemory::address);
     m.def("upload", &upload, Released());
     m.def("download", &download, Released());
-    m.def("read", [](const Queue& queue, uintptr_t address, uint64_t bytes) {
-        std::string memory(bytes, '\0');
+    m.def("read", [](const Queue& queue, const DeviceMemory& memory, uint64_t bytes) {
+        std::string contents;
         {
-            py::gil_scoped_release released;
-            read(queue, address, memory.data(), bytes);
+            const py::gil_scoped_release released;
+            contents = merge_engine::read(queue, memory, bytes);
         }
-        return py::bytes(memory);
+        return py::bytes(contents);
     });
 }
 

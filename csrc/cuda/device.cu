@@ -32,44 +32,95 @@ uint64_t free_memory(int device) {
     return free;
 }
 
-Stream::Stream(int device) : queue_{device, 0} {
+Queue new_queue(int device) {
     const OnDevice on(device);
     cudaStream_t stream;
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
-    queue_.stream = reinterpret_cast<uintptr_t>(stream);
+    const auto destroy = [](void* own) { cudaStreamDestroy(static_cast<cudaStream_t>(own)); };
+    const Queue queue{device, std::shared_ptr<void>(static_cast<void*>(stream), destroy)};
     // Scratch memory is asked for again at once; without this the pool would give it back to the driver each time.
     cudaMemPool_t pool;
     check(cudaDeviceGetDefaultMemPool(&pool, device), "asking for the memory pool");
     uint64_t kept = 256 << 20;
     check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "setting up the memory pool");
+    return queue;
 }
 
-Stream::~Stream() { cudaStreamDestroy(stream_of(queue_)); }
+Queue callers_queue(int device, uintptr_t stream) {
+    const std::shared_ptr<void> nobody;
+    return {device, std::shared_ptr<void>(nobody, reinterpret_cast<void*>(stream))};
+}
 
-void Stream::wait() const { check(cudaStreamSynchronize(stream_of(queue_)), "waiting for the device"); }
+void wait_for(const Queue& queue) {
+    const OnDevice on(queue.device);
+    check(cudaStreamSynchronize(stream_of(queue)), "waiting for the device");
+}
 
-Event::Event(const Queue& queue) : device_(queue.device) {
-    const OnDevice on(device_);
+namespace {
+
+cudaEvent_t event_of(const Event& event) { return static_cast<cudaEvent_t>(event.handle()); }
+
+bool same(const Queue& a, const Queue& b) { return a.device == b.device && a.stream == b.stream; }
+
+// An event takes the place of an earlier one of its queue.
+void keep_last(std::vector<std::shared_ptr<Event>>& events, const std::shared_ptr<Event>& event) {
+    for (auto& earlier : events) {
+        if (!same(earlier->queue(), event->queue())) continue;
+        earlier = event;
+        return;
+    }
+    events.push_back(event);
+}
+
+void demand_inside(uint64_t memory, uint64_t at, uint64_t bytes) {
+    if (at > memory || bytes > memory - at) throw std::out_of_range("a copy goes beyond the memory it starts in");
+}
+
+std::shared_ptr<Event> copy(const Queue& queue, DeviceMemory& device, HostMemory& host, uint64_t at, uint64_t bytes,
+                            cudaMemcpyKind kind) {
+    demand_inside(device.bytes(), at, bytes);
+    demand_inside(host.bytes(), at, bytes);
+    const OnDevice on(queue.device);
+    // Whatever fails from here on, both memories know of the copy.
+    const auto done = std::make_shared<Event>(queue);
+    device.outlive(done);
+    host.outlive(done);
+    auto* on_device = reinterpret_cast<void*>(device.address() + at);
+    auto* on_host = reinterpret_cast<void*>(host.address() + at);
+    const bool up = kind == cudaMemcpyHostToDevice;
+    check(cudaMemcpyAsync(up ? on_device : on_host, up ? on_host : on_device, bytes, kind, stream_of(queue)),
+          up ? "copying to the device" : "copying from the device");
+    done->record();
+    return done;
+}
+
+}  // namespace
+
+Event::Event(const Queue& queue) : queue_(queue) {
+    const OnDevice on(queue_.device);
     cudaEvent_t event;
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
     event_ = event;
-    const cudaError_t status = cudaEventRecord(event, stream_of(queue));
+    const cudaError_t status = cudaEventRecord(event, stream_of(queue_));
     if (status != cudaSuccess) cudaEventDestroy(event);
     check(status, "recording an event");
 }
 
-Event::~Event() { cudaEventDestroy(static_cast<cudaEvent_t>(event_)); }
+Event::~Event() { cudaEventDestroy(event_of(*this)); }
 
-void Event::wait() const {
-    check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "waiting for the device");
+void Event::record() {
+    const OnDevice on(queue_.device);
+    check(cudaEventRecord(event_of(*this), stream_of(queue_)), "recording an event");
 }
 
-void Event::hold_back(const Queue& queue) const {
-    const OnDevice on(queue.device);
-    check(cudaStreamWaitEvent(stream_of(queue), static_cast<cudaEvent_t>(event_), 0), "ordering two streams");
+void Event::wait() const { check(cudaEventSynchronize(event_of(*this)), "waiting for the device"); }
+
+void Event::hold_back(const Queue& other) const {
+    const OnDevice on(other.device);
+    check(cudaStreamWaitEvent(stream_of(other), event_of(*this), 0), "ordering two streams");
 }
 
-DeviceMemory::DeviceMemory(const Queue& queue, uint64_t bytes, bool zero) : queue_(queue) {
+DeviceMemory::DeviceMemory(const Queue& queue, uint64_t bytes, bool zero) : queue_(queue), bytes_(bytes) {
     const OnDevice on(queue.device);
     check(cudaMallocAsync(&data_, std::max<uint64_t>(bytes, 1), stream_of(queue)), "allocating device memory");
     if (!zero) return;
@@ -78,41 +129,60 @@ DeviceMemory::DeviceMemory(const Queue& queue, uint64_t bytes, bool zero) : queu
     check(status, "clearing device memory");
 }
 
-DeviceMemory::~DeviceMemory() { cudaFreeAsync(data_, stream_of(queue_)); }
+DeviceMemory::DeviceMemory(const Queue& queue, const std::string& contents)
+    : DeviceMemory(queue, contents.size(), false) {
+    const OnDevice on(queue.device);
+    check(cudaMemcpyAsync(data_, contents.data(), contents.size(), cudaMemcpyHostToDevice, stream_of(queue)),
+          "copying to the device");
+}
 
-PinnedMemory::PinnedMemory(uint64_t bytes) : own_(true) {
+DeviceMemory::~DeviceMemory() {
+    const OnDevice on(queue_.device, std::nothrow);
+    for (const auto& done : copies_) cudaStreamWaitEvent(stream_of(queue_), event_of(*done), 0);
+    cudaFreeAsync(data_, stream_of(queue_));
+}
+
+void DeviceMemory::outlive(const std::shared_ptr<Event>& copy) {
+    if (!same(copy->queue(), queue_)) keep_last(copies_, copy);
+}
+
+HostMemory::HostMemory(uint64_t bytes) : bytes_(bytes), own_(true), pinned_(true) {
     check(cudaHostAlloc(&data_, bytes, cudaHostAllocPortable), "allocating pinned memory");
 }
 
-PinnedMemory::PinnedMemory(uintptr_t address, uint64_t bytes) : data_(reinterpret_cast<void*>(address)), own_(false) {
-    check(cudaHostRegister(data_, bytes, cudaHostRegisterPortable), "pinning host memory");
+HostMemory::HostMemory(void* data, uint64_t bytes) : bytes_(bytes), data_(data), own_(false) {
+    pinned_ = cudaHostRegister(data, bytes, cudaHostRegisterPortable) == cudaSuccess;
+    if (!pinned_) cudaGetLastError();  // there is a limit on locked memory; the next call would report it again
 }
 
-PinnedMemory::~PinnedMemory() {
+HostMemory::~HostMemory() {
+    for (const auto& done : copies_) cudaEventSynchronize(event_of(*done));
     if (own_) {
         cudaFreeHost(data_);
-    } else {
+    } else if (pinned_) {
         cudaHostUnregister(data_);
     }
 }
 
-void upload(const Queue& queue, uintptr_t device_address, uintptr_t host_address, uint64_t bytes) {
-    const OnDevice on(queue.device);
-    check(cudaMemcpyAsync(reinterpret_cast<void*>(device_address), reinterpret_cast<const void*>(host_address), bytes,
-                          cudaMemcpyHostToDevice, stream_of(queue)),
-          "copying to the device");
+void HostMemory::outlive(const std::shared_ptr<Event>& copy) { keep_last(copies_, copy); }
+
+std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, HostMemory& from, uint64_t at, uint64_t bytes) {
+    return copy(queue, to, from, at, bytes, cudaMemcpyHostToDevice);
 }
 
-void download(const Queue& queue, uintptr_t host_address, uintptr_t device_address, uint64_t bytes) {
+std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, DeviceMemory& from, uint64_t at, uint64_t bytes) {
+    return copy(queue, from, to, at, bytes, cudaMemcpyDeviceToHost);
+}
+
+std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t bytes) {
+    demand_inside(memory.bytes(), 0, bytes);
     const OnDevice on(queue.device);
-    check(cudaMemcpyAsync(reinterpret_cast<void*>(host_address), reinterpret_cast<const void*>(device_address), bytes,
-                          cudaMemcpyDeviceToHost, stream_of(queue)),
+    std::string result(bytes, '\0');
+    check(cudaMemcpyAsync(result.data(), reinterpret_cast<const void*>(memory.address()), bytes, cudaMemcpyDeviceToHost,
+                          stream_of(queue)),
           "copying from the device");
-}
-
-void read(const Queue& queue, uintptr_t device_address, void* into, uint64_t bytes) {
-    download(queue, reinterpret_cast<uintptr_t>(into), device_address, bytes);
     check(cudaStreamSynchronize(stream_of(queue)), "waiting for the device");
+    return result;
 }
 
 }  // namespace merge_engine

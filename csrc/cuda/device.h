@@ -1,6 +1,8 @@
 // Devices, their memory, and the order of work on them.
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -19,64 +21,76 @@ std::vector<Device> devices();
 
 uint64_t free_memory(int device);
 
-// A stream that does not wait for the default one.
-class Stream {
-  public:
-    explicit Stream(int device);
-    ~Stream();
-    Stream(const Stream&) = delete;
-    Queue queue() const { return queue_; }
-    void wait() const;  // until all work handed in is done
+// A queue with a new stream, which does not wait for the default one.
+Queue new_queue(int device);
 
-  private:
-    Queue queue_;
-};
+// A queue of a caller's stream.
+Queue callers_queue(int device, uintptr_t stream);
 
-// A point in a stream's work.
+// Waits until all work that the queue was given is done.
+void wait_for(const Queue& queue);
+
+// A point in a queue's work, behind all that the queue was given before.
 class Event {
   public:
     explicit Event(const Queue& queue);
     ~Event();
     Event(const Event&) = delete;
+    void record();  // moves the point behind all that the queue was given since
     void wait() const;
-    void hold_back(const Queue& queue) const;  // what is handed to the queue from now on waits for the point
-
-  private:
-    int device_;
-    void* event_ = nullptr;
-};
-
-// Device memory. Throws std::bad_alloc when there is too little.
-class DeviceMemory {
-  public:
-    DeviceMemory(const Queue& queue, uint64_t bytes, bool zero);
-    ~DeviceMemory();
-    DeviceMemory(const DeviceMemory&) = delete;
-    uintptr_t address() const { return reinterpret_cast<uintptr_t>(data_); }
+    void hold_back(const Queue& other) const;  // what the other queue is given from now on waits for the point
+    const Queue& queue() const { return queue_; }
+    void* handle() const { return event_; }  // a cudaEvent_t
 
   private:
     Queue queue_;
-    void* data_ = nullptr;
+    void* event_ = nullptr;
 };
 
-// Host memory that a device can copy from and to without a detour: its own, or a caller's for a while.
-class PinnedMemory {
+// Device memory for the work of a queue. It is given back behind that work and behind all copies, whatever queue they
+// were given to. Throws std::bad_alloc when there is too little.
+class DeviceMemory {
   public:
-    explicit PinnedMemory(uint64_t bytes);
-    PinnedMemory(uintptr_t address, uint64_t bytes);
-    ~PinnedMemory();
-    PinnedMemory(const PinnedMemory&) = delete;
+    DeviceMemory(const Queue& queue, uint64_t bytes, bool zero);
+    DeviceMemory(const Queue& queue, const std::string& contents);
+    ~DeviceMemory();
+    DeviceMemory(const DeviceMemory&) = delete;
     uintptr_t address() const { return reinterpret_cast<uintptr_t>(data_); }
+    uint64_t bytes() const { return bytes_; }
+    void outlive(const std::shared_ptr<Event>& copy);  // which is done at the event
 
   private:
-    void* data_;
-    bool own_;
+    Queue queue_;
+    uint64_t bytes_;
+    void* data_ = nullptr;
+    std::vector<std::shared_ptr<Event>> copies_;  // the last on each other queue
 };
 
-void upload(const Queue& queue, uintptr_t device_address, uintptr_t host_address, uint64_t bytes);
-void download(const Queue& queue, uintptr_t host_address, uintptr_t device_address, uint64_t bytes);
+// Host memory that is copied from and to: our own, or a caller's for a while. Ours is pinned, a caller's if the system
+// lets it be; if not, copies are slower and as right. Its destructor waits for all copies.
+class HostMemory {
+  public:
+    explicit HostMemory(uint64_t bytes);
+    HostMemory(void* data, uint64_t bytes);
+    ~HostMemory();
+    HostMemory(const HostMemory&) = delete;
+    uintptr_t address() const { return reinterpret_cast<uintptr_t>(data_); }
+    uint64_t bytes() const { return bytes_; }
+    void outlive(const std::shared_ptr<Event>& copy);  // which is done at the event
 
-// Waits for the queue and reads some of its device's memory.
-void read(const Queue& queue, uintptr_t device_address, void* into, uint64_t bytes);
+  private:
+    uint64_t bytes_;
+    void* data_ = nullptr;
+    bool own_, pinned_;
+    std::vector<std::shared_ptr<Event>> copies_;  // the last on each queue
+};
+
+// Copies `bytes` that begin at the same place in both memories, and returns the point behind that. Both outlive the
+// copy. Throws std::out_of_range for what one of them does not hold.
+std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, HostMemory& from, uint64_t at, uint64_t bytes);
+std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, DeviceMemory& from, uint64_t at, uint64_t bytes);
+
+// Waits for the queue, and returns the first bytes of some memory.
+std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t bytes);
 
 }  // namespace merge_engine

@@ -23,14 +23,19 @@ inline void check(cudaError_t status, const char* doing) {
     throw std::runtime_error(std::string(doing) + ": " + cudaGetErrorString(status));
 }
 
-inline cudaStream_t stream_of(const Queue& queue) { return reinterpret_cast<cudaStream_t>(queue.stream); }
+inline cudaStream_t stream_of(const Queue& queue) { return static_cast<cudaStream_t>(queue.stream.get()); }
 
-// Makes the queue's device the current one for a while.
+// Makes the queue's device the current one for a while: a caller's default stream is that of the current device.
 class OnDevice {
   public:
     explicit OnDevice(int device) {
         check(cudaGetDevice(&before_), "asking for the current device");
         if (before_ != device) check(cudaSetDevice(device), "choosing the device");
+    }
+    // For destructors, who have nobody to tell.
+    OnDevice(int device, std::nothrow_t) {
+        cudaGetDevice(&before_);
+        if (before_ != device) cudaSetDevice(device);
     }
     ~OnDevice() { cudaSetDevice(before_); }
     OnDevice(const OnDevice&) = delete;

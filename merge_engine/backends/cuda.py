@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import structures
 from merge_engine.backends.base import Backend
-from merge_engine.backends.cpu import address_of
 from merge_engine.backends.cuda_batch import Batch
 from merge_engine.backends.cuda_handles import (
     DeviceArray,
@@ -56,7 +55,7 @@ class CudaBackend(Backend):
         self.device = device
         self.label = _examine(self._native, device)
         self._mirror = Mirror(self._native, device)
-        self._aside = self._native.Stream(device)
+        self._aside = self._native.Queue(device)
         self._batch = Batch(self._native)
         self._more_to_come = False
 
@@ -112,7 +111,7 @@ class CudaBackend(Backend):
         if isinstance(value, Results):
             value.ready.wait()
             return None
-        return value.value(results.data(self._native, self._aside.queue))
+        return value.value(results.data(self._native, self._aside))
 
     def mark(self) -> Results:
         """Mark the end of what was asked for so far (see ``Backend.mark``)."""
@@ -175,7 +174,7 @@ class CudaBackend(Backend):
             chunk.count,
             located.address,
         )
-        total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located.address, 16))
+        total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located, 16))
         return total, offset if offset != 2**64 - 1 else None
 
     def l1_norms(
@@ -194,11 +193,11 @@ class CudaBackend(Backend):
         structures.check(chunk)
         self._launch()
         inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
-        memory = self._send(struct.pack(f"<{len(sums)}d", *sums))
+        memory = self._native.DeviceMemory(self._queue(), struct.pack(f"<{len(sums)}d", *sums))
         working = structures.dtype(self._native, chunk.working)
         arrays = [array.native for array in inputs]
         self._native.gram(self._queue(), arrays, working, chunk.count, memory.address)
-        result = self._native.read(self._queue(), memory.address, 8 * len(sums))
+        result = self._native.read(self._queue(), memory, 8 * len(sums))
         return list(struct.unpack(f"<{len(sums)}d", result))
 
     def _brought_down(self, outcome: PendingOutcome, output: DeviceArray) -> PendingOutcome:
@@ -225,7 +224,7 @@ class CudaBackend(Backend):
     def _queue(self) -> Any:
         """The stream to work on: our own while host memory is attached, else the caller's."""
         if self._mirror.attached:
-            return self._mirror.compute.queue
+            return self._mirror.compute
         return self._native.Queue(self.device, self._callers_stream())
 
     def _callers_stream(self) -> int:
@@ -235,13 +234,6 @@ class CudaBackend(Backend):
 
     def _here(self, tensor: torch.Tensor) -> bool:
         return tensor.device.type == "cuda" and tensor.device.index == self.device
-
-    def _send(self, data: bytes) -> Any:
-        """A few bytes in device memory."""
-        memory = self._native.DeviceMemory(self._queue(), len(data), False)
-        source = memoryview(bytearray(data))
-        self._native.upload(self._queue(), memory.address, address_of(source), len(data))
-        return memory
 
 
 def _module() -> Any:

@@ -74,7 +74,7 @@ class Results:
             self._data = self.arrived()
         elif self._data is None:
             self.ready.hold_back(aside)  # not behind what was asked for since
-            self._data = bytes(native.read(aside, self.memory.address, self.nbytes))
+            self._data = bytes(native.read(aside, self.memory, self.nbytes))
         return self._data
 
 

@@ -21,16 +21,16 @@ DETOUR = 64 << 10
 class Mirror:
     """While host memory is attached, as many bytes on the device, each in the same place.
 
-    Whoever uses a piece of the memory again must have waited for what used it before.
+    Whoever uses a piece of the memory again must have waited for what used it before. Memory that is let go of earlier
+    is kept until all copies are done: native memory sees to that itself.
     """
 
     def __init__(self, native: Any, device: int):
         self._native = native
         self._device = device
-        self._up, self.compute, self._down = (native.Stream(device) for _ in range(3))
+        self._up, self.compute, self._down = (native.Queue(device) for _ in range(3))
         self._memory: Any = None
-        self._pinned: Any = None
-        self._host = 0
+        self._host: Any = None
         self._spare: list[tuple[int, Any]] = []  # pinned memory for results, with its size
 
     @property
@@ -44,60 +44,56 @@ class Mirror:
         try:
             if self._native.free_memory(self._device) < needed:
                 raise MemoryError
-            self._memory = self._native.DeviceMemory(self.compute.queue, len(memory), False)
+            mirrored = self._native.DeviceMemory(self.compute, len(memory), False)
         except MemoryError:
             raise DeviceMemoryError(
                 f"CUDA device {self._device} has less than {needed / 2**20:,.0f} MiB of free memory"
             ) from None
         self.compute.wait()  # the mirror is there for the other streams too
-        self._host = address_of(memory)
-        try:
-            self._pinned = self._native.PinnedMemory(self._host, len(memory))
-        except (RuntimeError, MemoryError):
-            self._pinned = None  # a limit on locked memory: copies are slower then, and as right
+        self._memory, self._host = mirrored, self._native.HostMemory(memory)
 
     def detach(self) -> None:
         """Wait for all work, and let go of the memory."""
-        for stream in (self._up, self.compute, self._down):
-            stream.wait()
-        self._memory = self._pinned = None
-        self._spare.clear()
+        try:
+            for queue in (self._up, self.compute, self._down):
+                queue.wait()
+        finally:
+            self._memory = self._host = None
+            self._spare.clear()
 
     def address(self, memory: memoryview) -> int:
         """Where a view of the attached memory is mirrored."""
         if self._memory is None:
             raise BackendError("the cuda backend takes host memory only while it is attached")
-        return int(self._memory.address) + (address_of(memory) - self._host if memory else 0)
+        return int(self._memory.address) + (address_of(memory) - self._host.address if memory else 0)
 
     def upload(self, arrays: Sequence[DeviceArray]) -> None:
         """Copy the inputs of a batch to the device; kernels wait for them.
 
         What lies between two of them is an input of the batch that is not needed, or nothing.
         """
-        ranges = [(array.address, array.address + array.nbytes) for array in arrays if array.count]
-        for first, last in _joined(ranges, DETOUR):
-            host = first - self._memory.address + self._host
-            self._native.upload(self._up.queue, first, host, last - first)
-        if ranges:
-            self._native.Event(self._up.queue).hold_back(self.compute.queue)
+        copied = None
+        for first, last in _joined(arrays, DETOUR):
+            at = first - self._memory.address
+            copied = self._native.upload(self._up, self._memory, self._host, at, last - first)
+        if copied is not None:
+            copied.hold_back(self.compute)
 
     def download(self, outputs: Sequence[DeviceArray], results: Results) -> None:
         """Copy the outputs of a batch to the host, and its results, once its kernels are done.
 
         Between two outputs may be one that the host has written, but not within a page.
         """
-        down = self._down.queue
-        results.ready.hold_back(down)
-        ranges = [(array.address, array.address + array.nbytes) for array in outputs if array.count]
-        for first, last in _joined(ranges, PAGE - 1):
-            self._native.download(down, first - self._memory.address + self._host, first, last - first)
-        results.arrived = self._bring_down(results.memory.address, results.nbytes)
+        results.ready.hold_back(self._down)
+        for first, last in _joined(outputs, PAGE - 1):
+            at = first - self._memory.address
+            self._native.download(self._down, self._host, self._memory, at, last - first)
+        results.arrived = self._bring_down(results.memory, results.nbytes)
 
-    def _bring_down(self, address: int, nbytes: int) -> Callable[[], bytes]:
+    def _bring_down(self, memory: Any, nbytes: int) -> Callable[[], bytes]:
         """Copy a few bytes to pinned memory. What is returned waits for them and all that comes down before."""
         capacity, pinned = self._take_pinned(nbytes)
-        self._native.download(self._down.queue, pinned.address, address, nbytes)
-        done = self._native.Event(self._down.queue)
+        done = self._native.download(self._down, pinned, memory, 0, nbytes)
 
         def arrived() -> bytes:
             done.wait()
@@ -111,11 +107,12 @@ class Mirror:
         for i, (capacity, _) in enumerate(self._spare):
             if capacity >= nbytes:
                 return self._spare.pop(i)
-        return nbytes, self._native.PinnedMemory(nbytes)
+        return nbytes, self._native.HostMemory(nbytes)
 
 
-def _joined(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
-    """Ranges of memory, those in one that are no more than ``gap`` bytes apart."""
+def _joined(arrays: Sequence[DeviceArray], gap: int) -> list[tuple[int, int]]:
+    """The ranges of memory where arrays are. Those that are no more than ``gap`` bytes apart are one range."""
+    ranges = [(array.address, array.address + array.nbytes) for array in arrays if array.count]
     result: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if result and first - result[-1][1] <= gap:

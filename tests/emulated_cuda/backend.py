@@ -32,18 +32,35 @@ def load() -> Any:
     return module
 
 
+@cache
+def _device() -> ctypes.CDLL:
+    library = ctypes.CDLL(load().__file__)
+    library.held.restype = ctypes.c_uint64
+    return library
+
+
+def handed_in() -> int:
+    """How many kernels, copies and fillings the device was given so far."""
+    return ctypes.c_uint64.in_dll(_device(), "handed_in").value
+
+
+def held() -> int:
+    """How many streams, events and pieces of device memory and pinned memory there are."""
+    return int(_device().held())
+
+
+def set_schedule(seed: int) -> None:
+    """Let streams get on by themselves, in an order that the seed decides. With 0 they are as late as they may be."""
+    ctypes.c_uint64.in_dll(_device(), "schedule").value = seed
+
+
 class EmulatedCudaBackend(CudaBackend):
     """Takes CPU tensors for device tensors."""
 
     name = "emulated cuda"
 
-    def __init__(self) -> None:
-        super().__init__(native=load())
-
-    @property
-    def handed_in(self) -> int:
-        """How many kernels, copies and fillings the device was given so far."""
-        return ctypes.c_uint64.in_dll(ctypes.CDLL(self._native.__file__), "handed_in").value
+    def __init__(self, native: Any = None) -> None:
+        super().__init__(native=native if native is not None else load())
 
     def _here(self, tensor: torch.Tensor) -> bool:
         return tensor.device.type == "cpu"

@@ -2,8 +2,9 @@
 //
 // Every CUDA thread is a fiber; those of a block take turns, and a block runs after the other. A barrier lets the others
 // go on until all have reached it, a warp operation until all 32 lanes have. A stream is as late as it may be: its work
-// is done when somebody waits for it, so that what should have waited and did not finds garbage. What this cannot
-// show: races between threads that do not wait for each other, memory that is not coherent, speed.
+// is done when somebody waits for it, so that what should have waited and did not finds garbage. A program that would
+// crash a real device, or work there by luck, is refused (order.h). What this cannot show: races between threads
+// that do not wait for each other, memory that is not coherent, speed.
 #pragma once
 
 #include <bit>
@@ -11,10 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <functional>
-#include <memory>
-#include <vector>
 
 #define __global__
 #define __device__
@@ -35,32 +33,24 @@ struct uint4 {
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+using cudaStream_t = struct EmulatedStream*;
+using cudaEvent_t = struct EmulatedEvent*;
+using cudaMemPool_t = struct EmulatedPool*;
+
 namespace emulated {
 void run_grid(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel);
 void wait_for_block();
 // Gives every lane the values of all, once all 32 are there.
 const uint32_t* exchange(uint32_t value);
 
-// Work that was handed to a stream and not yet done; `done` counts what was.
-struct Stream {
-    std::deque<std::function<void()>> work;
-    uint64_t handed_in = 0, done = 0;
-};
-struct Event {
-    Stream* stream = nullptr;
-    uint64_t point = 0;
-};
-Stream* stream_of(void* handle);  // the default stream has none
-void hand_in(Stream* stream, std::function<void()> work);
-void finish(Stream* stream, uint64_t point);
-bool is_pinned(const void* memory);
-void pin(const void* memory, size_t bytes);
-void unpin(const void* memory);
+// Hands a kernel to a stream.
+void launch(cudaStream_t stream, std::function<void()> grid);
 // How many kernels, copies and fillings were handed in: what costs a GPU a few microseconds each.
 extern "C" __attribute__((visibility("default"))) uint64_t handed_in;
-// The next calls of cudaMalloc* fail while this is positive and they ask for more.
-extern size_t memory_limit;
-extern size_t memory_used;
+// How many streams, events and pieces of device memory and of pinned memory there are.
+extern "C" __attribute__((visibility("default"))) uint64_t held();
+// The seed of an order in which streams get on by themselves. At 0 they are as late as they may be.
+extern "C" __attribute__((visibility("default"))) uint64_t schedule;
 }  // namespace emulated
 
 inline void __syncthreads() { emulated::wait_for_block(); }
@@ -120,9 +110,11 @@ auto max(A a, B b) {
 
 enum cudaError_t {
     cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
+    cudaErrorHostMemoryAlreadyRegistered = 712,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
@@ -130,9 +122,6 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocPortable = 1,
                    cudaHostRegisterPortable = 1;
-using cudaStream_t = struct EmulatedStream*;
-using cudaEvent_t = struct EmulatedEvent*;
-using cudaMemPool_t = struct EmulatedPool*;
 struct cudaDeviceProp {
     char name[256];
     int major, minor;
@@ -159,87 +148,27 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 2, cudaSuccess; }
 inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) { return *free = *total = size_t{1} << 30, cudaSuccess; }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-    return *stream = reinterpret_cast<cudaStream_t>(new emulated::Stream), cudaSuccess;
-}
-inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    emulated::Stream* own = emulated::stream_of(stream);
-    return emulated::finish(own, own->handed_in), cudaSuccess;
-}
-// Not freed: an event may still ask how far it came.
-inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-    return *event = reinterpret_cast<cudaEvent_t>(new emulated::Event), cudaSuccess;
-}
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    emulated::Stream* own = emulated::stream_of(stream);
-    return *reinterpret_cast<emulated::Event*>(event) = {own, own->handed_in}, cudaSuccess;
-}
-inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    const auto* point = reinterpret_cast<emulated::Event*>(event);
-    return emulated::finish(point->stream, point->point), cudaSuccess;
-}
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
-    return delete reinterpret_cast<emulated::Event*>(event), cudaSuccess;
-}
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    const emulated::Event point = *reinterpret_cast<emulated::Event*>(event);
-    emulated::hand_in(emulated::stream_of(stream), [point] { emulated::finish(point.stream, point.point); });
-    return cudaSuccess;
-}
 inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) { return *pool = nullptr, cudaSuccess; }
 inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 
-// Fresh device memory holds garbage, so that what forgets to clear it is noticed.
-inline cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t) {
-    if (emulated::memory_limit && emulated::memory_used + bytes > emulated::memory_limit) {
-        return cudaErrorMemoryAllocation;
-    }
-    auto* block = static_cast<char*>(std::aligned_alloc(256, (bytes + 511) / 256 * 256));
-    std::memcpy(block, &bytes, sizeof(bytes));
-    emulated::memory_used += bytes;
-    *memory = block + 256;
-    std::memset(*memory, 0xA5, bytes);
-    return cudaSuccess;
-}
-inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
-    emulated::hand_in(emulated::stream_of(stream), [memory] {
-        size_t bytes;
-        std::memcpy(&bytes, static_cast<char*>(memory) - 256, sizeof(bytes));
-        emulated::memory_used -= bytes;
-        std::memset(static_cast<char*>(memory) - 256, 0x5A, bytes + 256);
-        std::free(static_cast<char*>(memory) - 256);
-    });
-    return cudaSuccess;
-}
-inline cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
-    *memory = std::malloc(bytes);
-    return emulated::pin(*memory, bytes), cudaSuccess;
-}
-inline cudaError_t cudaFreeHost(void* memory) { return emulated::unpin(memory), std::free(memory), cudaSuccess; }
-inline cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
-    return emulated::pin(memory, bytes), cudaSuccess;
-}
-inline cudaError_t cudaHostUnregister(void* memory) { return emulated::unpin(memory), cudaSuccess; }
-inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
-    ++emulated::handed_in;
-    emulated::hand_in(emulated::stream_of(stream), [=] { std::memset(memory, value, bytes); });
-    return cudaSuccess;
-}
-// What is not pinned is copied before the call returns.
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
-    ++emulated::handed_in;
-    emulated::Stream* own = emulated::stream_of(stream);
-    if (kind == cudaMemcpyHostToDevice && !emulated::is_pinned(from)) {
-        const auto staged = std::make_shared<std::vector<char>>(bytes);
-        std::memcpy(staged->data(), from, bytes);
-        emulated::hand_in(own, [=] { std::memcpy(to, staged->data(), bytes); });
-        return cudaSuccess;
-    }
-    emulated::hand_in(own, [=] { std::memcpy(to, from, bytes); });
-    if (kind == cudaMemcpyDeviceToHost && !emulated::is_pinned(to)) emulated::finish(own, own->handed_in);
-    return cudaSuccess;
-}
+// See runtime.cpp.
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t stream);
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream);
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned flags);
+cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned flags);
+cudaError_t cudaHostUnregister(void* memory);
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
     return cudaSuccess;
@@ -249,7 +178,6 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const std::function<void()> body = [=] { kernel(static_cast<Parameters>(arguments)...); };
     const unsigned blocks = config->gridDim.x, threads = config->blockDim.x;
     const size_t shared_bytes = config->dynamicSmemBytes;
-    ++emulated::handed_in;
-    emulated::hand_in(emulated::stream_of(config->stream), [=] { emulated::run_grid(blocks, threads, shared_bytes, body); });
+    emulated::launch(config->stream, [=] { emulated::run_grid(blocks, threads, shared_bytes, body); });
     return cudaSuccess;
 }

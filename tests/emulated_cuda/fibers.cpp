@@ -1,12 +1,12 @@
-// Fibers that stand for the threads of a CUDA block. See cuda_runtime.h beside this file.
+// Fibers that stand for the threads of a CUDA block. See cuda_runtime.h.
 #include <cuda_runtime.h>
 
 #include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
-#include <map>
 #include <memory>
+#include <vector>
 
 namespace merge_engine {
 alignas(16) unsigned char block_memory[228 << 10];  // what kernels call their dynamic shared memory
@@ -15,9 +15,6 @@ alignas(16) unsigned char block_memory[228 << 10];  // what kernels call their d
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulated {
-
-size_t memory_limit = 0, memory_used = 0;
-uint64_t handed_in = 0;
 
 namespace {
 
@@ -124,41 +121,6 @@ void run_block(unsigned threads) {
 }
 
 }  // namespace
-
-Stream* stream_of(void* handle) {
-    static Stream default_stream;
-    return handle ? static_cast<Stream*>(handle) : &default_stream;
-}
-
-void hand_in(Stream* stream, std::function<void()> work) {
-    stream->work.push_back(std::move(work));
-    ++stream->handed_in;
-}
-
-void finish(Stream* stream, uint64_t point) {
-    while (stream->done < point) {
-        const std::function<void()> next = std::move(stream->work.front());
-        stream->work.pop_front();
-        next();
-        ++stream->done;
-    }
-}
-
-namespace {
-std::map<const char*, size_t> pinned;
-}
-
-bool is_pinned(const void* memory) {
-    const auto* address = static_cast<const char*>(memory);
-    auto after = pinned.upper_bound(address);
-    if (after == pinned.begin()) return false;
-    --after;
-    return address < after->first + after->second;
-}
-
-void pin(const void* memory, size_t bytes) { pinned[static_cast<const char*>(memory)] = bytes; }
-
-void unpin(const void* memory) { pinned.erase(static_cast<const char*>(memory)); }
 
 void wait_for_block() { leave_in(State::AtBarrier); }
 
