@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +19,18 @@ class Copy:
     """A small tensor on its way to the host, and the event at which it is there."""
 
     host: torch.Tensor
-    source: torch.Tensor  # kept until it has been copied
     event: torch.cuda.Event | None
 
     @classmethod
     def of(cls, source: torch.Tensor) -> Copy:
         """Copy a tensor behind what the current stream has to do."""
         if source.device.type == "cpu":
-            return cls(source, source, None)
+            return cls(source, None)
         host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
         host.copy_(source, non_blocking=True)
-        return cls(host, source, torch.cuda.current_stream(source.device).record_event())
+        stream = torch.cuda.current_stream(source.device)
+        source.record_stream(stream)  # its memory is not used for anything else before it has been copied
+        return cls(host, stream.record_event())
 
     def wait(self) -> torch.Tensor:
         """The values, once they are there."""
@@ -39,8 +42,9 @@ class Copy:
 class Mirror:
     """As many bytes on ``device`` as ``memory`` has, a byte for a byte.
 
-    Whoever uses a piece of the memory again must have waited for what used it before. Raises ``DeviceMemoryError``
-    when the device has too little memory for it and ``scratch`` more bytes.
+    Whoever uses a piece of the memory again must have waited for what used it before. A mirror that dies without
+    ``close`` is closed then. Raises ``DeviceMemoryError`` when the device has too little memory for it and
+    ``scratch`` more bytes.
     """
 
     def __init__(self, memory: memoryview, scratch: int, device: torch.device):
@@ -60,11 +64,15 @@ class Mirror:
         self._up = torch.cuda.Stream(device)
         self.compute = torch.cuda.Stream(device)
         self._down = torch.cuda.Stream(device)
+        streams = (self._up, self.compute, self._down)
+        for stream in streams:  # torch knows only of the stream that was current when it gave the memory
+            self._device.record_stream(stream)
         # Pinned memory is copied without a detour. Where it cannot be pinned, copies take longer, no more.
         cudart = torch.cuda.cudart()
         status = cudart.cudaHostRegister(self._address, len(memory), 0)
-        self._pinned = bool(status == cudart.cudaError.success)
-        if not self._pinned:
+        pinned = bool(status == cudart.cudaError.success)
+        self._end = weakref.finalize(self, _let_go, self._host, pinned, streams)
+        if not pinned:
             with contextlib.suppress(
                 RuntimeError
             ):  # a refusal is reported once more, by whatever is launched next
@@ -93,7 +101,14 @@ class Mirror:
 
     def close(self) -> None:
         """Wait for everything, and unpin the memory."""
-        for stream in (self._up, self.compute, self._down):
+        self._end()
+
+
+def _let_go(host: torch.Tensor, pinned: bool, streams: Sequence[torch.cuda.Stream]) -> None:
+    """Wait for the streams, then unpin host memory, which is there until then."""
+    try:
+        for stream in streams:
             stream.synchronize()
-        if self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(self._address)
+    finally:
+        if pinned:
+            torch.cuda.cudart().cudaHostUnregister(host.data_ptr())

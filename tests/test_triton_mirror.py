@@ -1,0 +1,92 @@
+"""How the Triton backend's mirror of host memory ends, on a stand-in for torch's streams and runtime."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from merge_engine.backends.mirror import Mirror
+
+
+class Region(bytearray):
+    """Memory that can be seen to die."""
+
+
+class Device:
+    """Notes what it is asked for, in order, and whether the host's memory is there then."""
+
+    def __init__(self, region: Region):
+        self.calls: list[tuple[Any, ...]] = []
+        self.region = weakref.ref(region)
+        self.lost = False
+
+    def note(self, *call: Any) -> int:
+        self.calls.append((*call, self.region() is not None))
+        return 0
+
+    def stream(self, *_: Any) -> SimpleNamespace:
+        stream = SimpleNamespace()
+
+        def synchronize() -> None:
+            self.note("wait", id(stream))
+            if self.lost:
+                raise RuntimeError("the device is lost")
+
+        stream.synchronize = synchronize
+        return stream
+
+    def runtime(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            cudaError=SimpleNamespace(success=0),
+            cudaHostRegister=lambda address, nbytes, flags: self.note("pin", address),
+            cudaHostUnregister=lambda address: self.note("unpin", address),
+        )
+
+
+def mirror_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[Mirror, Device]:
+    device = Device(region)
+    for name, stand_in in {
+        "memory_reserved": lambda _: 0,
+        "memory_allocated": lambda _: 0,
+        "mem_get_info": lambda _: (1 << 40, 1 << 40),
+        "synchronize": lambda _: None,
+        "Stream": device.stream,
+        "cudart": device.runtime,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda tensor, stream: device.note("use", tensor.numel(), id(stream))
+    )
+    return Mirror(memoryview(region), 0, torch.device("cpu")), device
+
+
+@pytest.mark.parametrize("closed", (True, False))
+def test_the_end(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
+    """All streams are waited for and the memory is unpinned before it goes, also if nobody closes the mirror."""
+    region = Region(4096)
+    mirror, device = mirror_of(region, monkeypatch)
+    *uses, pin = device.calls
+    assert len({stream for what, nbytes, stream, _ in uses if (what, nbytes) == ("use", 4096)}) == 3
+    device.calls.clear()
+    if closed:
+        mirror.close()
+        mirror.close()
+    del region, mirror
+    gc.collect()
+    *waits, unpin = device.calls
+    assert pin[0] == "pin" and unpin == ("unpin", pin[1], True)
+    assert set(waits) == {("wait", stream, True) for _, _, stream, _ in uses}
+    assert device.region() is None
+
+
+def test_a_lost_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror, device = mirror_of(Region(4096), monkeypatch)
+    device.lost = True
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        mirror.close()
+    assert device.calls[-1][0] == "unpin"
