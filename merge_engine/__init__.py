@@ -28,12 +28,12 @@ from merge_engine.errors import (
 )
 
 if TYPE_CHECKING:
-    from merge_engine.engine.discards import Discards, discards
     from merge_engine.engine.plan import Plan
-    from merge_engine.engine.result import MergeResult, ModelCounts, TensorResult
     from merge_engine.engine.run import plan, run
     from merge_engine.engine.tensors import merge_state_dicts, merge_tensors
     from merge_engine.methods import METHODS
+    from merge_engine.observe.discards import Discards, discards
+    from merge_engine.observe.result import MergeResult, ModelCounts, TensorResult
     from merge_engine.recipe import Recipe, load_recipe
     from merge_engine.report import write_report
 
@@ -65,13 +65,13 @@ __all__ = [
 # Loaded when first asked for, so that tools which may merge, but mostly do not, start fast.
 _HOMES = {
     "METHODS": "merge_engine.methods",
-    "Discards": "merge_engine.engine.discards",
-    "MergeResult": "merge_engine.engine.result",
-    "ModelCounts": "merge_engine.engine.result",
+    "Discards": "merge_engine.observe.discards",
+    "MergeResult": "merge_engine.observe.result",
+    "ModelCounts": "merge_engine.observe.result",
     "Plan": "merge_engine.engine.plan",
     "Recipe": "merge_engine.recipe",
-    "TensorResult": "merge_engine.engine.result",
-    "discards": "merge_engine.engine.discards",
+    "TensorResult": "merge_engine.observe.result",
+    "discards": "merge_engine.observe.discards",
     "load_recipe": "merge_engine.recipe",
     "merge_state_dicts": "merge_engine.engine.tensors",
     "merge_tensors": "merge_engine.engine.tensors",

@@ -17,7 +17,7 @@ from conftest import SaveCheckpoint
 
 import merge_engine as me
 from merge_engine.checkpoint import MANIFEST_NAME, carried_files
-from merge_engine.engine.discards import Place
+from merge_engine.observe.discards import Place
 
 LAYERS = 3
 NAMES = [

@@ -15,10 +15,10 @@ from merge_engine.cli import show
 from merge_engine.cli.bench import bench
 from merge_engine.cli.doctor import examine
 from merge_engine.engine.limits import load_limits
-from merge_engine.engine.manifest import versions
 from merge_engine.engine.reading import choose_reading
 from merge_engine.engine.usage import predict
 from merge_engine.errors import MergeError
+from merge_engine.observe.versions import versions
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import merge_engine._native as _native
 from merge_engine.backends import create_backend
-from merge_engine.engine.manifest import versions
 from merge_engine.errors import BackendError
+from merge_engine.observe.versions import versions
 
 
 def examine() -> list[tuple[str, str]]:

@@ -12,11 +12,11 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from merge_engine.engine.ledger import Stage
 from merge_engine.engine.limits import Limits
 from merge_engine.engine.plan import Plan
-from merge_engine.engine.result import MergeResult
 from merge_engine.engine.usage import Usage
+from merge_engine.observe.ledger import Stage
+from merge_engine.observe.result import MergeResult
 
 MEASURE = "`merge-engine doctor --measure FOLDER`"
 

@@ -10,11 +10,11 @@ from merge_engine.backends.cpu import identical
 from merge_engine.backends.operations import Chunk, Combine, Consensus, Line, Outcome
 from merge_engine.dtypes import DType
 from merge_engine.engine.plan import Plan
-from merge_engine.engine.result import ModelCounts, TensorResult
 from merge_engine.engine.tasks import TensorJob
 from merge_engine.engine.visits import Visit
 from merge_engine.errors import NonFiniteError, PlanError
 from merge_engine.methods import MergeTask, Operation, Solution
+from merge_engine.observe.result import ModelCounts, TensorResult
 
 
 def apply(backend: Backend, operation: Operation, chunk: Chunk, output: Any) -> Any:

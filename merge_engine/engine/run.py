@@ -17,17 +17,19 @@ from merge_engine.checkpoint import (
     merged_config,
     parse_size,
 )
-from merge_engine.engine.ledger import Ledger, reading_counted
 from merge_engine.engine.limits import Limits, load_limits
-from merge_engine.engine.manifest import encode_card, encode_manifest
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from merge_engine.engine.reading import Reading, choose_reading
-from merge_engine.engine.result import MergeResult
-from merge_engine.engine.sinks import Digests, MemorySink, Sink
+from merge_engine.engine.sinks import MemorySink, Sink
 from merge_engine.engine.stream import Stream
 from merge_engine.engine.usage import Usage, account, predict, remember
 from merge_engine.errors import DeviceMemoryError, PlanError
+from merge_engine.observe.card import encode_card
+from merge_engine.observe.digests import Digests
+from merge_engine.observe.ledger import Ledger, reading_counted
+from merge_engine.observe.manifest import encode_manifest
+from merge_engine.observe.result import MergeResult
 from merge_engine.recipe import Recipe, load_recipe
 
 SMALLEST_DEVICE_MEMORY = 16 << 20

@@ -1,11 +1,9 @@
-"""Where merged tensors go besides a checkpoint folder, and what is noted on the way."""
+"""Where merged tensors go besides a checkpoint folder."""
 
 from __future__ import annotations
 
 import ctypes
 from typing import TYPE_CHECKING, Protocol
-
-from xxhash import xxh3_128
 
 from merge_engine.engine.plan import Plan
 from merge_engine.errors import PlanError
@@ -39,22 +37,3 @@ class MemorySink:
         tensor = self.tensors[name]
         target = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
         memoryview(target).cast("B")[offset : offset + len(data)] = data
-
-
-class Digests:
-    """The XXH3 digest (128 bits) of every tensor's bytes.
-
-    It tells apart what went different ways, not what somebody forged. A cryptographic one, BLAKE3, took a sixth of
-    the processor time of a merge.
-    """
-
-    def __init__(self) -> None:
-        self._hashes: dict[str, xxh3_128] = {}
-
-    def add(self, name: str, data: memoryview) -> None:
-        """Take the next bytes of a tensor."""
-        self._hashes.setdefault(name, xxh3_128()).update(data)
-
-    def by_name(self) -> dict[str, str]:
-        """Hexadecimal digests by tensor name, in order of the names."""
-        return {name: self._hashes[name].hexdigest() for name in sorted(self._hashes)}

@@ -19,13 +19,14 @@ from typing import TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.checkpoint import TensorRange
-from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import BATCH, Plan
 from merge_engine.engine.reading import Reading
 from merge_engine.engine.ring import Allowance, Ring, RingClosed, Span, aligned, allocate
-from merge_engine.engine.sinks import Digests, Sink
+from merge_engine.engine.sinks import Sink
 from merge_engine.engine.visits import Visit, visits
+from merge_engine.observe.digests import Digests
+from merge_engine.observe.ledger import Ledger
 
 READ_THREADS = 4
 WRITE_THREADS = 2

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merge_engine.backends import Backend
-from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.limits import Limits, load_limits, save_limits
 from merge_engine.engine.plan import Plan
 from merge_engine.engine.reading import Reading
+from merge_engine.observe.ledger import Ledger
 
 _STORAGE = ("direct read", "disk read")
 

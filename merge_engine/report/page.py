@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from itertools import combinations
 
-from merge_engine.engine.result import ModelCounts
+from merge_engine.observe.result import ModelCounts
 from merge_engine.report import plots
 from merge_engine.report.record import Record
 from merge_engine.report.vectors import TaskVectors

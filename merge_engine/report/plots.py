@@ -6,8 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merge_engine.engine.discards import Discards
 from merge_engine.errors import ReportError
+from merge_engine.observe.discards import Discards
 from merge_engine.report.vectors import TaskVectors
 
 if TYPE_CHECKING:

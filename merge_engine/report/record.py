@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from merge_engine.checkpoint import MANIFEST_NAME
 from merge_engine.checkpoint.strict_json import parse_json
-from merge_engine.engine.discards import Discards, sum_up
-from merge_engine.engine.result import ModelCounts, TensorResult
 from merge_engine.errors import ReportError
 from merge_engine.methods import METHODS
+from merge_engine.observe.discards import Discards, sum_up
+from merge_engine.observe.result import ModelCounts, TensorResult
 from merge_engine.recipe import Recipe, load_recipe
 
 _Count = Annotated[int, Field(strict=True)]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.operations import Chunk
-from merge_engine.engine.discards import Place
 from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from merge_engine.engine.tasks import TensorJob
 from merge_engine.errors import ReportError
+from merge_engine.observe.discards import Place
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.report.record import Record
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from merge_engine.checkpoint import REPORT_NAMES
 from merge_engine.engine.plan import Plan
-from merge_engine.engine.result import ModelCounts
 from merge_engine.errors import MergeError, OutputError
+from merge_engine.observe.result import ModelCounts
 from merge_engine.report.page import render
 from merge_engine.report.plots import require_matplotlib
 from merge_engine.report.record import Record

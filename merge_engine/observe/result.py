@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge_engine.engine.ledger import Ledger
+from merge_engine.observe.ledger import Ledger
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from merge_engine.engine.result import MergeResult, ModelCounts, TensorResult
+from merge_engine.observe.result import MergeResult, ModelCounts, TensorResult
 from merge_engine.recipe import layer_of
 
 Counts = dict[int, ModelCounts]
