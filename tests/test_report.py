@@ -218,7 +218,16 @@ def test_nothing_that_a_checkpoint_says_becomes_part_of_the_page(
         (None, "holds no merge_manifest.json"),
         ("{", "no valid JSON"),
         ("[]", "not the manifest of a merge"),
-        ('{"format": 1}', "not the manifest of a merge"),
+        ('{"format": 2}', "not the manifest of a merge"),
+        ('{"format": "1"}', "not the manifest of a merge"),
+        (
+            '{"format": 1}',
+            "has format 1, and this version of merge_engine reads format 2; run the merge again$",
+        ),
+        (
+            '{"format": 3}',
+            "has format 3, and this version of merge_engine reads format 2; run the merge again$",
+        ),
     ],
 )
 def test_a_folder_without_a_manifest(tmp_path: Path, text: str | None, expected: str) -> None:

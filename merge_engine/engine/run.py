@@ -26,10 +26,10 @@ from merge_engine.engine.stream import Stream
 from merge_engine.engine.usage import Usage, account, predict, remember
 from merge_engine.errors import DeviceMemoryError, PlanError
 from merge_engine.observe.card import encode_card
-from merge_engine.observe.digests import Digests
+from merge_engine.observe.digests import Digests, model_digest
 from merge_engine.observe.ledger import Ledger, reading_counted
-from merge_engine.observe.manifest import encode_manifest
-from merge_engine.observe.result import MergeResult
+from merge_engine.observe.manifest import Input, encode_manifest
+from merge_engine.observe.result import MergeResult, TensorResult
 from merge_engine.recipe import Recipe, load_recipe
 
 SMALLEST_DEVICE_MEMORY = 16 << 20
@@ -128,7 +128,8 @@ def _stream(
         _fitting(planned, backend, reading, merger, sink, digests, ledger, report).run()
     ledger.seconds = time.perf_counter() - start
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
-    results = list(merger.results.values())
+    # A tensor without elements is never visited.
+    results = [merger.results.get(job.name) or TensorResult(job.name, 0) for job in planned.jobs]
     return MergeResult(None, None, results, labels, ledger, planned.notes, merger.trimmed_to)
 
 
@@ -156,7 +157,7 @@ def _to_folder(
     predicted: Usage,
 ) -> MergeResult:
     with CheckpointWriter(output, planned.shards) as writer:
-        digests = Digests()
+        digests = Digests({t.name: t.nbytes for shard in planned.shards for t in shard.tensors.values()})
         result = _stream(planned, backend, reading, writer, digests, progress)
         result.output = output
         ledger = result.ledger
@@ -164,15 +165,28 @@ def _to_folder(
         side_files = _side_files(planned)
         for name, data in side_files.items():
             writer.add_file(name, data)
-        writer.add_file("README.md", encode_card(planned, result, digests.by_name()))
+        by_name = digests.by_name()
+        writer.add_file("README.md", encode_card(planned.recipe, result, model_digest(by_name)))
         writer.flush()
         ledger.publish.seconds = time.perf_counter() - start
         ledger.seconds += ledger.publish.seconds
         result.predicted, result.usage = predicted, account(planned, output, limits, reading, backend, ledger)
-        manifest = encode_manifest(planned, result, backend, digests.by_name(), [*side_files, "README.md"])
+        files = [*side_files, "README.md"]
+        manifest = encode_manifest(planned.recipe, _inputs(planned), result, backend.name, by_name, files)
         writer.add_file(MANIFEST_NAME, manifest)
         writer.finish()
     return result
+
+
+def _inputs(planned: Plan) -> list[Input]:
+    """The inputs as the manifest names them."""
+    roles = {"base": planned.base, **{str(i): model for i, model in planned.models.items()}}
+    checkpoints = dict.fromkeys((planned.donor, planned.base, *planned.models.values()))
+    return [
+        Input(str(c.path), c.fingerprint(), tuple(role for role, one in roles.items() if one is c))
+        for c in checkpoints
+        if c is not None
+    ]
 
 
 def _side_files(planned: Plan) -> dict[str, bytes]:

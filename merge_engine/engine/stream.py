@@ -325,8 +325,9 @@ class Stream:
 
     def _digest(self, piece: _Piece) -> None:
         assert self._digests is not None
+        visit = piece.visit
         with self._ledger.timed(self._ledger.digest, len(piece.output)):
-            self._digests.add(piece.visit.job.name, piece.output)
+            self._digests.add(visit.job.name, visit.job.out.bits * visit.start // 8, piece.output)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -4,40 +4,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from merge_engine.observe.digests import model_digest
 from merge_engine.observe.result import MergeResult, ModelCounts
 from merge_engine.observe.versions import versions
+from merge_engine.recipe import Recipe
 
-if TYPE_CHECKING:
-    from merge_engine.backends import Backend
-    from merge_engine.engine.plan import Plan
+FORMAT = 2
+"""Raised when a reader of the manifest must know about a change."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A checkpoint that was merged: where it was, its fingerprint, and as what: ``base``, or recipe positions.
+
+    An input without a role gave only the config and the tokenizer.
+    """
+
+    path: str
+    fingerprint: str
+    roles: tuple[str, ...]
 
 
 def encode_manifest(
-    plan: Plan, result: MergeResult, backend: Backend, digests: Mapping[str, str], files: Sequence[str]
+    recipe: Recipe,
+    inputs: Sequence[Input],
+    result: MergeResult,
+    backend: str,
+    digests: Mapping[str, str],
+    files: Sequence[str],
 ) -> bytes:
-    """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run, and what else was written."""
-    roles = {"base": plan.base, **{str(i): model for i, model in plan.models.items()}}
-    inputs = {
-        str(c.path): {
-            "fingerprint": c.fingerprint(),
-            "roles": [role for role, checkpoint in roles.items() if checkpoint is c],
-        }
-        for c in dict.fromkeys((plan.donor, plan.base, *plan.models.values()))
-        if c
-    }
+    """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run.
+
+    ``backend`` is the name of what computed, ``digests`` has the digest of each tensor by name, ``files`` are the
+    names of what else was written into the folder.
+    """
     manifest: dict[str, Any] = {
-        "format": 1,
+        "format": FORMAT,
         "versions": versions(),
-        "backend": backend.name,
-        "recipe": plan.recipe.to_yaml(),
-        "inputs": inputs,
+        "backend": backend,
+        "recipe": recipe.to_yaml(),
+        "inputs": {one.path: {"fingerprint": one.fingerprint, "roles": one.roles} for one in inputs},
         "digest": model_digest(digests),
         "tensors": {
             tensor.name: {
-                "xxh3_128": digests.get(tensor.name),
+                "digest": digests[tensor.name],
                 "elements": tensor.elements,
                 **({"counts": _counts(tensor.counts)} if tensor.counts else {}),
             }

@@ -12,6 +12,7 @@ from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.errors import ReportError
 from merge_engine.methods import METHODS
 from merge_engine.observe.discards import Discards, sum_up
+from merge_engine.observe.manifest import FORMAT
 from merge_engine.observe.result import ModelCounts, TensorResult
 from merge_engine.recipe import Recipe, load_recipe
 
@@ -41,7 +42,7 @@ class Input(BaseModel):
 
 
 class _Manifest(BaseModel):
-    format: Literal[1]
+    format: Literal[2]
     recipe: str
     digest: str
     inputs: dict[str, Input]
@@ -105,7 +106,14 @@ def _without_common_folder(names: list[str]) -> list[str]:
 
 def _read(path: Path) -> _Manifest:
     try:
-        return _Manifest.model_validate(parse_json(path.read_bytes()))
+        document = parse_json(path.read_bytes())
+        found = document.get("format") if isinstance(document, dict) else None
+        if type(found) is int and found != FORMAT:
+            raise ReportError(
+                f"{path}: has format {found}, and this version of merge_engine reads format {FORMAT}; "
+                "run the merge again"
+            )
+        return _Manifest.model_validate(document)
     except FileNotFoundError:
         raise ReportError(
             f"{path.parent}: holds no {MANIFEST_NAME}; name the output folder of a merge"
