@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from merge_engine.checkpoint.strict_json import parse_json
+from merge_engine.checkpoint.unfinished import unfinished_files
 from merge_engine.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-PART_SUFFIX = ".part"
 SHARD_NAME = re.compile(r".*-\d{5,}-of-\d{5,}\.(safetensors|bin)")
 
 _SAFETENSORS_SUFFIXES = (".safetensors",)
@@ -74,11 +74,6 @@ def _find_weights(path: Path) -> WeightFiles:
     if found := _standard(path, "pytorch_model.bin", "pytorch_model.bin.index.json", ".bin"):
         return found
     return WeightFiles(path, path, (_only_weight_file(path),))
-
-
-def unfinished_files(folder: Path) -> list[str]:
-    """Names of the weight files that a merge was still writing when it ended."""
-    return sorted(file.name for file in folder.glob("*.safetensors" + PART_SUFFIX))
 
 
 def place_tensors(weights: WeightFiles, contents: Mapping[Path, Collection[str]]) -> dict[str, Path]:
