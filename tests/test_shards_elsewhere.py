@@ -12,6 +12,7 @@ from pathlib import Path
 
 import elsewhere
 import pytest
+import torch
 from written import (
     NEW,
     OLD,
@@ -295,3 +296,11 @@ def test_without_drafts_it_is_as_if_there_were_none(tmp_path: Path) -> None:
         shard.finish()
         transaction.finish()
     assert_same(load_folder(tmp_path), NEW)
+
+
+def test_the_example_in_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    code = text.split("## Crash safety")[1].split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert_same(load_folder(tmp_path / "merged"), {"w": torch.zeros(2, 2)})
