@@ -17,6 +17,32 @@ settings.register_profile("merge_engine", deadline=None)
 settings.load_profile("merge_engine")
 
 SaveCheckpoint = Callable[..., Path]
+Snapshot = Callable[[str, str], None]
+
+SNAPSHOTS = Path(__file__).with_name("snapshots")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-snapshots",
+        action="store_true",
+        help="Take what is found as what is expected from now on; look at the difference before it is committed.",
+    )
+
+
+@pytest.fixture
+def assert_snapshot(request: pytest.FixtureRequest) -> Snapshot:
+    """Compares a text with the file of this name in tests/snapshots, or writes it there if that is asked for."""
+
+    def compare(name: str, found: str) -> None:
+        file = SNAPSHOTS / name
+        if request.config.getoption("--update-snapshots"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(found, encoding="utf-8")
+        assert file.exists(), f"{file}: not there yet; pytest --update-snapshots writes it"
+        assert found == file.read_text(encoding="utf-8")
+
+    return compare
 
 
 @pytest.fixture(autouse=True)

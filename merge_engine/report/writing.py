@@ -11,9 +11,8 @@ from typing import Any
 from merge_engine.checkpoint import REPORT_NAMES
 from merge_engine.engine.plan import Plan
 from merge_engine.engine.result import ModelCounts
-from merge_engine.errors import MergeError, OutputError
+from merge_engine.errors import MergeError, OutputError, ReportError
 from merge_engine.report.page import render
-from merge_engine.report.plots import require_matplotlib
 from merge_engine.report.record import Record
 from merge_engine.report.vectors import Products, TaskVectors, measure
 
@@ -32,9 +31,9 @@ def write_report(
     files say so. ``on_plan`` and ``progress`` are as in ``run``.
 
     Returns the paths of both files. Raises ``ReportError`` when the folder holds no merge with task vectors or
-    matplotlib is not installed, and ``OutputError`` when the files cannot be written.
+    jinja2 or matplotlib is not installed, and ``OutputError`` when the files cannot be written.
     """
-    require_matplotlib()
+    _require_extra()
     record = Record(Path(output))
     vectors, missing = None, ""
     try:
@@ -48,6 +47,16 @@ def write_report(
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
     return page, numbers
+
+
+def _require_extra() -> None:
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ReportError(
+            'a report needs jinja2 and matplotlib; run: pip install "merge_engine[report]"'
+        ) from None
 
 
 def _numbers(record: Record, vectors: TaskVectors | None, missing: str) -> dict[str, Any]:
