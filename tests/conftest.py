@@ -37,7 +37,7 @@ def assert_snapshot(request: pytest.FixtureRequest) -> Snapshot:
     def compare(name: str, found: str) -> None:
         file = SNAPSHOTS / name
         if request.config.getoption("--update-snapshots"):
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(found, encoding="utf-8")
         assert file.exists(), f"{file}: not there yet; pytest --update-snapshots writes it"
         assert found == file.read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import re
 import subprocess
 import sys
@@ -236,6 +237,11 @@ def test_nothing_that_a_checkpoint_says_becomes_part_of_the_page(
     assert all(link.startswith("#") for link in reader.links)
     assert not re.search(r"https?://(?!www\.w3\.org/)", page)  # but for the names of SVG's own formats
     assert "&lt;script&gt;" in page
+
+
+def test_a_folder_whose_name_is_no_text(merged: Path, tmp_path: Path) -> None:
+    folder = merged.rename(tmp_path / os.fsdecode(b"\xff"))
+    assert "\\udcff" in report(folder)[0]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from merge_engine.engine.limits import load_limits
 from merge_engine.engine.manifest import versions
 from merge_engine.engine.reading import choose_reading
 from merge_engine.engine.usage import predict
-from merge_engine.errors import MergeError
+from merge_engine.errors import MergeError, OptionError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +55,7 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second one.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, cpu, cuda, triton or reference.")] = "auto",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that compute. [default: all cores]")
+        int | None, typer.Option(min=1, show_default="all cores", help="Threads that compute.")
     ] = None,
     memory: Memory = "400MB",
     shard_size: ShardSize = "5GB",
@@ -132,13 +132,13 @@ app.command()(bench)
 
 
 def call() -> int:
-    """Run the command line; the exit code. What the user can mend is told in one line each, and the code is then 1."""
+    """Run the command line and return its exit code: 2 for a wrong option, 1 for other errors, one line each."""
     try:
         app()
     except MergeError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, OptionError) else 1
     except OSError as error:  # no permission, no space for a temporary file, a disk that fails
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from merge_engine.checkpoint import parse_size
-from merge_engine.errors import PlanError
+from merge_engine.errors import OptionError
 
 console = Console()
 
@@ -110,13 +110,13 @@ def _chosen(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
         if name not in known:
-            raise PlanError([f"{option}: {name!r} is not one of {', '.join(known)}"])
+            raise OptionError(f"{option}: {name!r} is not one of {', '.join(known)}")
     return names
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise PlanError([f"--models: {text!r} is not a number of models; write 2 or 2,5,10"])
+        raise OptionError(f"--models: {text!r} is not a number of models; write 2 or 2,5,10")
     return int(text)
 
 
@@ -124,4 +124,4 @@ def _bytes(option: str, text: str) -> int:
     try:
         return parse_size(text)
     except ValueError as error:
-        raise PlanError([f"{option}: {error}"]) from None
+        raise OptionError(f"{option}: {error}") from None

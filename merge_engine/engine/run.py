@@ -27,7 +27,7 @@ from merge_engine.engine.result import MergeResult
 from merge_engine.engine.sinks import Digests, MemorySink, Sink
 from merge_engine.engine.stream import Stream
 from merge_engine.engine.usage import Usage, account, predict, remember
-from merge_engine.errors import DeviceMemoryError, PlanError
+from merge_engine.errors import DeviceMemoryError, OptionError
 from merge_engine.recipe import Recipe, load_recipe
 
 SMALLEST_DEVICE_MEMORY = 16 << 20
@@ -47,8 +47,8 @@ def plan(
 ) -> Plan:
     """Plan a merge without reading or writing tensor data. Takes the arguments of ``run``.
 
-    Returns the plan, which holds the inputs open: close it. Raises ``RecipeError``, ``CheckpointError`` or
-    ``PlanError`` with every problem that would keep the merge from working.
+    Returns the plan, which holds the inputs open: close it. Raises ``OptionError``, ``RecipeError``,
+    ``CheckpointError`` or ``PlanError`` with every problem that would keep the merge from working.
     """
     return make_plan(
         load_recipe(recipe),
@@ -81,9 +81,9 @@ def run(
     replace an earlier output in the folder. ``on_plan`` is called with the plan before work starts, ``progress``
     with the number of input bytes each finished step has processed.
 
-    Raises ``MergeError``: ``RecipeError``, ``CheckpointError``, ``PlanError`` before anything is written,
-    ``NonFiniteError`` for NaN or infinity in an input, ``OutputError`` when writing fails. After an error the
-    output folder holds nothing that could be taken for a model.
+    Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError`` before anything
+    is written, ``NonFiniteError`` for NaN or infinity in an input, ``OutputError`` when writing fails. After an
+    error the output folder holds nothing that could be taken for a model.
     """
     notes: list[str] = []
     chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device, notes)
@@ -188,4 +188,4 @@ def _size(value: int | str, name: str) -> int:
     try:
         return parse_size(value)
     except ValueError as error:
-        raise PlanError([f"{name}: {error}"]) from None
+        raise OptionError(f"{name}: {error}") from None

@@ -42,7 +42,8 @@ def write_report(
         missing = str(error).splitlines()[0].rstrip(".")
     page, numbers = (record.folder / name for name in REPORT_NAMES)
     try:
-        page.write_text(render(record, vectors, missing), encoding="utf-8")
+        # The name of a folder may hold bytes that are no UTF-8.
+        page.write_text(render(record, vectors, missing), encoding="utf-8", errors="backslashreplace")
         numbers.write_text(json.dumps(_numbers(record, vectors, missing), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
