@@ -9,12 +9,13 @@ means that the index is ignored.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.errors import CheckpointError
+from merge_engine.text import some
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -25,7 +26,6 @@ _SAFETENSORS_SUFFIXES = (".safetensors",)
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 # What trainers leave beside the weights in torch's format.
 _TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
-_SHOWN = 5
 _MAX_NAME = 255  # bytes in a file name, on all common file systems
 
 
@@ -106,12 +106,6 @@ def place_tensors(weights: WeightFiles, contents: Mapping[Path, Collection[str]]
                     "the index does not say which counts"
                 )
     return places
-
-
-def some(items: Sequence[str]) -> str:
-    """The first few of many, for an error of one line."""
-    rest = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _standard(folder: Path, single: str, index: str, suffix: str) -> WeightFiles | None:

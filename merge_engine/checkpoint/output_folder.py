@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
-from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some, unfinished_files
+from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, unfinished_files
 from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES
 from merge_engine.checkpoint.strict_json import parse_json
+from merge_engine.text import some
 
 _OUR_SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from merge_engine.checkpoint.header import TensorInfo
-from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some
+from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE
 from merge_engine.checkpoint.mounts import mount_of
 from merge_engine.checkpoint.output_folder import (
     listed_files,
@@ -32,6 +32,7 @@ from merge_engine.checkpoint.shard_file import ShardFile
 from merge_engine.checkpoint.shards import ShardLayout
 from merge_engine.checkpoint.source import allow_many_files, as_bytes
 from merge_engine.errors import OutputError
+from merge_engine.text import some
 
 
 class CheckpointWriter:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from merge_engine.checkpoint.layout import some
 from merge_engine.dtypes import DType, promote
 from merge_engine.methods import MergeTask, Method
 from merge_engine.recipe import ParameterResolver, Recipe, layer_positions
+from merge_engine.text import some
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight")
 HEAD = "lm_head.weight"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-
 from merge_engine.errors import RecipeError
 from merge_engine.methods.base import MergeTask, Method, Operation, Program, Share, Solution
 from merge_engine.methods.linear import Linear, Passthrough
 from merge_engine.methods.task_arithmetic import FAMILY
+from merge_engine.recipe.problems import suggestion
 
 __all__ = [
     "METHODS",
@@ -24,11 +23,7 @@ METHODS: dict[str, Method] = {method.name: method for method in (Linear(), Passt
 
 
 def find_method(name: str) -> Method:
-    """The method of this name. Raises ``RecipeError`` that names the nearest one."""
+    """The method of this name. Raises ``RecipeError`` that names the nearest one, or all if none is near."""
     if name in METHODS:
         return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f'; did you mean "{near[0]}"?' if near else ""
-    raise RecipeError(
-        f'merge_method: there is no method "{name}"{hint} The methods are {", ".join(METHODS)}.'
-    )
+    raise RecipeError(f'merge_method: there is no method "{name}"{suggestion(name, METHODS)}')
