@@ -17,7 +17,7 @@ settings.register_profile("merge_engine", deadline=None)
 settings.load_profile("merge_engine")
 
 SaveCheckpoint = Callable[..., Path]
-Snapshot = Callable[[str, str], None]
+Snapshot = Callable[[str | Path, str], None]
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 
@@ -32,9 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def assert_snapshot(request: pytest.FixtureRequest) -> Snapshot:
-    """Compares a text with the file of this name in tests/snapshots, or writes it there if that is asked for."""
+    """Compares a text with a file, or writes it if that is asked for. Names without a folder are in tests/snapshots."""
 
-    def compare(name: str, found: str) -> None:
+    def compare(name: str | Path, found: str) -> None:
         file = SNAPSHOTS / name
         if request.config.getoption("--update-snapshots"):
             file.parent.mkdir(parents=True, exist_ok=True)
