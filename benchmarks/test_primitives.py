@@ -66,8 +66,8 @@ memory_rate = cache(measure_memory)
 
 def chunk_of(backend: CpuBackend, count: int, n: int) -> Chunk:
     """The inputs as a chunk that is a whole tensor."""
-    base, *models = (backend.tensor(tensor) for tensor in tensors(count, n))
-    return Chunk(base, models, BF16, 0, count, Line(LINE, 1))
+    arrays = [backend.tensor(tensor) for tensor in tensors(count, n)]
+    return Chunk(arrays, True, BF16, 0, count, Line(LINE, 1))
 
 
 def timed(benchmark: BenchmarkFixture, bytes_moved: int, body: Callable[[], Result]) -> Result:
@@ -151,8 +151,8 @@ def test_consensus(benchmark: BenchmarkFixture, kind: str, isa: str, n: int, cou
 
 def test_combine(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> None:
     backend = CpuBackend(instruction_set=isa)
-    chunk = chunk_of(backend, count, n)
-    chunk.base = None
+    models = chunk_of(backend, count, n).models
+    chunk = Chunk(models, False, BF16, 0, count)
     merged = torch.empty(count, dtype=torch.bfloat16)
     output, operation = backend.tensor(merged), Combine((0.5,) * n, divisor=0.5 * n)
     timed(benchmark, 2 * count * (1 + n), lambda: backend.combine(chunk, operation, output))

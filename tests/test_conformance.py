@@ -48,19 +48,20 @@ def dtype_of(tensor: torch.Tensor) -> DType:
 
 def chunk_of(
     backend: Backend,
-    base: torch.Tensor,
+    base: torch.Tensor | None,
     models: list[torch.Tensor],
     working: DType | None = None,
     start: int = 0,
     line: Line | None = None,
 ) -> Chunk:
+    inputs = models if base is None else [base, *models]
     return Chunk(
-        backend.tensor(on(backend, base)),
-        [backend.tensor(on(backend, model)) for model in models],
-        working or dtype_of(base),
+        [backend.tensor(on(backend, tensor)) for tensor in inputs],
+        base is not None,
+        working or dtype_of(inputs[0]),
         start,
-        base.numel(),
-        line or Line(max(base.numel(), 1), 1),
+        inputs[0].numel(),
+        line or Line(max(inputs[0].numel(), 1), 1),
     )
 
 
@@ -70,15 +71,22 @@ def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def apply(
-    backend: Backend, operation: Consensus | Combine, base: torch.Tensor, models: list[torch.Tensor], **chunk
+    backend: Backend,
+    operation: Consensus | Combine,
+    base: torch.Tensor | None,
+    models: list[torch.Tensor],
+    **chunk,
 ) -> tuple[torch.Tensor, Outcome]:
-    output = on(backend, torch.full((base.numel(),), 7.0, dtype=chunk.pop("out", None) or base.dtype))
+    like = models[0] if base is None else base
+    output = on(backend, torch.full((like.numel(),), 7.0, dtype=chunk.pop("out", None) or like.dtype))
     run = backend.consensus if isinstance(operation, Consensus) else backend.combine
     outcome = backend.fetch(run(chunk_of(backend, base, models, **chunk), operation, backend.tensor(output)))
     return output.cpu(), outcome
 
 
-def agree(operation: Consensus | Combine, base: torch.Tensor, models: list[torch.Tensor], **chunk) -> Outcome:
+def agree(
+    operation: Consensus | Combine, base: torch.Tensor | None, models: list[torch.Tensor], **chunk
+) -> Outcome:
     """Applies the operation with every backend, and demands the reference's bytes and counts of each."""
     expected, outcome = apply(REFERENCE, operation, base, models, **chunk)
     for name, backend in BACKENDS.items():
@@ -157,7 +165,8 @@ def test_mixed_dtypes(working: torch.dtype, out: torch.dtype) -> None:
     entries = tuple(Entry(Dense(), 0.5) for _ in inputs)
     kwargs = {"working": BY_NAME[str(working).removeprefix("torch.")], "out": out}
     agree(Consensus(entries, "sum", True), base, inputs, **kwargs)
-    agree(Combine((0.3, 0.3, 0.3, 1 / 3), 1.7), base, inputs, **kwargs)
+    agree(Combine((0.3, 0.3, 0.3, 1 / 3), 1.7), None, inputs, **kwargs)
+    agree(Combine((-0.7, 0.3, 0.3, 0.3, 1 / 3)), base, inputs, **kwargs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
@@ -166,7 +175,15 @@ def test_combine(dtype: torch.dtype, make) -> None:
     for models, divisor, fused in itertools.product((1, 2, 8), (None, 0.7), (False, True)):
         base, tuned = make(2777, models, dtype)
         coefficients = tuple((0.6, -0.2, 1.1)[i % 3] for i in range(models))
-        agree(Combine(coefficients, divisor, fused), base, tuned)
+        agree(Combine(coefficients, divisor, fused), None, tuned)
+        agree(Combine((-1.7, *coefficients), divisor, fused), base, tuned)
+
+
+@each_backend
+def test_a_combination_has_a_coefficient_for_every_input(backend: Backend) -> None:
+    base, models = quantised_models(10, 2, torch.bfloat16)
+    with pytest.raises(ValueError):
+        apply(backend, Combine((1.0, 1.0)), base, models)
 
 
 @each_backend
@@ -282,7 +299,8 @@ def test_non_finite_values_are_counted_per_input() -> None:
     models[1][[5, 900]] = float("inf")
     operation = Consensus((Entry(Dense(), 1.0), Entry(Dense(), 1.0)), "sum", True)
     assert agree(operation, base, models).non_finite == (1, 0, 2)
-    assert agree(Combine((1.0, 1.0)), base, models).non_finite == (0, 0, 2)
+    assert agree(Combine((1.0, 1.0)), None, models).non_finite == (0, 2)
+    assert agree(Combine((1.0, 1.0, 1.0)), base, models).non_finite == (1, 0, 2)
 
 
 def test_draws_are_philox() -> None:

@@ -176,7 +176,7 @@ def test_chunks_of_a_tensor_in_one_batch(backend) -> None:
 
     def chunk(on: Backend, first: int, last: int) -> Chunk:
         arrays = [on.tensor(tensor[first:last]) for tensor in (base, *models)]
-        return Chunk(arrays[0], arrays[1:], BF16, first, last - first)
+        return Chunk(arrays, True, BF16, first, last - first)
 
     reference = ReferenceBackend()
     masks = [Dense(), Draw(2**31, 5)]

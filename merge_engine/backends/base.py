@@ -140,7 +140,7 @@ class Backend(ABC):
 
     @abstractmethod
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
-        """Add the inner products of the n inputs (base first, if any) to the upper triangle of ``sums``.
+        """Add the inner products of the n inputs to the upper triangle of ``sums``.
 
         ``sums`` is an n by n matrix by rows; its other half is left as it is.
         """
@@ -151,7 +151,4 @@ class Backend(ABC):
 
     @abstractmethod
     def combine(self, chunk: Chunk, operation: Combine, output: Any) -> Any:
-        """Write a linear combination of the models into ``output``. A handle to an ``Outcome``.
-
-        The base takes no part.
-        """
+        """Write a linear combination of all inputs into ``output``. A handle to an ``Outcome``."""

@@ -178,10 +178,9 @@ class CpuBackend(Backend):
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
         structures.check(chunk)
-        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
         result: list[float] = _native.gram(
             self.instruction_set,
-            [array.native for array in inputs],
+            [array.native for array in chunk.inputs],
             structures.dtype(_native, chunk.working),
             chunk.count,
             self.threads,
@@ -201,10 +200,10 @@ class CpuBackend(Backend):
 
     def combine(self, chunk: Chunk, operation: Combine, output: HostArray) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        structures.check(chunk, output)
+        structures.check_combination(chunk, operation, output)
         native = structures.combine(_native, chunk, operation, output)
         non_finite = _native.combine(self.instruction_set, native, chunk.count, self.threads)
-        return Outcome((), (0, *non_finite[:-1]), non_finite[-1])
+        return Outcome((), tuple(non_finite[:-1]), non_finite[-1])
 
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[Any]:
         """What a chunk keeps whose norms were summed before it is merged is decided once for both."""

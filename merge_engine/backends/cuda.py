@@ -156,7 +156,7 @@ class CudaBackend(Backend):
 
     def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        structures.check(chunk, output)
+        structures.check_combination(chunk, operation, output)
         outcome = self._batch.combine(chunk, operation, output)
         return self._brought_down(outcome, output)
 
@@ -193,10 +193,9 @@ class CudaBackend(Backend):
         """Sum inner products; waits for the device (see ``Backend.gram``)."""
         structures.check(chunk)
         self._launch()
-        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
         memory = self._send(struct.pack(f"<{len(sums)}d", *sums))
         working = structures.dtype(self._native, chunk.working)
-        arrays = [array.native for array in inputs]
+        arrays = [array.native for array in chunk.inputs]
         self._native.gram(self._queue(), arrays, working, chunk.count, memory.address)
         result = self._native.read(self._queue(), memory.address, 8 * len(sums))
         return list(struct.unpack(f"<{len(sums)}d", result))

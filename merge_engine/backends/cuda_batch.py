@@ -95,7 +95,7 @@ class Batch:
 
     def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
         """See ``Backend.combine``."""
-        piece = self.results.piece(8 * (len(chunk.models) + 2))  # the base takes no part: its count stays 0
+        piece = self.results.piece(8 * (len(chunk.inputs) + 1))
         self._combined.append((chunk, operation, output, piece))
         return PendingOutcome(piece, 0)
 
@@ -181,7 +181,7 @@ class Batch:
             queue,
             [
                 native.CombineCall(
-                    structures.combine(native, chunk, operation, output), chunk.count, counters.address + 8
+                    structures.combine(native, chunk, operation, output), chunk.count, counters.address
                 )
                 for chunk, operation, output, counters in self._combined
             ],

@@ -7,7 +7,7 @@ its 32-bit random draw. Position ranges are inclusive; ``(1, 0)`` is empty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from merge_engine.dtypes import DType
@@ -90,9 +90,10 @@ class Consensus:
 
 @dataclass(frozen=True)
 class Combine:
-    """Sum of coefficient * input, divided by ``divisor`` if there is one.
+    """Sum of coefficient * input over all inputs of a chunk, divided by ``divisor`` if there is one.
 
-    ``fused`` adds by fused multiply-add and rounds the result to the working dtype, as mergekit does.
+    There is one coefficient for each input, the base included. ``fused`` adds by fused multiply-add and rounds the
+    result to the working dtype, as mergekit does.
     """
 
     coefficients: tuple[float, ...]
@@ -117,23 +118,37 @@ class Line(NamedTuple):
         return cls(shape[1], stride)
 
 
+_ONE_ELEMENT = Line(1, 1)
+
+
 @dataclass
 class Chunk:
     """A run of ``count`` elements of one tensor in every input; the first has flat index ``start``.
 
-    ``base`` and ``models`` are arrays of the backend (see ``Backend.array``). ``line`` matters to ``Ranked``
-    masks only, and then the chunk holds whole lines. ``part_of`` is the chunk that was measured, if this is a part of
-    it: the same memory. ``noted`` is what a backend remembers of a chunk from measuring to merging it.
+    ``inputs`` are arrays of the backend (see ``Backend.array``): with ``has_base`` the first is that of the
+    base model, all others belong to the models. ``line`` matters to ``Ranked`` masks only, and then the chunk
+    holds whole lines. ``part_of`` is the chunk that was measured, if this is a part of it: the same memory.
+    ``noted`` is what a backend remembers of a chunk from measuring to merging it.
     """
 
-    base: Any
-    models: list[Any]
+    inputs: list[Any]
+    has_base: bool
     working: DType
     start: int
     count: int
-    line: Line = field(default_factory=lambda: Line(1, 1))
+    line: Line = _ONE_ELEMENT
     part_of: Chunk | None = None
     noted: Any = None
+
+    @property
+    def base(self) -> Any:
+        """The base model's array, None without one."""
+        return self.inputs[0] if self.has_base else None
+
+    @property
+    def models(self) -> list[Any]:
+        """The arrays of the models, in order."""
+        return self.inputs[1:] if self.has_base else self.inputs
 
 
 class Found(NamedTuple):
@@ -212,8 +227,8 @@ class Counts(NamedTuple):
 class Outcome(NamedTuple):
     """What applying an operation showed.
 
-    Counts per model; NaN or infinite values per input, base first, once rounded to the working dtype; and in
-    the output.
+    Counts per model; NaN or infinite values in each input of the chunk, once rounded to the working dtype;
+    and in the output.
     """
 
     counts: tuple[Counts, ...]

@@ -259,8 +259,7 @@ class ReferenceBackend(Backend):
 
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
-        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
-        values = [_load(array, chunk.working).double() for array in inputs]
+        values = [_load(array, chunk.working).double() for array in chunk.inputs]
         result = list(sums)
         for i in range(len(values)):
             for k in range(i, len(values)):
@@ -325,16 +324,16 @@ class ReferenceBackend(Backend):
 
     def combine(self, chunk: Chunk, operation: Combine, output: torch.Tensor) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        models = [_load(model, chunk.working) for model in chunk.models]
-        real = models[0].dtype
-        coefficients = [torch.tensor(c, dtype=real, device=models[0].device) for c in operation.coefficients]
-        total = torch.zeros_like(models[0]) if operation.fused else -torch.zeros_like(models[0])
-        for model, coefficient in zip(models, coefficients, strict=True):
-            total = _fma(model, coefficient, total) if operation.fused else total + coefficient * model
+        inputs = [_load(array, chunk.working) for array in chunk.inputs]
+        real, device = inputs[0].dtype, inputs[0].device
+        coefficients = [torch.tensor(c, dtype=real, device=device) for c in operation.coefficients]
+        total = torch.zeros_like(inputs[0]) if operation.fused else -torch.zeros_like(inputs[0])
+        for values, coefficient in zip(inputs, coefficients, strict=True):
+            total = _fma(values, coefficient, total) if operation.fused else total + coefficient * values
         if operation.divisor is not None:
-            total = total / torch.tensor(operation.divisor, dtype=real, device=total.device)
+            total = total / torch.tensor(operation.divisor, dtype=real, device=device)
         _store(_rounding(chunk.working, operation.fused)(total), output)
-        return Outcome((), (0, *_non_finite(chunk)[1:]), int((~output.isfinite()).sum()))
+        return Outcome((), _non_finite(chunk), int((~output.isfinite()).sum()))
 
 
 def _load(array: torch.Tensor, working: DType) -> torch.Tensor:
@@ -393,5 +392,4 @@ def _fma(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 
 def _non_finite(chunk: Chunk) -> tuple[int, ...]:
-    inputs = [chunk.base, *chunk.models]
-    return tuple(0 if x is None else int((~_load(x, chunk.working).isfinite()).sum()) for x in inputs)
+    return tuple(int((~_load(array, chunk.working).isfinite()).sum()) for array in chunk.inputs)

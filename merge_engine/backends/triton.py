@@ -34,7 +34,7 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
-from merge_engine.backends.structures import check
+from merge_engine.backends.structures import check, check_combination
 from merge_engine.dtypes import BY_NAME, F64, DType
 from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels import bands as bands_kernels
@@ -273,8 +273,7 @@ class TritonBackend(Backend):
     def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
         check(chunk)
-        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
-        n = len(inputs)
+        inputs, n = chunk.inputs, len(chunk.inputs)
         pairs = list(itertools.combinations_with_replacement(range(n), 2))
         with self._working():
             block_sums = norms.block_sums(chunk.count, len(pairs), self.device)
@@ -298,7 +297,7 @@ class TritonBackend(Backend):
             for number in (entry.rescale, entry.weight, 1.0 + entry.vote_slack, entry.retain_slack)
         ]
         with self._working():
-            counts = self._new_counts(len(entries))
+            counts = self._new_counts(len(chunk.inputs))
             consensus_kernels.consensus(
                 chunk.base.bits,
                 [model.bits for model in chunk.models],
@@ -324,15 +323,15 @@ class TritonBackend(Backend):
 
     def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        check(chunk, output)
+        check_combination(chunk, operation, output)
         if operation.fused and chunk.working == F64:
             raise BackendError("the triton backend has no fused multiply-add in float64; choose cpu")
         with self._working():
-            counts = self._new_counts(len(chunk.models))
+            counts = self._new_counts(len(chunk.inputs))
             combine_kernels.combine(
-                [model.bits for model in chunk.models],
+                [array.bits for array in chunk.inputs],
                 output.bits,
-                _codes(*chunk.models, output),
+                _codes(*chunk.inputs, output),
                 chunk.working.code,
                 self._doubles([*operation.coefficients, operation.divisor or 1.0]),
                 counts,
@@ -359,8 +358,9 @@ class TritonBackend(Backend):
             torch.frombuffer(memory, dtype=torch.uint8) if len(memory) else torch.empty(0, dtype=torch.uint8)
         )
 
-    def _new_counts(self, models: int) -> torch.Tensor:
-        return torch.zeros((models + 2, 4), dtype=torch.int64, device=self.device)
+    def _new_counts(self, inputs: int) -> torch.Tensor:
+        """A row for each input and one for the output."""
+        return torch.zeros((inputs + 1, 4), dtype=torch.int64, device=self.device)
 
     def _integers(self, values: Sequence[Any]) -> torch.Tensor:
         return self._sent(values, torch.int64)

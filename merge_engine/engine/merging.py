@@ -45,8 +45,7 @@ def check_finite(
     """
     if allowed:
         return
-    non_finite = outcome.non_finite if chunk.base is not None else outcome.non_finite[1:]
-    for (place, stored), found in zip(sources, non_finite, strict=False):
+    for (place, stored), found in zip(sources, outcome.non_finite, strict=False):
         if found and stored == chunk.working:
             raise NonFiniteError(
                 f"{place} holds {found} NaN or infinite value(s); repair the checkpoint, or set "
@@ -165,12 +164,8 @@ class Merger:
         job = visit.job
         types = self._plan.input_dtypes(job)
         arrays = [self._backend.array(view, dtype) for view, dtype in zip(inputs, types, strict=False)]
-        base = (
-            arrays.pop(0)
-            if self._plan.base is not None and job.task is not None and len(arrays) > 1
-            else None
-        )
-        return Chunk(base, arrays, job.working, visit.start, visit.count, Line.of(job.shape))
+        has_base = self._plan.base is not None and job.task is not None and len(arrays) > 1
+        return Chunk(arrays, has_base, job.working, visit.start, visit.count, Line.of(job.shape))
 
     def _unchanged(self, visit: Visit, inputs: Sequence[memoryview]) -> bool:
         """Whether no model changed this chunk, so that the base's values are the result.

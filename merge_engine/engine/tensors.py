@@ -132,8 +132,8 @@ class _Source:
         for start in range(0, job.count, step):
             stop = min(start + step, job.count)
             arrays = [backend.tensor(tensor[start:stop]) for tensor in inputs]
-            base = arrays.pop(0) if self._has_base and job.task is not None else None
-            yield Chunk(base, arrays, job.working, start, stop - start, line)
+            has_base = self._has_base and job.task is not None
+            yield Chunk(arrays, has_base, job.working, start, stop - start, line)
 
     def merge(
         self, backend: Backend, chunks: Sequence[Chunk], program: Program, allow_nonfinite: bool

@@ -126,4 +126,4 @@ def _chunks(plan: Plan, job: TensorJob, backend: Backend) -> Iterator[Chunk]:
             memory = memoryview(bytearray(count * dtype.itemsize))
             checkpoint.read_into(name, start * dtype.itemsize, memory)
             arrays.append(backend.array(memory, dtype))
-        yield Chunk(arrays[0], arrays[1:], job.working, start, count)
+        yield Chunk(arrays, True, job.working, start, count)
