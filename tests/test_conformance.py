@@ -11,7 +11,7 @@ import torch
 from adversarial import DTYPES, extreme_models, quantised_models
 from under_test import backends, on, thinned
 
-from merge_engine.backends.base import SUM_BLOCK, Backend, level_shift, levels
+from merge_engine.backends.base import Backend
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import (
     NOTHING,
@@ -31,7 +31,8 @@ from merge_engine.backends.operations import (
     RankBand,
     Ranked,
 )
-from merge_engine.backends.reference import ReferenceBackend, draws, keys_of
+from merge_engine.backends.reference import ReferenceBackend, add_in_order, draws, keys_of
+from merge_engine.backends.statistics import SUM_BLOCK, BlockSums, level_shift, levels
 from merge_engine.dtypes import BY_NAME, DType
 
 REFERENCE = ReferenceBackend()
@@ -266,21 +267,44 @@ def test_sums_do_not_depend_on_chunks(backend: Backend, dtype: torch.dtype) -> N
     size, cut = 3 * SUM_BLOCK + 77, 2 * SUM_BLOCK
     base, models = quantised_models(size, 3, dtype)
     keep = [Dense(), Draw(2**31, 5), Band(median_key(base, models[2]))]
-    whole = REFERENCE.l1_norms(chunk_of(REFERENCE, base, models), keep, False, None)
+    whole_chunk = chunk_of(REFERENCE, base, models)
+    wholes = {storage: REFERENCE.l1_norms(whole_chunk, keep, storage) for storage in (False, True)}
+    inner = REFERENCE.gram(whole_chunk)
     for b in (REFERENCE, backend):
-        for storage in (False, True):
-            sums = None
-            for first, last in ((0, cut), (cut, size)):
-                part = chunk_of(b, base[first:last], [m[first:last] for m in models], start=first)
-                sums = b.l1_norms(part, keep, storage, sums)
-            if not storage:
-                assert b.fetch(sums) == whole
-    inner = REFERENCE.gram(chunk_of(REFERENCE, base, models), [0.0] * 16)
-    assert backend.gram(chunk_of(backend, base, models), [0.0] * 16) == inner
+        parts = [
+            chunk_of(b, base[first:last], [m[first:last] for m in models], start=first)
+            for first, last in ((cut, size), (0, cut))
+        ]
+        for storage, whole in wholes.items():
+            last, first = (b.fetch(b.l1_norms(part, keep, storage)) for part in parts)
+            assert last.merge(first) == whole
+            assert last.merge(first).totals() == whole.totals() == totals_in_order(whole)
+        last, first = (b.fetch(b.gram(part)) for part in parts)
+        assert last.merge(first) == inner
+        assert last.merge(first).totals() == inner.totals() == totals_in_order(inner)
     stacked = torch.stack([base, *models]).double()
-    assert torch.allclose(
-        torch.tensor(inner, dtype=torch.float64).view(4, 4), (stacked @ stacked.T).triu(), rtol=1e-12
-    )
+    products = (stacked @ stacked.T)[tuple(torch.triu_indices(4, 4))]
+    assert torch.allclose(torch.tensor(inner.totals(), dtype=torch.float64), products, rtol=1e-12)
+
+
+def totals_in_order(sums: BlockSums) -> list[float]:
+    """The totals, from the reference's own addition."""
+    return add_in_order([value for run in sums.runs for value in run.sums], sums.columns)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("models", (1, 2, 6))
+def test_inner_products(backend: Backend, dtype: torch.dtype, models: int) -> None:
+    """Of any number of inputs with and without a base, of inputs of other types than the working one."""
+    for size in (0, 1, 63, SUM_BLOCK, 2 * SUM_BLOCK + 5):
+        base, tuned = quantised_models(size, models, dtype)
+        tuned[0] = (tuned[0].double() * (1 + 2.0**-9 + 2.0**-40)).to(torch.float64)
+        for first in (base, None):
+            sums = [b.gram(chunk_of(b, first, tuned, working=dtype_of(base))) for b in (REFERENCE, backend)]
+            assert backend.fetch(sums[1]) == sums[0]
+            n = models + (first is not None)
+            assert sums[0].columns == n * (n + 1) // 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -266,15 +266,10 @@ def test_norms_of_masked_task_vectors(dtype: torch.dtype, start: int) -> None:
     start -= start % 4096
     for kind in KINDS:
         mask = mask_of(kind, dtype, size, start, random_key=5)
-        expected = REFERENCE.l1_norms(
-            chunk_of(REFERENCE, base, [model], start=start), [mask], False, [0.0] * 2
-        )
+        expected = REFERENCE.l1_norms(chunk_of(REFERENCE, base, [model], start=start), [mask], False)
         for backend in BACKENDS:
             chunk = chunk_of(backend, base, [model], start=start)
-            assert backend.l1_norms(chunk, [mask], False, [0.0] * 2) == expected, (
-                kind,
-                backend.instruction_set,
-            )
+            assert backend.l1_norms(chunk, [mask], False) == expected, (kind, backend.instruction_set)
 
 
 def test_a_chunk_is_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +288,7 @@ def test_a_chunk_is_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         g = generator(seed, TILE)
         base, *models = (torch.randn(TILE, generator=g).to(torch.bfloat16) for _ in range(3))
         chunk, output = chunk_of(backend, base, models), torch.empty_like(base)
-        backend.l1_norms(chunk, masks, False, None)
+        backend.l1_norms(chunk, masks, False)
         backend.consensus(chunk, operation, backend.tensor(output))
         assert len(calls) == 2 * (seed + 1)
         expected, _ = apply(REFERENCE, operation, base, models)

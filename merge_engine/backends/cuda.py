@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import structures
 from merge_engine.backends.base import Backend
-from merge_engine.backends.cpu import address_of
 from merge_engine.backends.cuda_batch import Batch
 from merge_engine.backends.cuda_handles import (
     DeviceArray,
@@ -178,27 +177,19 @@ class CudaBackend(Backend):
         total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located.address, 16))
         return total, offset if offset != 2**64 - 1 else None
 
-    def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, before: PendingSums | None
-    ) -> PendingSums:
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """Sum magnitudes, on the device (see ``Backend.l1_norms``)."""
         structures.check(chunk)
-        if before is not None and before.piece.results is self._batch.results:
-            self._launch()  # norms that build on norms
-        sums = self._batch.l1_norms(chunk, masks, storage_rounding, before)
+        sums = self._batch.l1_norms(chunk, masks, storage_rounding)
         self._asked()
         return sums
 
-    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
-        """Sum inner products; waits for the device (see ``Backend.gram``)."""
+    def gram(self, chunk: Chunk) -> PendingSums:
+        """Sum inner products, on the device (see ``Backend.gram``)."""
         structures.check(chunk)
-        self._launch()
-        memory = self._send(struct.pack(f"<{len(sums)}d", *sums))
-        working = structures.dtype(self._native, chunk.working)
-        arrays = [array.native for array in chunk.inputs]
-        self._native.gram(self._queue(), arrays, working, chunk.count, memory.address)
-        result = self._native.read(self._queue(), memory.address, 8 * len(sums))
-        return list(struct.unpack(f"<{len(sums)}d", result))
+        sums = self._batch.gram(chunk)
+        self._asked()
+        return sums
 
     def _brought_down(self, outcome: PendingOutcome, output: DeviceArray) -> PendingOutcome:
         """Outputs that mirror host memory come down; resident tensors stay."""
@@ -234,13 +225,6 @@ class CudaBackend(Backend):
 
     def _here(self, tensor: torch.Tensor) -> bool:
         return tensor.device.type == "cuda" and tensor.device.index == self.device
-
-    def _send(self, data: bytes) -> Any:
-        """A few bytes in device memory."""
-        memory = self._native.DeviceMemory(self._queue(), len(data), False)
-        source = memoryview(bytearray(data))
-        self._native.upload(self._queue(), memory.address, address_of(source), len(data))
-        return memory
 
 
 def _module() -> Any:

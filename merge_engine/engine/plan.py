@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from merge_engine.backends.base import SUM_BLOCK
 from merge_engine.backends.operations import Line
+from merge_engine.backends.statistics import SUM_BLOCK
 from merge_engine.checkpoint import (
     Checkpoint,
     OutputTensor,

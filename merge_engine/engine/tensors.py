@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
-from merge_engine.backends.base import SUM_BLOCK
 from merge_engine.backends.operations import Chunk, Line
+from merge_engine.backends.statistics import SUM_BLOCK
 from merge_engine.dtypes import BY_NAME
 from merge_engine.engine.merging import apply, check_finite, differing
 from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs

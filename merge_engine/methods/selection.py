@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from merge_engine.backends import Backend
-from merge_engine.backends.base import levels
 from merge_engine.backends.operations import Chunk, Column, Found, Rank
+from merge_engine.backends.statistics import levels
 from merge_engine.dtypes import DType
 from merge_engine.errors import CheckpointError
 from merge_engine.methods.base import MergeTask, Statistic

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, Literal, cast
 
 from merge_engine.backends import Backend
@@ -29,6 +30,7 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
+from merge_engine.backends.statistics import BlockSums
 from merge_engine.methods.base import MergeTask, Method, Program, Share, Solution, Statistic, Values
 from merge_engine.methods.rounding import rounded, weight_sum
 from merge_engine.methods.selection import Query, Selection
@@ -175,19 +177,20 @@ class NormRatio(Statistic):
     def __init__(self, program: Merge):
         self._program = program
         self._task = program.task
-        self._norms: Any = None
+        self._norms: list[Any] = []
 
     def measure(self, backend: Backend, chunk: Chunk, task: MergeTask) -> None:
         """Add a chunk's norms."""
         masks = [mask for mask, _ in self._program.masks(backend)]
-        self._norms = backend.l1_norms(chunk, masks, task.storage_rounding, self._norms)
+        self._norms.append(backend.l1_norms(chunk, masks, task.storage_rounding))
 
     def finish(self, backend: Backend) -> None:
         """The norms are looked at once they are needed, when other tensors have been measured too."""
 
     def ratios(self, backend: Backend) -> list[float]:
         """For each model. Negligible norms leave the task vector as it is."""
-        sums = backend.fetch(self._norms)
+        of_chunks: list[BlockSums] = [backend.fetch(norms) for norms in self._norms]
+        sums = reduce(BlockSums.merge, of_chunks).totals()
         if self._task.storage_rounding:  # but not where mergekit's sums overflow
             sums = [n if math.isinf(r := rounded(n, self._task.working)) else r for n in sums]
         pairs = zip(sums[::2], sums[1::2], strict=True)

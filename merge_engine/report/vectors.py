@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.operations import Chunk
+from merge_engine.backends.statistics import BlockSums
 from merge_engine.engine.discards import Place
 from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
 from merge_engine.engine.tasks import TensorJob
@@ -104,14 +106,16 @@ def _products(plan: Plan, job: TensorJob, backend: Backend) -> Products:
     """
     models = list(job.models)
     n = len(models) + 1
-    sums = [0.0] * (n * n)
+    pairs = list(combinations_with_replacement(range(n), 2))
+    sums = BlockSums(len(pairs), ())
     for chunk in _chunks(plan, job, backend):
-        sums = backend.gram(chunk, sums)
-    base = sums[0]
+        sums = sums.merge(backend.fetch(backend.gram(chunk)))
+    inner = dict(zip(pairs, sums.totals(), strict=True))
+    base = inner[0, 0]
 
     def between(i: int, j: int) -> float:
-        product = sums[i * n + j] - sums[i] - sums[j] + base
-        return product if abs(product) > _NOTHING * (sums[i * n + i] + sums[j * n + j] + base) else 0.0
+        product = inner[i, j] - inner[0, i] - inner[0, j] + base
+        return product if abs(product) > _NOTHING * (inner[i, i] + inner[j, j] + base) else 0.0
 
     return Products(
         base, {(models[i - 1], models[j - 1]): between(i, j) for i in range(1, n) for j in range(i, n)}
