@@ -22,10 +22,10 @@ from written import STATE, State, assert_same, load_folder, names_in, plan, raw,
 
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards
 from merge_engine.checkpoint import writer as writing
-from merge_engine.checkpoint.header import PAGE
-from merge_engine.checkpoint.mounts import Mount
 from merge_engine.dtypes import BY_CODE
 from merge_engine.errors import OutputError
+from merge_engine.storage.memory import PAGE
+from merge_engine.storage.mounts import Mount
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 

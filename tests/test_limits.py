@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import merge_engine._native as _native
-from merge_engine.checkpoint.mounts import mount_of
-from merge_engine.checkpoint.page_cache import cached_share, maps_faster
 from merge_engine.engine import probe
 from merge_engine.engine.limits import DiskLimits, Limits, limits_file, load_limits, save_limits
+from merge_engine.storage.mounts import mount_of
+from merge_engine.storage.page_cache import cached_share, maps_faster
 
 LIMITS = Limits(
     memory=2e10, disks={"ext4 /dev/x at /": DiskLimits(1e9, 2e9, 1e10, 2e9)}, compute={"ties": 3e8}

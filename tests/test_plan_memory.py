@@ -7,8 +7,8 @@ import torch
 from conftest import SaveCheckpoint
 
 import merge_engine as me
-from merge_engine.checkpoint.header import PAGE
 from merge_engine.engine import plan as planning
+from merge_engine.storage.memory import PAGE
 
 ELEMENTS = 10 * 4096
 SPAN = 4 * 2 * ELEMENTS  # base, two models and the output in bfloat16

@@ -23,13 +23,14 @@ from conftest import SaveCheckpoint
 
 import merge_engine as me
 from merge_engine.backends import create_backend
-from merge_engine.checkpoint import Checkpoint, TensorRange, Way, direct, open_checkpoint
-from merge_engine.checkpoint.mounts import Mount, mount_of
+from merge_engine.checkpoint import Checkpoint, TensorRange, Way, open_checkpoint
 from merge_engine.checkpoint.ranges import CopiedRange
 from merge_engine.checkpoint.source import SafetensorsCheckpoint
 from merge_engine.engine import reading
 from merge_engine.engine.limits import DiskLimits, Limits, save_limits
 from merge_engine.errors import CheckpointError
+from merge_engine.storage import direct
+from merge_engine.storage.mounts import Mount, mount_of
 
 
 @pytest.fixture

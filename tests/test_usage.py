@@ -12,13 +12,13 @@ from rich.console import Console
 
 import merge_engine as me
 from merge_engine.backends import create_backend
-from merge_engine.checkpoint.mounts import mount_of
 from merge_engine.cli import show
 from merge_engine.engine import usage
 from merge_engine.engine.ledger import Ledger, Stage
 from merge_engine.engine.limits import DiskLimits, Limits, load_limits, save_limits
 from merge_engine.engine.reading import Reading
 from merge_engine.engine.usage import Resource, Usage
+from merge_engine.storage.mounts import mount_of
 
 NAMES = ["direct read", "disk read", "page cache", "memory", "disk write"]
 

@@ -10,9 +10,7 @@ from merge_engine.backends.base import HEADROOM
 from merge_engine.backends.cpu import address_of
 from merge_engine.backends.cuda_handles import DeviceArray, Results
 from merge_engine.errors import BackendError, DeviceMemoryError
-
-PAGE = 4096
-"""Where inputs and outputs start in attached memory (see ``Backend.attach``)."""
+from merge_engine.storage.memory import PAGE
 
 DETOUR = 64 << 10
 """Bytes that are copied in about the time that starting another copy takes."""

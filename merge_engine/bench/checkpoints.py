@@ -22,7 +22,7 @@ from merge_engine.bench.tensor_memory import memory_of
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE
 from merge_engine.dtypes import BF16
-from merge_engine.engine.machine import cores
+from merge_engine.storage.machine import cores
 
 FOLDER_VARIABLE = "MERGE_ENGINE_BENCH_DIR"
 BASE_DEVIATION = 0.02

@@ -16,11 +16,11 @@ from merge_engine.bench.contestants import METHODS, Merge, check_output, command
 from merge_engine.bench.fit import median_seconds
 from merge_engine.bench.measuring import Measurement, claim_memory, cool, empty, measure, warm
 from merge_engine.bench.shapes import ARCHITECTURES
-from merge_engine.checkpoint.mounts import mount_of
 from merge_engine.engine.limits import Limits
 from merge_engine.engine.reading import choose_reading
 from merge_engine.engine.usage import predict
 from merge_engine.errors import PlanError
+from merge_engine.storage.mounts import mount_of
 
 Runs = dict[str, list[Measurement]]
 

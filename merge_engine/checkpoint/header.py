@@ -16,8 +16,8 @@ from pathlib import Path
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.dtypes import BY_CODE, DType
 from merge_engine.errors import CheckpointError, OutputError
+from merge_engine.storage.memory import aligned
 
-PAGE = 4096
 MAX_HEADER = 100_000_000
 LFS_START = b"version https://git-lfs"
 _LENGTH_BYTES = 8
@@ -110,7 +110,7 @@ def encode_header(tensors: Sequence[OutputTensor], metadata: dict[str, str]) -> 
         }
         begin = end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    length = len(text) + -(_LENGTH_BYTES + len(text)) % PAGE
+    length = aligned(_LENGTH_BYTES + len(text)) - _LENGTH_BYTES
     if length > MAX_HEADER:
         raise OutputError(
             f"a shard of {len(tensors)} tensors needs a header of {length} bytes, readers stop at "

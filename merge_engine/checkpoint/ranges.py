@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from merge_engine.checkpoint.direct import read_pages
-from merge_engine.checkpoint.header import PAGE, TensorInfo
+from merge_engine.checkpoint.header import TensorInfo
 from merge_engine.errors import CheckpointError
+from merge_engine.storage.direct import read_pages
+from merge_engine.storage.memory import PAGE
 
 if TYPE_CHECKING:
     from merge_engine._native import Mapping as NativeMapping

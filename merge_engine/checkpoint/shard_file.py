@@ -8,8 +8,8 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
-from merge_engine.checkpoint.header import PAGE
 from merge_engine.checkpoint.shards import ShardLayout
+from merge_engine.storage.memory import PAGE
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from merge_engine.checkpoint.header import PAGE, OutputTensor, TensorInfo, encode_header
+from merge_engine.checkpoint.header import OutputTensor, TensorInfo, encode_header
 from merge_engine.checkpoint.layout import SINGLE_FILE
+from merge_engine.storage.memory import PAGE
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 

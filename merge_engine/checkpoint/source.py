@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import resource
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge_engine.checkpoint.direct import open_direct, read_direct
 from merge_engine.checkpoint.header import TensorInfo, read_header
 from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
 from merge_engine.checkpoint.ranges import (
@@ -25,6 +22,9 @@ from merge_engine.checkpoint.ranges import (
     became_shorter,
 )
 from merge_engine.errors import CheckpointError
+from merge_engine.storage.direct import open_direct, read_direct
+from merge_engine.storage.files import allow_many_files
+from merge_engine.storage.memory import as_bytes
 
 if TYPE_CHECKING:
     from merge_engine._native import Mapping as NativeMapping
@@ -220,24 +220,6 @@ class SafetensorsCheckpoint(Checkpoint):
 
 def _aligned(info: TensorInfo) -> bool:
     return info.start % max(info.dtype.itemsize, 1) == 0
-
-
-def allow_many_files() -> None:
-    """Raise this process's limit of open files as far as it may.
-
-    Every shard of every input and of the output is open at once, and common soft limits (1024, 256) are
-    meant for programs that use ``select``; the hard limit is what the administrator allows.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):  # systems where "unlimited" cannot be asked for
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def as_bytes(buffer: memoryview) -> memoryview:
-    """The same memory as a flat view of bytes."""
-    # A view with a zero in its shape cannot be cast.
-    return buffer.cast("B") if buffer.nbytes else memoryview(b"")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

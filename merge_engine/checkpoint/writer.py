@@ -20,7 +20,6 @@ from pathlib import Path, PurePosixPath
 
 from merge_engine.checkpoint.header import TensorInfo
 from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some
-from merge_engine.checkpoint.mounts import mount_of
 from merge_engine.checkpoint.output_folder import (
     listed_files,
     remove_listed,
@@ -30,8 +29,10 @@ from merge_engine.checkpoint.output_folder import (
 )
 from merge_engine.checkpoint.shard_file import ShardFile
 from merge_engine.checkpoint.shards import ShardLayout
-from merge_engine.checkpoint.source import allow_many_files, as_bytes
 from merge_engine.errors import OutputError
+from merge_engine.storage.files import allow_many_files
+from merge_engine.storage.memory import as_bytes
+from merge_engine.storage.mounts import mount_of
 
 
 class CheckpointWriter:

@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from merge_engine.checkpoint.mounts import mount_of
-from merge_engine.engine.machine import cores, processor
+from merge_engine.storage.machine import cores, processor
+from merge_engine.storage.mounts import mount_of
 
 ReadingWay = Literal["read", "direct", "cached"]
 """From storage through the page cache, from storage past it, from the page cache: see ``DiskLimits``."""

@@ -23,13 +23,12 @@ from merge_engine.checkpoint import (
     open_checkpoint,
     plan_shards,
 )
-from merge_engine.checkpoint.header import PAGE
 from merge_engine.dtypes import DType
-from merge_engine.engine.ring import aligned
 from merge_engine.engine.tasks import Catalogue, TensorJob, TensorType, make_jobs
 from merge_engine.errors import CheckpointError, PlanError
 from merge_engine.methods import Method, find_method
 from merge_engine.recipe import ModelReference, Recipe
+from merge_engine.storage.memory import PAGE, aligned
 
 DEFAULT_MEMORY = 400_000_000
 """Bytes of tensor data that a run holds at a time, by default."""

@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, Way, open_checkpoint, plan_shards
-from merge_engine.checkpoint.mounts import mount_of
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE
 from merge_engine.dtypes import BF16
 from merge_engine.engine.limits import DiskLimits, Limits, load_limits, save_limits
-from merge_engine.engine.machine import cores
 from merge_engine.engine.stream import READ_PIECE, READ_THREADS, WRITE_THREADS
+from merge_engine.storage.machine import cores
+from merge_engine.storage.mounts import mount_of
 
 _TRIES = 3
 _WAYS: tuple[Way, ...] = ("read", "mapped", "direct")

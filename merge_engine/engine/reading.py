@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 from merge_engine.backends import Backend
 from merge_engine.checkpoint import Checkpoint, Way
-from merge_engine.checkpoint.mounts import mount_of
-from merge_engine.checkpoint.page_cache import cached_share, maps_faster
 from merge_engine.engine.limits import Limits
-from merge_engine.engine.machine import gives_memory_back
 from merge_engine.engine.plan import Plan
 from merge_engine.engine.tasks import TensorJob
+from merge_engine.storage.machine import gives_memory_back
+from merge_engine.storage.mounts import mount_of
+from merge_engine.storage.page_cache import cached_share, maps_faster
 
 # How many times as fast it must be to read past the page cache.
 _IF_NOT_KEPT = 1.1  # less is within what two measurements differ by

@@ -8,12 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from merge_engine.checkpoint.header import PAGE
-
-
-def aligned(nbytes: int) -> int:
-    """``nbytes`` rounded up to whole pages, so that every array in a span starts on one."""
-    return -(-nbytes // PAGE) * PAGE
+from merge_engine.storage.memory import PAGE, aligned
 
 
 class RingClosed(Exception):

@@ -23,9 +23,10 @@ from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import BATCH, Plan
 from merge_engine.engine.reading import Reading
-from merge_engine.engine.ring import Allowance, Ring, RingClosed, Span, aligned, allocate
+from merge_engine.engine.ring import Allowance, Ring, RingClosed, Span, allocate
 from merge_engine.engine.sinks import Digests, Sink
 from merge_engine.engine.visits import Visit, visits
+from merge_engine.storage.memory import aligned
 
 READ_THREADS = 4
 WRITE_THREADS = 2

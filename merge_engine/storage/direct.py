@@ -8,7 +8,7 @@ import os
 import threading
 from pathlib import Path
 
-from merge_engine.checkpoint.header import PAGE
+from merge_engine.storage.memory import PAGE
 
 _BLOCK = 512  # of a disk; reads end between two blocks only where the file does
 _BUFFER = 2 << 20  # small enough to stay in the processor's cache until it is copied
