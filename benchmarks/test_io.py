@@ -1,6 +1,6 @@
 """Reading and writing: past the page cache or through it, cold or warm, one large file or many small ones.
 
-merge_engine writes past it (``direct``) and mostly reads through it (``cached``); engine/reading.py says when not.
+merge_engine writes past it (``direct``) and mostly reads through it (``cached``); storage/reading.py says when not.
 Here memory, offsets and lengths are whole pages, so that a direct read needs no buffer in between.
 """
 

@@ -16,14 +16,13 @@ import pytest
 from conftest import SaveCheckpoint
 from safetensors.torch import load_file
 from test_faults import SHARD, SMALL, Setup
+from ways import read_only
 
 import merge_engine as me
 import merge_engine._native as _native
-from merge_engine.checkpoint import ranges
-from merge_engine.engine import reading
 from merge_engine.engine.merging import Merger
-from merge_engine.engine.reading import Reading
 from merge_engine.engine.visits import Visit
+from merge_engine.storage import ranges
 
 
 @pytest.fixture
@@ -44,11 +43,11 @@ def failing_from(nth: int, call: Callable[..., Any], number: int) -> Callable[..
 
 
 @pytest.mark.parametrize("nth", (1, 2, 5))
-@pytest.mark.parametrize("way", ("read", "direct"))
+@pytest.mark.parametrize("way", ("copied", "direct"))
 def test_a_disk_that_cannot_be_read_any_more(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, nth: int, way: str
 ) -> None:
-    monkeypatch.setattr(Reading, "way", lambda *_: way)
+    read_only(monkeypatch, way)
     monkeypatch.setattr(os, "preadv", failing_from(nth, os.preadv, errno.EIO))
     message = setup.refused(me.CheckpointError, "cannot be read", os.strerror(errno.EIO), memory=SMALL)
     assert message.count("\n") == 0 and ".safetensors" in message
@@ -91,8 +90,7 @@ def test_an_input_that_becomes_shorter_while_it_is_read(
             os.truncate(victim, 20_000)
         return preadv(descriptor, *arguments)
 
-    monkeypatch.setattr(reading, "maps_faster", lambda _: False)
-    monkeypatch.setattr(Reading, "way", lambda *_: "read")
+    read_only(monkeypatch, "copied")
     monkeypatch.setattr(os, "preadv", shrink)
     setup.refused(me.CheckpointError, victim, "shorter while it was read", memory=SMALL)
 
@@ -108,7 +106,7 @@ def test_an_input_that_becomes_shorter_while_it_is_merged_in_place(
             os.truncate(victim, min(size, victim.stat().st_size))
         return visit(self, now, *arguments)
 
-    monkeypatch.setattr(Reading, "way", lambda *_: "mapped")
+    read_only(monkeypatch, "mapped")
     monkeypatch.setattr(Merger, "visit", shrink)
     setup.refused(me.CheckpointError, victim, "shorter while it was read", memory=SMALL)
 
@@ -124,7 +122,7 @@ def test_a_disk_that_fails_under_a_mapping(setup: Setup, monkeypatch: pytest.Mon
         def load(self, first: int, last: int) -> None:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
-    monkeypatch.setattr(Reading, "way", lambda *_: "mapped")
+    read_only(monkeypatch, "mapped")
     monkeypatch.setattr(ranges, "_FAULT", 0)
     monkeypatch.setattr(_native, "Mapping", Failing)
     setup.refused(me.CheckpointError, "cannot be read", ".safetensors", memory=SMALL)
@@ -134,8 +132,7 @@ def test_short_reads_and_writes_change_nothing(setup: Setup, monkeypatch: pytest
     expected = me.run(setup.recipe(), setup.output).output
     assert expected is not None
     preadv, pwrite = os.preadv, os.pwrite
-    monkeypatch.setattr(reading, "maps_faster", lambda _: False)
-    monkeypatch.setattr(Reading, "way", lambda *_: "read")
+    read_only(monkeypatch, "copied")
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:9973]], at))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:8192], at))
     fresh = setup.output.with_name("fresh")

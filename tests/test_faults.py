@@ -21,13 +21,13 @@ import yaml
 from adversarial import quantised_models
 from conftest import SaveCheckpoint
 from safetensors.torch import load_file
+from ways import read_only
 
 import merge_engine as me
 from merge_engine.checkpoint import CheckpointWriter
-from merge_engine.checkpoint.source import SafetensorsCheckpoint
 from merge_engine.engine.merging import Merger
-from merge_engine.engine.reading import Reading
 from merge_engine.engine.ring import Ring
+from merge_engine.storage.ranges import CopiedRange
 
 SHAPES = {"embed.weight": (50, 40), "layers.0.weight": (300, 200), "layers.1.weight": (300, 200)}
 SMALL = "400KB"
@@ -289,8 +289,8 @@ def failing(nth: int, original: Callable[..., Any], error: BaseException) -> Cal
 @pytest.mark.parametrize(
     ("owner", "method", "nth", "error"),
     (
-        (SafetensorsCheckpoint, "read_into", 1, me.CheckpointError("the disk has gone")),
-        (SafetensorsCheckpoint, "read_into", 5, RuntimeError("a bug")),
+        (CopiedRange, "read", 1, me.CheckpointError("the disk has gone")),
+        (CopiedRange, "read", 5, RuntimeError("a bug")),
         (Ring, "acquire", 1, RuntimeError("a bug")),
         (Ring, "acquire", 3, RuntimeError("a bug")),
         (Merger, "visit", 1, RuntimeError("a bug")),
@@ -312,7 +312,7 @@ def test_a_failure_in_any_thread_stops_the_run(
     error: BaseException,
     memory: str,
 ) -> None:
-    monkeypatch.setattr(Reading, "way", lambda *_: "read")
+    read_only(monkeypatch, "copied")
     monkeypatch.setattr(owner, method, failing(nth, getattr(owner, method), error))
     with pytest.raises(type(error)) as caught:
         me.run(setup.recipe(), setup.output, memory=memory)

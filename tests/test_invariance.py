@@ -14,11 +14,11 @@ import torch
 from adversarial import extreme_models, generator, quantised_models
 from conftest import SaveCheckpoint
 from safetensors import safe_open
+from ways import WAYS as READING_WAYS
+from ways import read_only
 
 import merge_engine as me
 from merge_engine.engine import plan as planning
-from merge_engine.engine import reading
-from merge_engine.engine.reading import Reading
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SHAPES = {
@@ -156,9 +156,8 @@ def test_bytes_do_not_depend_on_how_a_run_is_done(
     assert digests_of(recipe_of(title, sharded), memory=SMALL) == expected
     pieces: list[int] = []
     with monkeypatch.context() as patch:  # what is in place is measured whole and merged by the piece
-        patch.setattr(Reading, "way", lambda *_: "present")
+        read_only(patch, "mapped")
         patch.setattr(planning, "_CACHED", 1)
-        patch.setattr(reading, "_available_memory", lambda: 1 << 40)
         note = lambda plan: pieces.append(sum(len(list(plan.chunks(job))) for job in plan.jobs))  # noqa: E731
         for threads in (1, 3):
             assert digests_of(recipe_of(title, folders), on_plan=note, threads=threads) == expected, threads
@@ -175,9 +174,9 @@ def test_bytes_do_not_depend_on_how_files_are_read(
     for title in ("ties spread tensor", "ties index model", "dare_linear", "della", "task_arithmetic"):
         recipe = recipe_of(title, folders)
         expected = digests_of(recipe)
-        for way, memory in itertools.product(("read", "direct", "mapped", "present"), (SMALL, "384MB")):
+        for way, memory in itertools.product(READING_WAYS, (SMALL, "384MB")):
             with monkeypatch.context() as patch:
-                patch.setattr(Reading, "way", lambda *_, way=way: way)
+                read_only(patch, way)
                 assert digests_of(recipe, memory=memory) == expected, (title, way, memory)
 
 

@@ -95,7 +95,7 @@ def test_runs_from_storage_and_from_the_page_cache_foretell_nothing_of_each_othe
         ledger = Ledger(compute=Stage(plan.bytes_read, 2.0), from_storage=plan.bytes_read)
         usage.remember(plan, backend, None, ledger)
         cold, warm = (
-            usage.predict(plan, None, load_limits(), Reading({}, missing), backend, None).compute
+            usage.predict(plan, None, load_limits(), Reading("cached", missing), backend, None).compute
             for missing in (plan.bytes_read, 0)
         )
     assert cold == 2.0 and warm is None
@@ -123,7 +123,7 @@ def test_a_plan_says_what_is_known(recipe: dict[str, object], tmp_path: Path) ->
     save_limits(Limits(memory=1e10, disks={str(mount_of(tmp_path)): DiskLimits(1e6, 1e6, 1e9, 5e8)}))
     with me.plan(recipe) as plan:
         predicted = usage.predict(
-            plan, tmp_path / "out", load_limits(), Reading({}, 0), create_backend("cpu"), 3
+            plan, tmp_path / "out", load_limits(), Reading("cached", 0), create_backend("cpu"), 3
         )
         console = Console(width=200)
         with console.capture() as capture:

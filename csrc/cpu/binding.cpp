@@ -120,7 +120,7 @@ PYBIND11_MODULE(_native, m) {
              })
         .def("release", &Mapping::release)
         .def("view", &view, py::keep_alive<0, 1>())
-        .def_property_readonly("torn", &Mapping::torn);
+        .def_property_readonly("truncated", &Mapping::truncated);
     m.def("address_of", [](const py::buffer& memory) { return reinterpret_cast<uintptr_t>(memory.request().ptr); });
 
     m.def("select", &select_bin);

@@ -19,7 +19,7 @@ namespace merge_engine {
 // Never deleted, because the handler may be looking; used again by later mappings.
 struct MappedRange {
     std::atomic<uintptr_t> first{0}, last{0};
-    std::atomic<bool> torn{false};
+    std::atomic<bool> truncated{false};
     MappedRange* next = nullptr;
     bool used = false;  // known under the lock only
 };
@@ -38,7 +38,7 @@ void put_zeros(int, siginfo_t* info, void*) {
     const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
     for (MappedRange* range = ranges.load(); range; range = range->next) {
         if (address < range->first || address >= range->last) continue;
-        range->torn = true;
+        range->truncated = true;
         void* page = reinterpret_cast<void*>(address / page_size * page_size);
         const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
         if (mmap(page, page_size, PROT_READ, flags, -1, 0) == MAP_FAILED) break;
@@ -65,7 +65,7 @@ MappedRange* take_range() {
         ranges = range;
     }
     range->used = true;
-    range->torn = false;
+    range->truncated = false;
     return range;
 }
 
@@ -101,14 +101,20 @@ Mapping::~Mapping() {
     give_back(range_);
 }
 
-bool Mapping::torn() const { return range_->torn; }
+bool Mapping::truncated() const { return range_->truncated; }
 
 void Mapping::load(uint64_t first, uint64_t last) const {
     first = first / page_size * page_size;
     if (first >= last) return;
     while (madvise(const_cast<char*>(data_) + first, last - first, MADV_POPULATE_READ) != 0) {
+        if (errno == EINVAL) return touch(first, last);  // the system has no such call
         if (errno != EINTR && errno != EAGAIN) throw std::system_error(errno, std::generic_category());
     }
+}
+
+void Mapping::touch(uint64_t first, uint64_t last) const {
+    madvise(const_cast<char*>(data_) + first, last - first, MADV_WILLNEED);  // a hint: read ahead
+    for (uint64_t at = first; at < last; at += page_size) *static_cast<const volatile char*>(data_ + at);
 }
 
 void Mapping::release(uint64_t first, uint64_t last) const {

@@ -10,7 +10,7 @@ struct MappedRange;  // what the handler of SIGBUS knows of a mapping
 // A file, mapped for reading.
 //
 // To touch a page that cannot be had any more, because the file became shorter or its disk fails, raises SIGBUS, which
-// ends the process. While there are mappings a handler puts zeros in such a page's place, and the mapping is `torn`
+// ends the process. While there are mappings a handler puts zeros in such a page's place, and the mapping is `truncated`
 // from then on: what was made of its memory is worthless. Other causes of SIGBUS meet whatever handled it before.
 class Mapping {
   public:
@@ -22,15 +22,17 @@ class Mapping {
 
     const char* data() const { return data_; }
     uint64_t size() const { return size_; }
-    bool torn() const;
+    bool truncated() const;
 
     // Has the bytes [first, last) read, and mapped, by the time it returns. Throws std::system_error when they cannot be
-    // read, or when the system has no such call.
+    // read; where the system cannot tell (Linux before 5.14, gVisor), the mapping is `truncated` instead.
     void load(uint64_t first, uint64_t last) const;
     // Takes whole pages among them out of this process's memory again. The page cache keeps them.
     void release(uint64_t first, uint64_t last) const;
 
   private:
+    void touch(uint64_t first, uint64_t last) const;
+
     uint64_t size_;
     const char* data_ = nullptr;
     MappedRange* range_;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +28,7 @@ from merge_engine.backends.operations import (
 )
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
+from merge_engine.storage.machine import cores
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class CpuBackend(Backend):
     reads_in_place = True
 
     def __init__(self, threads: int | None = None, instruction_set: str | None = None):
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or cores()
         self.instruction_set = instruction_set or _native.instruction_set()
         if not _native.runs(self.instruction_set):
             raise BackendError(f"this processor cannot run {self.instruction_set} code")

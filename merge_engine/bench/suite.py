@@ -165,7 +165,7 @@ def _floor(merge: Merge, output: Path, case: Case, limits: Limits) -> float | No
     """Seconds that moving the bytes takes at best, with the inputs where they are now."""
     with merge_engine.plan(merge.recipe()) as plan:
         backend = create_backend()
-        reading = choose_reading(plan, limits, backend)
+        reading = choose_reading(plan, backend)
         floor = predict(plan, output, limits, reading, backend, None).floor
     if case.pace is None:
         return floor

@@ -3,7 +3,6 @@
 from merge_engine.checkpoint.header import Header, OutputTensor, TensorInfo, encode_header, read_header
 from merge_engine.checkpoint.hub import locate
 from merge_engine.checkpoint.output_folder import check_output_folder
-from merge_engine.checkpoint.ranges import TensorRange, Way
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE, ShardLayout, parse_size, plan_shards
 from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES, carried_files, merged_config
 from merge_engine.checkpoint.source import Checkpoint, open_checkpoint
@@ -19,8 +18,6 @@ __all__ = [
     "OutputTensor",
     "ShardLayout",
     "TensorInfo",
-    "TensorRange",
-    "Way",
     "carried_files",
     "check_output_folder",
     "encode_header",

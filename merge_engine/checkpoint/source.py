@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from merge_engine.checkpoint.header import TensorInfo, read_header
 from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
-from merge_engine.checkpoint.ranges import (
-    CopiedRange,
-    DirectRange,
-    MappedRange,
-    TensorRange,
-    Way,
-    became_shorter,
-)
 from merge_engine.errors import CheckpointError
-from merge_engine.storage.direct import open_direct, read_direct
-from merge_engine.storage.files import allow_many_files
+from merge_engine.storage.files import File, OpenFiles
 from merge_engine.storage.memory import as_bytes
-
-if TYPE_CHECKING:
-    from merge_engine._native import Mapping as NativeMapping
+from merge_engine.storage.ranges import ByteRange, Extent, Way, maps, open_range
 
 _MAX_DEPTH = 100  # of config.json, far below what exhausts the stack when it is copied or written
 
@@ -62,28 +49,36 @@ class Checkpoint(ABC):
         self._file_of = place_tensors(weights, contents)
         self.tensors = {name: contents[file][name] for name, file in self._file_of.items()}
         self._contents = contents
-        self._stats = {file: _stat(file) for file in contents}
+        self._files = {file: File.of(file) for file in contents}
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """The weight files, as they were when their headers were read."""
+        return tuple(self._files.values())
 
     @abstractmethod
-    def read_into(self, name: str, offset: int, buffer: memoryview, past_page_cache: bool = False) -> None:
-        """Fill ``buffer`` with the tensor's bytes from byte ``offset`` of the tensor on. Thread-safe.
+    def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> ByteRange:
+        """Bytes [offset, offset + nbytes) of a tensor, to be brought into memory: see ``open_range``.
 
-        The buffer is C-contiguous and writable. ``past_page_cache``: from storage, wherever the file system can do
-        that. Raises ``CheckpointError`` when the file cannot be read or has changed, and ``ValueError`` when the
-        range is not within the tensor.
+        Raises ``CheckpointError`` when the file cannot be opened or has changed.
         """
-
-    def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> TensorRange:
-        """Bytes [offset, offset + nbytes) of a tensor, to be brought into memory in some way, or in one that works.
-
-        ``in_place``: they may lie at any multiple of their elements' size, instead of on a page. Raises
-        ``CheckpointError`` when the file cannot be opened or has changed.
-        """
-        return CopiedRange(self, name, offset, nbytes)
 
     def maps(self, name: str) -> bool:
         """Whether a tensor can be used in place."""
         return False
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the tensor's bytes from byte ``offset`` of the tensor on. Thread-safe.
+
+        The buffer is C-contiguous and writable. Raises ``CheckpointError`` when the file cannot be read or has
+        changed, and ``ValueError`` when the range is not within the tensor.
+        """
+        self.file_of(name)
+        nbytes = self.tensors[name].nbytes
+        if offset < 0 or offset + buffer.nbytes > nbytes:
+            raise ValueError(f"{name!r} has {nbytes} bytes, not {buffer.nbytes} from {offset} on")
+        copied = self.range(name, offset, buffer.nbytes, "cached", in_place=False)
+        copied.read(as_bytes(buffer), 0, copied.length)
 
     @abstractmethod
     def close(self) -> None:
@@ -105,8 +100,8 @@ class Checkpoint(ABC):
         layout = [
             [
                 file.name,
-                self._stats[file].st_size,
-                self._stats[file].st_mtime_ns,
+                self._files[file].size,
+                self._files[file].mtime_ns,
                 [[t.name, t.dtype.code, t.shape, t.start] for t in self._contents[file].values()],
             ]
             for file in sorted(self._contents)
@@ -119,107 +114,31 @@ class Checkpoint(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _flat_range(self, name: str, offset: int, buffer: memoryview) -> memoryview:
-        """The buffer as bytes, once it is known that the tensor has that many from ``offset`` on."""
-        self.file_of(name)
-        nbytes = self.tensors[name].nbytes
-        if offset < 0 or offset + buffer.nbytes > nbytes:
-            raise ValueError(f"{name!r} has {nbytes} bytes, not {buffer.nbytes} from {offset} on")
-        return as_bytes(buffer)
-
 
 class SafetensorsCheckpoint(Checkpoint):
-    """One or many safetensors files, read by ``preadv`` straight into the caller's memory."""
+    """One or many safetensors files. Each is opened when it is first read."""
 
     def __init__(self, weights: WeightFiles):
         """Reads the headers of all files."""
         super().__init__(weights, {file: read_header(file).tensors for file in weights.files})
-        if len(weights.files) > 1:
-            allow_many_files()
-        self._descriptors: dict[Path, int] = {}
-        self._direct: dict[Path, int] = {}  # descriptors past the page cache, -1 where that does not work
-        self._mappings: dict[Path, NativeMapping | None] = {}  # None for files that cannot be mapped
-        self._lock = threading.Lock()
+        self._opened = OpenFiles()
 
-    def read_into(self, name: str, offset: int, buffer: memoryview, past_page_cache: bool = False) -> None:
-        """See ``Checkpoint.read_into``."""
-        view = self._flat_range(name, offset, buffer)
-        file = self._file_of[name]
-        position = self.tensors[name].start + offset
-        try:
-            descriptor = self._descriptor(file)
-            direct = self._direct_descriptor(file) if past_page_cache else -1
-            while view.nbytes:
-                past = direct >= 0
-                got = read_direct(direct, view, position) if past else os.preadv(descriptor, [view], position)
-                if got == 0:
-                    raise became_shorter(file, name, position)
-                view, position = view[got:], position + got
-        except OSError as error:
-            raise CheckpointError(f"{file}: tensor {name!r}: cannot be read: {error.strerror}") from error
-
-    def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> TensorRange:
+    def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> ByteRange:
         """See ``Checkpoint.range``."""
-        file, info = self._file_of[name], self.tensors[name]
-        in_place = in_place and _aligned(info)
-        if way in ("mapped", "present") and in_place and (mapping := self._mapping(file)) is not None:
-            return MappedRange(mapping, file, info, offset, nbytes, present=way == "present")
-        if way == "direct" and in_place and (descriptor := self._direct_descriptor(file)) >= 0:
-            return DirectRange(descriptor, file, info, offset, nbytes)
-        return CopiedRange(self, name, offset, nbytes, past=way == "direct")
+        return open_range(self._opened, self._extent(name, offset, nbytes), way, in_place)
 
     def maps(self, name: str) -> bool:
         """See ``Checkpoint.maps``."""
-        return _aligned(self.tensors[name]) and self._mapping(self._file_of[name]) is not None
+        return maps(self._opened, self._extent(name, 0, self.tensors[name].nbytes))
 
     def close(self) -> None:
         """See ``Checkpoint.close``."""
-        self._mappings = {}
-        with self._lock:
-            for descriptors in (self._descriptors, self._direct):
-                while descriptors:
-                    if (descriptor := descriptors.popitem()[1]) >= 0:
-                        os.close(descriptor)
+        self._opened.close()
 
-    def _descriptor(self, file: Path) -> int:
-        with self._lock:
-            if file not in self._descriptors:
-                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                if os.fstat(descriptor).st_size != self._stats[file].st_size:
-                    os.close(descriptor)
-                    raise CheckpointError(f"{file}: its size has changed since its header was read")
-                self._descriptors[file] = descriptor
-            return self._descriptors[file]
-
-    def _direct_descriptor(self, file: Path) -> int:
-        """-1 where only reading through the page cache works."""
-        with self._lock:
-            if file not in self._direct:
-                try:
-                    self._direct[file] = open_direct(file)
-                except OSError:
-                    self._direct[file] = -1
-            return self._direct[file]
-
-    def _mapping(self, file: Path) -> NativeMapping | None:
-        if file not in self._mappings:
-            import merge_engine._native as native
-
-            try:
-                descriptor = self._descriptor(file)
-            except OSError as error:
-                raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-            with self._lock:
-                if file not in self._mappings:
-                    try:
-                        self._mappings[file] = native.Mapping(descriptor, self._stats[file].st_size)
-                    except OSError:  # a file system without mappings, or no address space
-                        self._mappings[file] = None
-        return self._mappings[file]
-
-
-def _aligned(info: TensorInfo) -> bool:
-    return info.start % max(info.dtype.itemsize, 1) == 0
+    def _extent(self, name: str, offset: int, nbytes: int) -> Extent:
+        info = self.tensors[name]
+        file = self._files[self._file_of[name]]
+        return Extent(file, name, info.start + offset, nbytes, alignment=max(info.dtype.itemsize, 1))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -248,10 +167,3 @@ def _depth(value: object) -> int:
         depth += 1
         level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
     return depth
-
-
-def _stat(file: Path) -> os.stat_result:
-    try:
-        return file.stat()
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error

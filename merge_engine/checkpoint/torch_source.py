@@ -16,6 +16,7 @@ from merge_engine.checkpoint.layout import WeightFiles
 from merge_engine.checkpoint.source import Checkpoint
 from merge_engine.dtypes import BY_NAME
 from merge_engine.errors import CheckpointError
+from merge_engine.storage.ranges import ByteRange, Way
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -31,17 +32,31 @@ class TorchCheckpoint(Checkpoint):
         self._loaded = {file: _load(file) for file in weights.files}
         super().__init__(weights, {file: _describe(file, state) for file, state in self._loaded.items()})
 
-    def read_into(self, name: str, offset: int, buffer: memoryview, past_page_cache: bool = False) -> None:
-        """See ``Checkpoint.read_into``."""
-        view = self._flat_range(name, offset, buffer)
-        if not view.nbytes:
-            return
+    def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> ByteRange:
+        """See ``Checkpoint.range``. It is always a copy of what torch has mapped or loaded."""
         flat = self._loaded[self._file_of[name]][name].reshape(-1).view(torch.uint8)
-        torch.frombuffer(view, dtype=torch.uint8).copy_(flat[offset : offset + view.nbytes])
+        return _LoadedRange(flat[offset : offset + nbytes])
 
     def close(self) -> None:
         """See ``Checkpoint.close``."""
         self._loaded = {}
+
+
+class _LoadedRange(ByteRange):
+    """Copied from the bytes of a tensor (a flat one of uint8)."""
+
+    def __init__(self, flat: torch.Tensor):
+        self.length = self.room = flat.numel()
+        self._flat = flat
+
+    def view(self, memory: memoryview) -> memoryview:
+        """See ``ByteRange.view``."""
+        return memory[: self.room]
+
+    def read(self, memory: memoryview, first: int, last: int) -> None:
+        """See ``ByteRange.read``."""
+        if first < last:  # torch makes no tensor of an empty buffer
+            torch.frombuffer(memory[first:last], dtype=torch.uint8).copy_(self._flat[first:last])
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:

@@ -94,7 +94,7 @@ def plan(
     ) as planned:
         limits = load_limits()
         backend = create_backend()
-        reading = choose_reading(planned, limits, backend)
+        reading = choose_reading(planned, backend)
         show.plan(console, planned, predict(planned, output, limits, reading, backend, None))
 
 

@@ -12,25 +12,24 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from merge_engine.checkpoint import CheckpointWriter, OutputTensor, Way, open_checkpoint, plan_shards
+from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE
 from merge_engine.dtypes import BF16
 from merge_engine.engine.limits import DiskLimits, Limits, load_limits, save_limits
 from merge_engine.engine.stream import READ_PIECE, READ_THREADS, WRITE_THREADS
 from merge_engine.storage.machine import cores
 from merge_engine.storage.mounts import mount_of
+from merge_engine.storage.ranges import Way
 
 _TRIES = 3
-_WAYS: tuple[Way, ...] = ("read", "mapped", "direct")
 _FIRST, _MOST = 32 << 20, 256 << 20
 _ENOUGH = 0.3  # seconds: what a single transfer should take
 _COPIED = 256 << 20  # well above any cache
 _LINK = 256 << 20
 _NAME = "probe"
-_REPORTING_SECONDS = 2.5
-"""By then a virtual machine has given free memory back to its host. A page cache that has to grow asks for it again."""
 
 
 def measure_limits(folder: Path) -> Limits:
@@ -57,7 +56,7 @@ def measure_disk(folder: Path) -> DiskLimits:
     size = min(int(small.write * _ENOUGH), _MOST) // READ_PIECE * READ_PIECE
     if size <= _FIRST:
         return small
-    tries = [_transfer(folder, size, _REPORTING_SECONDS) for _ in range(_TRIES)]
+    tries = [_transfer(folder, size) for _ in range(_TRIES)]
     return DiskLimits(
         read=max(disk.read for disk in tries),
         direct=max(disk.direct for disk in tries),
@@ -100,8 +99,8 @@ def measure_link() -> float | None:
     return _LINK / min(_seconds(copy) for _ in range(_TRIES + 1))
 
 
-def _transfer(folder: Path, size: int, rest: float = 0.0) -> DiskLimits:
-    """Move ``size`` bytes each way, resting before the page cache is read into."""
+def _transfer(folder: Path, size: int) -> DiskLimits:
+    """Move ``size`` bytes each way."""
     memory = mmap.mmap(-1, size)
     noise = os.urandom(READ_PIECE)  # a file system may compress
     for at in range(0, size, READ_PIECE):
@@ -120,35 +119,28 @@ def _transfer(folder: Path, size: int, rest: float = 0.0) -> DiskLimits:
 
             writing = _seconds(write)
             writer.finish()
-        seconds = {}
-        for way in _WAYS:
-            drop_from_cache(target / layout[0].name)
-            time.sleep(rest if way != "direct" else 0.0)
-            seconds[way] = _read_twice(target, data, way)
-    through = min(seconds["read"][0], seconds["mapped"][0])
+        seconds = partial(_seconds_to_read, target, data)
+        file = target / layout[0].name
+        drop_from_cache(file)
+        direct = seconds("direct", in_place=True)
+        mapped = seconds("cached", in_place=True)
+        drop_from_cache(file)
+        copied = seconds("cached", in_place=False)
+        copied_again = seconds("cached", in_place=False)
     return DiskLimits(
-        read=size / through,
-        direct=size / seconds["direct"][0],
-        cached=size / seconds["read"][1],
+        read=size / min(copied, mapped),
+        direct=size / direct,
+        cached=size / copied_again,
         write=size / writing,
     )
 
 
-def _read_twice(folder: Path, data: memoryview, way: Way) -> tuple[float, float]:
-    """Seconds that it takes to bring all of a file into memory, the first time and once more."""
+def _seconds_to_read(folder: Path, data: memoryview, way: Way, in_place: bool) -> float:
+    """Seconds that it takes to bring all of a file into memory."""
     with open_checkpoint(folder) as checkpoint:
-        whole = checkpoint.range(_NAME, 0, len(data), way, in_place=True)
-
-        def read(at: int) -> None:
-            last = min(at + READ_PIECE, whole.length)
-            whole.read(data, at, last)
-            bytes(
-                whole.view(data)[at : last : mmap.PAGESIZE]
-            )  # what is mapped may not be there until it is touched
-
-        return _seconds(lambda: _in_pieces(read, whole.length, READ_THREADS)), _seconds(
-            lambda: _in_pieces(read, whole.length, READ_THREADS)
-        )
+        whole = checkpoint.range(_NAME, 0, len(data), way, in_place)
+        read = lambda at: whole.read(data, at, min(at + READ_PIECE, whole.length))  # noqa: E731
+        return _seconds(lambda: _in_pieces(read, whole.length, READ_THREADS))
 
 
 def drop_from_cache(file: Path) -> None:

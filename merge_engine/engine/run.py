@@ -92,7 +92,7 @@ def run(
     planned.notes += notes
     try:
         limits = load_limits()
-        reading = choose_reading(planned, limits, chosen)
+        reading = choose_reading(planned, chosen)
         if on_plan is not None:
             on_plan(planned)
         target = Path(output) if output is not None else None

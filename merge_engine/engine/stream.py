@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from merge_engine.backends import Backend
-from merge_engine.checkpoint import TensorRange
 from merge_engine.engine.ledger import Ledger
 from merge_engine.engine.merging import Merger
 from merge_engine.engine.plan import BATCH, Plan
@@ -27,6 +26,7 @@ from merge_engine.engine.ring import Allowance, Ring, RingClosed, Span, allocate
 from merge_engine.engine.sinks import Digests, Sink
 from merge_engine.engine.visits import Visit, visits
 from merge_engine.storage.memory import aligned
+from merge_engine.storage.ranges import ByteRange
 
 READ_THREADS = 4
 WRITE_THREADS = 2
@@ -42,7 +42,7 @@ class _Piece:
     """
 
     visit: Visit
-    ranges: list[TensorRange]
+    ranges: list[ByteRange]
     inputs: list[memoryview]
     output: memoryview = field(default_factory=lambda: memoryview(b""))
 
@@ -217,7 +217,7 @@ class Stream:
         inputs = self._inputs.acquire(sum(aligned(r.room) for some in ranges for r in some))
         memory = inputs.cut(r.room for some in ranges for r in some)
         pieces: list[_Piece] = []
-        work: list[tuple[TensorRange, memoryview]] = []
+        work: list[tuple[ByteRange, memoryview]] = []
         for visit, some in zip(batch, ranges, strict=True):
             rooms = [next(memory) for _ in some]
             views = [r.view(room) for r, room in zip(some, rooms, strict=True)]
@@ -233,7 +233,7 @@ class Stream:
                 piece.output = view
         return _Batch(pieces, inputs, mapped, outputs, reads)
 
-    def _ranges(self, visit: Visit) -> list[TensorRange]:
+    def _ranges(self, visit: Visit) -> list[ByteRange]:
         """A visit's inputs on their way into memory."""
         job, in_place = visit.job, self._backend.reads_in_place
         sources = zip(self._plan.inputs(job), self._plan.input_dtypes(job), strict=True)
@@ -242,15 +242,13 @@ class Stream:
                 name,
                 dtype.bits * visit.start // 8,
                 dtype.bits * visit.count // 8,
-                self._reading.way(self._plan, job, checkpoint, name),
+                self._reading.way,
                 in_place,
             )
             for (checkpoint, name), dtype in sources
         ]
 
-    def _start_reading(
-        self, work: list[tuple[TensorRange, memoryview]], together: bool
-    ) -> list[Future[None]]:
+    def _start_reading(self, work: list[tuple[ByteRange, memoryview]], together: bool) -> list[Future[None]]:
         """The ranges of small visits are read by one thread, those of a large one by several."""
         if together:
             return [self._readers.submit(self._read_all, work)]
@@ -260,11 +258,11 @@ class Stream:
             for at in range(0, r.length, READ_PIECE)
         ]
 
-    def _read_all(self, work: list[tuple[TensorRange, memoryview]]) -> None:
+    def _read_all(self, work: list[tuple[ByteRange, memoryview]]) -> None:
         for some, memory in work:
             self._read(some, memory, 0, some.length)
 
-    def _read(self, some: TensorRange, memory: memoryview, first: int, last: int) -> None:
+    def _read(self, some: ByteRange, memory: memoryview, first: int, last: int) -> None:
         with self._ledger.timed(self._ledger.read, last - first):
             some.read(memory, first, last)
 

@@ -152,13 +152,11 @@ def _resources(
     if stored is None:
         resources = [Resource("reading", read, None)]
     else:
-        ways = reading.bytes_by_way(plan)
-        through = min(
-            max(stored - ways["direct"], 0), read - ways["direct"]
-        )  # the system reads ahead, and other files
-        copied = ways["read"] - min(through, ways["read"])
+        direct = read if reading.way == "direct" else 0
+        through = min(max(stored - direct, 0), read - direct)  # the system reads ahead, and other files
+        copied = 0 if plan.in_place else read - direct - through
         resources = [
-            Resource("direct read", ways["direct"], limits.reading(by_path, "direct")),
+            Resource("direct read", direct, limits.reading(by_path, "direct")),
             Resource("disk read", through, limits.reading(by_path, "read")),
             Resource("page cache", copied, limits.reading(by_path, "cached")),
         ]

@@ -15,21 +15,14 @@ def processor() -> str:
     return platform.machine()
 
 
-def gives_memory_back() -> bool:
-    """Whether this is a virtual machine whose host takes free memory away (free page reporting of virtio's balloon).
-
-    Memory that was free for some seconds is then slow to touch: it has to come from the host again.
-    """
-    reporting = 5  # the number of the feature, VIRTIO_BALLOON_F_REPORTING
-    try:
-        return any(
-            features.read_text()[reporting : reporting + 1] == "1"
-            for features in Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features")
-        )
-    except OSError:
-        return False
-
-
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def available_memory() -> int:
+    """Bytes that the system could give to programs and the page cache. Raises ``OSError`` when it does not say."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo says nothing of available memory")

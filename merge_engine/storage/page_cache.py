@@ -1,19 +1,14 @@
-"""Which part of a file lies in the page cache, and so need not come from storage; whether to map it or to copy it."""
+"""How much of a file the page cache holds, and so need not come from storage."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import os
-import time
-from collections.abc import Sequence
 from pathlib import Path
-
-import merge_engine._native as native
 
 _WINDOW = 1 << 20
 _WINDOWS = 64
-_TRIES, _TRIED = 4, 1 << 20
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,36 +38,6 @@ def cached_share(file: Path, files: int = 1) -> float:
     finally:
         os.close(descriptor)
     return resident / seen if seen else 1.0
-
-
-def maps_faster(files: Sequence[Path]) -> bool:
-    """Whether what the page cache holds of files that have one history is mapped faster than it is copied.
-
-    The kernel maps large folios at once, but small ones a page at a time. The best of a few windows counts; what of
-    them is not in the page cache is read. Raises ``OSError``.
-    """
-    buffer = mmap.mmap(-1, _TRIED)
-    buffer[:: mmap.PAGESIZE] = bytes(_TRIED // mmap.PAGESIZE)  # new memory would take longer than the copy
-    copy_times, map_times = [], []
-    for file in files[:: -(-len(files) // _TRIES) or 1]:
-        size = file.stat().st_size
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mapping = native.Mapping(descriptor, size)
-            for first in range(0, size, max(size // max(_TRIES // len(files), 1), _TRIED)):
-                last = min(first + _TRIED, size)
-                start = time.perf_counter()
-                os.preadv(descriptor, [buffer], first)
-                copied = time.perf_counter()
-                mapping.load(first, last)
-                copy_times.append((copied - start) / (last - first))
-                map_times.append((time.perf_counter() - copied) / (last - first))
-                mapping.release(first, last)
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
-    return min(map_times, default=0.0) < min(copy_times, default=0.0)
 
 
 def _resident_pages(descriptor: int, start: int, pages: int) -> int:
