@@ -34,9 +34,8 @@ def cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """Processors that this process may keep busy, at least 1. A part of one counts as one."""
     count = len(os.sched_getaffinity(0))
     for group in _groups("cpu", proc, cgroups):
-        words = _text(
-            group / "cpu.max"
-        ).split()  # microseconds of processor time, and of the time that they are for
+        # Microseconds: processor time, and how often there is so much of it.
+        words = _text(group / "cpu.max").split()
         quota = _number(words[0]) if words else _number(_text(group / "cpu.cfs_quota_us"))
         period = _number(words[1]) if len(words) > 1 else _number(_text(group / "cpu.cfs_period_us"))
         if quota is not None and period:
