@@ -109,7 +109,7 @@ def kernels(backend: Backend, models: int, count: int, device: torch.device) -> 
     output = torch.empty_like(tensors[0])
     target = backend.tensor(output)
     arrays = [backend.tensor(tensor) for tensor in tensors]
-    chunk = Chunk(arrays[0], arrays[1:], BF16, 0, count)
+    chunk, no_base = Chunk(arrays, True, BF16, 0, count), Chunk(arrays[1:], False, BF16, 0, count)
     rank = max(1, int(DENSITY * count))
 
     def histogram() -> Any:
@@ -134,7 +134,7 @@ def kernels(backend: Backend, models: int, count: int, device: torch.device) -> 
         "consensus": (lambda: consensus(solved), read + element, read + element),
         "ties": (lambda: consensus(masks()), 2 * read + element, read + element),
         "combine": (
-            lambda: backend.combine(chunk, coefficients, target),
+            lambda: backend.combine(no_base, coefficients, target),
             read,  # the models and the output: the base takes no part
             read,
         ),

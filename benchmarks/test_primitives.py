@@ -16,7 +16,6 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import merge_engine._native as native
-from merge_engine.backends.base import level_bins
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import (
     Chunk,
@@ -32,9 +31,10 @@ from merge_engine.backends.operations import (
     RankBand,
     Ranked,
 )
+from merge_engine.backends.statistics import level_bins
 from merge_engine.bench.checkpoints import draw_base, draw_tuned
+from merge_engine.bench.probe import measure_memory
 from merge_engine.dtypes import BF16
-from merge_engine.engine.probe import measure_memory
 
 INSTRUCTION_SETS = [name for name in ("baseline", "avx2", "avx512") if native.runs(name)]
 MODELS = (2, 4, 8)
@@ -66,8 +66,8 @@ memory_rate = cache(measure_memory)
 
 def chunk_of(backend: CpuBackend, count: int, n: int) -> Chunk:
     """The inputs as a chunk that is a whole tensor."""
-    base, *models = (backend.tensor(tensor) for tensor in tensors(count, n))
-    return Chunk(base, models, BF16, 0, count, Line(LINE, 1))
+    arrays = [backend.tensor(tensor) for tensor in tensors(count, n)]
+    return Chunk(arrays, True, BF16, 0, count, Line(LINE, 1))
 
 
 def timed(benchmark: BenchmarkFixture, bytes_moved: int, body: Callable[[], Result]) -> Result:
@@ -151,8 +151,8 @@ def test_consensus(benchmark: BenchmarkFixture, kind: str, isa: str, n: int, cou
 
 def test_combine(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> None:
     backend = CpuBackend(instruction_set=isa)
-    chunk = chunk_of(backend, count, n)
-    chunk.base = None
+    models = chunk_of(backend, count, n).models
+    chunk = Chunk(models, False, BF16, 0, count)
     merged = torch.empty(count, dtype=torch.bfloat16)
     output, operation = backend.tensor(merged), Combine((0.5,) * n, divisor=0.5 * n)
     timed(benchmark, 2 * count * (1 + n), lambda: backend.combine(chunk, operation, output))
@@ -165,7 +165,7 @@ def test_combine(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> N
 def test_gram(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> None:
     backend = CpuBackend(instruction_set=isa)
     chunk = chunk_of(backend, count, n)
-    sums = timed(benchmark, 2 * count * (1 + n), lambda: backend.gram(chunk, [0.0] * (n + 1) ** 2))
+    sums = timed(benchmark, 2 * count * (1 + n), lambda: backend.gram(chunk)).totals()
     base, first = (tensor.double() for tensor in tensors(count, n)[:2])
     assert sums[:2] == pytest.approx([float(base @ base), float(base @ first)], rel=1e-9)
 
@@ -174,6 +174,6 @@ def test_l1_norms(benchmark: BenchmarkFixture, isa: str, n: int, count: int) -> 
     backend = CpuBackend(instruction_set=isa)
     chunk = chunk_of(backend, count, n)
     masks = [threshold(backend, chunk, model) for model in range(n)]
-    sums = timed(benchmark, 2 * count * (1 + n), lambda: backend.l1_norms(chunk, masks, False, None))
+    sums = timed(benchmark, 2 * count * (1 + n), lambda: backend.l1_norms(chunk, masks, False)).totals()
     assert sums[::2] == pytest.approx([float(delta.abs().sum()) for delta in deltas(count, n)], rel=1e-9)
     assert all(0 < kept < whole for whole, kept in zip(sums[::2], sums[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Linear combinations of whole models: c_1 * x_1 + c_2 * x_2 + ..., divided by a divisor if there is one.
+"""Linear combinations of inputs: c_1 * x_1 + c_2 * x_2 + ..., divided by a divisor if there is one.
 
 Step 12 of docs/arithmetic.md. ``FUSED`` adds by fused multiply-add, as mergekit does. The interpreter has none, so it
 is put together from operations that both have: the product of two float32 is exact in float64, and the error of
@@ -34,7 +34,7 @@ def fused_multiply_add(x, y, z):
 
 @triton.jit(do_not_specialize=["first_tile", "count"])
 def combine_kernel(
-    models,
+    inputs,
     numbers,
     output,
     counts,
@@ -49,14 +49,14 @@ def combine_kernel(
     BLOCK: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One tile. ``counts`` has rows for a base that there is not, the models and the output."""
+    """One tile. ``counts`` has a row for each input and one for the output."""
     REAL: tl.constexpr = tl.float64 if WORKING == "F64" else tl.float32
     offsets = (first_tile + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < count
     total = tl.zeros((BLOCK,), REAL)
     for i in tl.static_range(N):
-        x = load(models[i], offsets, inside, CODES[i], WORKING, MASKED)
-        add_tallies(counts + (i + 1) * FIELDS, tally(non_finite(x), NON_FINITE))
+        x = load(inputs[i], offsets, inside, CODES[i], WORKING, MASKED)
+        add_tallies(counts + i * FIELDS, tally(non_finite(x), NON_FINITE))
         coefficient = tl.load(numbers + i).to(REAL)
         if FUSED:
             total = fused_multiply_add(x, coefficient, total)
@@ -69,11 +69,11 @@ def combine_kernel(
     if FUSED:
         total = rounded_to(total, WORKING)
     written = store(output, offsets, inside, total, OUT, MASKED)
-    add_tallies(counts + (N + 1) * FIELDS, tally(written, NON_FINITE))
+    add_tallies(counts + N * FIELDS, tally(written, NON_FINITE))
 
 
 def combine(
-    models: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
     output: torch.Tensor,
     codes: Sequence[str],
     working: str,
@@ -85,15 +85,15 @@ def combine(
 ) -> None:
     """Write a linear combination.
 
-    ``models`` and ``output`` are unsigned bits, their types in ``codes`` (models, output). ``numbers``: float64, the
-    coefficients, then the divisor. ``counts``: [n + 2, 4] int64, to whose last column non-finite values are added.
-    ``fused`` is for a working dtype of at most 32 bits.
+    ``inputs`` and ``output`` are unsigned bits, their types in ``codes`` (inputs, output). ``numbers``: [n + 1]
+    float64, the coefficients, then the divisor. ``counts``: [n + 1, 4] int64, to whose last column non-finite values
+    are added. ``fused`` is for a working dtype of at most 32 bits.
     """
     over_tiles(
         combine_kernel,
         output.numel(),
         TILE,
-        tuple(models),
+        tuple(inputs),
         numbers,
         output,
         counts,
@@ -102,6 +102,6 @@ def combine(
         WORKING=working,
         DIVIDES=divides,
         FUSED=fused,
-        N=len(models),
+        N=len(inputs),
         BLOCK=TILE,
     )

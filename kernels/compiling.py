@@ -169,7 +169,6 @@ def _launches() -> dict[str, Callable[[], Any]]:
             half, half, pair, "BF16", 0, by_draw, integers, single, False, sums
         ),
         "products": lambda: norms.product(half, half, pair, "BF16", sums),
-        "sums": lambda: norms.add_in_order(sums, count, doubles[:4]),
         "ranks": lambda: ranks.rank_thresholds(half, half, pair, "BF16", count, 1, doubles, single),
         "locate": lambda: locate.locate(half, half, pair, "BF16", 0, 0),
     }

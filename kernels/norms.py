@@ -1,8 +1,8 @@
 """L1 norms and inner products: exact products, summed in float64 in an order that is fixed.
 
-    block of 4096 elements -> 64 running sums, element j to sum j % 64 -> added pairwise -> block sums in order
+    block of 4096 elements -> 64 running sums, element j to sum j % 64 -> added pairwise -> the sum of the block
 
-Step 11 of docs/arithmetic.md. A program takes several blocks abreast; a second kernel adds up the block sums.
+Step 11 of docs/arithmetic.md. A program takes several blocks abreast.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import OPTIONS, over_tiles
+from merge_engine.kernels.launching import over_tiles
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, keeps
 from merge_engine.kernels.numbers import load, load_bits, rounded_to
 
@@ -110,21 +110,6 @@ def product_kernel(
     tl.store(sums + (first_block + block) * width, added_pairwise(lanes))
 
 
-@triton.jit(do_not_specialize=["blocks"])
-def add_in_order_kernel(sums, totals, width, blocks, WIDTH: tl.constexpr):
-    """Add rows of block sums to the totals, one after the other."""
-    column = tl.arange(0, WIDTH)
-    inside = column < width
-    total = tl.load(totals + column, mask=inside, other=0.0)
-    row = sums + column
-    left = blocks  # the interpreter cannot count to an argument with range() under NumPy 2.4
-    while left > 0:
-        total += tl.load(row, mask=inside, other=0.0)
-        row += width
-        left -= 1
-    tl.store(totals + column, total, mask=inside)
-
-
 def block_sums(count: int, width: int, device: torch.device) -> torch.Tensor:
     """Room for ``width`` sums of every block of ``count`` elements, and of what else the last program writes."""
     blocks = triton.cdiv(count, SUM_BLOCK.value * ABREAST) * ABREAST
@@ -185,11 +170,3 @@ def product(
         WORKING=working,
         ABREAST=ABREAST,
     )
-
-
-def add_in_order(sums: torch.Tensor, count: int, totals: torch.Tensor) -> None:
-    """Add the block sums of ``count`` elements, [blocks, width] float64, to ``totals``, [width] float64."""
-    width = len(totals)
-    blocks = triton.cdiv(count, SUM_BLOCK.value)
-    if blocks:
-        add_in_order_kernel[(1,)](sums, totals, width, blocks, WIDTH=triton.next_power_of_2(width), **OPTIONS)

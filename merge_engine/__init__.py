@@ -8,7 +8,8 @@
     me.plan("recipe.yaml")                                               # what a run would do
     me.write_report("merged/")                                           # what became of the task vectors
 
-Everything that can go wrong for a reason the caller can mend raises a ``MergeError``.
+A method of your own is a class: see ``Method`` and ``register``. Every error that the caller can mend is a
+``MergeError``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from merge_engine.errors import (
     CheckpointError,
     MergeError,
     NonFiniteError,
+    OptionError,
     OutputError,
     PlanError,
     RecipeError,
@@ -28,62 +30,105 @@ from merge_engine.errors import (
 )
 
 if TYPE_CHECKING:
-    from merge_engine.engine.discards import Discards, discards
-    from merge_engine.engine.plan import Plan
-    from merge_engine.engine.result import MergeResult, ModelCounts, TensorResult
-    from merge_engine.engine.run import plan, run
-    from merge_engine.engine.tensors import merge_state_dicts, merge_tensors
-    from merge_engine.methods import METHODS
-    from merge_engine.recipe import Recipe, load_recipe
+    from merge_engine.backends.operations import (
+        Band,
+        Combine,
+        Consensus,
+        Dense,
+        Draw,
+        Entry,
+        Ranked,
+        RankMask,
+    )
+    from merge_engine.engine.resident import merge_state_dicts, merge_tensors
+    from merge_engine.engine.run import plan, run, schedule
+    from merge_engine.methods import METHODS, Gram, KeyRanks, MaskedL1, Method, Task, Together, register
+    from merge_engine.observe.discards import Discards, discards
+    from merge_engine.observe.result import MergeResult, ModelCounts, TensorResult
+    from merge_engine.planning import MergePlan, Schedule
+    from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
+
+# Loaded when first asked for, so that tools which may merge, but mostly do not, start fast.
+_HOMES = {
+    "merge_engine.backends.operations": (
+        "Band",
+        "Combine",
+        "Consensus",
+        "Dense",
+        "Draw",
+        "Entry",
+        "RankMask",
+        "Ranked",
+    ),
+    "merge_engine.engine.resident": ("merge_state_dicts", "merge_tensors"),
+    "merge_engine.engine.run": ("plan", "run", "schedule"),
+    "merge_engine.methods": (
+        "METHODS",
+        "Gram",
+        "KeyRanks",
+        "MaskedL1",
+        "Method",
+        "Task",
+        "Together",
+        "register",
+    ),
+    "merge_engine.observe.discards": ("Discards", "discards"),
+    "merge_engine.observe.result": ("MergeResult", "ModelCounts", "TensorResult"),
+    "merge_engine.planning": ("MergePlan", "Schedule"),
+    "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
+    "merge_engine.report": ("write_report",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "METHODS",
     "BackendError",
+    "Band",
     "CheckpointError",
+    "Combine",
+    "Consensus",
+    "Dense",
     "Discards",
+    "Draw",
+    "Entry",
+    "Gram",
+    "KeyRanks",
+    "MaskedL1",
     "MergeError",
+    "MergePlan",
     "MergeResult",
+    "Method",
     "ModelCounts",
     "NonFiniteError",
+    "OptionError",
     "OutputError",
-    "Plan",
     "PlanError",
+    "RankMask",
+    "Ranked",
     "Recipe",
     "RecipeError",
     "ReportError",
+    "Schedule",
+    "Task",
     "TensorResult",
+    "Together",
     "discards",
     "load_recipe",
     "merge_state_dicts",
     "merge_tensors",
+    "parameter",
     "plan",
+    "register",
     "run",
+    "schedule",
     "write_report",
 ]
 
-# Loaded when first asked for, so that tools which may merge, but mostly do not, start fast.
-_HOMES = {
-    "METHODS": "merge_engine.methods",
-    "Discards": "merge_engine.engine.discards",
-    "MergeResult": "merge_engine.engine.result",
-    "ModelCounts": "merge_engine.engine.result",
-    "Plan": "merge_engine.engine.plan",
-    "Recipe": "merge_engine.recipe",
-    "TensorResult": "merge_engine.engine.result",
-    "discards": "merge_engine.engine.discards",
-    "load_recipe": "merge_engine.recipe",
-    "merge_state_dicts": "merge_engine.engine.tensors",
-    "merge_tensors": "merge_engine.engine.tensors",
-    "plan": "merge_engine.engine.run",
-    "run": "merge_engine.engine.run",
-    "write_report": "merge_engine.report",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value

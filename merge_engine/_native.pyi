@@ -1,5 +1,6 @@
 """Types of the CPU module, see csrc/cpu/binding.cpp."""
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,11 +48,12 @@ def l1_norms(
     start: int,
     count: int,
     threads: int,
-    sums: Sequence[float],
-) -> list[float]: ...
+    sums: array[float],
+) -> None: ...
 def gram(
-    isa: str, inputs: Sequence[Any], working: Any, count: int, threads: int, sums: Sequence[float]
-) -> list[float]: ...
+    isa: str, inputs: Sequence[Any], working: Any, count: int, threads: int, sums: array[float]
+) -> None: ...
+def add_in_order(sums: array[float], totals: array[float]) -> None: ...
 def rank_thresholds(
     isa: str,
     base: Any,

@@ -9,6 +9,10 @@ class MergeError(Exception):
     """Base of every error that merge_engine raises on purpose."""
 
 
+class OptionError(MergeError):
+    """An argument of a call, or an option of the command line, has a value that it cannot take."""
+
+
 class RecipeError(MergeError):
     """The recipe is malformed, misspelt, out of range or incomplete."""
 
@@ -39,6 +43,10 @@ class OutputError(MergeError):
 
 class BackendError(MergeError):
     """The requested backend is not installed or cannot do what was asked."""
+
+
+class BackendChoiceError(BackendError, OptionError):
+    """There is no such backend or device, or the two do not go together."""
 
 
 class NoDeviceError(BackendError):

@@ -17,6 +17,32 @@ settings.register_profile("merge_engine", deadline=None)
 settings.load_profile("merge_engine")
 
 SaveCheckpoint = Callable[..., Path]
+Snapshot = Callable[[str | Path, str], None]
+
+SNAPSHOTS = Path(__file__).with_name("snapshots")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-snapshots",
+        action="store_true",
+        help="Take what is found as what is expected from now on; look at the difference before it is committed.",
+    )
+
+
+@pytest.fixture
+def assert_snapshot(request: pytest.FixtureRequest) -> Snapshot:
+    """Compares a text with a file, or writes it if that is asked for. Names without a folder are in tests/snapshots."""
+
+    def compare(name: str | Path, found: str) -> None:
+        file = SNAPSHOTS / name
+        if request.config.getoption("--update-snapshots"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(found, encoding="utf-8")
+        assert file.exists(), f"{file}: not there yet; pytest --update-snapshots writes it"
+        assert found == file.read_text(encoding="utf-8")
+
+    return compare
 
 
 @pytest.fixture(autouse=True)

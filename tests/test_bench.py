@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +19,14 @@ from safetensors.torch import load_file
 from test_cli import call
 
 import merge_engine as me
-from merge_engine.bench import checkpoints, measuring
+from merge_engine.bench import bare_copy, checkpoints, measuring, probe
 from merge_engine.bench.checkpoints import Family
 from merge_engine.bench.contestants import CONTESTANTS, METHODS, Merge, command
 from merge_engine.bench.fit import fit_line
+from merge_engine.bench.limits import DiskLimits, Limits
 from merge_engine.bench.measuring import ContestantError, claim_memory, measure
 from merge_engine.bench.shapes import ARCHITECTURES
-from merge_engine.engine import probe
+from merge_engine.storage import mount_of
 
 FAKE_MERGEKIT = """#!{python}
 import json, sys, merge_engine
@@ -96,6 +99,9 @@ def test_a_sweep_is_fitted_and_plotted(
     root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
+    fast = DiskLimits(read=1e12, direct=1e12, cached=1e12, write=1e12)
+    limits = Limits(memory=1e12, disks={str(mount_of(tmp_path)): fast})
+    monkeypatch.setattr(probe, "measure_limits", lambda _: limits)  # the slow disk alone decides
     picture, saved = tmp_path / "sweep.png", tmp_path / "results.json"
     options = (
         "--models",
@@ -137,7 +143,8 @@ def test_what_cannot_be_measured_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    assert call(monkeypatch, "bench", "--folder", root, *options) == 1
+    code = 1 if "are free" in said else 2  # not what the option says is wrong, but the disk
+    assert call(monkeypatch, "bench", "--folder", root, *options) == code
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
 
@@ -181,13 +188,13 @@ def test_a_slow_disk_keeps_its_pace(tmp_path: Path) -> None:
     """Slower than it says it never is on purpose, so only the least time can be asked for."""
     base, models = Family(tmp_path / "made", "tiny").make(2)
     merge = Merge("linear", base, tuple(models))
-    for number, name in enumerate(("copy", "merge_engine")):
+    for number, (name, pace) in enumerate((("copy", 2_000_000), ("merge_engine", 300_000))):
         work = tmp_path / f"work-{number}"
         work.mkdir()
         start = time.perf_counter()
-        measure(command(name, merge, work, pace=2_000_000), work / "output")
+        measure(command(name, merge, work, pace=pace), work / "output")
         moved = merge.bytes_read + merge.bytes_written
-        assert time.perf_counter() - start > moved / 2_000_000
+        assert time.perf_counter() - start > moved / pace
 
 
 def test_fine_tunes_are_shared_and_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,3 +252,31 @@ def test_memory_is_claimed_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     highest = memory("VmHWM")
     assert highest >= peak * 5 // 4  # every page was touched
     assert memory("VmRSS") < highest - peak // 2
+
+
+def noting(call: Callable[..., int], moved: list[int]) -> Callable[..., int]:
+    def noted(*arguments: Any) -> int:
+        done = call(*arguments)
+        moved.append(done)
+        return done
+
+    return noted
+
+
+@pytest.mark.parametrize("nbytes", (1, bare_copy.PIECE - 1, bare_copy.PIECE, 3 * bare_copy.PIECE + 5))
+@pytest.mark.parametrize("shard", (10**12, 2 * bare_copy.PIECE, bare_copy.PIECE // 2 + 1))
+def test_the_copy_moves_what_it_says(
+    nbytes: int, shard: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the inputs are read, and as much as the output has is written, no byte twice."""
+    inputs = [tmp_path / name for name in "ab"]
+    for number, file in enumerate(inputs):
+        file.write_bytes(os.urandom(1000 + 2 * number * bare_copy.PIECE))
+    read, written = list[int](), list[int]()
+    for name, moved in (("preadv", read), ("pwrite", written)):
+        monkeypatch.setattr(os, name, noting(getattr(os, name), moved))
+    (tmp_path / "output").mkdir()
+    bare_copy.copy(tmp_path / "output", nbytes, shard, inputs)
+    assert sum(read) == 2000 + 2 * bare_copy.PIECE and sum(written) == nbytes
+    sizes = [file.stat().st_size for file in (tmp_path / "output").iterdir()]
+    assert sum(sizes) == nbytes and max(sizes) <= shard and len(sizes) == -(-nbytes // shard)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge_engine.checkpoint import OutputTensor, parse_size, plan_shards
-from merge_engine.checkpoint.header import PAGE
 from merge_engine.dtypes import BF16, BY_CODE, F32
+from merge_engine.storage import PAGE
 
 
 def bytes_tensor(name: str, nbytes: int) -> OutputTensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +17,25 @@ from safetensors.torch import save_file
 
 from merge_engine.checkpoint import Checkpoint, open_checkpoint
 from merge_engine.errors import CheckpointError
+from merge_engine.storage import File, OpenFiles
 
 A = torch.arange(24, dtype=torch.float32).reshape(4, 6)
 B = torch.arange(10, dtype=torch.int64)
 
 
-def read(checkpoint: Checkpoint, name: str) -> bytes:
-    data = bytearray(checkpoint.tensors[name].nbytes)
-    checkpoint.read_into(name, 0, memoryview(data))
+def read(checkpoint: Checkpoint, name: str, files: OpenFiles | None = None) -> bytes:
+    operand = checkpoint.tensors[name]
+    data = bytearray(operand.stored_bytes)
+    if files is not None:
+        operand.read_into(memoryview(data), 0, files)
+    else:
+        with OpenFiles() as files:
+            operand.read_into(memoryview(data), 0, files)
     return bytes(data)
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def raw(tensor: torch.Tensor) -> bytes:
@@ -53,35 +64,54 @@ def refused(path: Path) -> str:
 def test_single_file_with_config(tmp_path: Path) -> None:
     save_file({"a": A, "b": B}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with open_checkpoint(tmp_path) as checkpoint:
-        assert checkpoint.path == tmp_path
-        assert checkpoint.config == {"model_type": "llama"}
-        assert checkpoint.file_of("a") == tmp_path / "model.safetensors"
-        assert read(checkpoint, "a") == raw(A)
-        assert read(checkpoint, "b") == raw(B)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.path == tmp_path
+    assert checkpoint.config == {"model_type": "llama"}
+    assert checkpoint.tensors["a"].files == (File.of(tmp_path / "model.safetensors"),)
+    assert read(checkpoint, "a") == raw(A)
+    assert read(checkpoint, "b") == raw(B)
 
 
 def test_shards(sharded: Path) -> None:
-    with open_checkpoint(sharded) as checkpoint:
-        assert checkpoint.config == {}
-        assert read(checkpoint, "a") == raw(A)
-        assert read(checkpoint, "b") == raw(B)
-        assert checkpoint.file_of("b").name == "model-00002-of-00002.safetensors"
-        with pytest.raises(CheckpointError, match="has no tensor 'c'"):
-            checkpoint.file_of("c")
+    checkpoint = open_checkpoint(sharded)
+    assert checkpoint.config == {}
+    assert read(checkpoint, "a") == raw(A)
+    assert read(checkpoint, "b") == raw(B)
+    assert [file.path.name for file in checkpoint.tensors["b"].files] == ["model-00002-of-00002.safetensors"]
+    assert "c" not in checkpoint.tensors
+
+
+def test_tensors_are_in_the_order_of_the_files(tmp_path: Path) -> None:
+    """And of their places in them, whatever the order of the index: so they are read from front to back."""
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    # The library sorts by size of the elements and then by name.
+    save_file({"z": A, "a": A + 1, "b": B}, tmp_path / files[0])
+    save_file({"c": A}, tmp_path / files[1])
+    write_index(tmp_path, {"a": files[0], "c": files[1], "z": files[0], "b": files[0]})
+    assert list(open_checkpoint(tmp_path).tensors) == ["b", "a", "z", "c"]
+
+
+def test_nothing_is_open_and_everything_travels(sharded: Path) -> None:
+    (sharded / "config.json").write_text('{"model_type": "llama"}')
+    before = open_descriptors()
+    checkpoint = open_checkpoint(sharded)
+    assert open_descriptors() == before
+    sent = pickle.loads(pickle.dumps(checkpoint))
+    assert sent == checkpoint and sent.fingerprint == checkpoint.fingerprint
+    assert {hash(operand) for operand in sent.tensors.values()} == set(map(hash, checkpoint.tensors.values()))
+    assert read(sent, "a") == raw(A)
+    assert open_descriptors() == before
 
 
 def test_single_file_goes_before_an_index(sharded: Path) -> None:
     save_file({"only": A}, sharded / "model.safetensors")
-    with open_checkpoint(sharded) as checkpoint:
-        assert list(checkpoint.tensors) == ["only"]
+    assert list(open_checkpoint(sharded).tensors) == ["only"]
 
 
 def test_file_of_another_name(tmp_path: Path) -> None:
     save_file({"a": A}, tmp_path / "weights.safetensors")
     for path in (tmp_path, tmp_path / "weights.safetensors"):
-        with open_checkpoint(path) as checkpoint:
-            assert read(checkpoint, "a") == raw(A)
+        assert read(open_checkpoint(path), "a") == raw(A)
 
 
 def test_links_as_in_the_hub_cache(tmp_path: Path) -> None:
@@ -91,8 +121,7 @@ def test_links_as_in_the_hub_cache(tmp_path: Path) -> None:
     save_file({"a": A}, blobs / "0a1b2c")
     (snapshot / "x.safetensors").symlink_to("../blobs/0a1b2c")
     write_index(snapshot, {"a": "x.safetensors"})
-    with open_checkpoint(snapshot) as checkpoint:
-        assert read(checkpoint, "a") == raw(A)
+    assert read(open_checkpoint(snapshot), "a") == raw(A)
 
 
 def test_nothing_to_open(tmp_path: Path) -> None:
@@ -174,13 +203,11 @@ def test_index_that_places_a_tensor_wrongly(sharded: Path) -> None:
 def test_tensors_that_the_index_forgets(sharded: Path) -> None:
     both = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     save_file({"a": A, "x": A + 1}, sharded / both["a"])
-    with open_checkpoint(sharded) as checkpoint:
-        assert read(checkpoint, "x") == raw(A + 1)
+    assert read(open_checkpoint(sharded), "x") == raw(A + 1)
     save_file({"b": B, "x": B + 1}, sharded / both["b"])
     assert "'x' is in both" in refused(sharded)
     write_index(sharded, {**both, "x": both["b"]})
-    with open_checkpoint(sharded) as checkpoint:
-        assert read(checkpoint, "x") == raw(B + 1)
+    assert read(open_checkpoint(sharded), "x") == raw(B + 1)
 
 
 @pytest.mark.parametrize(("text", "reason"), [("{", "no valid JSON"), ("[1]", "not a JSON object")])
@@ -196,29 +223,32 @@ def test_ranges_from_many_threads(tmp_path: Path) -> None:
     def one_range(seed: int) -> None:
         name, offset = str(seed % 16), seed * 37 % 10_007
         data = bytearray(min(seed * 91 % 3000, 10_007 - offset))
-        checkpoint.read_into(name, offset, memoryview(data))
+        checkpoint.tensors[name].read_into(memoryview(data), offset, files)
         assert bytes(data) == raw(tensors[name])[offset : offset + len(data)]
 
-    with open_checkpoint(tmp_path) as checkpoint, ThreadPoolExecutor(8) as pool:
+    checkpoint = open_checkpoint(tmp_path)
+    with OpenFiles() as files, ThreadPoolExecutor(8) as pool:
         list(pool.map(one_range, range(500)))
 
 
 def test_read_into_a_typed_buffer(sharded: Path) -> None:
-    with open_checkpoint(sharded) as checkpoint:
+    a = open_checkpoint(sharded).tensors["a"]
+    with OpenFiles() as files:
         target = torch.empty(2, 6)
-        checkpoint.read_into("a", 2 * 24, memoryview(target.numpy()))
+        a.read_into(memoryview(target.numpy()), 2 * 6, files)
         assert torch.equal(target, A[2:])
-        checkpoint.read_into("a", 96, memoryview(torch.empty(0, 6).numpy()))
-        for offset in (-1, 91):
-            with pytest.raises(ValueError, match="96 bytes"):
-                checkpoint.read_into("a", offset, memoryview(bytearray(6)))
+        a.read_into(memoryview(torch.empty(0, 6).numpy()), 24, files)
+        for start in (-1, 23):
+            with pytest.raises(ValueError, match="24 elements"):
+                a.read_into(memoryview(bytearray(8)), start, files)
+        with pytest.raises(ValueError, match="6 bytes"):  # no whole elements
+            a.read_into(memoryview(bytearray(6)), 0, files)
 
 
 def test_short_reads_are_continued(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:5]], at))
-    with open_checkpoint(sharded) as checkpoint:
-        assert read(checkpoint, "a") == raw(A)
+    assert read(open_checkpoint(sharded), "a") == raw(A)
 
 
 def test_failing_disk_is_named(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,46 +256,50 @@ def test_failing_disk_is_named(sharded: Path, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", fail)
-    with (
-        open_checkpoint(sharded) as checkpoint,
-        pytest.raises(CheckpointError, match=r"00001-of-00002.safetensors: tensor 'a': .*Input/output error"),
+    checkpoint = open_checkpoint(sharded)
+    with pytest.raises(
+        CheckpointError, match=r"00001-of-00002.safetensors: tensor 'a': .*Input/output error"
     ):
         read(checkpoint, "a")
 
 
 def test_file_that_shrinks(sharded: Path) -> None:
     shard = sharded / "model-00001-of-00002.safetensors"
-    with open_checkpoint(sharded) as checkpoint:
-        read(checkpoint, "a")
+    checkpoint = open_checkpoint(sharded)
+    with OpenFiles() as files:
+        read(checkpoint, "a", files)
         os.truncate(shard, shard.stat().st_size - 1)
         with pytest.raises(CheckpointError, match="became shorter"):
-            read(checkpoint, "a")
+            read(checkpoint, "a", files)
 
 
 def test_file_that_changes_before_the_first_read(sharded: Path) -> None:
-    with open_checkpoint(sharded) as checkpoint:
-        os.truncate(sharded / "model-00001-of-00002.safetensors", 0)
+    checkpoint = open_checkpoint(sharded)
+    os.truncate(sharded / "model-00001-of-00002.safetensors", 0)
+    with OpenFiles() as files:
         for _ in range(2):
             with pytest.raises(CheckpointError, match="size has changed"):
-                read(checkpoint, "a")
+                read(checkpoint, "a", files)
 
 
 def test_fingerprint_changes_when_a_file_is_rewritten(sharded: Path) -> None:
     file = sharded / "model-00001-of-00002.safetensors"
-    before, stat = open_checkpoint(sharded).fingerprint(), file.stat()
-    assert open_checkpoint(sharded).fingerprint() == before
+    before, stat = open_checkpoint(sharded).fingerprint, file.stat()
+    assert open_checkpoint(sharded).fingerprint == before
     save_file({"a": A + 1}, file)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert open_checkpoint(sharded).fingerprint() != before
+    assert open_checkpoint(sharded).fingerprint != before
     save_file({"a": A.T.contiguous()}, file)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert open_checkpoint(sharded).fingerprint() != before
+    assert open_checkpoint(sharded).fingerprint != before
 
 
 def test_safetensors_need_no_torch(sharded: Path) -> None:
     code = (
         "import sys, pathlib; from merge_engine.checkpoint import open_checkpoint\n"
-        f"open_checkpoint(pathlib.Path({str(sharded)!r})).read_into('a', 0, memoryview(bytearray(96)))\n"
+        "from merge_engine.storage import OpenFiles\n"
+        f"a = open_checkpoint(pathlib.Path({str(sharded)!r})).tensors['a']\n"
+        "a.read_into(memoryview(bytearray(96)), 0, OpenFiles())\n"
         "assert not {'torch', 'safetensors', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -277,6 +311,7 @@ def test_more_shards_than_the_soft_limit_of_open_files(tmp_path: Path) -> None:
         "import pathlib, resource, sys\n"
         "from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards\n"
         "from merge_engine.dtypes import F32\n"
+        "from merge_engine.storage import OpenFiles\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
         "folder, data = pathlib.Path(sys.argv[1]), memoryview(bytearray(4096))\n"
         "names = [str(number) for number in range(100)]\n"
@@ -285,8 +320,9 @@ def test_more_shards_than_the_soft_limit_of_open_files(tmp_path: Path) -> None:
         "    for name in names: writer.write(name, 0, data)\n"
         "    writer.finish()\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
-        "with open_checkpoint(folder) as checkpoint:\n"
-        "    for name in names: checkpoint.read_into(name, 0, data)\n"
+        "tensors = open_checkpoint(folder).tensors\n"
+        "with OpenFiles() as files:\n"
+        "    for name in names: tensors[name].read_into(data, 0, files)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=True)
 
@@ -297,7 +333,7 @@ def test_deeply_nested_config(depth: int, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a":' * depth + "1" + "}" * depth)
     assert "config.json: nested more than 100 levels deep" in refused(tmp_path)
     (tmp_path / "config.json").write_text('{"a":' * 99 + "[]" + "}" * 99)
-    open_checkpoint(tmp_path).close()
+    open_checkpoint(tmp_path)
 
 
 def test_names_that_no_file_can_have(tmp_path: Path) -> None:

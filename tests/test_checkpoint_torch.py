@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from merge_engine.checkpoint import open_checkpoint
 from merge_engine.dtypes import BF16
 from merge_engine.errors import CheckpointError
+from merge_engine.operands import Access
+from merge_engine.storage import OpenFiles
 
 STATE = {
     "w": torch.arange(12, dtype=torch.bfloat16).reshape(3, 4),
@@ -32,16 +34,25 @@ class Payload:
 
 
 def assert_holds_state(path: Path) -> None:
-    with open_checkpoint(path) as checkpoint:
-        assert set(checkpoint.tensors) == set(STATE)
-        assert checkpoint.tensors["w"].dtype is BF16
+    checkpoint = open_checkpoint(path)
+    assert set(checkpoint.tensors) == set(STATE)
+    assert checkpoint.tensors["w"].dtype is BF16
+    with OpenFiles() as files:
         for name, tensor in STATE.items():
-            info = checkpoint.tensors[name]
-            assert info.shape == tuple(tensor.shape)
-            data = bytearray(info.nbytes)
-            for offset in range(0, info.nbytes, 5):  # in pieces that cut through elements
-                checkpoint.read_into(name, offset, memoryview(data)[offset : offset + 5])
-            assert bytes(data) == tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            operand = checkpoint.tensors[name]
+            assert operand.shape == tuple(tensor.shape)
+            expected = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            assert operand.stored_bytes == len(expected)
+            data = bytearray(len(expected))
+            some = operand.range(0, operand.count, Access(files, "cached", in_place=True))
+            for first in range(0, some.length, 5):  # in pieces that cut through elements
+                some.read(memoryview(data), first, min(first + 5, some.length))
+            assert bytes(some.view(memoryview(data))) == expected
+            data, step = bytearray(len(expected)), 5 * operand.dtype.itemsize
+            for start in range(0, max(operand.count, 1), 5):
+                at = start * operand.dtype.itemsize
+                operand.read_into(memoryview(data)[at : at + step], start, files)
+            assert bytes(data) == expected
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -62,8 +73,8 @@ def test_shards(tmp_path: Path) -> None:
         torch.save({name: tensor}, tmp_path / index[name])
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
     assert_holds_state(tmp_path)
-    fingerprint = open_checkpoint(tmp_path).fingerprint()
-    assert fingerprint == open_checkpoint(tmp_path).fingerprint()
+    fingerprint = open_checkpoint(tmp_path).fingerprint
+    assert fingerprint == open_checkpoint(tmp_path).fingerprint
 
 
 def test_safetensors_are_preferred(tmp_path: Path) -> None:
@@ -75,9 +86,33 @@ def test_safetensors_are_preferred(tmp_path: Path) -> None:
 def test_parameters_are_tensors(tmp_path: Path) -> None:
     torch.save({"w": torch.nn.Parameter(torch.ones(3))}, tmp_path / "pytorch_model.bin")
     data = bytearray(12)
-    with open_checkpoint(tmp_path) as checkpoint:
-        checkpoint.read_into("w", 0, memoryview(data))
+    with OpenFiles() as files:
+        open_checkpoint(tmp_path).tensors["w"].read_into(memoryview(data), 0, files)
     assert bytes(data) == torch.ones(3).numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"w": torch.ones(3)},
+        {"v": torch.ones(4)},
+        {"w": torch.ones(4, dtype=torch.bfloat16)},
+        {"w": torch.ones(2, 2)},
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_file_that_changes_before_the_first_read(
+    zipped: bool, later: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"w": torch.ones(4)}, path, _use_new_zipfile_serialization=zipped)
+    w, size = open_checkpoint(tmp_path).tensors["w"], path.stat().st_size
+    torch.save(later, path, _use_new_zipfile_serialization=zipped)
+    reason = "its size has changed" if path.stat().st_size != size else "tensor 'w': has changed"
+    with OpenFiles() as files:
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=reason):
+                w.read_into(memoryview(bytearray(16)), 0, files)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -9,7 +9,7 @@ import os
 import subprocess
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from random import Random
 
@@ -20,12 +20,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from written import STATE, State, assert_same, load_folder, names_in, plan, raw, write_all, write_checkpoint
 
-from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards
-from merge_engine.checkpoint import writer as writing
-from merge_engine.checkpoint.header import PAGE
-from merge_engine.checkpoint.mounts import Mount
+from merge_engine.checkpoint import (
+    CheckpointWriter,
+    OutputTensor,
+    ShardWriter,
+    open_checkpoint,
+    plan_shards,
+)
+from merge_engine.checkpoint import shard_writer as writing
 from merge_engine.dtypes import BY_CODE
 from merge_engine.errors import OutputError
+from merge_engine.operands import Stored
+from merge_engine.storage import PAGE, Mount, OpenFiles
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 
@@ -61,12 +67,94 @@ def test_any_order_any_pieces_any_thread(state: State, limit: int, seed: int) ->
             list(pool.map(lambda piece: writer.write(*piece), pieces))
             writer.finish()
         assert_same(load_folder(folder), state)
-        with open_checkpoint(folder) as checkpoint:
+        checkpoint = open_checkpoint(folder)
+        with OpenFiles() as files:
             for name, tensor in state.items():
-                data = bytearray(checkpoint.tensors[name].nbytes)
-                checkpoint.read_into(name, 0, memoryview(data))
+                operand = checkpoint.tensors[name]
+                assert isinstance(operand, Stored)
+                data = bytearray(operand.stored_bytes)
+                operand.read_into(memoryview(data), 0, files)
                 assert bytes(data) == raw(tensor)
-                assert len(data) % PAGE or checkpoint.tensors[name].start % PAGE == 0
+                assert len(data) % PAGE or operand.position % PAGE == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(states(), st.sampled_from([3000, 20_000, 10**9]), st.integers(0, 2**32))
+def test_batches_of_any_pieces(state: State, limit: int, seed: int) -> None:
+    random = Random(seed)
+    pieces = []
+    for name, tensor in state.items():
+        data = raw(tensor)
+        cuts = sorted({0, len(data), *(random.randint(0, len(data)) for _ in range(4))})
+        pieces += [(name, a, memoryview(data)[a:b]) for a, b in itertools.pairwise(cuts)]
+    if random.random() < 0.5:
+        random.shuffle(pieces)
+    edges = sorted({0, len(pieces), *(random.randint(0, len(pieces)) for _ in range(3))})
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top) / "out"
+        with CheckpointWriter(folder, plan(state, limit)) as writer, ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda span: writer.write_batch(pieces[slice(*span)]), itertools.pairwise(edges)))
+            writer.finish()
+        assert_same(load_folder(folder), state)
+
+
+def test_a_batch_of_small_neighbours_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {f"t{i:03}": 100 for i in range(300)} | {"large": PAGE + 1, "last": 5}
+    tensors = [OutputTensor(name, BY_CODE["U8"], (size,)) for name, size in sizes.items()]
+    data = {name: os.urandom(size) for name, size in sizes.items()}
+    written: list[int] = []
+    pwrite = os.pwrite
+
+    def noting(descriptor: int, piece: memoryview, position: int) -> int:
+        written.append(len(piece))
+        return pwrite(descriptor, piece, position)
+
+    with CheckpointWriter(tmp_path, plan_shards(tensors, 10**9)) as writer:
+        monkeypatch.setattr(os, "pwrite", noting)
+        names = [name for name in sizes if name != "t100"]
+        writer.write_batch((name, 0, memoryview(data[name])) for name in reversed(names))
+        assert written == [100 * 100, 199 * 100, PAGE + 1, 5]
+        writer.write("t100", 0, memoryview(data["t100"]))
+        writer.finish()
+    assert {name: bytes(t.tolist()) for name, t in load_file(tmp_path / "model.safetensors").items()} == data
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.integers(0, 40)), max_size=40),
+)
+def test_no_byte_is_written_twice_and_what_is_missing_is_named(
+    sizes: list[int], ranges: list[tuple[int, int, int]]
+) -> None:
+    """As a table of all bytes says, which is the oracle."""
+    names = [f"t{i}" for i in range(len(sizes))]
+    tensors = [OutputTensor(name, BY_CODE["U8"], (size,)) for name, size in zip(names, sizes, strict=True)]
+    (layout,) = plan_shards(tensors, 10**9)
+    table = {name: bytearray(size) for name, size in zip(names, sizes, strict=True)}
+    with tempfile.TemporaryDirectory() as top:
+        shard = ShardWriter(Path(top) / "part", layout)
+        for number, (tensor, one, other) in enumerate(ranges):
+            name = names[tensor % len(names)]
+            size = len(table[name])
+            start, end = sorted((one % (size + 1), other % (size + 1)))
+            data = memoryview(bytes([number + 1]) * (end - start))
+            if any(table[name][start:end]):
+                with pytest.raises(OutputError, match=f"tensor '{name}' was written twice"):
+                    shard.write(name, start, data)
+            else:
+                shard.write(name, start, data)
+                table[name][start:end] = data
+            assert set(shard.unwritten()) == {name for name, seen in table.items() if 0 in seen}
+        if shard.unwritten():
+            with pytest.raises(OutputError, match="not completely written: t"):
+                shard.finish()
+        else:
+            shard.finish()
+        for name in (name for name, seen in table.items() if seen):
+            with pytest.raises(OutputError, match=r"written to after it was closed|was written twice"):
+                shard.write(name, 0, memoryview(bytes(len(table[name]))))
+        expected = layout.header + b"".join(bytes(table[name]) for name in layout.tensors)
+        assert (Path(top) / "part").read_bytes() == expected
 
 
 @settings(max_examples=40, deadline=None)
@@ -75,12 +163,14 @@ def test_files_of_the_library_are_read(state: State) -> None:
     with tempfile.TemporaryDirectory() as top:
         path = Path(top) / "model.safetensors"
         save_file(state, path)
-        with open_checkpoint(path) as checkpoint:
-            assert set(checkpoint.tensors) == set(state)
+        checkpoint = open_checkpoint(path)
+        assert set(checkpoint.tensors) == set(state)
+        with OpenFiles() as files:
             for name, tensor in state.items():
-                assert checkpoint.tensors[name].shape == tuple(tensor.shape)
-                data = bytearray(checkpoint.tensors[name].nbytes)
-                checkpoint.read_into(name, 0, memoryview(data))
+                operand = checkpoint.tensors[name]
+                assert operand.shape == tuple(tensor.shape)
+                data = bytearray(operand.stored_bytes)
+                operand.read_into(memoryview(data), 0, files)
                 assert bytes(data) == raw(tensor)
 
 
@@ -139,6 +229,37 @@ def test_file_system_that_cannot_reserve(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "posix_fallocate", unsupported)
     write_checkpoint(tmp_path, STATE)
+    assert_same(load_folder(tmp_path), STATE)
+
+
+def test_no_write_waits_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one into the same shard nor one into another."""
+    go_on, stuck = threading.Event(), threading.Barrier(3)
+    to_stick, pwrite = {PAGE, 6}, os.pwrite
+
+    def pwrite_or_stick(descriptor: int, data: memoryview, position: int) -> int:
+        if len(data) in to_stick:
+            to_stick.remove(len(data))  # a direct write of memory that is not aligned is tried again
+            stuck.wait(10)
+            assert go_on.wait(10)
+        return pwrite(descriptor, data, position)
+
+    big, odd = (memoryview(raw(STATE[name])) for name in ("big", "odd"))
+    with CheckpointWriter(tmp_path, plan(STATE)) as writer, ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(os, "pwrite", pwrite_or_stick)
+        waiting = [
+            pool.submit(writer.write, "big", 0, big[:PAGE]),
+            pool.submit(writer.write, "odd", 0, odd[:6]),
+        ]
+        stuck.wait(10)
+        writer.write("big", PAGE, big[PAGE:])
+        writer.write("odd", 6, odd[6:])
+        for name in ("page", "scalar"):
+            writer.write(name, 0, memoryview(raw(STATE[name])))
+        go_on.set()
+        for write in waiting:
+            write.result(10)
+        writer.finish()
     assert_same(load_folder(tmp_path), STATE)
 
 
@@ -203,6 +324,42 @@ def test_abort_waits_for_writes_under_way(tmp_path: Path, monkeypatch: pytest.Mo
         write.result(10)
         abort.result(10)
     assert names_in(tmp_path) == []
+
+
+def test_abort_waits_for_a_sync_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go_on = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow_fsync(descriptor: int) -> None:
+        started.set()
+        assert go_on.wait(10)
+        fsync(descriptor)  # a closed descriptor is an error
+
+    writer = CheckpointWriter(tmp_path, plan(STATE))
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    writer.write("big", 0, memoryview(raw(STATE["big"])))
+    assert started.wait(10)
+    with ThreadPoolExecutor(1) as pool:
+        abort = pool.submit(writer.abort)
+        assert not wait([abort], 0.1).done
+        go_on.set()
+        abort.result(10)
+    assert names_in(tmp_path) == []
+    assert not [path for path in open_paths() if path.parent == tmp_path]
+
+
+def test_a_write_that_failed_may_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with CheckpointWriter(tmp_path, plan(STATE)) as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            with pytest.raises(OutputError, match="No space left"):
+                writer.write("odd", 2, memoryview(raw(STATE["odd"]))[2:])
+        write_all(writer, STATE)
+        writer.finish()
+    assert_same(load_folder(tmp_path), STATE)
 
 
 @pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])

@@ -84,6 +84,7 @@ def test_doctor_names_the_backend_and_what_is_missing(
         (("base_model", "dtype: float8_e5m2\nbase_model"), (), "must be one of"),
         (("", ""), ("--memory", "lots"), "memory: 'lots' is not a size"),
         (("", ""), ("--backend", "gpu"), 'there is no backend "gpu"'),
+        (("", ""), ("--device", "gpu"), 'there is no device "gpu"'),
     ],
 )
 def test_bad_input_is_one_line_and_no_output(
@@ -96,11 +97,19 @@ def test_bad_input_is_one_line_and_no_output(
 ) -> None:
     recipe.write_text(recipe.read_text().replace(*change) if change[0] else recipe.read_text())
     out = recipe.parent / "out"
-    assert call(monkeypatch, "run", recipe, out, *arguments) == 1
+    assert call(monkeypatch, "run", recipe, out, *arguments) == (2 if arguments else 1)
     shown = capsys.readouterr()
     assert expected in shown.err
     assert shown.err.count("\n") == 1 and shown.err.startswith("error: ")
     assert not out.exists()
+
+
+def test_nobody_need_listen(recipe: Path) -> None:
+    out = recipe.parent / "out"
+    command = 'exec "$0" -m merge_engine run "$1" "$2" >&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable, recipe, out], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (out / "model.safetensors").exists()
 
 
 def test_importing_needs_no_torch() -> None:
@@ -121,7 +130,7 @@ def test_everything_public_is_there() -> None:
     code = (
         "import merge_engine as me\n"
         "assert all(getattr(me, name) is not None for name in me.__all__)\n"
-        "assert set(me._HOMES) < set(me.__all__)\n"
+        "assert set(me._HOME_OF) < set(me.__all__)\n"
         "assert not hasattr(me, 'misspelt')"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

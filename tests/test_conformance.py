@@ -11,7 +11,7 @@ import torch
 from adversarial import DTYPES, extreme_models, quantised_models
 from under_test import backends, on, thinned
 
-from merge_engine.backends.base import SUM_BLOCK, Backend, level_shift, levels
+from merge_engine.backends.base import Backend
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import (
     NOTHING,
@@ -31,7 +31,8 @@ from merge_engine.backends.operations import (
     RankBand,
     Ranked,
 )
-from merge_engine.backends.reference import ReferenceBackend, draws, keys_of
+from merge_engine.backends.reference import ReferenceBackend, add_in_order, draws, keys_of
+from merge_engine.backends.statistics import SUM_BLOCK, BlockSums, level_shift, levels
 from merge_engine.dtypes import BY_NAME, DType
 
 REFERENCE = ReferenceBackend()
@@ -48,19 +49,20 @@ def dtype_of(tensor: torch.Tensor) -> DType:
 
 def chunk_of(
     backend: Backend,
-    base: torch.Tensor,
+    base: torch.Tensor | None,
     models: list[torch.Tensor],
     working: DType | None = None,
     start: int = 0,
     line: Line | None = None,
 ) -> Chunk:
+    inputs = models if base is None else [base, *models]
     return Chunk(
-        backend.tensor(on(backend, base)),
-        [backend.tensor(on(backend, model)) for model in models],
-        working or dtype_of(base),
+        [backend.tensor(on(backend, tensor)) for tensor in inputs],
+        base is not None,
+        working or dtype_of(inputs[0]),
         start,
-        base.numel(),
-        line or Line(max(base.numel(), 1), 1),
+        inputs[0].numel(),
+        line or Line(max(inputs[0].numel(), 1), 1),
     )
 
 
@@ -70,15 +72,22 @@ def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def apply(
-    backend: Backend, operation: Consensus | Combine, base: torch.Tensor, models: list[torch.Tensor], **chunk
+    backend: Backend,
+    operation: Consensus | Combine,
+    base: torch.Tensor | None,
+    models: list[torch.Tensor],
+    **chunk,
 ) -> tuple[torch.Tensor, Outcome]:
-    output = on(backend, torch.full((base.numel(),), 7.0, dtype=chunk.pop("out", None) or base.dtype))
+    like = models[0] if base is None else base
+    output = on(backend, torch.full((like.numel(),), 7.0, dtype=chunk.pop("out", None) or like.dtype))
     run = backend.consensus if isinstance(operation, Consensus) else backend.combine
     outcome = backend.fetch(run(chunk_of(backend, base, models, **chunk), operation, backend.tensor(output)))
     return output.cpu(), outcome
 
 
-def agree(operation: Consensus | Combine, base: torch.Tensor, models: list[torch.Tensor], **chunk) -> Outcome:
+def agree(
+    operation: Consensus | Combine, base: torch.Tensor | None, models: list[torch.Tensor], **chunk
+) -> Outcome:
     """Applies the operation with every backend, and demands the reference's bytes and counts of each."""
     expected, outcome = apply(REFERENCE, operation, base, models, **chunk)
     for name, backend in BACKENDS.items():
@@ -157,7 +166,8 @@ def test_mixed_dtypes(working: torch.dtype, out: torch.dtype) -> None:
     entries = tuple(Entry(Dense(), 0.5) for _ in inputs)
     kwargs = {"working": BY_NAME[str(working).removeprefix("torch.")], "out": out}
     agree(Consensus(entries, "sum", True), base, inputs, **kwargs)
-    agree(Combine((0.3, 0.3, 0.3, 1 / 3), 1.7), base, inputs, **kwargs)
+    agree(Combine((0.3, 0.3, 0.3, 1 / 3), 1.7), None, inputs, **kwargs)
+    agree(Combine((-0.7, 0.3, 0.3, 0.3, 1 / 3)), base, inputs, **kwargs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
@@ -166,7 +176,15 @@ def test_combine(dtype: torch.dtype, make) -> None:
     for models, divisor, fused in itertools.product((1, 2, 8), (None, 0.7), (False, True)):
         base, tuned = make(2777, models, dtype)
         coefficients = tuple((0.6, -0.2, 1.1)[i % 3] for i in range(models))
-        agree(Combine(coefficients, divisor, fused), base, tuned)
+        agree(Combine(coefficients, divisor, fused), None, tuned)
+        agree(Combine((-1.7, *coefficients), divisor, fused), base, tuned)
+
+
+@each_backend
+def test_a_combination_has_a_coefficient_for_every_input(backend: Backend) -> None:
+    base, models = quantised_models(10, 2, torch.bfloat16)
+    with pytest.raises(ValueError):
+        apply(backend, Combine((1.0, 1.0)), base, models)
 
 
 @each_backend
@@ -249,21 +267,44 @@ def test_sums_do_not_depend_on_chunks(backend: Backend, dtype: torch.dtype) -> N
     size, cut = 3 * SUM_BLOCK + 77, 2 * SUM_BLOCK
     base, models = quantised_models(size, 3, dtype)
     keep = [Dense(), Draw(2**31, 5), Band(median_key(base, models[2]))]
-    whole = REFERENCE.l1_norms(chunk_of(REFERENCE, base, models), keep, False, None)
+    whole_chunk = chunk_of(REFERENCE, base, models)
+    wholes = {storage: REFERENCE.l1_norms(whole_chunk, keep, storage) for storage in (False, True)}
+    inner = REFERENCE.gram(whole_chunk)
     for b in (REFERENCE, backend):
-        for storage in (False, True):
-            sums = None
-            for first, last in ((0, cut), (cut, size)):
-                part = chunk_of(b, base[first:last], [m[first:last] for m in models], start=first)
-                sums = b.l1_norms(part, keep, storage, sums)
-            if not storage:
-                assert b.fetch(sums) == whole
-    inner = REFERENCE.gram(chunk_of(REFERENCE, base, models), [0.0] * 16)
-    assert backend.gram(chunk_of(backend, base, models), [0.0] * 16) == inner
+        parts = [
+            chunk_of(b, base[first:last], [m[first:last] for m in models], start=first)
+            for first, last in ((cut, size), (0, cut))
+        ]
+        for storage, whole in wholes.items():
+            last, first = (b.fetch(b.l1_norms(part, keep, storage)) for part in parts)
+            assert last.merge(first) == whole
+            assert last.merge(first).totals() == whole.totals() == totals_in_order(whole)
+        last, first = (b.fetch(b.gram(part)) for part in parts)
+        assert last.merge(first) == inner
+        assert last.merge(first).totals() == inner.totals() == totals_in_order(inner)
     stacked = torch.stack([base, *models]).double()
-    assert torch.allclose(
-        torch.tensor(inner, dtype=torch.float64).view(4, 4), (stacked @ stacked.T).triu(), rtol=1e-12
-    )
+    products = (stacked @ stacked.T)[tuple(torch.triu_indices(4, 4))]
+    assert torch.allclose(torch.tensor(inner.totals(), dtype=torch.float64), products, rtol=1e-12)
+
+
+def totals_in_order(sums: BlockSums) -> list[float]:
+    """The totals, from the reference's own addition."""
+    return add_in_order([value for run in sums.runs for value in run.sums], sums.columns)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("models", (1, 2, 6))
+def test_inner_products(backend: Backend, dtype: torch.dtype, models: int) -> None:
+    """Of any number of inputs with and without a base, of inputs of other types than the working one."""
+    for size in (0, 1, 63, SUM_BLOCK, 2 * SUM_BLOCK + 5):
+        base, tuned = quantised_models(size, models, dtype)
+        tuned[0] = (tuned[0].double() * (1 + 2.0**-9 + 2.0**-40)).to(torch.float64)
+        for first in (base, None):
+            sums = [b.gram(chunk_of(b, first, tuned, working=dtype_of(base))) for b in (REFERENCE, backend)]
+            assert backend.fetch(sums[1]) == sums[0]
+            n = models + (first is not None)
+            assert sums[0].columns == n * (n + 1) // 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -282,7 +323,8 @@ def test_non_finite_values_are_counted_per_input() -> None:
     models[1][[5, 900]] = float("inf")
     operation = Consensus((Entry(Dense(), 1.0), Entry(Dense(), 1.0)), "sum", True)
     assert agree(operation, base, models).non_finite == (1, 0, 2)
-    assert agree(Combine((1.0, 1.0)), base, models).non_finite == (0, 0, 2)
+    assert agree(Combine((1.0, 1.0)), None, models).non_finite == (0, 2)
+    assert agree(Combine((1.0, 1.0, 1.0)), base, models).non_finite == (1, 0, 2)
 
 
 def test_draws_are_philox() -> None:

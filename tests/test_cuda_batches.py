@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merge_engine as me
-from merge_engine.backends.base import SUM_BLOCK, Backend
+from merge_engine.backends.base import Backend
 from merge_engine.backends.operations import Chunk, Dense, Draw
 from merge_engine.backends.reference import ReferenceBackend
+from merge_engine.backends.statistics import SUM_BLOCK
 from merge_engine.dtypes import BF16
 
 SHAPES = ((), (0,), (1,), (7,), (64,), (63, 3), (513,), (2048,), (5, 17, 2, 2), (4096,), (4, 1500), (1, 9001))
@@ -170,21 +171,41 @@ def test_what_a_failed_batch_asked_for_is_dropped(backend, save_checkpoint) -> N
 
 
 def test_chunks_of_a_tensor_in_one_batch(backend) -> None:
-    """Norms build on those of the chunk in front, and are looked at when all is asked for."""
+    """Their sums are looked at when all is asked for."""
     size, cut = 2 * SUM_BLOCK + 77, SUM_BLOCK
     base, models = quantised_models(size, 2, torch.bfloat16)
 
     def chunk(on: Backend, first: int, last: int) -> Chunk:
         arrays = [on.tensor(tensor[first:last]) for tensor in (base, *models)]
-        return Chunk(arrays[0], arrays[1:], BF16, first, last - first)
+        return Chunk(arrays, True, BF16, first, last - first)
 
     reference = ReferenceBackend()
     masks = [Dense(), Draw(2**31, 5)]
-    expected = reference.l1_norms(chunk(reference, 0, size), masks, False, None)
+    whole = chunk(reference, 0, size)
     with backend.together():
-        front = backend.l1_norms(chunk(backend, 0, cut), masks, False, None)
-        norms = backend.l1_norms(chunk(backend, cut, size), masks, False, front)
-        assert backend.fetch(norms) == expected
+        front, back = chunk(backend, 0, cut), chunk(backend, cut, size)
+        norms = [backend.l1_norms(part, masks, False) for part in (front, back)]
+        products = [backend.gram(part) for part in (front, back)]
+        before = handed_in()
+        first, last = map(backend.fetch, norms)
+        assert first.merge(last) == reference.l1_norms(whole, masks, False)
+        first, last = map(backend.fetch, products)
+        assert first.merge(last) == reference.gram(whole)
+        assert handed_in() - before < 10
+
+
+def test_inner_products_of_many_tensors_are_one_launch(backend) -> None:
+    reference = ReferenceBackend()
+    tensors = [[*quantised_models(64 + i, 2, torch.bfloat16, seed=i)] for i in range(100)]
+
+    def gram(on: Backend, base: torch.Tensor, models: list[torch.Tensor]) -> Any:
+        return on.gram(Chunk([on.tensor(x) for x in (base, *models)], True, BF16, 0, len(base)))
+
+    before = handed_in()
+    with backend.together():
+        asked = [gram(backend, *tensor) for tensor in tensors]
+    assert [backend.fetch(sums) for sums in asked] == [gram(reference, *tensor) for tensor in tensors]
+    assert handed_in() - before < 10
 
 
 def test_histograms_are_bounded(backend, save_checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,10 @@ import merge_engine as me
 from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.operations import Chunk, Combine
 from merge_engine.dtypes import F32
+from merge_engine.engine.run import carry_out
+from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.engine.sinks import MemorySink
+from merge_engine.engine.work import Run
 
 NAMES = [
     name
@@ -76,28 +80,38 @@ def digest(output: str | Path) -> str:
     return json.loads((Path(output) / "merge_manifest.json").read_text())["digest"]
 
 
+def done(recipe: dict[str, Any], backend: Backend) -> Run:
+    """A run that was carried out, with what it measured on the device."""
+    plan = me.plan(recipe)
+    with open_access(plan, backend) as access:
+        return carry_out(
+            schedule_for(plan, access, backend, 200_000), backend, access, MemorySink(plan), None
+        )
+
+
 @case
 def backend_before_plan(name: str, recipe: dict[str, Any], output: str, expected: str) -> None:
-    plans: list[Any] = []
+    kept: list[Any] = []
     for i in range(2):
-        me.run(recipe, f"{output}/{i}", backend=make(name), memory="200KB", on_plan=plans.append)
+        me.run(recipe, f"{output}/{i}", backend=make(name), memory="200KB", on_schedule=kept.append)
         assert digest(f"{output}/{i}") == expected
+        kept.append(done(recipe, make(name)))
     gc.collect()
-    plans.clear()
+    kept.clear()
 
 
 @case
 def all_at_exit(name: str, recipe: dict[str, Any], output: str, expected: str) -> None:
     backend = make(name)
-    result = me.run(recipe, output, backend=backend, on_plan=KEPT.append)
+    result = me.run(recipe, output, backend=backend, on_schedule=KEPT.append)
     assert digest(output) == expected
-    KEPT.extend([backend, result])
+    KEPT.extend([backend, result, done(recipe, backend)])
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("case", (backend_before_plan, all_at_exit))
 def test_a_run(case: Callable[..., None], name: str, recipe: dict[str, Any], tmp_path: Path) -> None:
-    """Its plan, whose programs hold memory of the device, lives longer than its backend, or to the end."""
+    """What it measured, which is memory of the device, lives longer than its streams are needed, or to the end."""
     me.run(recipe, tmp_path / "cpu", device="cpu")
     in_a_process(case, name, recipe, str(tmp_path / "out"), digest(tmp_path / "cpu"))
 
@@ -128,7 +142,7 @@ def never_waited_for(detached: bool) -> None:
     for order in itertools.permutations(range(3)):
         backend, memory = EmulatedCudaBackend(), memoryview(mmap.mmap(-1, 8192))
         backend.attach(memory, 0)
-        chunk = Chunk(None, [backend.array(memory[:4000], F32)], F32, 0, 1000)
+        chunk = Chunk([backend.array(memory[:4000], F32)], False, F32, 0, 1000)
         outcome = backend.combine(chunk, Combine((2.0,)), backend.output(memory[4096:8096], F32))
         if detached:
             backend.detach()

@@ -108,7 +108,7 @@ def test_nan_is_found_on_the_device(backend, recipe: dict, save_checkpoint, tmp_
 
 
 def test_resident_tensors(backend, recipe: dict, monkeypatch) -> None:
-    monkeypatch.setattr("merge_engine.engine.tensors._backend_for", lambda *_: backend)
+    monkeypatch.setattr("merge_engine.engine.resident._backend_for", lambda *_: backend)
     base, tuned = quantised_models(5001, 2, torch.bfloat16)
     merged = me.merge_tensors(base, tuned, "ties", density=0.3, trim_slack=0.1)
     monkeypatch.undo()

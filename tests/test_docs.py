@@ -1,49 +1,214 @@
-"""The reference in docs/recipes.md lists every method and every parameter as the code declares them."""
+"""The documentation does what it says: its Python runs, its recipes can be planned, its tables are the code's.
 
+Every Python block of README.md and docs/*.md runs. A block that imports merge_engine begins a new module, in a folder
+that holds ``recipe.yaml`` (the page's first recipe, or that of docs/recipes.md) and small checkpoints in place of the
+models that it names; any other block goes on where the one above it ended. After a block with ``<!-- check: NAME -->``
+behind it, which no reader sees, ``CHECKS[NAME]`` is called with the module.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
+import torch
+from conftest import SaveCheckpoint, Snapshot
+from emulated_cuda.backend import EmulatedCudaBackend
+from method_tables import meanings, with_tables
+from safetensors.torch import save_file
 
-from merge_engine.methods import METHODS
-from merge_engine.recipe import Parameter, Recipe, Scalar
+import merge_engine as me
+from merge_engine.backends import create_backend
+from merge_engine.cli.app import call
+from merge_engine.methods import METHODS, Method
+from merge_engine.recipe import Parameter, Recipe
 
-DOCS = Path(__file__).parents[1] / "docs"
-PARAMETERS = {(p.name, p.scope, p.allowed): p for m in METHODS.values() for p in m.parameters}
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {
+    str(page.relative_to(ROOT)): page.read_text("utf-8")
+    for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+}
 
-
-def shown(value: Scalar | None) -> str:
-    """A default as a recipe would have it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, int | float) else str(value or "none")
-
-
-def method_row(name: str) -> str:
-    """A method's row: parameters in the order of the code, each with its default."""
-    cells = (
-        f"**{p.name}**" if p.required else f"{p.name}: {shown(p.default)}" for p in METHODS[name].parameters
-    )
-    return f"| `{name}` | {', '.join(cells)} |"
+BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```$"
+    r"(\s*<!-- check: (?P<check>[\w ]+) -->)?",
+    re.MULTILINE | re.DOTALL,
+)
 
 
-def parameter_row(parameter: Parameter) -> str:
-    """How a parameter's row begins."""
-    return f"| `{parameter.name}` | {parameter.scope} | {parameter.allowed} |"
+class Block(NamedTuple):
+    """Lines of a page, the number of the first (from 1), and the check that its comment names."""
+
+    text: str
+    line: int
+    check: str | None
+
+
+def blocks(page: str, language: str) -> Iterator[Block]:
+    """The blocks of a page in this language, in order."""
+    for found in BLOCK.finditer(page):
+        if found["language"] == language:
+            line = page.count("\n", 0, found.start("text")) + 1
+            yield Block(textwrap.dedent(found["text"]), line, found["check"])
+
+
+def examples(page: str) -> list[list[Block]]:
+    """The Python of a page: lists of blocks that go on from each other."""
+    found: list[list[Block]] = []
+    for block in blocks(page, "python"):
+        if not found or re.search(r"^(import|from) merge_engine\b", block.text, re.MULTILINE):
+            found.append([])
+        found[-1].append(block)
+    return found
+
+
+def recipes(page: str) -> list[str]:
+    """The whole recipes of a page."""
+    return [block.text for block in blocks(page, "yaml") if "merge_method:" in block.text]
+
+
+EXAMPLES = {f"{name}:{e[0].line}": (name, e) for name, page in PAGES.items() for e in examples(page)}
+RECIPES = {f"{name}:{i}": recipe for name, page in PAGES.items() for i, recipe in enumerate(recipes(page))}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a block runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def set_scene(recipe: str, folder: Path, save_checkpoint: SaveCheckpoint) -> None:
+    """``recipe.yaml``, and a small checkpoint for each model that it names."""
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    loaded = me.load_recipe(recipe)
+    names = [entry.model.path for entry in loaded.models]
+    names += [loaded.base_model.path] if loaded.base_model else []
+    for seed, name in enumerate(dict.fromkeys(names)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(name, tensors(seed))
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    names = ("model.embed_tokens.weight", *(f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)))
+    return {name: torch.randn(8, 16, generator=generator) for name in names}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_python_runs(
+    name: str, folder: Path, save_checkpoint: SaveCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, example = EXAMPLES[name]
+    set_scene([*recipes(PAGES[page]), *recipes(PAGES["docs/recipes.md"])][0], folder, save_checkpoint)
+    module = ModuleType("docs_example")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with patch.dict(METHODS):  # a block may register a method
+        for block in example:
+            lines = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+            exec(compile(lines, str(ROOT / page), "exec"), module.__dict__)
+            if block.check is not None:
+                CHECKS[block.check](module)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_can_be_planned(
+    name: str, folder: Path, save_checkpoint: SaveCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_scene(RECIPES[name], folder, save_checkpoint)
+    monkeypatch.setattr(sys, "argv", ["merge-engine", "plan", "recipe.yaml", "merged/"])
+    assert call() == 0
+
+
+def interpolates(module: ModuleType) -> None:
+    """The method of the block, registered as the text says, gives b + t * (x - b) on every backend."""
+    defined = [value for value in vars(module).values() if isinstance(value, type)]
+    METHODS.update({cls.name: cls() for cls in defined if issubclass(cls, Method) and cls is not Method})
+    base, model = tensors(0), tensors(1)
+    for name, state in (("b.safetensors", base), ("x.safetensors", model)):
+        save_file(state, name)
+    recipe = {
+        "merge_method": "interpolate",
+        "base_model": "b.safetensors",
+        "models": [{"model": "x.safetensors"}],
+        "parameters": {"t": 0.3},
+    }
+    expected = {name: b + 0.3 * (model[name] - b) for name, b in base.items()}
+    for backend in (create_backend("cpu"), EmulatedCudaBackend()):
+        merged = me.run(recipe, backend=backend).tensors
+        assert merged is not None and merged.keys() == expected.keys()
+        assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items()), backend.name
+    with pytest.raises(me.RecipeError, match="must be a number with 0 <= t <= 1, not 2"):
+        me.run(recipe | {"parameters": {"t": 2}})
+
+
+CHECKS = {"interpolates": interpolates}
+
+
+def test_every_block_is_found() -> None:
+    for page in PAGES.values():
+        assert len(list(blocks(page, "python"))) == page.count("```python")
+    page = """Text, and `code`.
+
+```python
+import merge_engine as me
+```
+<!-- check: it is so -->
+
+```bash
+python
+```
+
+- An item:
+
+  ```python
+  if me:
+      a = 2
+  ```
+
+```python
+from merge_engine import run
+```
+"""
+    assert examples(page) == [
+        [Block("import merge_engine as me\n", 4, "it is so"), Block("if me:\n    a = 2\n", 15, None)],
+        [Block("from merge_engine import run\n", 20, None)],
+    ]
+
+
+def test_tables_are_made_from_the_code(assert_snapshot: Snapshot) -> None:
+    page = (DOCS / "recipes.md").read_text("utf-8")
+    assert_snapshot(DOCS / "recipes.md", with_tables(page))
+
+
+@pytest.mark.parametrize("name", sorted({p.name for method in METHODS.values() for p in method.parameters}))
+def test_the_table_says_what_a_parameter_means(name: str) -> None:
+    assert name in meanings(PAGES["docs/recipes.md"])
+
+
+def test_a_new_method_comes_into_the_tables() -> None:
+    power = Parameter("power", float, "tensor", default=0.5, minimum=0)
+    weight = Parameter("weight", float, "model", required=True)
+    page = PAGES["docs/recipes.md"]
+    with patch.dict(METHODS, {"new": SimpleNamespace(name="new", parameters=(weight, power))}):
+        added = set(with_tables(page).splitlines()) - set(page.splitlines())
+    assert added == {
+        "| `new` | **weight**, power: 0.5 |",
+        "| `power` | tensor | a number with 0 <= power |  |",
+    }
 
 
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
     return (DOCS / "recipes.md").read_text(encoding="utf-8").splitlines()
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_method_is_documented(name: str, lines: list[str]) -> None:
-    assert method_row(name) in lines
-
-
-@pytest.mark.parametrize("parameter", PARAMETERS.values(), ids=lambda p: p.name)
-def test_parameter_is_documented(parameter: Parameter, lines: list[str]) -> None:
-    assert any(line.startswith(parameter_row(parameter)) for line in lines), parameter_row(parameter)
 
 
 @pytest.mark.parametrize("key", Recipe.model_fields)
@@ -53,5 +218,6 @@ def test_key_is_documented(key: str, lines: list[str]) -> None:
 
 def test_nothing_is_documented_that_is_not_there(lines: list[str]) -> None:
     rows = {line.split("`")[1] for line in lines if line.startswith("| `")}
-    known = {p.name for p in PARAMETERS.values()} | set(METHODS) | set(Recipe.model_fields)
+    parameters = {p.name for method in METHODS.values() for p in method.parameters}
+    known = parameters | set(METHODS) | set(Recipe.model_fields)
     assert rows <= known

@@ -19,11 +19,8 @@ from test_faults import SHARD, SMALL, Setup
 
 import merge_engine as me
 import merge_engine._native as _native
-from merge_engine.checkpoint import ranges
-from merge_engine.engine import reading
-from merge_engine.engine.merging import Merger
-from merge_engine.engine.reading import Reading
-from merge_engine.engine.visits import Visit
+from merge_engine.engine.work import Work
+from merge_engine.storage import Way
 
 
 @pytest.fixture
@@ -44,13 +41,12 @@ def failing_from(nth: int, call: Callable[..., Any], number: int) -> Callable[..
 
 
 @pytest.mark.parametrize("nth", (1, 2, 5))
-@pytest.mark.parametrize("way", ("read", "direct"))
+@pytest.mark.parametrize("way", ("cached", "direct"))
 def test_a_disk_that_cannot_be_read_any_more(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, nth: int, way: str
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, nth: int, way: Way
 ) -> None:
-    monkeypatch.setattr(Reading, "way", lambda *_: way)
     monkeypatch.setattr(os, "preadv", failing_from(nth, os.preadv, errno.EIO))
-    message = setup.refused(me.CheckpointError, "cannot be read", os.strerror(errno.EIO), memory=SMALL)
+    message = setup.refused(me.CheckpointError, "cannot be read", os.strerror(errno.EIO), way=way)
     assert message.count("\n") == 0 and ".safetensors" in message
 
 
@@ -91,30 +87,29 @@ def test_an_input_that_becomes_shorter_while_it_is_read(
             os.truncate(victim, 20_000)
         return preadv(descriptor, *arguments)
 
-    monkeypatch.setattr(reading, "maps_faster", lambda _: False)
-    monkeypatch.setattr(Reading, "way", lambda *_: "read")
     monkeypatch.setattr(os, "preadv", shrink)
-    setup.refused(me.CheckpointError, victim, "shorter while it was read", memory=SMALL)
+    setup.refused(me.CheckpointError, victim, "shorter while it was read", way="cached")
 
 
 @pytest.mark.parametrize("size", (0, 20_000, 30_000))
 def test_an_input_that_becomes_shorter_while_it_is_merged_in_place(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    victim, visit = setup.b / SHARD, Merger.visit
+    victim, measure = setup.b / SHARD, Work.measure
 
-    def shrink(self: Merger, now: Visit, *arguments: Any) -> Any:
-        if any(checkpoint.file_of(name) == victim for checkpoint, name in self._plan.inputs(now.job)):
+    def shrink(self: Work) -> None:
+        if any(file.path == victim for operand in self.visit.task.inputs for file in operand.files):
             os.truncate(victim, min(size, victim.stat().st_size))
-        return visit(self, now, *arguments)
+        measure(self)
 
-    monkeypatch.setattr(Reading, "way", lambda *_: "mapped")
-    monkeypatch.setattr(Merger, "visit", shrink)
-    setup.refused(me.CheckpointError, victim, "shorter while it was read", memory=SMALL)
+    monkeypatch.setattr(Work, "measure", shrink)
+    setup.refused(me.CheckpointError, victim, "shorter while it was read", way="cached", in_place=True)
 
 
 def test_a_disk_that_fails_under_a_mapping(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
+        torn = False
+
         def __init__(self, *_: object) -> None:
             pass
 
@@ -124,20 +119,20 @@ def test_a_disk_that_fails_under_a_mapping(setup: Setup, monkeypatch: pytest.Mon
         def load(self, first: int, last: int) -> None:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
-    monkeypatch.setattr(Reading, "way", lambda *_: "mapped")
-    monkeypatch.setattr(ranges, "_FAULT", 0)
     monkeypatch.setattr(_native, "Mapping", Failing)
-    setup.refused(me.CheckpointError, "cannot be read", ".safetensors", memory=SMALL)
+    whole = 384_000_000  # what is mapped at once is loaded first
+    setup.refused(
+        me.CheckpointError, "cannot be read", ".safetensors", way="cached", in_place=True, memory=whole
+    )
 
 
 def test_short_reads_and_writes_change_nothing(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = me.run(setup.recipe(), setup.output).output
     assert expected is not None
     preadv, pwrite = os.preadv, os.pwrite
-    monkeypatch.setattr(reading, "maps_faster", lambda _: False)
-    monkeypatch.setattr(Reading, "way", lambda *_: "read")
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:9973]], at))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:8192], at))
     fresh = setup.output.with_name("fresh")
-    me.run(setup.recipe(), fresh, memory=SMALL)
+    setup.output = fresh
+    setup.run_reading("cached", False, 400_000)
     assert (fresh / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()

@@ -23,11 +23,16 @@ from conftest import SaveCheckpoint
 from safetensors.torch import load_file
 
 import merge_engine as me
+from merge_engine.backends import create_backend
 from merge_engine.checkpoint import CheckpointWriter
-from merge_engine.checkpoint.source import SafetensorsCheckpoint
-from merge_engine.engine.merging import Merger
-from merge_engine.engine.reading import Reading
 from merge_engine.engine.ring import Ring
+from merge_engine.engine.run import merge_to_folder
+from merge_engine.engine.work import Work
+from merge_engine.errors import BackendChoiceError
+from merge_engine.observe.digests import Digests
+from merge_engine.operands import Access, Stored
+from merge_engine.planning import Budget, Schedule
+from merge_engine.storage import OpenFiles, Way
 
 SHAPES = {"embed.weight": (50, 40), "layers.0.weight": (300, 200), "layers.1.weight": (300, 200)}
 SMALL = "400KB"
@@ -64,13 +69,27 @@ class Setup:
         shutil.rmtree(folder)
         return self.save(folder.name, tensors, shards=2)
 
+    def run_reading(self, way: Way, in_place: bool, memory: int, overwrite: bool = False) -> None:
+        """A run that reads as it is told."""
+        plan = me.plan(self.recipe(), self.output, overwrite=overwrite)
+        with OpenFiles() as files:
+            access = Access(files, way, in_place)
+            merge_to_folder(Schedule(plan, Budget(memory)), self.output, create_backend("cpu"), access)
+
     def refused(self, kind: type[me.MergeError], *said: object, **options: Any) -> str:
-        """Runs and demands this error, with all of this in its message, and no output."""
+        """Runs and demands this error, with all of this in its message, and no output.
+
+        With a ``way`` the run reads in that way, and in place if it says so.
+        """
+        way, in_place = options.pop("way", None), options.pop("in_place", False)
         recipe = options.pop("recipe", None) or self.recipe()
         output = options.pop("output", self.output)
         before = sorted(output.rglob("*")) if output.exists() else None
         with pytest.raises(me.MergeError) as caught:
-            me.run(recipe, output, **options)
+            if way is None:
+                me.run(recipe, output, **options)
+            else:
+                self.run_reading(way, in_place, options.pop("memory", 400_000))
         assert type(caught.value) is kind, repr(caught.value)
         message = str(caught.value)
         for part in said:
@@ -82,7 +101,9 @@ class Setup:
 
 def assert_no_threads_left() -> None:
     names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith(("feed", "read", "write", "fsync"))], names
+    assert not [name for name in names if name.startswith(("feed", "read", "write", "digest", "fsync"))], (
+        names
+    )
 
 
 @pytest.fixture
@@ -244,7 +265,7 @@ def test_unknown_method(setup: Setup) -> None:
 
 
 def test_unknown_backend(setup: Setup) -> None:
-    setup.refused(me.BackendError, "abacus", "cpu", backend="abacus")
+    setup.refused(BackendChoiceError, "abacus", "cpu", backend="abacus")
 
 
 def test_output_folder_in_use(setup: Setup) -> None:
@@ -269,8 +290,8 @@ def test_disk_too_small(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_too_small(setup: Setup) -> None:
-    setup.refused(me.PlanError, "memory budget", "0.0 MiB", memory="10KB")
-    setup.refused(me.PlanError, "memory", "plenty", memory="plenty")
+    setup.refused(me.PlanError, "memory budget", "0.0 MiB", memory="1KB")
+    setup.refused(me.OptionError, "memory", "plenty", memory="plenty")
 
 
 def failing(nth: int, original: Callable[..., Any], error: BaseException) -> Callable[..., Any]:
@@ -285,18 +306,19 @@ def failing(nth: int, original: Callable[..., Any], error: BaseException) -> Cal
     return call
 
 
-@pytest.mark.parametrize("memory", (SMALL, "384MB"))
+@pytest.mark.parametrize("memory", (400_000, 384_000_000))
 @pytest.mark.parametrize(
     ("owner", "method", "nth", "error"),
     (
-        (SafetensorsCheckpoint, "read_into", 1, me.CheckpointError("the disk has gone")),
-        (SafetensorsCheckpoint, "read_into", 5, RuntimeError("a bug")),
+        (Stored, "range", 1, me.CheckpointError("the disk has gone")),
+        (Stored, "range", 5, RuntimeError("a bug")),
         (Ring, "acquire", 1, RuntimeError("a bug")),
         (Ring, "acquire", 3, RuntimeError("a bug")),
-        (Merger, "visit", 1, RuntimeError("a bug")),
-        (Merger, "visit", 3, KeyboardInterrupt()),
-        (CheckpointWriter, "write", 1, me.OutputError("the disk is full")),
-        (CheckpointWriter, "write", 3, me.OutputError("the disk is full")),
+        (Work, "measure", 1, RuntimeError("a bug")),
+        (Work, "merge", 3, KeyboardInterrupt()),
+        (Work, "wait", 2, RuntimeError("a bug")),
+        (CheckpointWriter, "write_batch", 1, me.OutputError("the disk is full")),
+        (Digests, "add", 3, RuntimeError("a bug")),
         (CheckpointWriter, "add_file", 1, me.OutputError("the disk is full")),
         (CheckpointWriter, "add_file", 2, me.OutputError("the disk is full")),
         (CheckpointWriter, "flush", 1, me.OutputError("the disk is full")),
@@ -310,12 +332,11 @@ def test_a_failure_in_any_thread_stops_the_run(
     method: str,
     nth: int,
     error: BaseException,
-    memory: str,
+    memory: int,
 ) -> None:
-    monkeypatch.setattr(Reading, "way", lambda *_: "read")
     monkeypatch.setattr(owner, method, failing(nth, getattr(owner, method), error))
     with pytest.raises(type(error)) as caught:
-        me.run(setup.recipe(), setup.output, memory=memory)
+        setup.run_reading("cached", False, memory)
     assert caught.value is error
     assert not setup.output.exists()
     assert_no_threads_left()
@@ -327,7 +348,7 @@ def test_a_failure_keeps_an_earlier_output(setup: Setup, monkeypatch: pytest.Mon
     me.run(setup.recipe(), setup.output)
     before = {file.name: file.read_bytes() for file in setup.output.iterdir()}
     error = me.OutputError("the disk is full")
-    monkeypatch.setattr(CheckpointWriter, "write", failing(2, CheckpointWriter.write, error))
+    monkeypatch.setattr(CheckpointWriter, "write_batch", failing(2, CheckpointWriter.write_batch, error))
     setup.refused(me.OutputError, "the disk is full", overwrite=True, recipe=setup.recipe(seed=1))
     assert {file.name: file.read_bytes() for file in setup.output.iterdir()} == before
 
@@ -337,7 +358,7 @@ import sys, time
 import merge_engine as me
 from merge_engine.checkpoint import CheckpointWriter
 
-write = CheckpointWriter.write
+write = CheckpointWriter.write_batch
 
 def slow(*args):
     write(*args)
@@ -345,8 +366,8 @@ def slow(*args):
     sys.stdout.flush()
     time.sleep(float(sys.argv[3]))
 
-CheckpointWriter.write = slow
-me.run(sys.argv[1], sys.argv[2], memory="400KB", overwrite=True, shard_size="150KB")
+CheckpointWriter.write_batch = slow
+me.run(sys.argv[1], sys.argv[2], memory="100KB", overwrite=True, shard_size="150KB")
 print("done", flush=True)
 """
 
@@ -376,7 +397,7 @@ def test_a_killed_run_leaves_no_checkpoint_and_can_be_repeated(
     assert child.returncode == -signal.SIGKILL
     if earlier:
         assert {name: (setup.output / name).read_bytes() for name in kept} == kept
-        me.plan({"merge_method": "passthrough", "models": [{"model": str(setup.output)}]}).close()
+        me.plan({"merge_method": "passthrough", "models": [{"model": str(setup.output)}]})
     else:
         setup.refused(me.PlanError, setup.output, "unfinished merge")
         taken = {"merge_method": "passthrough", "models": [{"model": str(setup.output)}]}

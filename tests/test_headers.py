@@ -12,9 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from merge_engine.checkpoint import OutputTensor, encode_header, read_header
-from merge_engine.checkpoint.header import MAX_HEADER, PAGE
+from merge_engine.checkpoint.header import MAX_HEADER
 from merge_engine.dtypes import BF16, BY_CODE, F32
 from merge_engine.errors import CheckpointError, OutputError
+from merge_engine.storage import PAGE
 
 
 def framed(header: bytes, data: bytes = b"") -> bytes:

@@ -16,9 +16,12 @@ from conftest import SaveCheckpoint
 from safetensors import safe_open
 
 import merge_engine as me
-from merge_engine.engine import plan as planning
-from merge_engine.engine import reading
-from merge_engine.engine.reading import Reading
+from merge_engine.backends import create_backend
+from merge_engine.engine.run import carry_out
+from merge_engine.engine.sinks import MemorySink
+from merge_engine.operands import Access
+from merge_engine.planning import Budget, Schedule
+from merge_engine.storage import OpenFiles, Way
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SHAPES = {
@@ -108,18 +111,32 @@ def recipe_of(title: str, folders: list[Path], **keys: Any) -> dict[str, Any]:
     return {**given, "parameters": parameters, "base_model": str(folders[0]), "models": models, **keys}
 
 
+def digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of the type, shape and bytes of a tensor."""
+    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + data).hexdigest()
+
+
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the type, shape and bytes of every tensor."""
+    """The digest of every tensor in a folder."""
     found = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                tensor = opened.get_tensor(name)
-                data = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-                found[name] = hashlib.sha256(
-                    f"{tensor.dtype}{tuple(tensor.shape)}".encode() + data
-                ).hexdigest()
+            found |= {name: digest(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     return found
+
+
+def carried_out(
+    recipe: dict[str, Any], way: Way, in_place: bool, budget: Budget, threads: int = 2
+) -> tuple[dict[str, str], int]:
+    """The digests of a merge into memory that reads and divides as it is told, and how many pieces it merged."""
+    plan = me.plan(recipe)
+    schedule = Schedule(plan, budget)
+    sink = MemorySink(plan)
+    with OpenFiles() as files:
+        carry_out(schedule, create_backend("cpu", threads), Access(files, way, in_place), sink, None)
+    pieces = sum(len(schedule.chunks(task)) for task in plan.tasks)
+    return {name: digest(tensor) for name, tensor in sink.tensors.items()}, pieces
 
 
 @pytest.fixture
@@ -144,7 +161,6 @@ def test_bytes_do_not_depend_on_how_a_run_is_done(
     dtype: str,
     save_checkpoint: SaveCheckpoint,
     digests_of: Digester,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tensors = checkpoints((DTYPES[dtype],) * (1 + MODELS))
     folders = [save_checkpoint(f"m{i}", held) for i, held in enumerate(tensors)]
@@ -154,20 +170,16 @@ def test_bytes_do_not_depend_on_how_a_run_is_done(
     for way in WAYS:
         assert digests_of(recipe_of(title, folders), **way) == expected, way
     assert digests_of(recipe_of(title, sharded), memory=SMALL) == expected
-    pieces: list[int] = []
-    with monkeypatch.context() as patch:  # what is in place is measured whole and merged by the piece
-        patch.setattr(Reading, "way", lambda *_: "present")
-        patch.setattr(planning, "_CACHED", 1)
-        patch.setattr(reading, "_available_memory", lambda: 1 << 40)
-        note = lambda plan: pieces.append(sum(len(list(plan.chunks(job))) for job in plan.jobs))  # noqa: E731
-        for threads in (1, 3):
-            assert digests_of(recipe_of(title, folders), on_plan=note, threads=threads) == expected, threads
-    assert min(pieces) > len(expected)
+    for threads in (1, 3):  # what is in place is measured whole and merged by the piece
+        budget = Budget(in_place=True, cached_piece=1)
+        found, pieces = carried_out(recipe_of(title, folders), "cached", True, budget, threads)
+        assert found == expected, threads
+        assert pieces > len(expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bytes_do_not_depend_on_how_files_are_read(
-    dtype: str, save_checkpoint: SaveCheckpoint, digests_of: Digester, monkeypatch: pytest.MonkeyPatch
+    dtype: str, save_checkpoint: SaveCheckpoint, digests_of: Digester
 ) -> None:
     """Tensors begin anywhere in the files, and in memory too where they are used in place."""
     held = checkpoints((DTYPES[dtype],) * (1 + MODELS))
@@ -175,10 +187,10 @@ def test_bytes_do_not_depend_on_how_files_are_read(
     for title in ("ties spread tensor", "ties index model", "dare_linear", "della", "task_arithmetic"):
         recipe = recipe_of(title, folders)
         expected = digests_of(recipe)
-        for way, memory in itertools.product(("read", "direct", "mapped", "present"), (SMALL, "384MB")):
-            with monkeypatch.context() as patch:
-                patch.setattr(Reading, "way", lambda *_, way=way: way)
-                assert digests_of(recipe, memory=memory) == expected, (title, way, memory)
+        ways: tuple[Way, ...] = ("cached", "direct")
+        for way, in_place, memory in itertools.product(ways, (False, True), (400_000, 384_000_000)):
+            found, _ = carried_out(recipe, way, in_place, Budget(memory))
+            assert found == expected, (title, way, in_place, memory)
 
 
 def test_small_memory_takes_more_than_one_visit(save_checkpoint: SaveCheckpoint) -> None:
@@ -188,11 +200,11 @@ def test_small_memory_takes_more_than_one_visit(save_checkpoint: SaveCheckpoint)
     ]
     for title in ("ties index tensor", "della"):
         pieces = {}
-        for memory in (SMALL, "384MB"):
-            plan = me.plan(recipe_of(title, folders), memory=memory)
-            pieces[memory] = max(len(list(plan.chunks(job))) for job in plan.jobs)
-            plan.close()
-        assert pieces[SMALL] > 1 == pieces["384MB"]
+        plan = me.plan(recipe_of(title, folders))
+        for memory in (400_000, 384_000_000):
+            schedule = Schedule(plan, Budget(memory))
+            pieces[memory] = max(len(schedule.chunks(task)) for task in plan.tasks)
+        assert pieces[400_000] > 1 == pieces[384_000_000]
 
 
 @pytest.mark.parametrize("title", ("ties spread tensor", "ties index model", "dare_ties", "della"))

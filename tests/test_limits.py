@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import merge_engine._native as _native
-from merge_engine.checkpoint.mounts import mount_of
-from merge_engine.checkpoint.page_cache import cached_share, maps_faster
-from merge_engine.engine import probe
-from merge_engine.engine.limits import DiskLimits, Limits, limits_file, load_limits, save_limits
+from merge_engine.bench import probe
+from merge_engine.bench.limits import DiskLimits, Limits, limits_file, load_limits, save_limits
+from merge_engine.storage import cached_share, mount_of
 
-LIMITS = Limits(
-    memory=2e10, disks={"ext4 /dev/x at /": DiskLimits(1e9, 2e9, 1e10, 2e9)}, compute={"ties": 3e8}
-)
+LIMITS = Limits(memory=2e10, disks={"ext4 /dev/x at /": DiskLimits(1e9, 2e9, 1e10, 2e9)}, link=3e8)
 
 
 def test_what_is_saved_is_loaded() -> None:
@@ -102,39 +95,3 @@ def test_the_share_that_is_in_the_page_cache(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.touch()
     assert cached_share(empty) == 1
-
-
-def test_whether_to_map_or_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(os.urandom(3_000_000))
-    preadv = os.preadv
-
-    def slowly(*arguments: Any) -> int:
-        time.sleep(0.01)
-        return preadv(*arguments)
-
-    monkeypatch.setattr(os, "preadv", slowly)
-    assert maps_faster([file]) and maps_faster(6 * [file])
-    monkeypatch.undo()
-
-    class Slow(_native.Mapping):
-        def load(self, first: int, last: int) -> None:
-            time.sleep(0.01)
-
-    monkeypatch.setattr(_native, "Mapping", Slow)
-    assert not maps_faster([file])
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENODEV, "no mappings here")
-
-    monkeypatch.setattr(_native, "Mapping", refuse)
-    assert not maps_faster([file])
-    (tmp_path / "empty").touch()
-    assert not maps_faster([tmp_path / "empty"]) and not maps_faster([])
-
-
-def test_the_deepest_mount_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    mounts = "/dev/a / ext4 rw 0 0\n/dev/b /mnt/my\\040disk xfs rw 0 0\n/dev/c /mnt/my\\040disk nfs rw 0 0\n"
-    monkeypatch.setattr(Path, "read_text", lambda _: mounts)
-    assert str(mount_of(Path("/mnt/my disk/models"))) == "nfs /dev/c at /mnt/my disk"
-    assert str(mount_of(Path("/mnt/my disks"))) == "ext4 /dev/a at /"

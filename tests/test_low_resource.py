@@ -137,7 +137,7 @@ def test_the_shipped_models_load_as_any_checkpoint_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(settings.RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_works_as_it_stands(recipe: Path) -> None:
-    me.plan(recipe).close()
+    me.plan(recipe)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -67,11 +67,13 @@ def test_leftovers_of_a_killed_merge_go(tmp_path: Path) -> None:
 # Replaces OLD by NEW; dies by SIGKILL at the n-th call that changes the folder, counted from the first write.
 CHILD = """
 import array, os, pathlib, signal, sys
-from merge_engine.checkpoint import CheckpointWriter, OutputTensor, plan_shards
+from merge_engine.checkpoint import CheckpointTransaction, CheckpointWriter, OutputTensor, plan_shards, write_shard
 from merge_engine.dtypes import F32
 folder, limit, last = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 shards = plan_shards([OutputTensor(name, F32, (300,)) for name in "abc"], limit)
-writer = CheckpointWriter(folder, shards)
+drafts = sys.argv[4] == "True"
+writer = (CheckpointTransaction if drafts else CheckpointWriter)(folder, shards)
+place = writer.open_drafts() if drafts else None
 calls = 0
 def dying(function):
     def call(*arguments, **options):
@@ -85,25 +87,45 @@ os.pwrite = dying(os.pwrite)
 os.fsync = dying(os.fsync)
 pathlib.Path.replace = dying(pathlib.Path.replace)
 pathlib.Path.unlink = dying(pathlib.Path.unlink)
+pathlib.Path.rename = dying(pathlib.Path.rename)
+pathlib.Path.rmdir = dying(pathlib.Path.rmdir)
+data = {name: memoryview(array.array("f", [10.0 + i] * 300)) for i, name in enumerate("abc")}
 writer.add_file("config.json", b"{}")
-for i, name in enumerate("abc"):
-    writer.write(name, 0, memoryview(array.array("f", [10.0 + i] * 300)))
+if drafts:
+    for layout in shards:
+        with write_shard(place, layout) as shard:
+            for name in layout.tensors:
+                shard.write(name, 0, data[name])
+else:
+    for name in "abc":
+        writer.write(name, 0, data[name])
 writer.finish()
 """
 
 
-@pytest.mark.parametrize("after", [ONE_FILE, TWO_SHARDS])
-@pytest.mark.parametrize("before", [None, ONE_FILE, THREE_SHARDS])
-def test_killed_at_any_moment(before: int | None, after: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "drafts"),
+    [
+        *(
+            (before, after, False)
+            for before in (None, ONE_FILE, THREE_SHARDS)
+            for after in (ONE_FILE, TWO_SHARDS)
+        ),
+        (None, TWO_SHARDS, True),
+        (THREE_SHARDS, TWO_SHARDS, True),
+    ],
+)
+def test_killed_at_any_moment(before: int | None, after: int, drafts: bool, tmp_path: Path) -> None:
     """After a kill at any step the folder holds the old checkpoint, the new one, or visibly none."""
     outcomes = []
     for last in range(1, 100):
         folder = tmp_path / str(last)
         if before is not None:
             write_checkpoint(folder, OLD, before)
-        code = subprocess.run([sys.executable, "-c", CHILD, str(folder), str(after), str(last)]).returncode
+        arguments = [str(folder), str(after), str(last), str(drafts)]
+        code = subprocess.run([sys.executable, "-c", CHILD, *arguments]).returncode
         try:
-            open_checkpoint(folder).close()
+            open_checkpoint(folder)
         except CheckpointError as error:
             assert "unfinished" in str(error)
             outcomes.append("none")
@@ -116,7 +138,7 @@ def test_killed_at_any_moment(before: int | None, after: int, tmp_path: Path) ->
         assert code == -signal.SIGKILL
         write_checkpoint(folder, NEW, after)  # the next run gets through
         assert_same(load_folder(folder), NEW)
-        assert not any(name.startswith("model") and name.endswith(".part") for name in names_in(folder))
+        assert not any(name.startswith("m") and name.endswith(".part") for name in names_in(folder))
     assert code == 0
     assert outcomes[-1] == "new"
     assert outcomes == sorted(outcomes, key=["old", "none", "new"].index)

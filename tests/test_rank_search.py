@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from test_conformance import chunk_of
 from under_test import INSTRUCTION_SETS
 
-from merge_engine.backends.base import level_bins, levels
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import Column, Found, Rank
+from merge_engine.backends.statistics import level_bins, levels
 
 BACKENDS = [CpuBackend(threads=3, instruction_set=name) for name in INSTRUCTION_SETS]
 WORTH_SEARCHING = 4 * 65536

@@ -155,9 +155,10 @@ def test_each_model_has_its_own_values_even_if_named_twice() -> None:
     assert [resolve.for_model(i, MLP, 0.0)["weight"] for i in range(2)] == [0.1, 0.9]
 
 
-def test_values_given_out_may_be_changed() -> None:
+def test_values_given_out_are_not_the_resolvers_own() -> None:
     resolve = resolver("{weight: 1}")
-    resolve.for_model(0, MLP, 0.0)["weight"] = 7.0
+    with pytest.raises(TypeError):
+        resolve.for_model(0, MLP, 0.0)["weight"] = 7.0
     assert resolve.for_model(0, MLP, 0.0)["weight"] == 1.0
 
 

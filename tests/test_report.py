@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SaveCheckpoint
+from conftest import SaveCheckpoint, Snapshot
 
 import merge_engine as me
 from merge_engine.checkpoint import MANIFEST_NAME, carried_files
-from merge_engine.engine.discards import Place
+from merge_engine.observe.discards import Place
 
 LAYERS = 3
 NAMES = [
@@ -133,6 +134,32 @@ def test_a_model_that_is_the_base_has_no_norm_and_no_angle(
     assert found["norms"]["1"] == 0 and found["cosines"][0]["cosine"] is None
 
 
+def test_the_page_of_a_small_merge(
+    save_checkpoint: SaveCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_snapshot: Snapshot,
+) -> None:
+    names = ["embed.weight", "layers.0.mlp.weight", "layers.1.mlp.weight"]
+    base = {name: torch.arange(32.0) - 7 * i for i, name in enumerate(names)}
+    for factor, name in ((5, "one"), (11, "<i>two<i>"), (3, "three")):
+        tuned = {key: value + (torch.arange(32) * factor % 17 - 8) / 8 for key, value in base.items()}
+        save_checkpoint(name, tuned)
+    save_checkpoint("base", base)
+    monkeypatch.chdir(tmp_path)
+    plan = recipe(Path(), ties="index", trim_slack=0.125)
+    plan["models"] = [
+        {"model": "one", "parameters": {"weight": 0.5}},
+        {"model": "<i>two<i>", "parameters": {"weight": 0.25}},
+        {"model": "three", "parameters": {"weight": 0.25, "sign_slack": 3}},
+    ]
+    me.run(plan, "out")
+    page, _ = report(Path("out"))
+    page = re.sub(r"<svg.*?</svg>", "<svg/>", page, flags=re.DOTALL)
+    page = re.sub(r"<style>.*?</style>", "<style/>", page, flags=re.DOTALL)
+    assert_snapshot("report.html", re.sub(r"digest <code>[0-9a-f]{12}", "digest <code>DIGEST", page))
+
+
 def test_the_same_merge_gives_the_same_report(merged: Path) -> None:
     assert report(merged) == report(merged)
 
@@ -212,13 +239,27 @@ def test_nothing_that_a_checkpoint_says_becomes_part_of_the_page(
     assert "&lt;script&gt;" in page
 
 
+def test_a_folder_whose_name_is_no_text(merged: Path, tmp_path: Path) -> None:
+    folder = merged.rename(tmp_path / os.fsdecode(b"\xff"))
+    assert "\\udcff" in report(folder)[0]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (None, "holds no merge_manifest.json"),
         ("{", "no valid JSON"),
         ("[]", "not the manifest of a merge"),
-        ('{"format": 1}', "not the manifest of a merge"),
+        ('{"format": 2}', "not the manifest of a merge"),
+        ('{"format": "1"}', "not the manifest of a merge"),
+        (
+            '{"format": 1}',
+            "has format 1, and this version of merge_engine reads format 2; run the merge again$",
+        ),
+        (
+            '{"format": 3}',
+            "has format 3, and this version of merge_engine reads format 2; run the merge again$",
+        ),
     ],
 )
 def test_a_folder_without_a_manifest(tmp_path: Path, text: str | None, expected: str) -> None:
@@ -243,13 +284,14 @@ def test_a_method_without_task_vectors(merged: Path, tmp_path: Path) -> None:
         me.write_report(tmp_path / "mean")
 
 
-def test_without_matplotlib_the_error_says_how_to_get_it(
-    merged: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_without_what_draws_the_error_says_how_to_get_it(
+    merged: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     real = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
-        if name == "matplotlib":
+        if name == missing:
             raise ImportError(name)
         return real(name, *rest)
 

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, ShardLayout, plan_shards
-from merge_engine.checkpoint.header import PAGE
 from merge_engine.dtypes import BY_NAME
+from merge_engine.storage import PAGE
 
 State = dict[str, torch.Tensor]
 # Big enough for early write-back, for whole pages and for two shards.

@@ -74,6 +74,24 @@ bool identical(const std::vector<uintptr_t>& addresses, uint64_t bytes, int elem
     }
 }
 
+// Doubles that the caller has made room for.
+double* doubles(const py::buffer& memory, uint64_t count) {
+    const py::buffer_info info = memory.request(true);
+    if (info.format != py::format_descriptor<double>::format() || static_cast<uint64_t>(info.size) != count) {
+        throw std::invalid_argument("needs memory for " + std::to_string(count) + " doubles");
+    }
+    return static_cast<double*>(info.ptr);
+}
+
+uint64_t sum_blocks_of(uint64_t count) { return (count + SUM_BLOCK - 1) / SUM_BLOCK; }
+
+// Adds the rows of sums[...][totals] to the totals, one after the other.
+void add_in_order(const double* sums, size_t rows, double* totals, size_t columns) {
+    for (size_t row = 0; row < rows; ++row) {
+        for (size_t column = 0; column < columns; ++column) totals[column] += sums[row * columns + column];
+    }
+}
+
 // Calls f, and raises as OSError what the system refused.
 template <class F>
 auto or_os_error(F&& f) {
@@ -144,22 +162,29 @@ PYBIND11_MODULE(_native, m) {
     m.def("l1_norms",
           [](const std::string& isa, const Array& base, const std::vector<Array>& models,
              const std::vector<Mask>& masks, const std::vector<uintptr_t>& notes, DType working,
-             bool storage_rounding, uint64_t start, uint64_t count, int threads, std::vector<double> sums) {
-              if (sums.size() != 2 * models.size()) throw std::invalid_argument("l1_norms needs two sums a model");
+             bool storage_rounding, uint64_t start, uint64_t count, int threads, const py::buffer& sums) {
+              double* written = doubles(sums, sum_blocks_of(count) * 2 * models.size());
               std::vector<uint64_t*> noted;
               for (const uintptr_t address : notes) noted.push_back(pointer<uint64_t>(address));
               const Released released(count);
               table(isa).l1_norms(base, models, masks, noted, working, storage_rounding, start, count, threads,
-                                  sums.data());
-              return sums;
+                                  written);
           });
     m.def("gram", [](const std::string& isa, const std::vector<Array>& inputs, DType working, uint64_t count,
-                     int threads, std::vector<double> sums) {
-        if (sums.size() != inputs.size() * inputs.size()) throw std::invalid_argument("gram needs n * n sums");
+                     int threads, const py::buffer& sums) {
+        double* written = doubles(sums, sum_blocks_of(count) * inputs.size() * (inputs.size() + 1) / 2);
         const Released released(count);
-        table(isa).gram(inputs, working, count, threads, sums.data());
-        return sums;
+        table(isa).gram(inputs, working, count, threads, written);
     });
+    m.def(
+        "add_in_order",
+        [](const py::buffer& sums, const py::buffer& totals) {
+            const uint64_t size = static_cast<uint64_t>(sums.request().size);
+            const uint64_t columns = static_cast<uint64_t>(totals.request().size);
+            if (columns == 0 || size % columns != 0) throw std::invalid_argument("needs whole rows of sums");
+            add_in_order(doubles(sums, size), size / columns, doubles(totals, columns), columns);
+        },
+        py::arg("sums"), py::arg("totals"));
     m.def("rank_thresholds", [](const std::string& isa, const Array& base, const Array& model, DType working,
                                 uint64_t length, uint64_t stride, double density, double epsilon, uint64_t count,
                                 int threads, uintptr_t thresholds) {

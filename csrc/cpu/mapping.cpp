@@ -107,8 +107,14 @@ void Mapping::load(uint64_t first, uint64_t last) const {
     first = first / page_size * page_size;
     if (first >= last) return;
     while (madvise(const_cast<char*>(data_) + first, last - first, MADV_POPULATE_READ) != 0) {
+        if (errno == EINVAL) return touch(first, last);  // the system has no such call
         if (errno != EINTR && errno != EAGAIN) throw std::system_error(errno, std::generic_category());
     }
+}
+
+void Mapping::touch(uint64_t first, uint64_t last) const {
+    madvise(const_cast<char*>(data_) + first, last - first, MADV_WILLNEED);  // a hint: read ahead
+    for (uint64_t at = first; at < last; at += page_size) *static_cast<const volatile char*>(data_ + at);
 }
 
 void Mapping::release(uint64_t first, uint64_t last) const {

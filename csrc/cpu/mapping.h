@@ -25,12 +25,14 @@ class Mapping {
     bool torn() const;
 
     // Has the bytes [first, last) read, and mapped, by the time it returns. Throws std::system_error when they cannot be
-    // read, or when the system has no such call.
+    // read; where the system cannot tell (Linux before 5.14, gVisor), the mapping is `torn` instead.
     void load(uint64_t first, uint64_t last) const;
     // Takes whole pages among them out of this process's memory again. The page cache keeps them.
     void release(uint64_t first, uint64_t last) const;
 
   private:
+    void touch(uint64_t first, uint64_t last) const;
+
     uint64_t size_;
     const char* data_ = nullptr;
     MappedRange* range_;

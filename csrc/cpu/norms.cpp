@@ -110,7 +110,7 @@ template <DType Working, class Rounding>
 void l1_norms_of(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
                  const std::vector<uint64_t*>& notes, uint64_t start, uint64_t count, int threads, double* sums) {
     const std::vector<Sieve<Working>> sieves(masks.begin(), masks.end());
-    add_block_sums(count, 2 * models.size(), threads, sums, [&](uint64_t first, uint64_t last, double* out) {
+    sum_blocks(count, 2 * models.size(), threads, sums, [&](uint64_t first, uint64_t last, double* out) {
         for (size_t m = 0; m < models.size(); ++m) {
             Sums found;
             if constexpr (Working != DType::F64 && std::is_same_v<Rounding, Unrounded>) {
@@ -141,9 +141,9 @@ void l1_norms(const Array& base, const std::vector<Array>& models, const std::ve
 void gram(const std::vector<Array>& inputs, DType working, uint64_t count, int threads, double* sums) {
     const size_t n = inputs.size();
     with_dtype(working, [&](auto dtype) {
-        add_block_sums(count, n * n, threads, sums, [&](uint64_t first, uint64_t last, double* out) {
+        sum_blocks(count, n * (n + 1) / 2, threads, sums, [&](uint64_t first, uint64_t last, double* out) {
             std::vector<double> values(n * TILE);
-            std::vector<LaneSum> products(n * n);
+            std::vector<LaneSum> products(n * (n + 1) / 2);
             for (uint64_t at = first; at < last; at += TILE) {
                 const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
                 for (size_t i = 0; i < n; ++i) {
@@ -151,17 +151,16 @@ void gram(const std::vector<Array>& inputs, DType working, uint64_t count, int t
                     load_tile<dtype()>(inputs[i], at, width, tile);
                     for (int j = 0; j < width; ++j) values[i * TILE + static_cast<size_t>(j)] = tile[j];
                 }
+                LaneSum* product = products.data();
                 for (size_t i = 0; i < n; ++i) {
                     for (size_t k = i; k < n; ++k) {
                         const double* left = values.data() + i * TILE;
                         const double* right = values.data() + k * TILE;
-                        products[i * n + k].add(width, [&](int j) { return left[j] * right[j]; });
+                        (product++)->add(width, [&](int j) { return left[j] * right[j]; });
                     }
                 }
             }
-            for (size_t i = 0; i < n; ++i) {
-                for (size_t k = i; k < n; ++k) out[i * n + k] = products[i * n + k].total();
-            }
+            for (LaneSum& product : products) *out++ = product.total();
         });
     });
 }

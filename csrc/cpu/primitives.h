@@ -28,13 +28,14 @@ struct Primitives {
     uint64_t (*locate)(const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
                        uint64_t count, int threads, int64_t* offset);
 
-    // Adds the sums of |d| and of |d| over kept elements to sums[model][2]. Notes which elements draws keep in
-    // notes[model], a bit each in whole tiles, unless that is nullptr: drawing is most of the work.
+    // Writes the sums of |d| and of |d| over kept elements of every SUM_BLOCK to sums[block][model][2]. Notes which
+    // elements the masks keep in notes[model], a bit each in whole tiles, unless that is nullptr: drawing is most of
+    // the work.
     void (*l1_norms)(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
                      const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start,
                      uint64_t count, int threads, double* sums);
 
-    // Adds the inner products of all pairs of inputs to sums[n][n] (upper triangle).
+    // Writes the inner products of all pairs i <= j of inputs over every SUM_BLOCK to sums[block][pair], row by row.
     void (*gram)(const std::vector<Array>& inputs, DType working, uint64_t count, int threads, double* sums);
 
     // DELLA: thresholds[e] = floor(2^32 * p) of each element, p rising with the magnitude's rank among the

@@ -1,7 +1,5 @@
-// Sums in double precision whose result depends neither on chunks nor on threads.
+// Sums in double precision over fixed blocks, whose result depends neither on chunks nor on threads.
 #pragma once
-
-#include <vector>
 
 #include "pool.h"
 #include "tile.h"
@@ -36,21 +34,17 @@ struct LaneSum {
     }
 };
 
-// body(first, last, sums) fills `width` sums of one SUM_BLOCK; they are added to totals in block order.
+// body(first, last, sums) writes the `width` sums of one SUM_BLOCK.
 template <class Body>
-void add_block_sums(uint64_t count, uint64_t width, int threads, double* totals, Body&& body) {
+void sum_blocks(uint64_t count, uint64_t width, int threads, double* sums, Body&& body) {
     const uint64_t blocks = (count + SUM_BLOCK - 1) / SUM_BLOCK;
-    std::vector<double> sums(blocks * width);
     constexpr uint64_t share = BLOCK / SUM_BLOCK;
     parallel_for((blocks + share - 1) / share, threads, [&](uint64_t group, int) {
         for (uint64_t block = group * share; block < std::min(blocks, (group + 1) * share); ++block) {
             const uint64_t first = block * SUM_BLOCK, last = std::min(count, first + SUM_BLOCK);
-            body(first, last, sums.data() + block * width);
+            body(first, last, sums + block * width);
         }
     });
-    for (uint64_t block = 0; block < blocks; ++block) {
-        for (uint64_t i = 0; i < width; ++i) totals[i] += sums[block * width + i];
-    }
 }
 
 }  // namespace ME_ISA

@@ -78,10 +78,12 @@ void bind_primitives(py::module_& m) {
         }));
     py::class_<NormCall>(m, "NormCall", local)
         .def(py::init([](const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
-                         DType working, bool storage_rounding, uint64_t start, uint64_t count, uintptr_t before,
-                         uintptr_t sums) {
-            return NormCall{base,  models, masks, working, storage_rounding,
-                            start, count,  pointer<const double>(before), pointer<double>(sums)};
+                         DType working, bool storage_rounding, uint64_t start, uint64_t count, uintptr_t sums) {
+            return NormCall{base, models, masks, working, storage_rounding, start, count, pointer<double>(sums)};
+        }));
+    py::class_<GramCall>(m, "GramCall", local)
+        .def(py::init([](const std::vector<Array>& inputs, DType working, uint64_t count, uintptr_t sums) {
+            return GramCall{inputs, working, count, pointer<double>(sums)};
         }));
     py::class_<RankCall>(m, "RankCall", local)
         .def(py::init([](const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
@@ -103,6 +105,7 @@ void bind_primitives(py::module_& m) {
     m.def("select", &merge_engine::select, Released());  // not that of POSIX
     m.def("solve_bands", &solve_bands, Released());
     m.def("l1_norms", &l1_norms, Released());
+    m.def("gram", &gram, Released());
     m.def("rank_thresholds", &rank_thresholds, Released());
     m.def("consensus", &consensus, Released());
     m.def("combine", &combine, Released());
@@ -111,12 +114,6 @@ void bind_primitives(py::module_& m) {
         [](const Queue& queue, const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
            uint64_t count, uintptr_t located) {
             locate(queue, base, model, working, key, nth, count, pointer<Located>(located));
-        },
-        Released());
-    m.def(
-        "gram",
-        [](const Queue& queue, const std::vector<Array>& inputs, DType working, uint64_t count, uintptr_t sums) {
-            gram(queue, inputs, working, count, pointer<double>(sums));
         },
         Released());
 }

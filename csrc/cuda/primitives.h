@@ -42,8 +42,8 @@ struct BandQuery {
     SolvedBand* solved;
 };
 
-// sums[model][2] = before[model][2] plus the sums of |d| and of |d| over kept elements; `before` may be null. `start` is
-// a multiple of SUM_BLOCK.
+// sums[block][model][2]: the sums of |d| and of |d| over kept elements of every SUM_BLOCK. `start` is a multiple of
+// SUM_BLOCK.
 struct NormCall {
     Array base;
     std::vector<Array> models;
@@ -51,7 +51,14 @@ struct NormCall {
     DType working;
     bool storage_rounding;
     uint64_t start, count;
-    const double* before;
+    double* sums;
+};
+
+// sums[block][pair]: the inner products of all pairs i <= j of inputs over every SUM_BLOCK, row by row.
+struct GramCall {
+    std::vector<Array> inputs;
+    DType working;
+    uint64_t count;
     double* sums;
 };
 
@@ -94,8 +101,7 @@ void locate(const Queue& queue, const Array& base, const Array& model, DType wor
 
 void l1_norms(const Queue& queue, const std::vector<NormCall>& calls);
 
-// Adds the inner products of all pairs of inputs to sums[n][n] (upper triangle).
-void gram(const Queue& queue, const std::vector<Array>& inputs, DType working, uint64_t count, double* sums);
+void gram(const Queue& queue, const std::vector<GramCall>& calls);
 
 void rank_thresholds(const Queue& queue, const std::vector<RankCall>& calls);
 

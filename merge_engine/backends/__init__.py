@@ -8,14 +8,14 @@ import os
 import re
 
 from merge_engine.backends.base import Backend
-from merge_engine.errors import BackendError, NoDeviceError, NotBuiltError
+from merge_engine.errors import BackendChoiceError, BackendError, NoDeviceError, NotBuiltError
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """What there is where a driver of NVIDIA, of AMD, or of a virtual machine under Windows is loaded."""
 
 NAMES = ("auto", "cpu", "cuda", "reference", "triton")
 
-__all__ = ["NAMES", "Backend", "create_backend"]
+__all__ = ["NAMES", "Backend", "backend_or_kind", "create_backend"]
 
 
 def create_backend(
@@ -26,11 +26,11 @@ def create_backend(
     ``device``: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``, which takes the first GPU that can be used, else the CPU; why
     one that is there cannot be used is added to ``notes``. ``name`` forces a backend: ``cpu`` and
     ``cuda`` (native code), ``triton`` (a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of
-    the cpu backend, by default all that the process may use. Raises ``BackendError`` for what does not exist or
-    cannot be used.
+    the cpu backend, by default all that the process may use. Raises ``BackendChoiceError`` for what does not
+    exist, and other ``BackendError`` for what cannot be used.
     """
     if name not in NAMES:
-        raise BackendError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')
+        raise BackendChoiceError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')
     index = _device_index(device)
     if name == "reference":
         from merge_engine.backends.reference import ReferenceBackend
@@ -40,7 +40,9 @@ def create_backend(
         return _triton(index)
     if name == "cuda":
         if device == "cpu":
-            raise BackendError("the cuda backend does not compute on the CPU; choose device auto or cuda")
+            raise BackendChoiceError(
+                "the cuda backend does not compute on the CPU; choose device auto or cuda"
+            )
         return _cuda(index or 0)
     if name == "auto" and device != "cpu" and (index is not None or _any_driver()):
         try:
@@ -54,10 +56,30 @@ def create_backend(
             if notes is not None:
                 notes.append(f"computing on the CPU: {error}")
     if index is not None:
-        raise BackendError(f"the {name} backend does not compute on {device}; choose device auto or cpu")
+        raise BackendChoiceError(
+            f"the {name} backend does not compute on {device}; choose device auto or cpu"
+        )
     from merge_engine.backends.cpu import CpuBackend
 
     return CpuBackend(threads)
+
+
+def backend_or_kind(name: str, threads: int | None, device: str, notes: list[str]) -> Backend | type[Backend]:
+    """The backend that a run would take. Where this machine lacks its device, its class, which says how it works.
+
+    Why it cannot be used here is added to ``notes``. Raises ``BackendError`` as ``create_backend`` does otherwise.
+    """
+    try:
+        return create_backend(name, threads, device, notes)
+    except NoDeviceError as error:
+        notes.append(f"a run would fail on this machine: {error}")
+    if name == "triton":
+        from merge_engine.backends.triton import TritonBackend
+
+        return TritonBackend
+    from merge_engine.backends.cuda import CudaBackend
+
+    return CudaBackend
 
 
 def _any_driver() -> bool:
@@ -107,4 +129,4 @@ def _device_index(device: str) -> int | None:
         return None
     if re.fullmatch(r"cuda(:[0-9]+)?", device):
         return int(device.partition(":")[2] or 0)
-    raise BackendError(f'there is no device "{device}"; choose auto, cpu, cuda or cuda:0, cuda:1, ...')
+    raise BackendChoiceError(f'there is no device "{device}"; choose auto, cpu, cuda or cuda:0, cuda:1, ...')

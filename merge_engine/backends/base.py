@@ -16,6 +16,7 @@ from merge_engine.backends.operations import (
     Column,
     Combine,
     Consensus,
+    Found,
     Mask,
     Rank,
     RankBand,
@@ -26,30 +27,8 @@ from merge_engine.dtypes import DType
 if TYPE_CHECKING:
     import torch
 
-SUM_BLOCK = 4096
-"""Sums run over blocks of this many elements: chunks start at multiples of it."""
-
-FIRST_BITS, NEXT_BITS = 15, 16
-"""Bits of a key that the first and each following level of a histogram resolve."""
-
-
 HEADROOM = 256 << 20
 """Bytes of a device for histograms, sums, keys that are being ranked and lists, beside what a run says it needs."""
-
-
-def levels(working: DType) -> int:
-    """Histogram passes that find a key exactly: 1 for 16-bit dtypes, 2 for float32, 4 for float64."""
-    return working.bits // NEXT_BITS
-
-
-def level_shift(working: DType, level: int) -> int:
-    """How far a key is shifted right to give its bin (and the prefix above the bin) at a level."""
-    return working.bits - 1 - FIRST_BITS - level * NEXT_BITS
-
-
-def level_bins(level: int) -> int:
-    """Bins of a histogram at a level."""
-    return 1 << (NEXT_BITS if level else FIRST_BITS)
 
 
 class Backend(ABC):
@@ -64,6 +43,8 @@ class Backend(ABC):
     """Visits that may be handed over before the first of them is fetched."""
     threads: int = 1
     """Of this machine's own processor that compute at a time."""
+    has_link: bool = False
+    """Inputs and output cross a link to a device of its own."""
     reads_in_place: bool = False
     """Inputs may be read-only memory from anywhere, at any multiple of their elements' size."""
 
@@ -88,6 +69,10 @@ class Backend(ABC):
     def fetch(self, value: Any) -> Any:
         """The value that a handle stands for, once it is known."""
         return value
+
+    def known(self, found: Found) -> Any:
+        """A handle to a key that was found elsewhere, as ``select`` gives them."""
+        return found
 
     def mark(self) -> Any:
         """A handle whose ``fetch`` waits for everything asked for so far."""
@@ -132,17 +117,17 @@ class Backend(ABC):
         """How many elements have this key, and the offset in the chunk of the ``nth`` of them, from 0."""
 
     @abstractmethod
-    def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, before: Any) -> Any:
-        """The L1 norm of every task vector, whole and masked: a handle to two values a model.
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> Any:
+        """The L1 norm of every task vector, whole and masked: a handle to ``BlockSums``.
 
-        They are added to ``before``, the handle that the chunk in front was answered with, None for the first.
+        They have two columns for each model: the sum of magnitudes, and that of those its mask keeps.
         """
 
     @abstractmethod
-    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
-        """Add the inner products of the n inputs (base first, if any) to the upper triangle of ``sums``.
+    def gram(self, chunk: Chunk) -> Any:
+        """The inner products of all pairs of inputs: a handle to ``BlockSums``.
 
-        ``sums`` is an n by n matrix by rows; its other half is left as it is.
+        They have a column for each pair i <= j of inputs, row by row: n * (n + 1) / 2 for n inputs.
         """
 
     @abstractmethod
@@ -151,7 +136,4 @@ class Backend(ABC):
 
     @abstractmethod
     def combine(self, chunk: Chunk, operation: Combine, output: Any) -> Any:
-        """Write a linear combination of the models into ``output``. A handle to an ``Outcome``.
-
-        The base takes no part.
-        """
+        """Write a linear combination of all inputs into ``output``. A handle to an ``Outcome``."""

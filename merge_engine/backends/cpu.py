@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import merge_engine._native as _native
 from merge_engine.backends import structures
-from merge_engine.backends.base import NEXT_BITS, SUM_BLOCK, Backend, level_bins, level_shift
+from merge_engine.backends.base import Backend
 from merge_engine.backends.operations import (
     Chunk,
     Column,
@@ -27,8 +27,10 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
+from merge_engine.backends.statistics import NEXT_BITS, SUM_BLOCK, BlockSums, level_bins, level_shift
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
+from merge_engine.storage.machine import cores
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +71,7 @@ class CpuBackend(Backend):
     reads_in_place = True
 
     def __init__(self, threads: int | None = None, instruction_set: str | None = None):
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or cores()
         self.instruction_set = instruction_set or _native.instruction_set()
         if not _native.runs(self.instruction_set):
             raise BackendError(f"this processor cannot run {self.instruction_set} code")
@@ -150,17 +152,16 @@ class CpuBackend(Backend):
         )
         return found, offset if offset >= 0 else None
 
-    def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, before: list[float] | None
-    ) -> list[float]:
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
         structures.check(chunk)
         natives = self._masks(chunk, masks)
         notes = [
-            _note(chunk, model, mask) if isinstance(mask, (Draw, _native.Mask)) else 0
-            for model, mask in enumerate(masks)
+            _note(chunk, model, mask) if isinstance(mask, (Draw, _native.Mask)) and not known else 0
+            for model, (mask, known) in enumerate(zip(masks, self._known(chunk, masks), strict=True))
         ]
-        result: list[float] = _native.l1_norms(
+        sums = _room_for_sums(chunk, 2 * len(masks))
+        _native.l1_norms(
             self.instruction_set,
             chunk.base.native,
             [model.native for model in chunk.models],
@@ -171,23 +172,24 @@ class CpuBackend(Backend):
             chunk.start,
             chunk.count,
             self.threads,
-            before or [0.0] * (2 * len(masks)),
+            sums,
         )
-        return result
+        return BlockSums.of(chunk.start, 2 * len(masks), sums)
 
-    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
+    def gram(self, chunk: Chunk) -> BlockSums:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
         structures.check(chunk)
-        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
-        result: list[float] = _native.gram(
+        columns = len(chunk.inputs) * (len(chunk.inputs) + 1) // 2
+        sums = _room_for_sums(chunk, columns)
+        _native.gram(
             self.instruction_set,
-            [array.native for array in inputs],
+            [array.native for array in chunk.inputs],
             structures.dtype(_native, chunk.working),
             chunk.count,
             self.threads,
             sums,
         )
-        return result
+        return BlockSums.of(chunk.start, columns, sums)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: HostArray) -> Outcome:
         """Merge task vectors (see ``Backend.consensus``)."""
@@ -201,24 +203,32 @@ class CpuBackend(Backend):
 
     def combine(self, chunk: Chunk, operation: Combine, output: HostArray) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        structures.check(chunk, output)
+        structures.check_combination(chunk, operation, output)
         native = structures.combine(_native, chunk, operation, output)
         non_finite = _native.combine(self.instruction_set, native, chunk.count, self.threads)
-        return Outcome((), (0, *non_finite[:-1]), non_finite[-1])
+        return Outcome((), tuple(non_finite[:-1]), non_finite[-1])
 
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[Any]:
         """What a chunk keeps whose norms were summed before it is merged is decided once for both."""
-        of = chunk.part_of or chunk
-        noted: dict[int, _Noted] = of.noted or {}
         result = []
-        for model, mask in enumerate(masks):
-            if model in noted and noted[model].mask == mask:
-                result.append(structures.noted(_native, noted[model].address + (chunk.start - of.start) // 8))
+        for model, (mask, known) in enumerate(zip(masks, self._known(chunk, masks), strict=True)):
+            if known:
+                result.append(structures.noted(_native, known))
             elif isinstance(mask, Ranked):
                 result.append(self._rank(chunk, model, mask))
             else:
                 result.append(structures.mask(_native, mask))
         return result
+
+    def _known(self, chunk: Chunk, masks: Sequence[Any]) -> list[int]:
+        """For each mask, where is noted what it keeps of its model; 0 where nothing is."""
+        of = chunk.part_of or chunk
+        noted: dict[int, _Noted] = of.noted or {}
+        skipped = (chunk.start - of.start) // 8
+        return [
+            noted[model].address + skipped if model in noted and noted[model].mask == mask else 0
+            for model, mask in enumerate(masks)
+        ]
 
     def _threshold_room(self, chunk: Chunk, model: int) -> int:
         """The address of 32 bits for each element, in memory that is used again for every chunk."""
@@ -251,6 +261,11 @@ class CpuBackend(Backend):
             notes,
         )
         return structures.noted(_native, notes)
+
+
+def _room_for_sums(chunk: Chunk, columns: int) -> array[float]:
+    """[blocks, columns] sums, to be written."""
+    return array("d", bytes(8 * columns * -(-chunk.count // SUM_BLOCK)))
 
 
 def _note(chunk: Chunk, model: int, mask: Mask) -> int:

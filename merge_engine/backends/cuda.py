@@ -49,6 +49,7 @@ class CudaBackend(Backend):
 
     name = "cuda"
     depth = 3
+    has_link = True
 
     def __init__(self, device: int = 0, native: Any = None):
         self._native = native if native is not None else _module()
@@ -155,7 +156,7 @@ class CudaBackend(Backend):
 
     def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        structures.check(chunk, output)
+        structures.check_combination(chunk, operation, output)
         outcome = self._batch.combine(chunk, operation, output)
         return self._brought_down(outcome, output)
 
@@ -177,28 +178,19 @@ class CudaBackend(Backend):
         total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located, 16))
         return total, offset if offset != 2**64 - 1 else None
 
-    def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, before: PendingSums | None
-    ) -> PendingSums:
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """Sum magnitudes, on the device (see ``Backend.l1_norms``)."""
         structures.check(chunk)
-        if before is not None and before.piece.results is self._batch.results:
-            self._launch()  # norms that build on norms
-        sums = self._batch.l1_norms(chunk, masks, storage_rounding, before)
+        sums = self._batch.l1_norms(chunk, masks, storage_rounding)
         self._asked()
         return sums
 
-    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
-        """Sum inner products; waits for the device (see ``Backend.gram``)."""
+    def gram(self, chunk: Chunk) -> PendingSums:
+        """Sum inner products, on the device (see ``Backend.gram``)."""
         structures.check(chunk)
-        self._launch()
-        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
-        memory = self._native.DeviceMemory(self._queue(), struct.pack(f"<{len(sums)}d", *sums))
-        working = structures.dtype(self._native, chunk.working)
-        arrays = [array.native for array in inputs]
-        self._native.gram(self._queue(), arrays, working, chunk.count, memory.address)
-        result = self._native.read(self._queue(), memory, 8 * len(sums))
-        return list(struct.unpack(f"<{len(sums)}d", result))
+        sums = self._batch.gram(chunk)
+        self._asked()
+        return sums
 
     def _brought_down(self, outcome: PendingOutcome, output: DeviceArray) -> PendingOutcome:
         """Outputs that mirror host memory come down; resident tensors stay."""

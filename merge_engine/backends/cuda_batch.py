@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from merge_engine.backends import structures
-from merge_engine.backends.base import level_bins, level_shift
 from merge_engine.backends.cuda_handles import (
     DeviceArray,
     Histograms,
@@ -34,6 +33,7 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
+from merge_engine.backends.statistics import SUM_BLOCK, level_bins, level_shift
 from merge_engine.dtypes import DType
 
 
@@ -52,7 +52,8 @@ class Batch:
         self._counted: dict[int, list[tuple[Chunk, Sequence[Column], Histograms]]] = defaultdict(list)
         self._selected: dict[int, list[tuple[Histograms, Rank, Piece]]] = defaultdict(list)
         self._banded: list[tuple[RankBand, DType, Piece]] = []
-        self._summed: list[tuple[Chunk, Sequence[Any], bool, PendingSums | None, Piece]] = []
+        self._summed: list[tuple[Chunk, Sequence[Any], bool, PendingSums]] = []
+        self._multiplied: list[tuple[Chunk, PendingSums]] = []
         self._merged: list[tuple[Chunk, Consensus, DeviceArray, Piece]] = []
         self._combined: list[tuple[Chunk, Combine, DeviceArray, Piece]] = []
 
@@ -78,13 +79,21 @@ class Batch:
             solved.append(SolvedBand(SolvedMask(piece), kept))
         return solved
 
-    def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, before: PendingSums | None
-    ) -> PendingSums:
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """See ``Backend.l1_norms``."""
-        piece = self.results.piece(8 * 2 * len(masks))
-        self._summed.append((chunk, masks, storage_rounding, before, piece))
-        return PendingSums(piece)
+        sums = self._sums(chunk, 2 * len(masks))
+        self._summed.append((chunk, masks, storage_rounding, sums))
+        return sums
+
+    def gram(self, chunk: Chunk) -> PendingSums:
+        """See ``Backend.gram``."""
+        sums = self._sums(chunk, len(chunk.inputs) * (len(chunk.inputs) + 1) // 2)
+        self._multiplied.append((chunk, sums))
+        return sums
+
+    def _sums(self, chunk: Chunk, columns: int) -> PendingSums:
+        blocks = -(-chunk.count // SUM_BLOCK)
+        return PendingSums(self.results.piece(8 * columns * blocks), chunk.start, columns)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: DeviceArray) -> PendingOutcome:
         """See ``Backend.consensus``."""
@@ -95,14 +104,14 @@ class Batch:
 
     def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
         """See ``Backend.combine``."""
-        piece = self.results.piece(8 * (len(chunk.models) + 2))  # the base takes no part: its count stays 0
+        piece = self.results.piece(8 * (len(chunk.inputs) + 1))
         self._combined.append((chunk, operation, output, piece))
         return PendingOutcome(piece, 0)
 
     def launch(self, queue: Any) -> None:
         """Hand everything to the device."""
         native = self._native
-        if self.results.nbytes:
+        if self.results.pieces:
             self.results.memory = native.DeviceMemory(queue, self.results.nbytes, True)
         self._make_histograms(queue)
         for level in sorted(self._counted.keys() | self._selected.keys()):
@@ -116,6 +125,7 @@ class Batch:
             native.select(queue, queries, level_bins(level))
         native.solve_bands(queue, [self._band_query(*asked) for asked in self._banded])
         self._sum(queue)
+        self._multiply(queue)
         self._merge(queue)
 
     def _make_histograms(self, queue: Any) -> None:
@@ -156,14 +166,23 @@ class Batch:
         native = self._native
         masks, _thresholds = native_masks(native, queue, [(chunk, kept) for chunk, kept, *_ in self._summed])
         calls = []
-        for (chunk, _, storage_rounding, before, sums), of_models in zip(self._summed, masks, strict=True):
+        for (chunk, _, storage_rounding, sums), of_models in zip(self._summed, masks, strict=True):
             models = [model.native for model in chunk.models]
             working = structures.dtype(native, chunk.working)
-            where = chunk.start, chunk.count, _address(before), sums.address
+            where = chunk.start, chunk.count, sums.piece.address
             calls.append(
                 native.NormCall(chunk.base.native, models, of_models, working, storage_rounding, *where)
             )
         native.l1_norms(queue, calls)
+
+    def _multiply(self, queue: Any) -> None:
+        native = self._native
+        calls = []
+        for chunk, sums in self._multiplied:
+            inputs = [array.native for array in chunk.inputs]
+            working = structures.dtype(native, chunk.working)
+            calls.append(native.GramCall(inputs, working, chunk.count, sums.piece.address))
+        native.gram(queue, calls)
 
     def _merge(self, queue: Any) -> None:
         native = self._native
@@ -181,7 +200,7 @@ class Batch:
             queue,
             [
                 native.CombineCall(
-                    structures.combine(native, chunk, operation, output), chunk.count, counters.address + 8
+                    structures.combine(native, chunk, operation, output), chunk.count, counters.address
                 )
                 for chunk, operation, output, counters in self._combined
             ],
@@ -224,5 +243,5 @@ def native_masks(
     return result, thresholds
 
 
-def _address(pending: PendingFound | PendingSums | None) -> int:
+def _address(pending: PendingFound | None) -> int:
     return 0 if pending is None else pending.piece.address

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from merge_engine.backends.base import level_bins
 from merge_engine.backends.operations import Counts, Found, Outcome
+from merge_engine.backends.statistics import BlockSums, level_bins
 from merge_engine.dtypes import DType
 
 
@@ -56,7 +57,7 @@ class Results:
     """
 
     def __init__(self) -> None:
-        self.nbytes = 0
+        self.pieces = self.nbytes = 0
         self.memory: Any = None
         self.ready: Any = None
         self.arrived: Callable[[], bytes] | None = None
@@ -65,6 +66,7 @@ class Results:
     def piece(self, nbytes: int) -> Piece:
         """Room for some more of them."""
         piece = Piece(self, self.nbytes, nbytes)
+        self.pieces += 1
         self.nbytes += nbytes
         return piece
 
@@ -124,13 +126,16 @@ class PendingNumber:
 
 @dataclass(frozen=True)
 class PendingSums:
-    """Sums in double precision."""
+    """Sums of the blocks of a chunk that begins at element ``start``."""
 
     piece: Piece
+    start: int
+    columns: int
 
-    def value(self, data: bytes) -> list[float]:
+    def value(self, data: bytes) -> BlockSums:
         """The sums, from the data of all results."""
-        return list(struct.unpack_from(f"<{self.piece.nbytes // 8}d", data, self.piece.offset))
+        sums = array("d", data[self.piece.offset : self.piece.offset + self.piece.nbytes])
+        return BlockSums.of(self.start, self.columns, sums)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ its 32-bit random draw. Position ranges are inclusive; ``(1, 0)`` is empty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from merge_engine.dtypes import DType
@@ -57,12 +57,35 @@ class Ranked:
     random_key: int
 
 
-Mask = Dense | Band | Draw | Ranked
+@dataclass(frozen=True)
+class RankMask:
+    """Keep the magnitudes of descending rank ``first`` to ``last`` (from 1, both included) of a task vector.
+
+    With ``slack`` the lower threshold t gives way to RN(float32(1 - slack) * t). ``ties`` says which of the keys equal
+    to a threshold stay: those whose draws fall below the share that is to stay ("spread"), the lowest flat indices
+    ("index"; with ``stable_ascending`` those that a stable sort by ascending magnitude would keep), or all. With
+    ``whole_model`` the ranks are among the elements of all merged tensors of the model.
+    """
+
+    first: int
+    last: int
+    slack: float = 0.0
+    ties: Literal["spread", "index", "all"] = "spread"
+    stable_ascending: bool = False
+    whole_model: bool = False
+    random_key: int = 0
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks of the highest kept magnitude (if any is dropped above it) and of the lowest."""
+        return (self.first, self.last) if self.first > 1 else (self.last,)
+
+
+Mask = Dense | Band | Draw | Ranked | RankMask
 NOTHING = Draw(below=0, random_key=0)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One model in a consensus: which of its elements count, and how much."""
 
     mask: Mask
@@ -72,8 +95,7 @@ class Entry:
     retain_slack: float = 0.0
 
 
-@dataclass(frozen=True)
-class Consensus:
+class Consensus(NamedTuple):
     """b + scale * mean of the retained w * d, after an optional election of signs (TIES and its kin).
 
     With ``normalize`` the mean divides by the weights of what was retained, element by element; without an
@@ -81,18 +103,18 @@ class Consensus:
     """
 
     entries: tuple[Entry, ...]
-    election: Literal["none", "sum", "count"]
-    normalize: bool
+    election: Literal["none", "sum", "count"] = "none"
+    normalize: bool = False
     scale: float = 1.0
     storage_rounding: bool = False
     divisor: float = 1.0
 
 
-@dataclass(frozen=True)
-class Combine:
-    """Sum of coefficient * input, divided by ``divisor`` if there is one.
+class Combine(NamedTuple):
+    """Sum of coefficient * input over all inputs of a chunk, divided by ``divisor`` if there is one.
 
-    ``fused`` adds by fused multiply-add and rounds the result to the working dtype, as mergekit does.
+    There is one coefficient for each input, the base included. ``fused`` adds by fused multiply-add and rounds the
+    result to the working dtype, as mergekit does.
     """
 
     coefficients: tuple[float, ...]
@@ -117,23 +139,37 @@ class Line(NamedTuple):
         return cls(shape[1], stride)
 
 
+_ONE_ELEMENT = Line(1, 1)
+
+
 @dataclass
 class Chunk:
     """A run of ``count`` elements of one tensor in every input; the first has flat index ``start``.
 
-    ``base`` and ``models`` are arrays of the backend (see ``Backend.array``). ``line`` matters to ``Ranked``
-    masks only, and then the chunk holds whole lines. ``part_of`` is the chunk that was measured, if this is a part of
-    it: the same memory. ``noted`` is what a backend remembers of a chunk from measuring to merging it.
+    ``inputs`` are arrays of the backend (see ``Backend.array``): with ``has_base`` the first is that of the
+    base model, all others belong to the models. ``line`` matters to ``Ranked`` masks only, and then the chunk
+    holds whole lines. ``part_of`` is the chunk that was measured, if this is a part of it: the same memory.
+    ``noted`` is what a backend remembers of a chunk from measuring to merging it.
     """
 
-    base: Any
-    models: list[Any]
+    inputs: list[Any]
+    has_base: bool
     working: DType
     start: int
     count: int
-    line: Line = field(default_factory=lambda: Line(1, 1))
+    line: Line = _ONE_ELEMENT
     part_of: Chunk | None = None
     noted: Any = None
+
+    @property
+    def base(self) -> Any:
+        """The base model's array, None without one."""
+        return self.inputs[0] if self.has_base else None
+
+    @property
+    def models(self) -> list[Any]:
+        """The arrays of the models, in order."""
+        return self.inputs[1:] if self.has_base else self.inputs
 
 
 class Found(NamedTuple):
@@ -212,8 +248,8 @@ class Counts(NamedTuple):
 class Outcome(NamedTuple):
     """What applying an operation showed.
 
-    Counts per model; NaN or infinite values per input, base first, once rounded to the working dtype; and in
-    the output.
+    Counts per model; NaN or infinite values in each input of the chunk, once rounded to the working dtype;
+    and in the output.
     """
 
     counts: tuple[Counts, ...]

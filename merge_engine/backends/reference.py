@@ -6,18 +6,13 @@ torch device.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from merge_engine.backends.base import (
-    NEXT_BITS,
-    SUM_BLOCK,
-    Backend,
-    level_bins,
-    level_shift,
-)
+from merge_engine.backends.base import Backend
 from merge_engine.backends.operations import (
     EVERY_POSITION,
     NO_POSITION,
@@ -40,6 +35,7 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
+from merge_engine.backends.statistics import NEXT_BITS, SUM_BLOCK, BlockSums, level_bins, level_shift
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
 
@@ -114,20 +110,26 @@ def draws(key: int, index: torch.Tensor) -> torch.Tensor:
     return torch.gather(words, 0, (index // 16 % 4).unsqueeze(0)).squeeze(0)
 
 
-def ordered_sum(values: torch.Tensor, total: float) -> float:
-    """``total`` plus the sum of float64 values in the fixed order.
-
-    Blocks of 4096 elements, each as 64 interleaved running sums that are then halved; block sums in order.
-    """
-    for block in torch.split(values, SUM_BLOCK):
+def sums_of_blocks(values: torch.Tensor) -> list[float]:
+    """The sums of blocks of 4096 float64 values, each as 64 interleaved running sums that are then halved."""
+    sums = []
+    for block in torch.split(values, SUM_BLOCK) if len(values) else ():
         rows = torch.nn.functional.pad(block, (0, -len(block) % SUM_LANES)).view(-1, SUM_LANES)
         lanes = torch.zeros(SUM_LANES, dtype=torch.float64, device=values.device)
         for row in rows:
             lanes = lanes + row
         while len(lanes) > 1:
             lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
-        total += lanes.item()
-    return total
+        sums.append(lanes.item())
+    return sums
+
+
+def add_in_order(sums: Sequence[float], columns: int) -> list[float]:
+    """The totals of the columns of [blocks, columns] sums: blocks are added in order."""
+    totals = [0.0] * columns
+    for i, value in enumerate(sums):
+        totals[i % columns] += value
+    return totals
 
 
 def rank_thresholds(keys: torch.Tensor, line: Line, density: float, epsilon: float) -> torch.Tensor:
@@ -242,31 +244,25 @@ class ReferenceBackend(Backend):
         places = (keys_of(_delta(chunk, model), chunk.working) == key).nonzero().view(-1)
         return len(places), int(places[nth]) if nth < len(places) else None
 
-    def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool, before: list[float] | None
-    ) -> list[float]:
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
         rounding = _rounding(chunk.working, storage_rounding)
-        sums = before or [0.0] * (2 * len(masks))
-        result = []
+        columns = []
         for model, mask in enumerate(masks):
             delta = rounding(_delta(chunk, model))
             magnitude = delta.abs().double()
             kept, _ = _mask(chunk, delta, mask)
-            result.append(ordered_sum(magnitude, sums[2 * model]))
-            result.append(ordered_sum(torch.where(kept, magnitude, 0.0), sums[2 * model + 1]))
-        return result
+            columns.append(sums_of_blocks(magnitude))
+            columns.append(sums_of_blocks(torch.where(kept, magnitude, 0.0)))
+        return _block_sums(chunk, columns)
 
-    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
+    def gram(self, chunk: Chunk) -> BlockSums:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
-        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
-        values = [_load(array, chunk.working).double() for array in inputs]
-        result = list(sums)
-        for i in range(len(values)):
-            for k in range(i, len(values)):
-                at = i * len(values) + k
-                result[at] = ordered_sum(values[i] * values[k], result[at])
-        return result
+        values = [_load(array, chunk.working).double() for array in chunk.inputs]
+        columns = [
+            sums_of_blocks(values[i] * values[k]) for i in range(len(values)) for k in range(i, len(values))
+        ]
+        return _block_sums(chunk, columns)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: torch.Tensor) -> Outcome:
         """Merge task vectors (see ``Backend.consensus``)."""
@@ -325,16 +321,16 @@ class ReferenceBackend(Backend):
 
     def combine(self, chunk: Chunk, operation: Combine, output: torch.Tensor) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        models = [_load(model, chunk.working) for model in chunk.models]
-        real = models[0].dtype
-        coefficients = [torch.tensor(c, dtype=real, device=models[0].device) for c in operation.coefficients]
-        total = torch.zeros_like(models[0]) if operation.fused else -torch.zeros_like(models[0])
-        for model, coefficient in zip(models, coefficients, strict=True):
-            total = _fma(model, coefficient, total) if operation.fused else total + coefficient * model
+        inputs = [_load(array, chunk.working) for array in chunk.inputs]
+        real, device = inputs[0].dtype, inputs[0].device
+        coefficients = [torch.tensor(c, dtype=real, device=device) for c in operation.coefficients]
+        total = torch.zeros_like(inputs[0]) if operation.fused else -torch.zeros_like(inputs[0])
+        for values, coefficient in zip(inputs, coefficients, strict=True):
+            total = _fma(values, coefficient, total) if operation.fused else total + coefficient * values
         if operation.divisor is not None:
-            total = total / torch.tensor(operation.divisor, dtype=real, device=total.device)
+            total = total / torch.tensor(operation.divisor, dtype=real, device=device)
         _store(_rounding(chunk.working, operation.fused)(total), output)
-        return Outcome((), (0, *_non_finite(chunk)[1:]), int((~output.isfinite()).sum()))
+        return Outcome((), _non_finite(chunk), int((~output.isfinite()).sum()))
 
 
 def _load(array: torch.Tensor, working: DType) -> torch.Tensor:
@@ -347,6 +343,11 @@ def _store(values: torch.Tensor, output: torch.Tensor) -> None:
 
 def _delta(chunk: Chunk, model: int) -> torch.Tensor:
     return _load(chunk.models[model], chunk.working) - _load(chunk.base, chunk.working)
+
+
+def _block_sums(chunk: Chunk, columns: Sequence[Sequence[float]]) -> BlockSums:
+    rows = array("d", [value for row in zip(*columns, strict=True) for value in row])
+    return BlockSums.of(chunk.start, len(columns), rows)
 
 
 def _rounding(working: DType, storage_rounding: bool) -> Rounding:
@@ -393,5 +394,4 @@ def _fma(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 
 def _non_finite(chunk: Chunk) -> tuple[int, ...]:
-    inputs = [chunk.base, *chunk.models]
-    return tuple(0 if x is None else int((~_load(x, chunk.working).isfinite()).sum()) for x in inputs)
+    return tuple(int((~_load(array, chunk.working).isfinite()).sum()) for array in chunk.inputs)

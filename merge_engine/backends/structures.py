@@ -100,9 +100,9 @@ def consensus(native: Any, chunk: Chunk, operation: Consensus, output: Any, mask
 
 
 def combine(native: Any, chunk: Chunk, operation: Combine, output: Any) -> Any:
-    """A linear combination of a chunk's models."""
+    """A linear combination of a chunk's inputs."""
     return native.Combine(
-        [model.native for model in chunk.models],
+        [array.native for array in chunk.inputs],
         list(operation.coefficients),
         output.native,
         dtype(native, chunk.working),
@@ -114,9 +114,15 @@ def combine(native: Any, chunk: Chunk, operation: Combine, output: Any) -> Any:
 
 def check(chunk: Chunk, output: Any = None) -> None:
     """Native code trusts addresses and counts, so they are checked here."""
-    arrays = [array for array in (chunk.base, *chunk.models, output) if array is not None]
-    for array in arrays:
+    for array in chunk.inputs if output is None else [*chunk.inputs, output]:
         if array.count != chunk.count:
             raise ValueError(f"a chunk of {chunk.count} elements got an array of {array.count}")
     if chunk.count >= 2**32:
         raise ValueError(f"a chunk of {chunk.count} elements is too large; cut it below 2**32")
+
+
+def check_combination(chunk: Chunk, operation: Combine, output: Any) -> None:
+    """The same for a linear combination."""
+    check(chunk, output)
+    if len(operation.coefficients) != len(chunk.inputs):
+        raise ValueError(f"{len(operation.coefficients)} coefficients for {len(chunk.inputs)} inputs")

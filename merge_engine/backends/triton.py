@@ -8,6 +8,7 @@ busy at the same time.
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from merge_engine.backends.base import NEXT_BITS, Backend, level_bins, level_shift
+from merge_engine.backends.base import Backend
 from merge_engine.backends.mirror import Copy, Mirror
 from merge_engine.backends.operations import (
     Band,
@@ -34,7 +35,8 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
-from merge_engine.backends.structures import check
+from merge_engine.backends.statistics import NEXT_BITS, SUM_BLOCK, BlockSums, level_bins, level_shift
+from merge_engine.backends.structures import check, check_combination
 from merge_engine.dtypes import BY_NAME, F64, DType
 from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels import bands as bands_kernels
@@ -83,6 +85,22 @@ class SolvedMask:
     copy: Copy
     place: int
     by_draw: bool
+
+
+@dataclass(frozen=True)
+class PendingSums:
+    """Sums of the blocks of a chunk that begins at element ``start``, on their way: [blocks, columns] float64."""
+
+    copy: Copy
+    start: int
+
+    def fetch(self) -> BlockSums:
+        """Wait for the sums."""
+        rows = self.copy.wait()
+        sums = array("d", bytes(8 * rows.numel()))
+        if sums:
+            torch.frombuffer(sums, dtype=torch.float64).copy_(rows.reshape(-1))
+        return BlockSums.of(self.start, rows.shape[1], sums)
 
 
 @dataclass(frozen=True)
@@ -148,7 +166,7 @@ class TritonBackend(Backend):
 
     def fetch(self, value: Any) -> Any:
         """Wait for a value (see ``Backend.fetch``)."""
-        if isinstance(value, FoundRow | KeptWithoutSlack | PendingOutcome):
+        if isinstance(value, FoundRow | KeptWithoutSlack | PendingOutcome | PendingSums):
             return value.fetch()
         if isinstance(value, Copy):
             value.wait()
@@ -246,14 +264,11 @@ class TritonBackend(Backend):
             )
             return located
 
-    def l1_norms(
-        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, before: list[float] | None
-    ) -> list[float]:
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
         check(chunk)
-        sums = before or [0.0] * (2 * len(masks))
         with self._working():
-            block_sums = norms.block_sums(chunk.count, len(sums), self.device)
+            sums = norms.block_sums(chunk.count, 2 * len(masks), self.device)
             rows = self._rows([_row(mask) for mask in masks])
             for i, (model, mask) in enumerate(zip(chunk.models, masks, strict=True)):
                 norms.l1_norms(
@@ -266,27 +281,20 @@ class TritonBackend(Backend):
                     rows[i],
                     self._thresholds(chunk, model, mask),
                     storage_rounding,
-                    block_sums[:, 2 * i :],
+                    sums[:, 2 * i :],
                 )
-            return self._added(block_sums, chunk.count, sums)
+            return _pending_sums(sums, chunk)
 
-    def gram(self, chunk: Chunk, sums: list[float]) -> list[float]:
+    def gram(self, chunk: Chunk) -> PendingSums:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
         check(chunk)
-        inputs = ([chunk.base] if chunk.base is not None else []) + chunk.models
-        n = len(inputs)
-        pairs = list(itertools.combinations_with_replacement(range(n), 2))
+        pairs = list(itertools.combinations_with_replacement(chunk.inputs, 2))
         with self._working():
-            block_sums = norms.block_sums(chunk.count, len(pairs), self.device)
-            for column, (i, k) in enumerate(pairs):
-                left, right = inputs[i], inputs[k]
+            sums = norms.block_sums(chunk.count, len(pairs), self.device)
+            for column, (left, right) in enumerate(pairs):
                 codes = _codes(left, right)
-                norms.product(left.bits, right.bits, codes, chunk.working.code, block_sums[:, column:])
-            added = self._added(block_sums, chunk.count, [sums[i * n + k] for i, k in pairs])
-        result = list(sums)
-        for (i, k), total in zip(pairs, added, strict=True):
-            result[i * n + k] = total
-        return result
+                norms.product(left.bits, right.bits, codes, chunk.working.code, sums[:, column:])
+            return _pending_sums(sums, chunk)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: DeviceArray) -> PendingOutcome:
         """Merge task vectors (see ``Backend.consensus``)."""
@@ -298,7 +306,7 @@ class TritonBackend(Backend):
             for number in (entry.rescale, entry.weight, 1.0 + entry.vote_slack, entry.retain_slack)
         ]
         with self._working():
-            counts = self._new_counts(len(entries))
+            counts = self._new_counts(len(chunk.inputs))
             consensus_kernels.consensus(
                 chunk.base.bits,
                 [model.bits for model in chunk.models],
@@ -324,15 +332,15 @@ class TritonBackend(Backend):
 
     def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        check(chunk, output)
+        check_combination(chunk, operation, output)
         if operation.fused and chunk.working == F64:
             raise BackendError("the triton backend has no fused multiply-add in float64; choose cpu")
         with self._working():
-            counts = self._new_counts(len(chunk.models))
+            counts = self._new_counts(len(chunk.inputs))
             combine_kernels.combine(
-                [model.bits for model in chunk.models],
+                [array.bits for array in chunk.inputs],
                 output.bits,
-                _codes(*chunk.models, output),
+                _codes(*chunk.inputs, output),
                 chunk.working.code,
                 self._doubles([*operation.coefficients, operation.divisor or 1.0]),
                 counts,
@@ -359,8 +367,9 @@ class TritonBackend(Backend):
             torch.frombuffer(memory, dtype=torch.uint8) if len(memory) else torch.empty(0, dtype=torch.uint8)
         )
 
-    def _new_counts(self, models: int) -> torch.Tensor:
-        return torch.zeros((models + 2, 4), dtype=torch.int64, device=self.device)
+    def _new_counts(self, inputs: int) -> torch.Tensor:
+        """A row for each input and one for the output."""
+        return torch.zeros((inputs + 1, 4), dtype=torch.int64, device=self.device)
 
     def _integers(self, values: Sequence[Any]) -> torch.Tensor:
         return self._sent(values, torch.int64)
@@ -380,12 +389,6 @@ class TritonBackend(Backend):
             return self._integers(known)
         uploaded = iter(self._integers(known))
         return torch.stack([row if isinstance(row, torch.Tensor) else next(uploaded) for row in rows])
-
-    def _added(self, block_sums: torch.Tensor, count: int, sums: list[float]) -> list[float]:
-        totals = self._doubles(sums)
-        norms.add_in_order(block_sums, count, totals)
-        result: list[float] = totals.tolist()
-        return result
 
     def _thresholds(self, chunk: Chunk, model: DeviceArray, mask: Mask) -> torch.Tensor:
         """The thresholds of a ranked mask; for others, something to point at."""
@@ -408,6 +411,11 @@ class TritonBackend(Backend):
                 f"{self.device} has too little memory to rank {chunk.count} elements"
             ) from error
         return result
+
+
+def _pending_sums(sums: torch.Tensor, chunk: Chunk) -> PendingSums:
+    blocks = -(-chunk.count // SUM_BLOCK)
+    return PendingSums(Copy.of(sums[:blocks]), chunk.start)
 
 
 def _codes(*arrays: DeviceArray) -> tuple[str, ...]:

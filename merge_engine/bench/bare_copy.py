@@ -1,9 +1,10 @@
 """What moving the bytes takes: read all inputs once, write as many bytes as the output has, and fsync.
 
-    python -m merge_engine.bench.bare_copy OUTPUT_FOLDER OUTPUT_BYTES INPUT [INPUT ...]
+    python -m merge_engine.bench.bare_copy OUTPUT_FOLDER OUTPUT_BYTES SHARD_BYTES INPUT [INPUT ...]
 
-The first bytes read are what is written, to one file. Nothing of merge_engine is used. As in a merge, the inputs are
-read side by side, threads read and write at the same time, and whole pieces are written past the page cache.
+The first bytes read are what is written, to as many files as it takes, side by side. Nothing of merge_engine is used.
+As in a merge, the inputs are read side by side, threads read and write at the same time, and whole pieces are written
+past the page cache.
 """
 
 from __future__ import annotations
@@ -19,34 +20,46 @@ PIECE = 8 << 20
 THREADS = 4
 
 
-def copy(output: Path, nbytes: int, inputs: list[Path]) -> None:
-    """Read every byte of ``inputs`` in pieces, writing ``nbytes`` of them to the file ``output``."""
+class _Target:
+    """A file that is written, past the page cache where the file system can do that."""
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self.direct = self.descriptor
+        with contextlib.suppress(OSError):
+            self.direct = os.open(path, os.O_WRONLY | os.O_DIRECT)
+
+
+def copy(folder: Path, nbytes: int, shard: int, inputs: list[Path]) -> None:
+    """Read every byte of ``inputs`` in pieces, writing ``nbytes`` of them to files of ``shard`` bytes."""
     sources = [os.open(path, os.O_RDONLY) for path in inputs]
     pieces = sorted(
         (position, source) for source in sources for position in range(0, os.fstat(source).st_size, PIECE)
     )
-    target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    direct = target
-    with contextlib.suppress(OSError):  # file systems without direct writes
-        direct = os.open(output, os.O_WRONLY | os.O_DIRECT)
-    os.posix_fallocate(target, 0, nbytes)
+    files = -(-nbytes // shard)
+    ends = [nbytes // files + (number < nbytes % files) for number in range(files)]
+    targets = [_Target(folder / f"{number}.safetensors") for number in range(files)]
+    for target, end in zip(targets, ends, strict=True):
+        os.posix_fallocate(target.descriptor, 0, end)
+    writes = sorted((place, number) for number, end in enumerate(ends) for place in range(0, end, PIECE))
     # As in a merge, writing is spread over all of the time.
-    writes = [number * nbytes // len(pieces) // PIECE for number in range(len(pieces) + 1)]
+    shares = [number * len(writes) // len(pieces) for number in range(len(pieces) + 1)]
 
     def worker(first: int) -> None:
         buffer = memoryview(mmap.mmap(-1, PIECE))
         for number in range(first, len(pieces), THREADS):
             position, source = pieces[number]
             os.preadv(source, [buffer], position)
-            for place in range(writes[number], writes[number + 1]):
-                os.pwrite(direct, buffer, place * PIECE)
+            for place, file in writes[shares[number] : shares[number + 1]]:
+                data = buffer[: ends[file] - place]
+                whole = len(data) % mmap.PAGESIZE == 0
+                os.pwrite(targets[file].direct if whole else targets[file].descriptor, data, place)
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(worker, range(THREADS)))
-    rest = nbytes % PIECE
-    os.pwrite(target, bytes(rest), nbytes - rest)
-    os.fsync(target)
+    for target in targets:
+        os.fsync(target.descriptor)
 
 
 if __name__ == "__main__":
-    copy(Path(sys.argv[1]) / "model.safetensors", int(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
+    copy(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), [Path(name) for name in sys.argv[4:]])

@@ -22,7 +22,7 @@ from merge_engine.bench.tensor_memory import memory_of
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE
 from merge_engine.dtypes import BF16
-from merge_engine.engine.machine import cores
+from merge_engine.storage import OpenFiles, cores
 
 FOLDER_VARIABLE = "MERGE_ENGINE_BENCH_DIR"
 BASE_DEVIATION = 0.02
@@ -113,29 +113,28 @@ def _write(family: Family, folder: Path, base: Path | None, number: int) -> None
         folder.unlink()  # only a link until now, but now its own data is wanted
     architecture = ARCHITECTURES[family.size]
     tensors = [OutputTensor(name, BF16, shape) for name, shape in architecture.tensors().items()]
-    source = open_checkpoint(base) if base is not None else None
+    source = open_checkpoint(base).tensors if base is not None else {}
+    files = OpenFiles()
 
     def write_piece(name: str, start: int, count: int) -> None:
         digest = hashlib.blake2b(f"{name} {start} {number}".encode(), digest_size=7).digest()
         seed = int.from_bytes(digest, "little")
-        if source is None:
+        if base is None:
             values = draw_base(count, seed)
         else:
             values = torch.empty(count, dtype=torch.bfloat16)
-            source.read_into(name, 2 * start, memory_of(values))
+            source[name].read_into(memory_of(values), start, files)
             values = draw_tuned(values, seed)
         writer.write(name, 2 * start, memory_of(values))
 
     threads = cores()
     torch.set_num_threads(1)  # pieces run side by side instead
-    with CheckpointWriter(folder, plan_shards(tensors, family.shard_size)) as writer:
+    with files, CheckpointWriter(folder, plan_shards(tensors, family.shard_size)) as writer:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda piece: write_piece(*piece), _pieces(tensors)))
         writer.add_file("config.json", json.dumps(architecture.config(), indent=2).encode())
         writer.finish()
     torch.set_num_threads(threads)
-    if source is not None:
-        source.close()
 
 
 def _pieces(tensors: list[OutputTensor]) -> Iterator[tuple[str, int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from merge_engine.bench.checkpoints import weight_bytes, weight_files
 from merge_engine.bench.measuring import ContestantError
+from merge_engine.checkpoint import DEFAULT_SHARD_SIZE
 
 COPY, MERGE_ENGINE, TORCH, MERGEKIT = CONTESTANTS = ("copy", "merge_engine", "torch", "mergekit")
 
@@ -82,18 +83,24 @@ def plays(contestant: str, method: str, slow: bool) -> bool:
 
 
 def command(
-    contestant: str, merge: Merge, work: Path, mergekit: Path | None = None, pace: int | None = None
+    contestant: str,
+    merge: Merge,
+    work: Path,
+    mergekit: Path | None = None,
+    pace: int | None = None,
+    shard_size: int = DEFAULT_SHARD_SIZE,
 ) -> list[str]:
     """The command that runs a contestant, writing to ``work / "output"``; ``work`` is empty.
 
-    ``mergekit`` is the path of the ``mergekit-yaml`` script, ``pace`` the bytes per second of a slow disk.
+    ``mergekit`` is the path of the ``mergekit-yaml`` script, ``pace`` the bytes per second of a slow disk. The copy and
+    merge_engine write files of ``shard_size`` bytes.
     """
     recipe, output = work / "recipe.yaml", work / "output"
     recipe.write_text(json.dumps(merge.recipe()))  # every JSON document is YAML
     if contestant == MERGEKIT:
         return [str(mergekit), str(recipe), str(output), "--quiet"]
     if contestant == MERGE_ENGINE:
-        module = ["merge_engine", "run", str(recipe), str(output)]
+        module = ["merge_engine", "run", str(recipe), str(output), "--shard-size", str(shard_size)]
     elif contestant == TORCH:
         parameters = METHODS[merge.method].model
         numbers = [str(parameters["density"]), str(parameters["weight"])]
@@ -101,7 +108,13 @@ def command(
     else:
         output.mkdir()
         files = [str(file) for folder in merge.folders for file in weight_files(folder)]
-        module = ["merge_engine.bench.bare_copy", str(output), str(merge.bytes_written), *files]
+        module = [
+            "merge_engine.bench.bare_copy",
+            str(output),
+            str(merge.bytes_written),
+            str(shard_size),
+            *files,
+        ]
     slowed = [] if pace is None else ["merge_engine.bench.slow_disk", str(pace)]
     return [sys.executable, "-m", *slowed, *module]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import merge_engine._native as native
-from merge_engine.checkpoint.mounts import mount_of
-from merge_engine.engine.machine import cores, processor
+from merge_engine.storage import mount_of
+from merge_engine.storage.machine import cores, processor
 
 
 def describe(folders: dict[str, Path], mergekit: Path | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merge_engine.engine.probe import drop_from_cache
+from merge_engine.bench.probe import drop_from_cache
 from merge_engine.errors import MergeError
 
 SAMPLE_SECONDS = 0.005

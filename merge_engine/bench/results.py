@@ -8,10 +8,10 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
+from merge_engine.bench.limits import Limits
 from merge_engine.bench.machine import describe
 from merge_engine.bench.suite import Result, Suite
 from merge_engine.bench.tables import fits
-from merge_engine.engine.limits import Limits
 
 
 def save(file: Path, suite: Suite, limits: Limits, results: Sequence[Result]) -> None:

@@ -104,4 +104,8 @@ ARCHITECTURES = {
     "moe": Architecture(
         "mixtral", hidden=64, ffn=64, layers=26, heads=4, kv_heads=2, vocabulary=1000, experts=127
     ),
+    # 50,000 tensors of 64 elements
+    "many": Architecture(
+        "mixtral", hidden=8, ffn=8, layers=64, heads=2, kv_heads=1, vocabulary=100, experts=259
+    ),
 }

@@ -14,13 +14,14 @@ from merge_engine.backends import create_backend
 from merge_engine.bench.checkpoints import Family, weight_files
 from merge_engine.bench.contestants import METHODS, Merge, check_output, command, plays
 from merge_engine.bench.fit import median_seconds
+from merge_engine.bench.floor import floor, resources
+from merge_engine.bench.limits import Limits
 from merge_engine.bench.measuring import Measurement, claim_memory, cool, empty, measure, warm
 from merge_engine.bench.shapes import ARCHITECTURES
-from merge_engine.checkpoint.mounts import mount_of
-from merge_engine.engine.limits import Limits
-from merge_engine.engine.reading import choose_reading
-from merge_engine.engine.usage import predict
+from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import PlanError
+from merge_engine.planning import DEFAULT_MEMORY
+from merge_engine.storage import mount_of
 
 Runs = dict[str, list[Measurement]]
 
@@ -163,10 +164,10 @@ def measure_case(suite: Suite, case: Case, limits: Limits) -> Result:
 
 def _floor(merge: Merge, output: Path, case: Case, limits: Limits) -> float | None:
     """Seconds that moving the bytes takes at best, with the inputs where they are now."""
-    with merge_engine.plan(merge.recipe()) as plan:
-        backend = create_backend()
-        reading = choose_reading(plan, limits, backend)
-        floor = predict(plan, output, limits, reading, backend, None).floor
+    planned, backend = merge_engine.plan(merge.recipe()), create_backend()
+    with open_access(planned, backend) as access:
+        schedule = schedule_for(planned, access, backend, DEFAULT_MEMORY)
+        least = floor(resources(schedule, access.way, output, limits, backend))
     if case.pace is None:
-        return floor
-    return max(floor or 0.0, (merge.bytes_read + merge.bytes_written) / case.pace)
+        return least
+    return max(least or 0.0, (merge.bytes_read + merge.bytes_written) / case.pace)

@@ -3,10 +3,11 @@
 from merge_engine.checkpoint.header import Header, OutputTensor, TensorInfo, encode_header, read_header
 from merge_engine.checkpoint.hub import locate
 from merge_engine.checkpoint.output_folder import check_output_folder
-from merge_engine.checkpoint.ranges import TensorRange, Way
+from merge_engine.checkpoint.shard_writer import ShardWriter, write_shard
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE, ShardLayout, parse_size, plan_shards
 from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES, carried_files, merged_config
 from merge_engine.checkpoint.source import Checkpoint, open_checkpoint
+from merge_engine.checkpoint.transaction import CheckpointTransaction
 from merge_engine.checkpoint.writer import CheckpointWriter
 
 __all__ = [
@@ -14,13 +15,13 @@ __all__ = [
     "MANIFEST_NAME",
     "REPORT_NAMES",
     "Checkpoint",
+    "CheckpointTransaction",
     "CheckpointWriter",
     "Header",
     "OutputTensor",
     "ShardLayout",
+    "ShardWriter",
     "TensorInfo",
-    "TensorRange",
-    "Way",
     "carried_files",
     "check_output_folder",
     "encode_header",
@@ -30,4 +31,5 @@ __all__ = [
     "parse_size",
     "plan_shards",
     "read_header",
+    "write_shard",
 ]

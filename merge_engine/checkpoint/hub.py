@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from merge_engine.errors import CheckpointError
+from merge_engine.text import did_you_mean
 
 _SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.vocab", "*.py"]
 # Weights in subfolders and Mistral's second copy are never read.
@@ -49,8 +49,7 @@ def _suggestion(local: Path) -> str:
         names = [entry.name for entry in local.parent.iterdir()]
     except OSError:
         return ""
-    close = difflib.get_close_matches(local.name, names, n=1, cutoff=0.75)
-    return f"; did you mean {local.parent / close[0]}?" if close else ""
+    return did_you_mean(local.name, names, cutoff=0.75, quoted=local.parent.joinpath)
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:

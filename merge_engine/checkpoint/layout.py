@@ -9,23 +9,23 @@ means that the index is ignored.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from merge_engine.checkpoint.strict_json import parse_json
+from merge_engine.checkpoint.unfinished import unfinished_files
 from merge_engine.errors import CheckpointError
+from merge_engine.text import some
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-PART_SUFFIX = ".part"
 SHARD_NAME = re.compile(r".*-\d{5,}-of-\d{5,}\.(safetensors|bin)")
 
 _SAFETENSORS_SUFFIXES = (".safetensors",)
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 # What trainers leave beside the weights in torch's format.
 _TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
-_SHOWN = 5
 _MAX_NAME = 255  # bytes in a file name, on all common file systems
 
 
@@ -76,11 +76,6 @@ def _find_weights(path: Path) -> WeightFiles:
     return WeightFiles(path, path, (_only_weight_file(path),))
 
 
-def unfinished_files(folder: Path) -> list[str]:
-    """Names of the weight files that a merge was still writing when it ended."""
-    return sorted(file.name for file in folder.glob("*.safetensors" + PART_SUFFIX))
-
-
 def place_tensors(weights: WeightFiles, contents: Mapping[Path, Collection[str]]) -> dict[str, Path]:
     """Decide which file each tensor is read from, given the names that each file holds.
 
@@ -106,12 +101,6 @@ def place_tensors(weights: WeightFiles, contents: Mapping[Path, Collection[str]]
                     "the index does not say which counts"
                 )
     return places
-
-
-def some(items: Sequence[str]) -> str:
-    """The first few of many, for an error of one line."""
-    rest = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _standard(folder: Path, single: str, index: str, suffix: str) -> WeightFiles | None:

@@ -6,12 +6,15 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from merge_engine.checkpoint.layout import INDEX_FILE, PART_SUFFIX, SINGLE_FILE, some, unfinished_files
+from merge_engine.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES
 from merge_engine.checkpoint.strict_json import parse_json
+from merge_engine.checkpoint.unfinished import PART_SUFFIX, drafts_in, remove_drafts, unfinished_files
+from merge_engine.errors import OutputError
+from merge_engine.text import some
 
 _OUR_SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 
@@ -61,8 +64,22 @@ def _problems(folder: Path, inputs: Sequence[Path], overwrite: bool, needed_byte
     return problems
 
 
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Turn the system's errors into an ``OutputError`` that names the file (or folder) and the space left."""
+    try:
+        yield
+    except OSError as error:
+        free = "unknown"
+        with contextlib.suppress(OSError):
+            free = f"{shutil.disk_usage(file if file.is_dir() else file.parent).free / 1e9:.2f} GB"
+        raise OutputError(f"{file}: cannot be written: {error.strerror} (free space: {free})") from error
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Delete the ``.part`` files of a merge that was killed."""
+    """Delete the ``.part`` files of a merge that was killed. The drafts go first, since they may become parts."""
+    for drafts in drafts_in(folder):
+        remove_drafts(drafts)
     for name in (SINGLE_FILE, INDEX_FILE):
         (folder / (name + PART_SUFFIX)).unlink(missing_ok=True)
     for file in folder.glob("*.safetensors" + PART_SUFFIX):

@@ -10,8 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from merge_engine.checkpoint.header import PAGE, OutputTensor, TensorInfo, encode_header
+from merge_engine.checkpoint.header import OutputTensor, TensorInfo, encode_header
 from merge_engine.checkpoint.layout import SINGLE_FILE
+from merge_engine.checkpoint.unfinished import PART_SUFFIX
+from merge_engine.storage import PAGE
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
@@ -29,6 +31,11 @@ class ShardLayout:
     header: bytes
     tensors: dict[str, TensorInfo]
     size: int
+
+    @property
+    def part_name(self) -> str:
+        """The file's name until all files of the checkpoint are complete."""
+        return self.name + PART_SUFFIX
 
 
 def plan_shards(

@@ -1,243 +1,78 @@
-"""Reading a checkpoint: what tensors it has, and any range of their bytes, from any thread."""
+"""Opening a checkpoint: which tensors it has, as operands, and what its config.json says."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import resource
-import threading
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from merge_engine.checkpoint.direct import open_direct, read_direct
-from merge_engine.checkpoint.header import TensorInfo, read_header
+from merge_engine.checkpoint.header import Header, read_header
 from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
-from merge_engine.checkpoint.ranges import (
-    CopiedRange,
-    DirectRange,
-    MappedRange,
-    TensorRange,
-    Way,
-    became_shorter,
-)
 from merge_engine.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from merge_engine._native import Mapping as NativeMapping
+from merge_engine.operands import Operand, Stored
+from merge_engine.storage import File
 
 _MAX_DEPTH = 100  # of config.json, far below what exhausts the stack when it is copied or written
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint in a folder, or a single weight file. Tensor data is not read yet.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as its headers say. Nothing is kept open.
 
-    Raises ``CheckpointError`` when there are no weights or when a header, an index or config.json is wrong.
-    """
-    weights = find_weights(path)
-    if weights.is_safetensors:
-        return SafetensorsCheckpoint(weights)
-    from merge_engine.checkpoint.torch_source import TorchCheckpoint  # imports torch
-
-    return TorchCheckpoint(weights)
-
-
-class Checkpoint(ABC):
-    """An open checkpoint: ``tensors`` by name, and ``config``, the parsed config.json ({} if none).
-
-    ``path`` is the folder or file that was opened. Close it, or use it as a context manager.
+    ``path`` is the folder or file that was opened. ``tensors`` are in the order of the files and of their places in
+    them. ``config`` is the parsed config.json ({} if there is none). ``contents`` has each weight file with a digest of
+    what its header says.
     """
 
     path: Path
-    tensors: dict[str, TensorInfo]
-    config: dict[str, Any]
+    tensors: Mapping[str, Operand]
+    config: Mapping[str, Any]
+    contents: tuple[tuple[File, str], ...] = field(repr=False)
 
-    def __init__(self, weights: WeightFiles, contents: Mapping[Path, Mapping[str, TensorInfo]]):
-        """Called by subclasses with what each weight file holds."""
-        self.path = weights.path
-        self.config = _read_config(weights.folder / "config.json")
-        self._file_of = place_tensors(weights, contents)
-        self.tensors = {name: contents[file][name] for name, file in self._file_of.items()}
-        self._contents = contents
-        self._stats = {file: _stat(file) for file in contents}
-
-    @abstractmethod
-    def read_into(self, name: str, offset: int, buffer: memoryview, past_page_cache: bool = False) -> None:
-        """Fill ``buffer`` with the tensor's bytes from byte ``offset`` of the tensor on. Thread-safe.
-
-        The buffer is C-contiguous and writable. ``past_page_cache``: from storage, wherever the file system can do
-        that. Raises ``CheckpointError`` when the file cannot be read or has changed, and ``ValueError`` when the
-        range is not within the tensor.
-        """
-
-    def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> TensorRange:
-        """Bytes [offset, offset + nbytes) of a tensor, to be brought into memory in some way, or in one that works.
-
-        ``in_place``: they may lie at any multiple of their elements' size, instead of on a page. Raises
-        ``CheckpointError`` when the file cannot be opened or has changed.
-        """
-        return CopiedRange(self, name, offset, nbytes)
-
-    def maps(self, name: str) -> bool:
-        """Whether a tensor can be used in place."""
-        return False
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the files. No read may be under way."""
-
-    def file_of(self, name: str) -> Path:
-        """The file that holds the tensor. Raises ``CheckpointError`` for an unknown name."""
-        try:
-            return self._file_of[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path}: has no tensor {name!r}") from None
-
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the weight files' names, sizes, modification times and what their headers say.
 
         It tells whether a checkpoint has been rewritten since, without reading it. It does not identify the
         values: a copy with new modification times has another fingerprint.
         """
-        layout = [
-            [
-                file.name,
-                self._stats[file].st_size,
-                self._stats[file].st_mtime_ns,
-                [[t.name, t.dtype.code, t.shape, t.start] for t in self._contents[file].values()],
-            ]
-            for file in sorted(self._contents)
-        ]
-        return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _flat_range(self, name: str, offset: int, buffer: memoryview) -> memoryview:
-        """The buffer as bytes, once it is known that the tensor has that many from ``offset`` on."""
-        self.file_of(name)
-        nbytes = self.tensors[name].nbytes
-        if offset < 0 or offset + buffer.nbytes > nbytes:
-            raise ValueError(f"{name!r} has {nbytes} bytes, not {buffer.nbytes} from {offset} on")
-        return as_bytes(buffer)
+        described = [[file.path.name, file.size, file.mtime_ns, digest] for file, digest in self.contents]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
-class SafetensorsCheckpoint(Checkpoint):
-    """One or many safetensors files, read by ``preadv`` straight into the caller's memory."""
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open the checkpoint in a folder, or a single weight file. Tensor data is not read.
 
-    def __init__(self, weights: WeightFiles):
-        """Reads the headers of all files."""
-        super().__init__(weights, {file: read_header(file).tensors for file in weights.files})
-        if len(weights.files) > 1:
-            allow_many_files()
-        self._descriptors: dict[Path, int] = {}
-        self._direct: dict[Path, int] = {}  # descriptors past the page cache, -1 where that does not work
-        self._mappings: dict[Path, NativeMapping | None] = {}  # None for files that cannot be mapped
-        self._lock = threading.Lock()
-
-    def read_into(self, name: str, offset: int, buffer: memoryview, past_page_cache: bool = False) -> None:
-        """See ``Checkpoint.read_into``."""
-        view = self._flat_range(name, offset, buffer)
-        file = self._file_of[name]
-        position = self.tensors[name].start + offset
-        try:
-            descriptor = self._descriptor(file)
-            direct = self._direct_descriptor(file) if past_page_cache else -1
-            while view.nbytes:
-                past = direct >= 0
-                got = read_direct(direct, view, position) if past else os.preadv(descriptor, [view], position)
-                if got == 0:
-                    raise became_shorter(file, name, position)
-                view, position = view[got:], position + got
-        except OSError as error:
-            raise CheckpointError(f"{file}: tensor {name!r}: cannot be read: {error.strerror}") from error
-
-    def range(self, name: str, offset: int, nbytes: int, way: Way, in_place: bool) -> TensorRange:
-        """See ``Checkpoint.range``."""
-        file, info = self._file_of[name], self.tensors[name]
-        in_place = in_place and _aligned(info)
-        if way in ("mapped", "present") and in_place and (mapping := self._mapping(file)) is not None:
-            return MappedRange(mapping, file, info, offset, nbytes, present=way == "present")
-        if way == "direct" and in_place and (descriptor := self._direct_descriptor(file)) >= 0:
-            return DirectRange(descriptor, file, info, offset, nbytes)
-        return CopiedRange(self, name, offset, nbytes, past=way == "direct")
-
-    def maps(self, name: str) -> bool:
-        """See ``Checkpoint.maps``."""
-        return _aligned(self.tensors[name]) and self._mapping(self._file_of[name]) is not None
-
-    def close(self) -> None:
-        """See ``Checkpoint.close``."""
-        self._mappings = {}
-        with self._lock:
-            for descriptors in (self._descriptors, self._direct):
-                while descriptors:
-                    if (descriptor := descriptors.popitem()[1]) >= 0:
-                        os.close(descriptor)
-
-    def _descriptor(self, file: Path) -> int:
-        with self._lock:
-            if file not in self._descriptors:
-                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                if os.fstat(descriptor).st_size != self._stats[file].st_size:
-                    os.close(descriptor)
-                    raise CheckpointError(f"{file}: its size has changed since its header was read")
-                self._descriptors[file] = descriptor
-            return self._descriptors[file]
-
-    def _direct_descriptor(self, file: Path) -> int:
-        """-1 where only reading through the page cache works."""
-        with self._lock:
-            if file not in self._direct:
-                try:
-                    self._direct[file] = open_direct(file)
-                except OSError:
-                    self._direct[file] = -1
-            return self._direct[file]
-
-    def _mapping(self, file: Path) -> NativeMapping | None:
-        if file not in self._mappings:
-            import merge_engine._native as native
-
-            try:
-                descriptor = self._descriptor(file)
-            except OSError as error:
-                raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-            with self._lock:
-                if file not in self._mappings:
-                    try:
-                        self._mappings[file] = native.Mapping(descriptor, self._stats[file].st_size)
-                    except OSError:  # a file system without mappings, or no address space
-                        self._mappings[file] = None
-        return self._mappings[file]
-
-
-def _aligned(info: TensorInfo) -> bool:
-    return info.start % max(info.dtype.itemsize, 1) == 0
-
-
-def allow_many_files() -> None:
-    """Raise this process's limit of open files as far as it may.
-
-    Every shard of every input and of the output is open at once, and common soft limits (1024, 256) are
-    meant for programs that use ``select``; the hard limit is what the administrator allows.
+    Raises ``CheckpointError`` when there are no weights or when a header, an index or config.json is wrong.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):  # systems where "unlimited" cannot be asked for
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    weights = find_weights(path)
+    config = _read_config(weights.folder / "config.json")
+    if weights.is_safetensors:
+        return _open_safetensors(weights, config)
+    from merge_engine.checkpoint.torch_source import describe_pickles  # imports torch
+
+    tensors, contents = describe_pickles(weights)
+    return Checkpoint(weights.path, tensors, config, contents)
 
 
-def as_bytes(buffer: memoryview) -> memoryview:
-    """The same memory as a flat view of bytes."""
-    # A view with a zero in its shape cannot be cast.
-    return buffer.cast("B") if buffer.nbytes else memoryview(b"")
+def _open_safetensors(weights: WeightFiles, config: Mapping[str, Any]) -> Checkpoint:
+    headers: dict[Path, Header] = {path: read_header(path) for path in weights.files}
+    files = {path: File.of(path) for path in weights.files}
+    places = place_tensors(weights, {path: header.tensors.keys() for path, header in headers.items()})
+    owner = str(weights.path)
+    tensors: dict[str, Operand] = {}
+    for path in sorted(headers, key=str):
+        file = files[path]
+        for name, info in headers[path].tensors.items():
+            place = places[name]
+            if place is path or place == path:
+                tensors[name] = Stored(name, info.dtype, info.shape, file, info.start, owner)
+    contents = tuple((files[path], headers[path].digest) for path in sorted(headers))
+    return Checkpoint(weights.path, tensors, config, contents)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -266,10 +101,3 @@ def _depth(value: object) -> int:
         depth += 1
         level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
     return depth
-
-
-def _stat(file: Path) -> os.stat_result:
-    try:
-        return file.stat()
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error

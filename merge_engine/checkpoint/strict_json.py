@@ -7,8 +7,10 @@ import json
 
 def parse_json(raw: bytes) -> object:
     """Parse UTF-8 JSON. Raises ``ValueError`` with the reason when it is not, or when a key occurs twice."""
+    text = raw.decode("utf-8")
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        # Only an escape can bring in what UTF-8 has no bytes for; headers of many tensors seldom have one.
+        return json.loads(text, object_pairs_hook=_encodable if "\\u" in text else _without_duplicates)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -21,6 +23,11 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
             if key in seen:
                 raise ValueError(f"the key {key!r} occurs twice")
             seen.add(key)
-    # A lone surrogate such as "\ud800" is legal in JSON escapes but cannot be written to a file again.
+    return entries
+
+
+def _encodable(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuses a lone surrogate such as "\\ud800", which is legal in JSON but cannot be written to a file again."""
+    entries = _without_duplicates(pairs)
     "".join(entries).encode("utf-8")
     return entries

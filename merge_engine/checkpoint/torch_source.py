@@ -5,43 +5,89 @@ Import it only for such a checkpoint: it imports torch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from merge_engine.checkpoint.header import LFS_START, TensorInfo, lfs_pointer
-from merge_engine.checkpoint.layout import WeightFiles
-from merge_engine.checkpoint.source import Checkpoint
-from merge_engine.dtypes import BY_NAME
+from merge_engine.checkpoint.header import LFS_START, lfs_pointer
+from merge_engine.checkpoint.layout import WeightFiles, place_tensors
+from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import CheckpointError
+from merge_engine.operands import Access, Operand
+from merge_engine.storage import ByteRange, File
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
-class TorchCheckpoint(Checkpoint):
-    """``.bin``, ``.pt`` or ``.pth`` files, mapped into memory (files older than torch 1.6 are loaded).
+@dataclass(frozen=True, slots=True)
+class Pickled(Operand):
+    """The tensor ``name`` of a ``.bin``, ``.pt`` or ``.pth`` file. ``owner`` is the checkpoint's path.
 
-    ``TensorInfo.start`` orders the tensors as the file does; it is not a position in the file.
+    Files are mapped into memory (those older than torch 1.6 are loaded) when they are first read.
     """
 
-    def __init__(self, weights: WeightFiles):
-        """Unpickles all files. Their tensors' data stays on disk until it is read."""
-        self._loaded = {file: _load(file) for file in weights.files}
-        super().__init__(weights, {file: _describe(file, state) for file, state in self._loaded.items()})
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    file: File
+    owner: str
 
-    def read_into(self, name: str, offset: int, buffer: memoryview, past_page_cache: bool = False) -> None:
-        """See ``Checkpoint.read_into``."""
-        view = self._flat_range(name, offset, buffer)
-        if not view.nbytes:
-            return
-        flat = self._loaded[self._file_of[name]][name].reshape(-1).view(torch.uint8)
-        torch.frombuffer(view, dtype=torch.uint8).copy_(flat[offset : offset + view.nbytes])
+    @property
+    def label(self) -> str:
+        """See ``Operand.label``."""
+        return f"{self.file.path}: tensor {self.name}"
 
-    def close(self) -> None:
-        """See ``Checkpoint.close``."""
-        self._loaded = {}
+    @property
+    def files(self) -> tuple[File, ...]:
+        """See ``Operand.files``."""
+        return (self.file,)
+
+    def range(self, start: int, count: int, access: Access) -> ByteRange:
+        """See ``Operand.range``."""
+        tensor = access.files.kept(self.file, _load).get(self.name)
+        if tensor is None or tensor.shape != self.shape or BY_NAME.get(_name_of(tensor.dtype)) != self.dtype:
+            raise CheckpointError(
+                f"{self.file.path}: tensor {self.name!r}: has changed since the file was looked at"
+            )
+        return _Copied(tensor.reshape(-1)[start : start + count])
+
+
+class _Copied(ByteRange):
+    """Elements that are copied out of a mapped pickle."""
+
+    def __init__(self, elements: torch.Tensor):
+        self._bytes = elements.view(torch.uint8) if elements.numel() else elements
+        self.length = self.room = elements.numel() * elements.element_size()
+
+    def view(self, memory: memoryview) -> memoryview:
+        """See ``ByteRange.view``."""
+        return memory[: self.room]
+
+    def read(self, memory: memoryview, first: int, last: int) -> None:
+        """See ``ByteRange.read``."""
+        torch.frombuffer(memory[first:last], dtype=torch.uint8).copy_(self._bytes[first:last])
+
+
+def describe_pickles(weights: WeightFiles) -> tuple[dict[str, Operand], tuple[tuple[File, str], ...]]:
+    """The tensors of torch's pickles, and each file with a digest of what it holds.
+
+    Raises ``CheckpointError`` for files that hold more than tensors, and for those that cannot be read.
+    """
+    states = {path: _load(path) for path in weights.files}
+    files = {path: File.of(path) for path in weights.files}
+    places = place_tensors(weights, {path: state.keys() for path, state in states.items()})
+    tensors: dict[str, Operand] = {}
+    for path, state in sorted(states.items()):
+        for name, tensor in state.items():
+            dtype = _dtype_of(path, name, tensor)
+            if places[name] == path:
+                tensors[name] = Pickled(name, dtype, tuple(tensor.shape), files[path], str(weights.path))
+    return tensors, tuple((files[path], _digest(state)) for path, state in sorted(states.items()))
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
@@ -82,15 +128,18 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 
-def _describe(file: Path, state: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
-    tensors: dict[str, TensorInfo] = {}
-    start = 0
-    for name, tensor in state.items():
-        dtype_name = str(tensor.dtype).removeprefix("torch.")
-        dtype = BY_NAME.get(dtype_name)
-        if dtype is None or dtype.bits < 8:
-            raise CheckpointError(f"{file}: tensor {name!r}: dtype {dtype_name} is not supported")
-        nbytes = tensor.numel() * dtype.itemsize
-        tensors[name] = TensorInfo(name, dtype, tuple(tensor.shape), start, nbytes)
-        start += nbytes
-    return tensors
+def _dtype_of(file: Path, name: str, tensor: torch.Tensor) -> DType:
+    dtype_name = _name_of(tensor.dtype)
+    dtype = BY_NAME.get(dtype_name)
+    if dtype is None or dtype.bits < 8:
+        raise CheckpointError(f"{file}: tensor {name!r}: dtype {dtype_name} is not supported")
+    return dtype
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _digest(state: Mapping[str, torch.Tensor]) -> str:
+    described = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in state.items()]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()

@@ -10,15 +10,14 @@ import typer
 from rich.console import Console
 
 import merge_engine
-from merge_engine.backends import create_backend
+from merge_engine.backends import backend_or_kind
 from merge_engine.cli import show
 from merge_engine.cli.bench import bench
 from merge_engine.cli.doctor import examine
-from merge_engine.engine.limits import load_limits
-from merge_engine.engine.manifest import versions
-from merge_engine.engine.reading import choose_reading
-from merge_engine.engine.usage import predict
-from merge_engine.errors import MergeError
+from merge_engine.engine.run import parse_memory
+from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.errors import MergeError, OptionError
+from merge_engine.observe.versions import versions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,9 +27,16 @@ app = typer.Typer(
 console = Console()
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file in mergekit's format.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second one.")]
+BackendName = Annotated[
+    str, typer.Option("--backend", help="auto, cpu, cuda, triton or reference.", show_default=True)
+]
+Threads = Annotated[int | None, typer.Option(min=1, show_default="all cores", help="Threads that compute.")]
 Memory = Annotated[str, typer.Option(help="Tensor data held in memory at a time.")]
 ShardSize = Annotated[str, typer.Option(help="Size of an output file, such as 5GB or 500MB.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output in the folder.")]
+
+MEMORY, SHARD_SIZE = "400MB", "5GB"
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,13 +58,11 @@ def options(
 def run(
     recipe: RecipeFile,
     output: Annotated[Path, typer.Argument(help="The folder to write the merged model to.")],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second one.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, cpu, cuda, triton or reference.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that compute. [default: all cores]")
-    ] = None,
-    memory: Memory = "400MB",
-    shard_size: ShardSize = "5GB",
+    device: Device = "auto",
+    backend: BackendName = "auto",
+    threads: Threads = None,
+    memory: Memory = MEMORY,
+    shard_size: ShardSize = SHARD_SIZE,
     overwrite: Overwrite = False,
 ) -> None:
     """Merge checkpoints as a recipe says."""
@@ -72,7 +76,7 @@ def run(
             memory=memory,
             shard_size=shard_size,
             overwrite=overwrite,
-            on_plan=progress.start,
+            on_schedule=progress.start,
             progress=progress.advance,
         )
     show.result(console, result)
@@ -84,18 +88,20 @@ def plan(
     output: Annotated[
         Path | None, typer.Argument(help="The folder that the merge would be written to.")
     ] = None,
-    memory: Memory = "400MB",
-    shard_size: ShardSize = "5GB",
+    device: Device = "auto",
+    backend: BackendName = "auto",
+    threads: Threads = None,
+    memory: Memory = MEMORY,
+    shard_size: ShardSize = SHARD_SIZE,
     overwrite: Overwrite = False,
 ) -> None:
     """Say what a merge would do, and everything that would keep it from working."""
-    with merge_engine.plan(
-        recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite
-    ) as planned:
-        limits = load_limits()
-        backend = create_backend()
-        reading = choose_reading(planned, limits, backend)
-        show.plan(console, planned, predict(planned, output, limits, reading, backend, None))
+    planned = merge_engine.plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
+    notes: list[str] = []
+    chosen = backend_or_kind(backend, threads, device, notes)
+    with open_access(planned, chosen) as access:
+        schedule = schedule_for(planned, access, chosen, parse_memory(memory))
+        show.plan(console, schedule, output, access.way, chosen, notes)
 
 
 @app.command()
@@ -104,7 +110,9 @@ def report(
 ) -> None:
     """Draw what became of the task vectors: a page and JSON, in the output folder."""
     with show.Progress(console, "reading") as progress:
-        page, numbers = merge_engine.write_report(output, on_plan=progress.start, progress=progress.advance)
+        page, numbers = merge_engine.write_report(
+            output, on_schedule=progress.start, progress=progress.advance
+        )
     for path in (page, numbers):
         console.print(f"wrote {path}", soft_wrap=True, markup=False, highlight=False)
 
@@ -123,7 +131,7 @@ def doctor(
     """Say what this installation can do on this machine, and why not more."""
     show.pairs(console, examine())
     if measure is not None:
-        from merge_engine.engine.probe import measure_limits
+        from merge_engine.bench.probe import measure_limits
 
         show.limits(console, measure, measure_limits(measure))
 
@@ -132,13 +140,13 @@ app.command()(bench)
 
 
 def call() -> int:
-    """Run the command line; the exit code. What the user can mend is told in one line each, and the code is then 1."""
+    """Run the command line and return its exit code: 2 for a wrong option, 1 for other errors, one line each."""
     try:
         app()
     except MergeError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, OptionError) else 1
     except OSError as error:  # no permission, no space for a temporary file, a disk that fails
         print(f"error: {error}", file=sys.stderr)
         return 1

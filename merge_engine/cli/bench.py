@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from merge_engine.checkpoint import parse_size
-from merge_engine.errors import PlanError
+from merge_engine.errors import OptionError
 
 console = Console()
 
@@ -58,11 +58,11 @@ def bench(
     """
     from merge_engine.bench.checkpoints import cache_folder  # these import torch
     from merge_engine.bench.contestants import METHODS
+    from merge_engine.bench.probe import measure_limits
     from merge_engine.bench.results import save as save_results
     from merge_engine.bench.shapes import ARCHITECTURES
     from merge_engine.bench.suite import Result, Suite, measure_case
     from merge_engine.bench.tables import case_table, fit_table
-    from merge_engine.engine.probe import measure_limits
 
     if plot is not None:
         from merge_engine.bench.plots import plot as draw  # fails now if it cannot be done
@@ -110,13 +110,13 @@ def _chosen(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
         if name not in known:
-            raise PlanError([f"{option}: {name!r} is not one of {', '.join(known)}"])
+            raise OptionError(f"{option}: {name!r} is not one of {', '.join(known)}")
     return names
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise PlanError([f"--models: {text!r} is not a number of models; write 2 or 2,5,10"])
+        raise OptionError(f"--models: {text!r} is not a number of models; write 2 or 2,5,10")
     return int(text)
 
 
@@ -124,4 +124,4 @@ def _bytes(option: str, text: str) -> int:
     try:
         return parse_size(text)
     except ValueError as error:
-        raise PlanError([f"{option}: {error}"]) from None
+        raise OptionError(f"{option}: {error}") from None

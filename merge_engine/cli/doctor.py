@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import merge_engine._native as _native
 from merge_engine.backends import create_backend
-from merge_engine.engine.manifest import versions
 from merge_engine.errors import BackendError
+from merge_engine.observe.versions import versions
+from merge_engine.storage import cores
 
 
 def examine() -> list[tuple[str, str]]:
@@ -17,7 +17,7 @@ def examine() -> list[tuple[str, str]]:
     runs = [name for name in ("avx512", "avx2", "baseline") if _native.runs(name)]
     return [
         ("merge_engine", f"{versions()['merge_engine']}, Python {platform.python_version()}"),
-        ("machine", f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} usable cores"),
+        ("machine", f"{platform.system()} {platform.machine()}, {cores()} usable cores"),
         ("chosen", f"backend {create_backend().name}"),
         ("backend cpu", f"instruction set {_native.instruction_set()} (of {', '.join(runs)})"),
         ("backend reference", f"available with torch {_package('torch')}; slow, for checking"),

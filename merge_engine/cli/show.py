@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -12,11 +13,14 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from merge_engine.engine.ledger import Stage
-from merge_engine.engine.limits import Limits
-from merge_engine.engine.plan import Plan
-from merge_engine.engine.result import MergeResult
-from merge_engine.engine.usage import Usage
+from merge_engine.backends import Backend
+from merge_engine.observe.ledger import Stage
+from merge_engine.observe.result import MergeResult
+from merge_engine.planning import Schedule
+from merge_engine.storage import Way
+
+if TYPE_CHECKING:
+    from merge_engine.bench.limits import Limits
 
 MEASURE = "`merge-engine doctor --measure FOLDER`"
 
@@ -37,9 +41,9 @@ class Progress:
         )
         self._task: TaskID | None = None
 
-    def start(self, plan: Plan) -> None:
+    def start(self, schedule: Schedule) -> None:
         """The work is known."""
-        self._task = self._bar.add_task("merge", total=plan.bytes_read)
+        self._task = self._bar.add_task("merge", total=schedule.bytes_read)
 
     def advance(self, nbytes: int) -> None:
         """So many more bytes of input are done."""
@@ -66,22 +70,31 @@ def pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     console.print(table)
 
 
-def plan(console: Console, planned: Plan, predicted: Usage) -> None:
+def plan(
+    console: Console,
+    schedule: Schedule,
+    output: Path | None,
+    way: Way,
+    backend: Backend | type[Backend],
+    notes: Iterable[str],
+) -> None:
     """What a merge would do."""
-    elements = sum(tensor.count for shard in planned.shards for tensor in shard.tensors.values())
-    streamed = sum(planned.chunk_elements(job) < job.count for job in planned.jobs)
+    planned = schedule.plan
+    elements = sum(task.count for task in planned.tasks)
+    streamed = sum(schedule.chunk_elements(task) < task.count for task in planned.tasks)
+    past = " past the page cache" if way == "direct" else " in place" if schedule.budget.in_place else ""
     rows = [
         ("method", planned.method.name),
         ("base", str(planned.base.path) if planned.base is not None else "none"),
         *((f"model {i}", str(model.path)) for i, model in planned.models.items()),
         ("config and tokenizer", str(planned.donor.path)),
-        ("tensors", f"{len(planned.jobs):,} with {elements:,} elements; {streamed:,} streamed in pieces"),
-        ("read", _gigabytes(planned.bytes_read)),
-        ("write", f"{_gigabytes(planned.bytes_written)} in {len(planned.shards):,} file(s)"),
-        ("memory", f"{sum(planned.ring_bytes) / 2**20:,.0f} MiB of tensor data at a time"),
-        *_usage(predicted),
-        ("time", _expected(predicted)),
-        *(("note", note) for note in planned.notes),
+        ("tensors", f"{len(planned.tasks):,} with {elements:,} elements; {streamed:,} streamed in pieces"),
+        ("backend", backend.name),
+        ("read", f"{_size(schedule.bytes_read)}{past}"),
+        ("write", f"{_size(planned.bytes_written)} in {len(planned.shards):,} file(s)"),
+        ("memory", f"{sum(schedule.ring_bytes) / 2**20:,.0f} MiB of tensor data at a time"),
+        *_floor(schedule, output, way, backend),
+        *(("note", note) for note in (*planned.notes, *notes)),
     ]
     pairs(console, rows)
 
@@ -97,7 +110,10 @@ def result(console: Console, merged: MergeResult) -> None:
             "saved by trim slack",
             "saved by sign slack",
         ):
-            table.add_column(heading, justify="left" if heading == "model" else "right")
+            if heading == "model":
+                table.add_column(heading, overflow="fold")
+            else:
+                table.add_column(heading, justify="right")
         for model, c in merged.counts.items():
             lost = f"{c.lost:,} ({c.lost / c.kept:.1%})" if c.kept else "0"
             table.add_row(
@@ -111,11 +127,8 @@ def result(console: Console, merged: MergeResult) -> None:
     ledger = merged.ledger
     rows = [(name, _stage(stage)) for name, stage in ledger.stages().items()]
     rows += [("note", note) for note in merged.notes]
-    if merged.usage is not None:
-        rows += _usage(merged.usage)
-    predicted = merged.predicted.seconds if merged.predicted is not None else None
-    against = f" (predicted: {predicted:.2f} s)" if predicted is not None else ""
-    rows.append(("merged", f"{merged.output} in {ledger.seconds:.2f} s{against}"))
+    rows.append(("bound by", ledger.bound_by or "nothing alone"))
+    rows.append(("merged", f"{merged.output} in {ledger.seconds:.2f} s"))
     pairs(console, rows)
 
 
@@ -133,44 +146,37 @@ def limits(console: Console, folder: Path, found: Limits) -> None:
     pairs(console, [(name, f"{rate / 1e9:.2f} GB/s at best") for name, rate in rates if rate])
 
 
-def _expected(predicted: Usage) -> str:
-    if predicted.seconds is None:
-        return "not known until a first run of this kind on this machine, once its limits are measured"
-    return (
-        f"{predicted.seconds:.2f} s, if this machine computes as fast as it did in the last run of this kind"
-    )
+def _floor(
+    schedule: Schedule, output: Path | None, way: Way, backend: Backend | type[Backend]
+) -> list[tuple[str, str]]:
+    """What moving the bytes takes at least, on a machine whose limits were measured."""
+    from merge_engine.bench.floor import floor, resources
+    from merge_engine.bench.limits import load_limits
 
-
-def _usage(usage: Usage) -> list[tuple[str, str]]:
-    """What a merge uses of each resource, the floor, and what decides its time."""
-    shares = usage.shares()
-    rows = []
-    for resource in usage.resources:
-        if resource.limit is None or not resource.bytes:
-            continue
-        share = f"{shares[resource.name]:.0%} of its limit, " if resource.name in shares else ""
-        rows.append(
-            (
-                resource.name,
-                f"{share}{_gigabytes(resource.bytes)} at {resource.limit / 1e9:.2f} GB/s take {resource.seconds:.2f} s",
-            )
+    limits = load_limits()
+    if limits.memory is None:
+        return [("floor", f"not known; {MEASURE} measures this machine once, in seconds")]
+    found = resources(schedule, way, output, limits, backend)
+    rows = [
+        (
+            resource.name,
+            f"{_size(resource.bytes)} at {resource.limit / 1e9:.2f} GB/s take {resource.seconds:.2f} s",
         )
-    if usage.floor is None:
-        return [*rows, ("floor", f"not known; {MEASURE} measures this machine once, in seconds")]
-    rows.append(("floor", f"{usage.floor:.2f} s"))
-    if shares:
-        bound = usage.bound_by
-        busy = f", busy {shares[bound]:.0%} of the time" if bound in ("compute", "digest") else ""
-        rows.append(("bound by", f"{bound or 'nothing alone'}{busy}"))
-    return rows
+        for resource in found
+        if resource.limit is not None and resource.bytes
+    ]
+    seconds = floor(found)
+    if seconds is None:
+        return [*rows, ("floor", f"not known; {MEASURE} measures a disk once, in seconds")]
+    return [*rows, ("floor", f"{seconds:.2f} s to move the bytes")]
 
 
 def _stage(stage: Stage) -> str:
     if not stage.bytes:
         return f"{stage.seconds:.2f} s" if stage.seconds else "nothing"
     rate = stage.bytes / stage.seconds / 1e9 if stage.seconds else 0.0
-    return f"{_gigabytes(stage.bytes)}, busy {stage.seconds:.2f} s, {rate:.2f} GB/s"
+    return f"{_size(stage.bytes)}, busy {stage.seconds:.2f} s, {rate:.2f} GB/s"
 
 
-def _gigabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.3f} GB"
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 10**9 else f"{nbytes / 1e6:,.1f} MB"

@@ -8,48 +8,11 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from merge_engine.checkpoint.header import PAGE
-
-
-def aligned(nbytes: int) -> int:
-    """``nbytes`` rounded up to whole pages, so that every array in a span starts on one."""
-    return -(-nbytes // PAGE) * PAGE
+from merge_engine.storage import PAGE, aligned
 
 
 class RingClosed(Exception):
     """The run is being stopped."""
-
-
-class Allowance:
-    """So many bytes may be in use at a time, or one lot that is larger."""
-
-    def __init__(self, nbytes: int):
-        self._nbytes = nbytes
-        self._used = 0
-        self._changed = threading.Condition()
-        self._closed = False
-
-    def acquire(self, nbytes: int) -> None:
-        """Wait until so many more may be used. Raises ``RingClosed`` once it is closed."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or not self._used or self._used + nbytes <= self._nbytes
-            )
-            if self._closed:
-                raise RingClosed
-            self._used += nbytes
-
-    def release(self, nbytes: int) -> None:
-        """They are not in use any more."""
-        with self._changed:
-            self._used -= nbytes
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Wake up whoever waits."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
 
 
 class Span:

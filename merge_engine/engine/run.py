@@ -1,10 +1,10 @@
-"""Plan, stream, publish: a whole merge."""
+"""Plan, schedule, stream, publish: a whole merge."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,26 @@ from merge_engine.backends import Backend, create_backend
 from merge_engine.checkpoint import (
     DEFAULT_SHARD_SIZE,
     MANIFEST_NAME,
+    CheckpointTransaction,
     CheckpointWriter,
     carried_files,
     merged_config,
     parse_size,
 )
-from merge_engine.engine.ledger import Ledger, reading_counted
-from merge_engine.engine.limits import Limits, load_limits
-from merge_engine.engine.manifest import encode_card, encode_manifest
-from merge_engine.engine.merging import Merger
-from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
-from merge_engine.engine.reading import Reading, choose_reading
-from merge_engine.engine.result import MergeResult
-from merge_engine.engine.sinks import Digests, MemorySink, Sink
-from merge_engine.engine.stream import Stream
-from merge_engine.engine.usage import Usage, account, predict, remember
-from merge_engine.errors import DeviceMemoryError, PlanError
+from merge_engine.engine.measuring import SharedAnswers
+from merge_engine.engine.pipeline import Pipeline
+from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.engine.sinks import MemorySink, Sink
+from merge_engine.engine.work import Run
+from merge_engine.errors import DeviceMemoryError, OptionError, PlanError
+from merge_engine.methods import Answers, Task
+from merge_engine.observe.card import encode_card
+from merge_engine.observe.digests import Digests, model_digest
+from merge_engine.observe.ledger import Ledger, reading_counted
+from merge_engine.observe.manifest import MergedInput, encode_manifest
+from merge_engine.observe.result import MergeResult, TensorResult
+from merge_engine.operands import Access
+from merge_engine.planning import DEFAULT_MEMORY, MergePlan, Schedule, make_plan
 from merge_engine.recipe import Recipe, load_recipe
 
 SMALLEST_DEVICE_MEMORY = 16 << 20
@@ -41,26 +45,41 @@ def plan(
     recipe: RecipeSource,
     output: str | Path | None = None,
     *,
-    memory: int | str = DEFAULT_MEMORY,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
-) -> Plan:
-    """Plan a merge without reading or writing tensor data. Takes the arguments of ``run``.
+) -> MergePlan:
+    """Plan a merge without reading or writing tensor data. For the arguments see ``run``.
 
-    Returns the plan, which holds the inputs open: close it. Raises ``RecipeError``, ``CheckpointError`` or
-    ``PlanError`` with every problem that would keep the merge from working.
+    Raises ``OptionError``, ``RecipeError``, ``CheckpointError`` or ``PlanError`` with every problem that would keep the
+    merge from working.
     """
     return make_plan(
         load_recipe(recipe),
         Path(output) if output is not None else None,
         shard_size=_size(shard_size, "shard_size"),
-        memory=_size(memory, "memory"),
         overwrite=overwrite,
     )
 
 
+def schedule(
+    plan: MergePlan,
+    *,
+    device: str = "auto",
+    backend: str | Backend = "auto",
+    threads: int | None = None,
+    memory: int | str = DEFAULT_MEMORY,
+) -> Schedule:
+    """How ``run`` would carry out a plan on this machine, as it is now: how tensors are cut, and what memory it takes.
+
+    For the arguments see ``run``. Raises ``PlanError`` when the memory is too small, and ``BackendError``.
+    """
+    chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device)
+    with open_access(plan, chosen) as access:
+        return schedule_for(plan, access, chosen, parse_memory(memory))
+
+
 def run(
-    recipe: RecipeSource,
+    recipe: RecipeSource | MergePlan,
     output: str | Path | None = None,
     *,
     device: str = "auto",
@@ -69,123 +88,177 @@ def run(
     memory: int | str = DEFAULT_MEMORY,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
-    on_plan: Callable[[Plan], None] | None = None,
+    on_schedule: Callable[[Schedule], None] | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge checkpoints as a recipe says.
 
-    ``recipe``: YAML text, a path, a mapping or a ``Recipe``. ``output``: the folder to write; without one the merged
-    tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or text such as "400MB"; the
-    result never depends on it), on the host and as much on a device. ``shard_size``: bytes per output file.
-    ``device``, ``backend`` (a name, or one made before) and ``threads``: see ``create_backend``. ``overwrite``:
-    replace an earlier output in the folder. ``on_plan`` is called with the plan before work starts, ``progress``
-    with the number of input bytes each finished step has processed.
+    ``recipe``: YAML text, a path, a mapping, a ``Recipe``, or what ``plan`` made of one. ``output``: the folder to
+    write; without one the merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or
+    text such as "400MB"; the result never depends on it), on the host and as much on a device. ``shard_size``: bytes
+    per output file. ``device``, ``backend`` (a name, or one made before) and ``threads``: see ``create_backend``.
+    ``overwrite``: replace an earlier output in the folder. ``on_schedule`` is called with the schedule before work
+    starts, ``progress`` with the number of input bytes each finished step has processed.
 
-    Raises ``MergeError``: ``RecipeError``, ``CheckpointError``, ``PlanError`` before anything is written,
-    ``NonFiniteError`` for NaN or infinity in an input, ``OutputError`` when writing fails. After an error the
-    output folder holds nothing that could be taken for a model.
+    Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError`` before anything
+    is written, ``NonFiniteError`` for NaN or infinity in an input, ``OutputError`` when writing fails. After an
+    error the output folder holds nothing that could be taken for a model.
     """
     notes: list[str] = []
     chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device, notes)
-    planned = plan(recipe, output, memory=memory, shard_size=shard_size, overwrite=overwrite)
-    planned.depth = chosen.depth
-    planned.notes += notes
-    try:
-        limits = load_limits()
-        reading = choose_reading(planned, limits, chosen)
-        if on_plan is not None:
-            on_plan(planned)
-        target = Path(output) if output is not None else None
-        predicted = predict(planned, target, limits, reading, chosen, threads)
-        if target is not None:
-            result = _to_folder(planned, target, chosen, progress, limits, reading, predicted)
-        else:
-            sink = MemorySink(planned)
-            result = _stream(planned, chosen, reading, sink, None, progress)
-            result.tensors = sink.tensors
-            result.predicted = predicted
-            result.usage = account(planned, None, limits, reading, chosen, result.ledger)
-        remember(planned, chosen, threads, result.ledger)
+    planned = (
+        recipe
+        if isinstance(recipe, MergePlan)
+        else plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
+    )
+    with open_access(planned, chosen) as access:
+        scheduled = schedule_for(planned, access, chosen, parse_memory(memory))
+        if on_schedule is not None:
+            on_schedule(scheduled)
+        if output is not None:
+            return merge_to_folder(scheduled, Path(output), chosen, access, notes, progress)
+        sink = MemorySink(planned)
+        done = carry_out(scheduled, chosen, access, sink, None, progress)
+        result = result_of(planned, done.results, done.trimmed_to, done.ledger, [*notes, *done.notes])
+        result.tensors = sink.tensors
         return result
-    finally:
-        planned.close()
 
 
-def _stream(
-    planned: Plan,
+def carry_out(
+    scheduled: Schedule,
     backend: Backend,
-    reading: Reading,
-    sink: Sink,
+    access: Access,
+    sink: Sink | None,
     digests: Digests | None,
-    progress: Progress | None,
-) -> MergeResult:
-    ledger, merger = Ledger(), Merger(planned, backend)
+    progress: Progress | None = None,
+    answered: Callable[[Task, Answers], None] | None = None,
+    shared: SharedAnswers | None = None,
+) -> Run:
+    """Do what a schedule says. ``sink`` takes what is merged; ``answered`` is told what tensors were measured for.
+
+    ``shared`` has the answers that all tensors of the models give together, if they are known already. A device that is
+    short of memory gets a schedule that takes less.
+    """
+    ledger = Ledger()
+    notes: list[str] = []
     start = time.perf_counter()
     with reading_counted(ledger):
-        report = progress or (lambda _: None)
-        _fitting(planned, backend, reading, merger, sink, digests, ledger, report).run()
+        while True:
+            run = Run(scheduled, backend, ledger, notes, answered, shared)
+            try:
+                pipeline = Pipeline(scheduled, run, access, sink, digests, progress or (lambda nbytes: None))
+            except DeviceMemoryError as short:
+                memory = scheduled.budget.memory // 2
+                if memory < SMALLEST_DEVICE_MEMORY:
+                    raise
+                try:
+                    scheduled = scheduled.within(memory)
+                except PlanError:  # the smallest piece of some tensor does not fit
+                    raise short from None
+                notes.append(
+                    f"the device is short of memory: working with {memory / 2**20:,.0f} MiB at a time"
+                )
+                continue
+            pipeline.carry_out()
+            break
     ledger.seconds = time.perf_counter() - start
-    labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
-    results = list(merger.results.values())
-    return MergeResult(None, None, results, labels, ledger, planned.notes, merger.trimmed_to)
+    return run
 
 
-def _fitting(planned: Plan, backend: Backend, *arguments: Any) -> Stream:
-    """A stream that the device has memory for. Less memory means smaller pieces, never another result."""
-    while True:
-        try:
-            return Stream(planned, backend, *arguments)
-        except DeviceMemoryError:
-            if planned.memory // 2 < SMALLEST_DEVICE_MEMORY:
-                raise
-            planned.memory //= 2
-            planned.notes.append(
-                f"the device is short of memory: working with {planned.memory / 2**20:,.0f} MiB at a time"
-            )
-
-
-def _to_folder(
-    planned: Plan,
+def merge_to_folder(
+    scheduled: Schedule,
     output: Path,
     backend: Backend,
-    progress: Progress | None,
-    limits: Limits,
-    reading: Reading,
-    predicted: Usage,
+    access: Access,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> MergeResult:
+    """Carry out a schedule, write what is merged, and publish it."""
+    planned = scheduled.plan
     with CheckpointWriter(output, planned.shards) as writer:
-        digests = Digests()
-        result = _stream(planned, backend, reading, writer, digests, progress)
-        result.output = output
-        ledger = result.ledger
-        start = time.perf_counter()
-        side_files = _side_files(planned)
-        for name, data in side_files.items():
-            writer.add_file(name, data)
-        writer.add_file("README.md", encode_card(planned, result, digests.by_name()))
-        writer.flush()
-        ledger.publish.seconds = time.perf_counter() - start
-        ledger.seconds += ledger.publish.seconds
-        result.predicted, result.usage = predicted, account(planned, output, limits, reading, backend, ledger)
-        manifest = encode_manifest(planned, result, backend, digests.by_name(), [*side_files, "README.md"])
-        writer.add_file(MANIFEST_NAME, manifest)
-        writer.finish()
+        digests = digests_of(planned)
+        run = carry_out(scheduled, backend, access, writer, digests, progress)
+        result = result_of(planned, run.results, run.trimmed_to, run.ledger, [*notes, *run.notes])
+        publish(planned, output, result, backend.name, digests, writer)
     return result
 
 
-def _side_files(planned: Plan) -> dict[str, bytes]:
+def digests_of(planned: MergePlan) -> Digests:
+    """Digests for all tensors of a plan."""
+    return Digests({t.name: t.nbytes for shard in planned.shards for t in shard.tensors.values()})
+
+
+def result_of(
+    planned: MergePlan,
+    results: Mapping[str, TensorResult],
+    trimmed_to: Mapping[int, int],
+    ledger: Ledger,
+    notes: Sequence[str],
+) -> MergeResult:
+    """What a merge gives back. A tensor without elements is never visited, but counts as one."""
+    labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
+    per_tensor = [results.get(task.name) or TensorResult(task.name, 0) for task in planned.tasks]
+    return MergeResult(None, None, per_tensor, labels, ledger, [*planned.notes, *notes], trimmed_to)
+
+
+def publish(
+    planned: MergePlan,
+    output: Path,
+    result: MergeResult,
+    backend: str,
+    digests: Digests,
+    writer: CheckpointWriter | CheckpointTransaction,
+) -> None:
+    """Add what belongs to a checkpoint besides weights, wait for the disk, and give all files their names."""
+    result.output = output
+    ledger = result.ledger
+    start = time.perf_counter()
+    by_name = digests.by_name()
+    files = side_files(planned)
+    files["README.md"] = encode_card(planned.recipe, result, model_digest(by_name))
+    for name, data in files.items():
+        writer.add_file(name, data)
+    if isinstance(writer, CheckpointWriter):
+        writer.flush()
+    ledger.publish.seconds = time.perf_counter() - start
+    ledger.seconds += ledger.publish.seconds
+    manifest = encode_manifest(planned.recipe, _inputs(planned), result, backend, by_name, list(files))
+    writer.add_file(MANIFEST_NAME, manifest)
+    writer.finish()
+
+
+def _inputs(planned: MergePlan) -> list[MergedInput]:
+    """The inputs as the manifest names them."""
+    roles = {"base": planned.base, **{str(i): model for i, model in planned.models.items()}}
+    inputs = {given.path: given for given in (planned.donor, planned.base, *planned.models.values()) if given}
+    return [
+        MergedInput(
+            str(path),
+            given.fingerprint,
+            tuple(role for role, one in roles.items() if one and one.path == path),
+        )
+        for path, given in inputs.items()
+    ]
+
+
+def side_files(planned: MergePlan) -> dict[str, bytes]:
     """Config, tokenizer and the like of the donor, with the output's dtype in the config."""
     files = {name: path.read_bytes() for name, path in carried_files(planned.donor.path).items()}
     if "config.json" in files:
-        dtypes = {job.out for job in planned.jobs if job.out.mergeable}
+        dtypes = {task.out for task in planned.tasks if task.out.mergeable}
         written = planned.recipe.output_dtype or (dtypes.pop() if len(dtypes) == 1 else None)
-        config = merged_config(planned.donor.config, written, planned.untied)
+        config = merged_config(dict(planned.donor.config), written, planned.untied)
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     return files
+
+
+def parse_memory(memory: int | str) -> int:
+    """Bytes of a memory budget. Raises ``OptionError`` for what is no size."""
+    return _size(memory, "memory")
 
 
 def _size(value: int | str, name: str) -> int:
     try:
         return parse_size(value)
     except ValueError as error:
-        raise PlanError([f"{name}: {error}"]) from None
+        raise OptionError(f"{name}: {error}") from None

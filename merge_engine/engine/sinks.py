@@ -1,14 +1,13 @@
-"""Where merged tensors go besides a checkpoint folder, and what is noted on the way."""
+"""Where merged tensors go besides a checkpoint folder."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from xxhash import xxh3_128
-
-from merge_engine.engine.plan import Plan
 from merge_engine.errors import PlanError
+from merge_engine.planning import MergePlan
 
 if TYPE_CHECKING:
     import torch
@@ -17,44 +16,31 @@ if TYPE_CHECKING:
 class Sink(Protocol):
     """Takes merged tensors, piece by piece."""
 
-    def write(self, name: str, offset: int, data: memoryview) -> None:
-        """Take bytes of a tensor from byte ``offset`` on. Called from several threads, in any order."""
+    def write_batch(self, pieces: Iterable[tuple[str, int, memoryview]]) -> None:
+        """Take bytes of tensors: each piece is a name, the first byte's place in the tensor, and the bytes.
+
+        Called from several threads, in any order.
+        """
 
 
 class MemorySink:
     """Merged tensors in memory, allocated whole."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: MergePlan):
         import torch
 
-        for job in plan.jobs:
-            if not hasattr(torch, job.out.name) or job.out.bits < 8:
-                raise PlanError([f"{job.name}: torch has no tensors of {job.out}; merge to a folder instead"])
+        for task in plan.tasks:
+            if not hasattr(torch, task.out.name) or task.out.bits < 8:
+                raise PlanError(
+                    [f"{task.name}: torch has no tensors of {task.out}; merge to a folder instead"]
+                )
         self.tensors: dict[str, torch.Tensor] = {
-            job.name: torch.empty(job.shape, dtype=getattr(torch, job.out.name)) for job in plan.jobs
+            task.name: torch.empty(task.shape, dtype=getattr(torch, task.out.name)) for task in plan.tasks
         }
 
-    def write(self, name: str, offset: int, data: memoryview) -> None:
-        """Copy into the tensor."""
-        tensor = self.tensors[name]
-        target = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
-        memoryview(target).cast("B")[offset : offset + len(data)] = data
-
-
-class Digests:
-    """The XXH3 digest (128 bits) of every tensor's bytes.
-
-    It tells apart what went different ways, not what somebody forged. A cryptographic one, BLAKE3, took a sixth of
-    the processor time of a merge.
-    """
-
-    def __init__(self) -> None:
-        self._hashes: dict[str, xxh3_128] = {}
-
-    def add(self, name: str, data: memoryview) -> None:
-        """Take the next bytes of a tensor."""
-        self._hashes.setdefault(name, xxh3_128()).update(data)
-
-    def by_name(self) -> dict[str, str]:
-        """Hexadecimal digests by tensor name, in order of the names."""
-        return {name: self._hashes[name].hexdigest() for name in sorted(self._hashes)}
+    def write_batch(self, pieces: Iterable[tuple[str, int, memoryview]]) -> None:
+        """Copy into the tensors."""
+        for name, offset, data in pieces:
+            tensor = self.tensors[name]
+            target = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+            memoryview(target).cast("B")[offset : offset + len(data)] = data

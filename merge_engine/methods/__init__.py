@@ -1,34 +1,24 @@
-"""Merge methods: each says what to measure, how to solve, and which operation to apply."""
+"""Merge methods: each says what it needs to know of a tensor, and which operation follows."""
 
-from __future__ import annotations
-
-import difflib
-
-from merge_engine.errors import RecipeError
-from merge_engine.methods.base import MergeTask, Method, Operation, Program, Share, Solution
-from merge_engine.methods.linear import Linear, Passthrough
-from merge_engine.methods.task_arithmetic import FAMILY
+from merge_engine.methods.base import Answers, Method, Operation
+from merge_engine.methods.needs import Gram, KeyRanks, MaskedL1, Need, Place, TiePlaces, Together
+from merge_engine.methods.registry import METHODS, find_method, register
+from merge_engine.methods.task import Action, Task
 
 __all__ = [
     "METHODS",
-    "MergeTask",
+    "Action",
+    "Answers",
+    "Gram",
+    "KeyRanks",
+    "MaskedL1",
     "Method",
+    "Need",
     "Operation",
-    "Program",
-    "Share",
-    "Solution",
+    "Place",
+    "Task",
+    "TiePlaces",
+    "Together",
     "find_method",
+    "register",
 ]
-
-METHODS: dict[str, Method] = {method.name: method for method in (Linear(), Passthrough(), *FAMILY)}
-
-
-def find_method(name: str) -> Method:
-    """The method of this name. Raises ``RecipeError`` that names the nearest one."""
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f'; did you mean "{near[0]}"?' if near else ""
-    raise RecipeError(
-        f'merge_method: there is no method "{name}"{hint} The methods are {", ".join(METHODS)}.'
-    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from merge_engine.backends.operations import Combine
 from merge_engine.dtypes import F32
-from merge_engine.methods.base import Fixed, MergeTask, Method, Program, Share
+from merge_engine.methods.base import Answers, Method
 from merge_engine.methods.rounding import weight_sum
-from merge_engine.recipe import Parameter, Recipe
+from merge_engine.methods.task import Task
+from merge_engine.recipe import Recipe, parameter
 
 
 class Linear(Method):
@@ -19,34 +21,32 @@ class Linear(Method):
 
     name = "linear"
     uses_base = False
-    parameters = (
-        Parameter("weight", float, "model", required=True),
-        Parameter("normalize", bool, "tensor", default=True),
-    )
 
-    def check(self, recipe: Recipe, tasks: Sequence[MergeTask]) -> list[str]:
+    @dataclass(frozen=True)
+    class Settings:
+        """What each model has."""
+
+        weight: float = parameter()
+
+    @dataclass(frozen=True)
+    class Common:
+        """What holds for all models."""
+
+        normalize: bool = parameter(True)
+
+    def check(self, recipe: Recipe, tasks: Sequence[Task]) -> list[str]:
         """Weights that cancel leave nothing to divide by."""
-        names = [task.name for task in tasks if task.common["normalize"] and self._divisor(task) == 0]
+        names = [task.name for task in tasks if task.common.normalize and _divisor(task) == 0]
+        if not names:
+            return []
         more = f" and of {len(names) - 1} more tensors" if len(names) > 1 else ""
         remedy = "change them or set normalize: false"
-        return (
-            [f"{names[0]}: the weights sum to 0, so the mean of it{more} is undefined; {remedy}"]
-            if names
-            else []
-        )
+        return [f"{names[0]}: the weights sum to 0, so the mean of it{more} is undefined; {remedy}"]
 
-    def program(self, task: MergeTask, share: Share | None) -> Program:
+    def solve(self, task: Task, answers: Answers) -> Combine:
         """One combination with constant coefficients."""
-        divisor = self._divisor(task) if task.common["normalize"] else None
-        return Fixed(Combine(self._weights(task), divisor, fused=task.storage_rounding))
-
-    def _weights(self, task: MergeTask) -> tuple[float, ...]:
-        return tuple(float(settings["weight"] or 0) for settings in task.settings)
-
-    def _divisor(self, task: MergeTask) -> float:
-        # mergekit's linear is the one method whose weights stay float32.
-        working = F32 if task.storage_rounding else task.working
-        return weight_sum(self._weights(task), working, task.storage_rounding)
+        divisor = _divisor(task) if task.common.normalize else None
+        return Combine(_weights(task), divisor, fused=task.storage_rounding)
 
 
 class Passthrough(Method):
@@ -55,9 +55,24 @@ class Passthrough(Method):
     name = "passthrough"
     uses_base = False
     max_models = 1
-    parameters = (Parameter("scale", float, "model"),)
 
-    def program(self, task: MergeTask, share: Share | None) -> Program:
+    @dataclass(frozen=True)
+    class Settings:
+        """What the model has."""
+
+        scale: float | None = parameter(None)
+
+    def solve(self, task: Task, answers: Answers) -> Combine:
         """One coefficient; 1 gives back every finite value, bit for bit."""
-        scale = task.settings[0]["scale"]
-        return Fixed(Combine((1.0 if scale is None else float(scale),)))
+        scale = task.settings[0].scale
+        return Combine((1.0 if scale is None else scale,))
+
+
+def _weights(task: Task) -> tuple[float, ...]:
+    return tuple(float(settings.weight) for settings in task.settings)
+
+
+def _divisor(task: Task) -> float:
+    # mergekit's linear is the one method whose weights stay float32.
+    working = F32 if task.storage_rounding else task.working
+    return weight_sum(_weights(task), working, task.storage_rounding)

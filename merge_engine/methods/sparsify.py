@@ -1,146 +1,54 @@
 """Sparsifiers: which entries of a task vector survive.
 
-Each makes a ``Cut`` for a model and a number of elements. A cut says which order statistics it needs
-(``ranks``, descending, from 1), and asks for a mask from them.
+Each answers a model's parameters and a number of elements with a mask. A mask by rank names the ranks whose magnitudes
+it needs; they are found before it is applied.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from merge_engine.backends.operations import (
-    EVERY_POSITION,
-    NO_POSITION,
-    NOTHING,
-    Dense,
-    Draw,
-    Found,
-    Mask,
-    Positions,
-    RankBand,
-    Ranked,
-)
-from merge_engine.methods.base import Values
-from merge_engine.methods.selection import Place
-from merge_engine.recipe import Parameter
-
-DENSITY = Parameter("density", float, "model", default=1.0, minimum=0, maximum=1)
-TIES = Parameter("ties", str, "tensor", default="spread", choices=("spread", "index", "all"), constant=True)
-TRIM_SCOPE = Parameter(
-    "trim_scope", str, "tensor", default="tensor", choices=("tensor", "model"), constant=True
-)
-TRIM_SLACK = Parameter(
-    "trim_slack", float, "model", default=0.0, minimum=0, maximum=1, exclusive_maximum=True
-)
-RESCALE_CHOICES = ("false", "true", "density")
+from merge_engine.backends.operations import NOTHING, Dense, Draw, Mask, Ranked, RankMask
+from merge_engine.recipe import parameter
 
 
 @dataclass(frozen=True)
-class Ties:
-    """How ties are decided in one tensor: the rule, and for ``index`` where the deciding ties lie."""
+class Settings:
+    """What each model of the family has. A method takes those that its sparsifier and its election use."""
 
-    rule: Literal["spread", "index", "all"]
-    tensor: str
-    random_key: int
-    places: Mapping[int, Place]  # by rank
-
-
-class Cut(ABC):
-    """The fate of one model's entries."""
-
-    ranks: tuple[int, ...] = ()
-
-    def tie_counts(self, found: Mapping[int, Found]) -> Mapping[int, int]:
-        """For each rank whose ties are split by index: the occurrence (from 0) where the split is."""
-        return {}
-
-    @abstractmethod
-    def mask(self, found: Mapping[int, Any], ties: Ties) -> Mask | RankBand:
-        """The mask, or what the backend is to make one of, from the backend's handles to what was found."""
+    weight: float = parameter()
+    density: float = parameter(1.0, minimum=0, maximum=1)
+    gamma: float = parameter(0.01, minimum=0, maximum=1)
+    epsilon: float = parameter(0.15, minimum=0, maximum=1)
+    trim_slack: float = parameter(0.0, minimum=0, maximum=1, exclusive_maximum=True)
+    sign_slack: float = parameter(0.0, minimum=0)
 
 
 @dataclass(frozen=True)
-class Keep(Cut):
-    """A mask that needs no statistics."""
+class Common:
+    """What holds for all models of a tensor."""
 
-    fixed: Mask
-
-    def mask(self, found: Mapping[int, Any], ties: Ties) -> Mask | RankBand:
-        """Return the mask."""
-        return self.fixed
-
-
-@dataclass(frozen=True)
-class KeepBand(Cut):
-    """Keeps the magnitudes of descending rank ``first`` to ``last`` (from 1, both included).
-
-    With ``slack`` the lower threshold t gives way to RN(float32(1 - slack) * t). ``stable_ascending`` says
-    how ``ties: index`` reads at the lower threshold: which of its ties a stable sort by ascending magnitude
-    would drop, instead of keeping the lowest indices.
-    """
-
-    first: int
-    last: int
-    slack: float = 0.0
-    stable_ascending: bool = False
-
-    @property
-    def ranks(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The ranks of the highest kept magnitude (if any is dropped above it) and of the lowest."""
-        return (self.first, self.last) if self.first > 1 else (self.last,)
-
-    def tie_counts(self, found: Mapping[int, Found]) -> Mapping[int, int]:
-        """See ``Cut.tie_counts``."""
-        counts = {}
-        low = found[self.last]
-        kept = self.last - low.above
-        if self.slack == 0 and kept < low.equal and low.key > 0:
-            counts[self.last] = low.equal - kept if self.stable_ascending else kept - 1
-        if self.first > 1:
-            high = found[self.first]
-            dropped = self.first - 1 - high.above
-            if dropped > 0 and high.key > 0:
-                counts[self.first] = high.equal - dropped - 1
-        return counts
-
-    def mask(self, found: Mapping[int, Any], ties: Ties) -> Mask | RankBand:
-        """See ``Cut.mask``."""
-        return RankBand(
-            self.first,
-            self.last,
-            found[self.last],
-            found[self.first] if self.first > 1 else None,
-            self.slack,
-            ties.rule,
-            self._positions(ties, self.last, self.stable_ascending),
-            self._positions(ties, self.first, False),
-            ties.random_key,
-        )
-
-    def _positions(self, ties: Ties, rank: int, from_there: bool) -> Positions:
-        """Where the ties at a threshold stay: up to the deciding one, or from it on."""
-        place = ties.places.get(rank)
-        if place is None:
-            return EVERY_POSITION
-        if ties.tensor == place.tensor:
-            return (place.index, EVERY_POSITION[1]) if from_there else (0, place.index)
-        return EVERY_POSITION if (ties.tensor > place.tensor) == from_there else NO_POSITION
+    normalize: bool = parameter(False)
+    lambda_: float = parameter(1.0, name="lambda")
+    rescale: Literal["false", "true", "density"] = parameter("false")
+    ties: Literal["spread", "index", "all"] = parameter("spread", constant=True)
+    trim_scope: Literal["tensor", "model"] = parameter("tensor", constant=True)
+    elect: Literal["sum", "count"] = parameter("sum")
+    sign_slack_mode: Literal["elect", "retain"] = parameter("elect")
 
 
 class Sparsifier(ABC):
-    """Makes cuts from a model's parameters."""
+    """Makes masks from a model's parameters. ``parameters`` names those it uses."""
 
-    parameters: tuple[Parameter, ...] = ()
-    whole_lines = False
+    parameters: tuple[str, ...] = ("density",)
 
     @abstractmethod
-    def cut(self, settings: Values, common: Values, count: int, random_key: int) -> Cut:
-        """The cut for a task vector of ``count`` elements, which may be all tensors of a model together."""
+    def mask(self, settings: Settings, common: Common, count: int, random_key: int) -> Mask:
+        """The mask of a task vector. ``count`` is how many elements it, or what is trimmed with it, has."""
 
-    def problem(self, settings: Values) -> str | None:
+    def problem(self, settings: Settings) -> str | None:
         """What is wrong with a combination of parameters that are right one by one."""
         return None
 
@@ -148,24 +56,24 @@ class Sparsifier(ABC):
 class Everything(Sparsifier):
     """No sparsification."""
 
-    def cut(self, settings: Values, common: Values, count: int, random_key: int) -> Cut:
+    def mask(self, settings: Settings, common: Common, count: int, random_key: int) -> Mask:
         """Keep every entry."""
-        return Keep(Dense())
+        return Dense()
 
 
 class Magnitude(Sparsifier):
     """Top-k by magnitude: k = floor(density * N), at least 1 (TIES, Yadav et al., NeurIPS 2023)."""
 
-    parameters = (DENSITY, TRIM_SLACK, TIES, TRIM_SCOPE)
+    parameters = ("density", "trim_slack", "ties", "trim_scope")
 
-    def cut(self, settings: Values, common: Values, count: int, random_key: int) -> Cut:
+    def mask(self, settings: Settings, common: Common, count: int, random_key: int) -> Mask:
         """Keep the k largest magnitudes, and with a slack the near misses."""
-        density = float(settings["density"] or 0)
-        if density >= 1 or count == 0:
-            return Keep(Dense())
-        if density <= 0:
-            return Keep(NOTHING)
-        return KeepBand(1, max(1, int(density * count)), float(settings["trim_slack"] or 0))
+        if settings.density >= 1 or count == 0:
+            return Dense()
+        if settings.density <= 0:
+            return NOTHING
+        kept = max(1, int(settings.density * count))
+        return _band(1, kept, settings, common, random_key, stable_ascending=False)
 
 
 class Outliers(Sparsifier):
@@ -174,63 +82,60 @@ class Outliers(Sparsifier):
     Model Breadcrumbs (Davari and Belilovsky, ECCV 2024).
     """
 
-    parameters = (
-        DENSITY,
-        Parameter("gamma", float, "model", default=0.01, minimum=0, maximum=1),
-        TRIM_SLACK,
-        TIES,
-        TRIM_SCOPE,
-    )
+    parameters = ("density", "gamma", "trim_slack", "ties", "trim_scope")
 
-    def cut(self, settings: Values, common: Values, count: int, random_key: int) -> Cut:
+    def mask(self, settings: Settings, common: Common, count: int, random_key: int) -> Mask:
         """Keep a band of magnitudes."""
-        density, gamma = float(settings["density"] or 0), float(settings["gamma"] or 0)
-        if density >= 1 or count == 0:
-            return Keep(Dense())
-        kept = int(density * count)
+        if settings.density >= 1 or count == 0:
+            return Dense()
+        kept = int(settings.density * count)
         if kept == 0:
-            return Keep(NOTHING)
-        dropped_below = max(0, count - kept - int(gamma * count))
-        last = count - dropped_below
-        return KeepBand(last - kept + 1, last, float(settings["trim_slack"] or 0), stable_ascending=True)
+            return NOTHING
+        last = count - max(0, count - kept - int(settings.gamma * count))
+        return _band(last - kept + 1, last, settings, common, random_key, stable_ascending=True)
 
 
 class Bernoulli(Sparsifier):
     """Keeps each entry with probability ``density`` (DARE, Yu et al., ICML 2024)."""
 
-    parameters = (DENSITY,)
-
-    def cut(self, settings: Values, common: Values, count: int, random_key: int) -> Cut:
+    def mask(self, settings: Settings, common: Common, count: int, random_key: int) -> Mask:
         """Keep by a draw."""
-        density = float(settings["density"] or 0)
-        return Keep(Dense() if density >= 1 else Draw(int(2.0**32 * density), random_key))
+        return Dense() if settings.density >= 1 else Draw(int(2.0**32 * settings.density), random_key)
 
 
 class RankedBernoulli(Sparsifier):
-    """Keeps entries with a probability that rises with their rank in the row (DELLA, Deep et al., 2024)."""
+    """Keeps entries with a probability that rises with their rank in the line (DELLA, Deep et al., 2024)."""
 
-    parameters = (
-        DENSITY,
-        Parameter("epsilon", float, "model", default=0.15, minimum=0, maximum=1),
-    )
-    whole_lines = True
+    parameters = ("density", "epsilon")
 
-    def cut(self, settings: Values, common: Values, count: int, random_key: int) -> Cut:
+    def mask(self, settings: Settings, common: Common, count: int, random_key: int) -> Mask:
         """Keep by a draw against each entry's own probability."""
-        density, epsilon = float(settings["density"] or 0), float(settings["epsilon"] or 0)
-        if density >= 1:
-            return Keep(Dense())
-        if density <= 0:
-            return Keep(NOTHING)
-        by_density = common["rescale"] == "density"
-        return Keep(Ranked(density, epsilon, by_density, random_key))
+        if settings.density >= 1:
+            return Dense()
+        if settings.density <= 0:
+            return NOTHING
+        return Ranked(settings.density, settings.epsilon, common.rescale == "density", random_key)
 
-    def problem(self, settings: Values) -> str | None:
+    def problem(self, settings: Settings) -> str | None:
         """Probabilities must stay within 0 and 1."""
-        density, epsilon = float(settings["density"] or 0), float(settings["epsilon"] or 0)
+        density, epsilon = settings.density, settings.epsilon
         if 0 < density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
             return (
                 f"density {density:g} with epsilon {epsilon:g} gives keep probabilities from "
                 f"{density - epsilon:g} to {density + epsilon:g}; both must lie between 0 and 1"
             )
         return None
+
+
+def _band(
+    first: int, last: int, settings: Settings, common: Common, random_key: int, stable_ascending: bool
+) -> RankMask:
+    return RankMask(
+        first,
+        last,
+        settings.trim_slack,
+        common.ties,
+        stable_ascending,
+        common.trim_scope == "model",
+        random_key if common.ties == "spread" else 0,  # masks that do not draw are equal where they may be
+    )

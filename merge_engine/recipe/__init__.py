@@ -6,7 +6,7 @@ says which value each parameter takes for each model and tensor.
 
 from merge_engine.recipe.gradients import layer_of, layer_positions
 from merge_engine.recipe.loading import load_recipe
-from merge_engine.recipe.parameters import Parameter
+from merge_engine.recipe.parameters import Parameter, declared, parameter
 from merge_engine.recipe.reference import ModelReference
 from merge_engine.recipe.resolver import ParameterResolver
 from merge_engine.recipe.schema import ModelEntry, Recipe
@@ -20,7 +20,9 @@ __all__ = [
     "ParameterSetting",
     "Recipe",
     "Scalar",
+    "declared",
     "layer_of",
     "layer_positions",
     "load_recipe",
+    "parameter",
 ]

@@ -1,10 +1,15 @@
-"""What a merge method declares of each of its parameters: kind, range, default and scope."""
+"""The parameters of a merge method: kind, range, default and scope.
+
+A method declares them as the fields of two dataclasses, one for what each model has of its own and one for what holds
+for all models together. Type and default are the field's own, ``parameter`` adds the rest.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+import types
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from merge_engine.recipe.problems import shown
 from merge_engine.recipe.settings import Scalar
@@ -22,7 +27,7 @@ class Parameter:
     ``required``: there must be a setting for it; else ``default`` stands in, which may be None (not set).
     ``minimum`` and ``maximum`` are allowed values themselves unless marked exclusive; NaN and infinity
     never are. ``choices``: the allowed texts; none given allows any. ``constant``: one value for the
-    whole merge, so neither gradient nor filter.
+    whole merge, so neither gradient nor filter. ``attribute``: the dataclass field that takes the value.
     """
 
     name: str
@@ -36,6 +41,7 @@ class Parameter:
     exclusive_maximum: bool = False
     choices: tuple[str, ...] = ()
     constant: bool = False
+    attribute: str = ""
 
     @property
     def allowed(self) -> str:
@@ -84,6 +90,68 @@ class Parameter:
         return self.maximum is None or (
             value < self.maximum or (not self.exclusive_maximum and value == self.maximum)
         )
+
+
+def parameter(
+    default: Any = MISSING,
+    *,
+    name: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    exclusive_minimum: bool = False,
+    exclusive_maximum: bool = False,
+    constant: bool = False,
+) -> Any:
+    """A dataclass field that a recipe may set. Without a default a recipe must set it.
+
+    ``name`` is the key in recipes where Python has another use for the word (``lambda``). For the rest see
+    ``Parameter``.
+    """
+    options = {
+        "minimum": minimum,
+        "maximum": maximum,
+        "exclusive_minimum": exclusive_minimum,
+        "exclusive_maximum": exclusive_maximum,
+        "constant": constant,
+    }
+    return field(default=default, kw_only=True, metadata={"name": name, "options": options})
+
+
+def declared(fields_of: type, scope: Literal["model", "tensor"]) -> tuple[Parameter, ...]:
+    """The parameters that a dataclass declares, in the order of its fields.
+
+    A field is a bool, int, float or str, or a ``Literal`` of texts, which are its choices; ``| None`` allows "not set"
+    as the default. Raises ``TypeError`` for any other type.
+    """
+    hints = get_type_hints(fields_of)
+    result = []
+    for each in fields(fields_of):
+        kind, choices = _kind_of(hints[each.name], f"{fields_of.__name__}.{each.name}")
+        default: Any = each.default
+        result.append(
+            Parameter(
+                each.metadata.get("name") or each.name,
+                kind,
+                scope,
+                None if default is MISSING else default,
+                default is MISSING,
+                choices=choices,
+                attribute=each.name,
+                **each.metadata.get("options", {}),
+            )
+        )
+    return tuple(result)
+
+
+def _kind_of(hint: Any, place: str) -> tuple[Any, tuple[str, ...]]:
+    """The kind of a field, and its choices."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(each for each in get_args(hint) if each is not type(None))
+    if get_origin(hint) is Literal and all(isinstance(choice, str) for choice in get_args(hint)):
+        return str, get_args(hint)
+    if hint in (bool, int, float, str):
+        return hint, ()
+    raise TypeError(f"{place}: a parameter is a bool, int, float, str or a Literal of texts, not {hint}")
 
 
 def _number(raw: float | str) -> float | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
 from collections.abc import Iterable
 
 from pydantic import ValidationError
+
+from merge_engine.text import did_you_mean
 
 NOT_YET = frozenset(
     {
@@ -61,10 +62,7 @@ def shown(value: object) -> str:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``; did you mean "..."?`` with the known name nearest to a misspelt one, else all of them."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1)
-    if nearest:
-        return f'; did you mean "{nearest[0]}"?'
-    return f"; known here: {', '.join(names)}" if names else ""
+    return did_you_mean(name, names) or (f"; known here: {', '.join(names)}" if names else "")
 
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> str:

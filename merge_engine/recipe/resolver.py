@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 from merge_engine.errors import RecipeError
@@ -18,7 +19,7 @@ from merge_engine.recipe.problems import suggestion
 from merge_engine.recipe.schema import Recipe
 from merge_engine.recipe.settings import ParameterSetting, Rule, Scalar, rules
 
-Values: TypeAlias = dict[str, Scalar | None]
+Values: TypeAlias = Mapping[str, Scalar | None]
 
 _INT8_MASK = Parameter("int8_mask", bool, "tensor")
 """Makes mergekit use less memory and changes no result: accepted for every method, and ignored."""
@@ -70,7 +71,8 @@ class _Lookup:
     ) -> None:
         self._owner = owner
         self._place = place
-        self._fixed: Values = {}
+        self._fixed: dict[str, Scalar | None] = {}
+        self._shown: Values = MappingProxyType(self._fixed)
         self._varying: list[tuple[Parameter, list[Rule]]] = []
         for parameter in parameters:
             in_order = given.get(parameter.name, [])
@@ -82,6 +84,8 @@ class _Lookup:
                 self._varying.append((parameter, in_order))
 
     def at(self, tensor: str, t: float) -> Values:
+        if not self._varying:
+            return self._shown  # one object for all tensors, so that whoever converts it can do so once
         values = self._fixed.copy()
         for parameter, in_order in self._varying:
             values[parameter.name] = self._value(parameter, in_order, tensor, t)

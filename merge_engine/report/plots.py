@@ -6,8 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merge_engine.engine.discards import Discards
-from merge_engine.errors import ReportError
+from merge_engine.observe.discards import Discards
 from merge_engine.report.vectors import TaskVectors
 
 if TYPE_CHECKING:
@@ -49,14 +48,6 @@ class Line(NamedTuple):
     colour: str
     style: str
     values: Mapping[tuple[str, int], float]
-
-
-def require_matplotlib() -> None:
-    """Raise ``ReportError`` that says how to get it."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ReportError('the plots need matplotlib; run: pip install "merge_engine[report]"') from None
 
 
 def colour(position: int) -> str:

@@ -9,10 +9,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from merge_engine.checkpoint import MANIFEST_NAME
 from merge_engine.checkpoint.strict_json import parse_json
-from merge_engine.engine.discards import Discards, sum_up
-from merge_engine.engine.result import ModelCounts, TensorResult
 from merge_engine.errors import ReportError
 from merge_engine.methods import METHODS
+from merge_engine.observe.discards import Discards, sum_up
+from merge_engine.observe.manifest import FORMAT
+from merge_engine.observe.result import ModelCounts, TensorResult
 from merge_engine.recipe import Recipe, load_recipe
 
 _Count = Annotated[int, Field(strict=True)]
@@ -41,7 +42,7 @@ class Input(BaseModel):
 
 
 class _Manifest(BaseModel):
-    format: Literal[1]
+    format: Literal[2]
     recipe: str
     digest: str
     inputs: dict[str, Input]
@@ -86,7 +87,7 @@ class Record:
     def elects(self) -> bool:
         """Whether the method elects signs: without an election nothing is lost."""
         method = METHODS.get(self.recipe.merge_method)
-        return method is not None and any(p.name == "sign_slack" for p in method.parameters)
+        return method is not None and method.elects
 
     @property
     def trims_whole_model(self) -> bool:
@@ -105,7 +106,14 @@ def _without_common_folder(names: list[str]) -> list[str]:
 
 def _read(path: Path) -> _Manifest:
     try:
-        return _Manifest.model_validate(parse_json(path.read_bytes()))
+        document = parse_json(path.read_bytes())
+        found = document.get("format") if isinstance(document, dict) else None
+        if type(found) is int and found != FORMAT:
+            raise ReportError(
+                f"{path}: has format {found}, and this version of merge_engine reads format {FORMAT}; "
+                "run the merge again"
+            )
+        return _Manifest.model_validate(document)
     except FileNotFoundError:
         raise ReportError(
             f"{path.parent}: holds no {MANIFEST_NAME}; name the output folder of a merge"

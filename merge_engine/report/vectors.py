@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merge_engine.backends import Backend, create_backend
-from merge_engine.backends.operations import Chunk
-from merge_engine.engine.discards import Place
-from merge_engine.engine.plan import DEFAULT_MEMORY, Plan, make_plan
-from merge_engine.engine.tasks import TensorJob
+from merge_engine.backends import create_backend
+from merge_engine.engine.run import carry_out
+from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import ReportError
+from merge_engine.methods import Answers, Gram, Method, Operation, Task
+from merge_engine.observe.discards import Place
+from merge_engine.planning import DEFAULT_MEMORY, Schedule, make_plan, measuring
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.report.record import Record
 
@@ -54,27 +55,48 @@ class TaskVectors:
     by_layer: dict[tuple[str, int], Products] = field(default_factory=dict)
 
 
-def measure(record: Record, on_plan: Callable[[Plan], None], progress: Callable[[int], None]) -> TaskVectors:
-    """Read the inputs of a merge again.
+def measure(
+    record: Record, on_schedule: Callable[[Schedule], None], progress: Callable[[int], None]
+) -> TaskVectors:
+    """Read the inputs of a merge again, as a merge does.
 
-    Needs memory for one chunk of every input at a time. Raises ``ReportError`` when an input is not where it
-    was or has been rewritten since, and other ``MergeError`` when it cannot be read.
+    Raises ``ReportError`` when an input is not where it was or has been rewritten since, and other ``MergeError`` when
+    it cannot be read.
     """
-    backend, result = create_backend("cpu"), TaskVectors()
-    with make_plan(_at_paths(record), None, shard_size=2**62, memory=DEFAULT_MEMORY) as plan:
-        on_plan(plan)
-        for checkpoint in (plan.base, *plan.models.values()):
-            if checkpoint and record.inputs[str(checkpoint.path)].fingerprint != checkpoint.fingerprint():
-                raise ReportError(f"{checkpoint.path}: has been rewritten since it was merged")
-        for job in plan.jobs:
-            if job.task is not None:
-                products = _products(plan, job, backend)
-                result.total.add(products)
-                place = Place.of(job.name)
-                if place.layer is not None:
-                    result.by_layer.setdefault((place.stack, place.layer), Products()).add(products)
-            progress(plan.input_bytes(job))
+    result = TaskVectors()
+
+    def add(task: Task, answers: Answers) -> None:
+        products = _products(task, answers[Gram()])
+        result.total.add(products)
+        place = Place.of(task.name)
+        if place.layer is not None:
+            result.by_layer.setdefault((place.stack, place.layer), Products()).add(products)
+
+    merge = make_plan(_at_paths(record), None, shard_size=2**62)
+    for given in (merge.base, *merge.models.values()):
+        if given and record.inputs[str(given.path)].fingerprint != given.fingerprint:
+            raise ReportError(f"{given.path}: has been rewritten since it was merged")
+    backend = create_backend()
+    plan = measuring(merge, _InnerProducts())
+    with open_access(plan, backend) as access:
+        schedule = schedule_for(plan, access, backend, DEFAULT_MEMORY)
+        on_schedule(schedule)
+        carry_out(schedule, backend, access, None, None, progress, add)
     return result
+
+
+class _InnerProducts(Method):
+    """Only measures."""
+
+    name = "inner products"
+
+    def needs(self, task: Task) -> tuple[Gram]:
+        """The inner products of all inputs."""
+        return (Gram(),)
+
+    def solve(self, task: Task, answers: Answers) -> Operation:
+        """Nothing is merged."""
+        raise NotImplementedError
 
 
 def _at_paths(record: Record) -> Recipe:
@@ -96,34 +118,18 @@ def _at_paths(record: Record) -> Recipe:
     return record.recipe.model_copy(update={"models": models, "base_model": base})
 
 
-def _products(plan: Plan, job: TensorJob, backend: Backend) -> Products:
+def _products(task: Task, gram: Sequence[Sequence[float]]) -> Products:
     """From the Gram matrix of all inputs: <x - b, y - b> = <x, y> - <x, b> - <y, b> + <b, b>.
 
     The matrix is summed in double, and exactly so for each product of two 32-bit values; what the difference
     loses of a task vector a thousandth of its base's size is in the tenth digit.
     """
-    models = list(job.models)
-    n = len(models) + 1
-    sums = [0.0] * (n * n)
-    for chunk in _chunks(plan, job, backend):
-        sums = backend.gram(chunk, sums)
-    base = sums[0]
+    models, n, base = task.models, len(task.models) + 1, gram[0][0]
 
     def between(i: int, j: int) -> float:
-        product = sums[i * n + j] - sums[i] - sums[j] + base
-        return product if abs(product) > _NOTHING * (sums[i * n + i] + sums[j * n + j] + base) else 0.0
+        product = gram[i][j] - gram[0][i] - gram[0][j] + base
+        return product if abs(product) > _NOTHING * (gram[i][i] + gram[j][j] + base) else 0.0
 
     return Products(
         base, {(models[i - 1], models[j - 1]): between(i, j) for i in range(1, n) for j in range(i, n)}
     )
-
-
-def _chunks(plan: Plan, job: TensorJob, backend: Backend) -> Iterator[Chunk]:
-    inputs, types = plan.inputs(job), plan.input_dtypes(job)
-    for start, count in plan.chunks(job):
-        arrays = []
-        for (checkpoint, name), dtype in zip(inputs, types, strict=True):
-            memory = memoryview(bytearray(count * dtype.itemsize))
-            checkpoint.read_into(name, start * dtype.itemsize, memory)
-            arrays.append(backend.array(memory, dtype))
-        yield Chunk(arrays[0], arrays[1:], job.working, start, count)

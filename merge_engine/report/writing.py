@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from merge_engine.checkpoint import REPORT_NAMES
-from merge_engine.engine.plan import Plan
-from merge_engine.engine.result import ModelCounts
-from merge_engine.errors import MergeError, OutputError
+from merge_engine.errors import MergeError, OutputError, ReportError
+from merge_engine.observe.result import ModelCounts
+from merge_engine.planning import Schedule
 from merge_engine.report.page import render
-from merge_engine.report.plots import require_matplotlib
 from merge_engine.report.record import Record
 from merge_engine.report.vectors import Products, TaskVectors, measure
 
@@ -21,7 +20,7 @@ from merge_engine.report.vectors import Products, TaskVectors, measure
 def write_report(
     output: str | Path,
     *,
-    on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_schedule: Callable[[Schedule], None] = lambda schedule: None,
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> tuple[Path, Path]:
     """Write ``merge_report.html`` and ``merge_report.json`` into the output folder of a merge.
@@ -29,25 +28,36 @@ def write_report(
     They show, for each model, the share of kept entries that the election discarded and that slack saved: in
     all, by layer and by kind of tensor; how far the task vectors agree; and their norms. Counts come from the
     merge's manifest. For the rest the inputs are read once more; if they are gone or have been rewritten, both
-    files say so. ``on_plan`` and ``progress`` are as in ``run``.
+    files say so. ``on_schedule`` and ``progress`` are as in ``run``.
 
     Returns the paths of both files. Raises ``ReportError`` when the folder holds no merge with task vectors or
-    matplotlib is not installed, and ``OutputError`` when the files cannot be written.
+    jinja2 or matplotlib is not installed, and ``OutputError`` when the files cannot be written.
     """
-    require_matplotlib()
+    _require_extra()
     record = Record(Path(output))
     vectors, missing = None, ""
     try:
-        vectors = measure(record, on_plan, progress)
+        vectors = measure(record, on_schedule, progress)
     except MergeError as error:
         missing = str(error).splitlines()[0].rstrip(".")
     page, numbers = (record.folder / name for name in REPORT_NAMES)
     try:
-        page.write_text(render(record, vectors, missing), encoding="utf-8")
+        # The name of a folder may hold bytes that are no UTF-8.
+        page.write_text(render(record, vectors, missing), encoding="utf-8", errors="backslashreplace")
         numbers.write_text(json.dumps(_numbers(record, vectors, missing), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
     return page, numbers
+
+
+def _require_extra() -> None:
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ReportError(
+            'a report needs jinja2 and matplotlib; run: pip install "merge_engine[report]"'
+        ) from None
 
 
 def _numbers(record: Record, vectors: TaskVectors | None, missing: str) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""The least time that a merge can take on a machine: what moving its bytes takes at the limits that were measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from merge_engine.backends import Backend
+from merge_engine.bench.limits import Limits
+from merge_engine.planning import Schedule
+from merge_engine.storage import Way, cached_share
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a merge moves through a part of the machine in bytes, and what that can do at best in bytes per second.
+
+    The limit is None while it is not measured. Resources with the same ``part`` share it.
+    """
+
+    name: str
+    part: str
+    bytes: int
+    limit: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """The least time that it takes."""
+        return None if self.limit is None else self.bytes / self.limit
+
+
+def floor(resources: tuple[Resource, ...]) -> float | None:
+    """Seconds that moving the bytes takes at least: those of the slowest part; None if one is unknown."""
+    taken: dict[str, float] = {}
+    for resource in resources:
+        if not resource.bytes:
+            continue
+        if resource.seconds is None:
+            return None
+        taken[resource.part] = taken.get(resource.part, 0.0) + resource.seconds
+    return max(taken.values(), default=0.0)
+
+
+def resources(
+    schedule: Schedule, way: Way, output: Path | None, limits: Limits, backend: Backend | type[Backend]
+) -> tuple[Resource, ...]:
+    """What a merge moves through each part of the machine, with the inputs where they are now.
+
+    Raises ``OSError`` when an input file cannot be looked at.
+    """
+    plan = schedule.plan
+    by_file: dict[Path, int] = {}
+    for task in plan.tasks:
+        readings = schedule.readings(task)
+        for operand in task.inputs:
+            for file in operand.files:
+                by_file[file.path] = by_file.get(file.path, 0) + readings * operand.stored_bytes
+    read = sum(by_file.values())
+    in_cache = round(sum(cached_share(path, len(by_file)) * nbytes for path, nbytes in by_file.items()))
+    stored, copied = read - in_cache, 0 if schedule.budget.in_place else in_cache
+    through = "direct read" if way == "direct" else "disk read"
+    result = [
+        Resource(
+            through, "storage", stored, limits.reading(by_file, "direct" if way == "direct" else "read")
+        ),
+        Resource("page cache", "page cache", copied, limits.reading(by_file, "cached")),
+        Resource("memory", "memory", read + plan.bytes_written, limits.memory),
+    ]
+    if backend.has_link:
+        result.append(Resource("link", "link", read, limits.link))
+    if output is not None:
+        disk = limits.disk(output)
+        result.append(Resource("disk write", "disk write", plan.bytes_written, disk.write if disk else None))
+    return tuple(result)

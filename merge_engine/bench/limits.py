@@ -1,0 +1,101 @@
+"""What this machine can do at best, as it was measured, kept in the user's cache.
+
+Measuring writes hundreds of megabytes, so it happens when it is asked for (``merge-engine doctor --measure``
+and ``merge-engine bench``) and neither in a plan, which writes nothing, nor in a run, which would be slower
+for it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from merge_engine.storage import mount_of
+from merge_engine.storage.machine import cores, processor
+
+ReadingWay = Literal["read", "direct", "cached"]
+"""From storage through the page cache, from storage past it, from the page cache: see ``DiskLimits``."""
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Bytes per second."""
+
+
+@dataclass(frozen=True)
+class DiskLimits:
+    """One file system: reading from storage through and past the page cache, and from it; writing until stored."""
+
+    read: Rate
+    direct: Rate
+    cached: Rate
+    write: Rate
+
+
+@dataclass
+class Limits:
+    """Bytes per second of this machine; None or absent is not measured.
+
+    ``memory`` counts what is read and what is written by all cores together, ``link`` is from the host to a
+    CUDA device, ``disks`` has an entry for each file system.
+    """
+
+    memory: Rate | None = None
+    link: Rate | None = None
+    disks: dict[str, DiskLimits] = field(default_factory=dict)
+
+    def disk(self, path: Path) -> DiskLimits | None:
+        """The limits of the file system that ``path`` lies on, or would lie on."""
+        return self.disks.get(str(mount_of(path)))
+
+    def reading(self, nbytes: Mapping[Path, int], way: ReadingWay) -> float | None:
+        """Bytes per second when so many are read under each path in one way; file systems work side by side."""
+        by_disk: dict[DiskLimits, int] = {}
+        for path, count in nbytes.items():
+            disk = self.disk(path)
+            if disk is None:
+                return None
+            by_disk[disk] = by_disk.get(disk, 0) + count
+        slowest = max((n / getattr(disk, way) for disk, n in by_disk.items()), default=0.0)
+        return sum(by_disk.values()) / slowest if slowest else None
+
+
+_FILE = TypeAdapter(dict[str, Limits])  # by machine: a home folder may be shared by many
+
+
+def limits_file() -> Path:
+    """Where limits are kept: below ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merge_engine" / "limits.json"
+
+
+def load_limits() -> Limits:
+    """The limits of this machine. Empty when nothing was measured, or when the file is not what we wrote."""
+    return _load_all().get(_machine(), Limits())
+
+
+def save_limits(limits: Limits) -> None:
+    """Keep the limits of this machine. Raises ``OSError`` when the cache cannot be written."""
+    machines = {**_load_all(), _machine(): limits}
+    file = limits_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        part.write_bytes(_FILE.dump_json(machines, indent=1))
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _load_all() -> dict[str, Limits]:
+    try:
+        return _FILE.validate_json(limits_file().read_bytes())
+    except (OSError, ValidationError):
+        return {}
+
+
+def _machine() -> str:
+    return f"{platform.node()}, {processor()}, {cores()} cores"

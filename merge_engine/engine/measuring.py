@@ -1,0 +1,253 @@
+"""From needs to answers: what is measured chunk by chunk, and what follows from it.
+
+A ``Measurement`` takes the chunks of one tensor, or of all tensors that decide something together, step by step (see
+``methods/needs.py``). What it finds stays with the backend, on its device, until somebody looks at it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations_with_replacement
+from typing import Any
+
+from merge_engine.backends import Backend
+from merge_engine.backends.operations import (
+    EVERY_POSITION,
+    NO_POSITION,
+    Chunk,
+    Column,
+    Found,
+    Mask,
+    Positions,
+    Rank,
+    RankBand,
+    RankMask,
+    SolvedBand,
+)
+from merge_engine.backends.statistics import BlockSums
+from merge_engine.dtypes import DType
+from merge_engine.errors import CheckpointError
+from merge_engine.methods import Gram, KeyRanks, MaskedL1, Need, Place, Task, TiePlaces
+from merge_engine.methods.needs import Kind, Step
+
+Query = tuple[int, int]
+"""A model's recipe position, and a rank."""
+
+
+@dataclass(frozen=True)
+class SharedAnswers:
+    """What the tensors of the models decided together, as data that can be sent: by model and rank."""
+
+    found: Mapping[Query, Found]
+    places: Mapping[Query, Place]
+
+
+class Measurement(Mapping[Need, Any]):
+    """Answers to ``needs``, complete once every step has seen all chunks.
+
+    ``elements`` is how many all chunks hold together. ``shared`` has the answers that tensors gave together, ``known``
+    answers that need not be measured again. As a
+    mapping it gives the answers to a method, which waits until a device has them.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        needs: Sequence[Need],
+        working: DType,
+        elements: int,
+        shared: Measurement | None = None,
+        known: SharedAnswers | None = None,
+    ):
+        self._backend = backend
+        self._needs = needs
+        self._working = working
+        self._elements = elements
+        self._shared = shared
+        self._queries: list[Query] = []
+        for need in needs:
+            if isinstance(need, KeyRanks):
+                self._queries += [(need.model, rank) for rank in need.ranks]
+        self._found: dict[Query, Any] = {}
+        self._slots: dict[Query, int] = {}
+        self._counts: Any = None
+        self._places: dict[Query, Place] = {}
+        self._wanted: dict[Query, tuple[int, int]] | None = None
+        self._norms: list[Any] = []  # handles to BlockSums, one a chunk
+        self._gram: list[Any] = []
+        self._solved: dict[int, tuple[RankMask, SolvedBand]] = {}
+        if known is not None:
+            self._found = {query: backend.known(found) for query, found in known.found.items()}
+            self._places = dict(known.places)
+
+    def add(self, step: Step, chunk: Chunk, task: Task, last: bool) -> None:
+        """Measure a chunk of a tensor; with the ``last`` one the step is complete. Chunks come in order."""
+        if step.kind is Kind.KEYS:
+            self._count(step.level, chunk, task, last)
+        elif step.kind is Kind.PLACES:
+            self._locate(chunk, task, last)
+        else:
+            self._sum(chunk, task)
+
+    def data(self) -> SharedAnswers:
+        """The keys and places that were found, to be known elsewhere. Waits for a device."""
+        found = {query: self._backend.fetch(handle) for query, handle in self._found.items()}
+        return SharedAnswers(found, dict(self._places))
+
+    def masks(self, task: Task, masks: Mapping[int, Mask]) -> list[SolvedBand]:
+        """What a backend applies for each model's mask, and how many entries it would keep without trim slack.
+
+        All calls are for the same tensor.
+        """
+        asked = [
+            (model, mask)
+            for model, mask in masks.items()
+            if isinstance(mask, RankMask) and ((known := self._solved.get(model)) is None or known[0] != mask)
+        ]
+        if asked:
+            bands = [self._band(task, model, mask) for model, mask in asked]
+            for (model, mask), solved in zip(asked, self._backend.bands(bands, task.working), strict=True):
+                self._solved[model] = mask, solved
+        return [
+            self._solved[model][1] if isinstance(mask, RankMask) else SolvedBand(mask, None)
+            for model, mask in masks.items()
+        ]
+
+    def __getitem__(self, need: Need) -> Any:
+        if need not in self._needs:
+            if self._shared is None:
+                raise KeyError(f"{need} was not asked for")
+            return self._shared[need]
+        if isinstance(need, KeyRanks):
+            return {rank: self._backend.fetch(self._found[need.model, rank]) for rank in need.ranks}
+        if isinstance(need, TiePlaces):
+            return {rank: place for (model, rank), place in self._places.items() if model == need.model}
+        if isinstance(need, MaskedL1):
+            norms = [each for each in self._needs if isinstance(each, MaskedL1)]
+            at = 2 * norms.index(need)
+            return tuple(self._totals(self._norms)[at : at + 2])
+        if isinstance(need, Gram):
+            return _symmetric(self._totals(self._gram))
+        raise KeyError(f"{need} has no answer")
+
+    def __iter__(self) -> Iterator[Need]:
+        return iter(self._needs)
+
+    def __len__(self) -> int:
+        return len(self._needs)
+
+    def _count(self, level: int, chunk: Chunk, task: Task, last: bool) -> None:
+        found = self._found
+        if self._counts is None:
+            keys: dict[Any, int] = {}  # at level 0, the ranks of a model share its table
+            self._slots = {
+                query: keys.setdefault(query if level else query[0], len(keys)) for query in self._queries
+            }
+            self._counts = self._backend.new_histograms(level, len(keys))
+        alone = level == 0 and chunk.count == self._elements
+        columns = {
+            slot: Column(
+                slot,
+                task.models.index(model),
+                found.get((model, rank)),
+                tuple(r for m, r in self._queries if m == model) if alone else (),
+            )
+            for (model, rank), slot in self._slots.items()
+            if model in task.models
+        }
+        self._backend.histogram(chunk, level, list(columns.values()), self._counts)
+        if last:
+            ranks = [Rank(slot, query[1], found.get(query)) for query, slot in self._slots.items()]
+            handles = self._backend.select(self._counts, level, ranks)
+            self._found = dict(zip(self._slots, handles, strict=True))
+            self._counts = None
+
+    def _locate(self, chunk: Chunk, task: Task, last: bool) -> None:
+        """Look for the n-th occurrence of each deciding key, in the order of the elements."""
+        if self._wanted is None:
+            self._wanted = {}
+            for need in self._needs:
+                if isinstance(need, TiePlaces):
+                    found = {
+                        rank: self._backend.fetch(self._found[need.model, rank]) for rank in need.mask.ranks
+                    }
+                    for rank, nth in _deciding_ties(need.mask, found).items():
+                        self._wanted[need.model, rank] = found[rank].key, nth
+        for query, (key, nth) in list(self._wanted.items()):
+            if query[0] not in task.models:
+                continue
+            passed, offset = self._backend.locate(chunk, task.models.index(query[0]), key, nth)
+            if offset is None:
+                self._wanted[query] = key, nth - passed
+            else:
+                self._places[query] = Place(task.name, chunk.start + offset)
+                del self._wanted[query]
+        if last and self._wanted:
+            raise CheckpointError(
+                "the inputs changed while they were merged: what was counted is not there any more"
+            )
+
+    def _sum(self, chunk: Chunk, task: Task) -> None:
+        masks = {need.model: need.mask for need in self._needs if isinstance(need, MaskedL1)}
+        if masks:
+            solved = [mask for mask, _ in self.masks(task, masks)]
+            self._norms.append(self._backend.l1_norms(chunk, solved, task.storage_rounding))
+        if Gram() in self._needs:
+            self._gram.append(self._backend.gram(chunk))
+
+    def _totals(self, handles: list[Any]) -> list[float]:
+        """The sums over all chunks, looked at once."""
+        sums: BlockSums = reduce(BlockSums.merge, (self._backend.fetch(handle) for handle in handles))
+        handles[:] = [sums]
+        return sums.totals()
+
+    def _band(self, task: Task, model: int, mask: RankMask) -> RankBand:
+        source = self._shared if mask.whole_model and self._shared is not None else self
+        high = mask.first if mask.first > 1 else None
+        return RankBand(
+            mask.first,
+            mask.last,
+            source._found[model, mask.last],
+            None if high is None else source._found[model, high],
+            mask.slack,
+            mask.ties,
+            _positions(task, source._places.get((model, mask.last)), mask.stable_ascending),
+            _positions(task, source._places.get((model, mask.first)), False),
+            mask.random_key,
+        )
+
+
+def _symmetric(products: Sequence[float]) -> list[list[float]]:
+    """The rows of a symmetric matrix from those of its upper triangle."""
+    n = (math.isqrt(8 * len(products) + 1) - 1) // 2
+    rows = [[0.0] * n for _ in range(n)]
+    for (i, k), product in zip(combinations_with_replacement(range(n), 2), products, strict=True):
+        rows[i][k] = rows[k][i] = product
+    return rows
+
+
+def _deciding_ties(mask: RankMask, found: Mapping[int, Found]) -> dict[int, int]:
+    """For each rank whose ties are split by index: the occurrence (from 0) where the split is."""
+    counts = {}
+    low = found[mask.last]
+    kept = mask.last - low.above
+    if mask.slack == 0 and kept < low.equal and low.key > 0:
+        counts[mask.last] = low.equal - kept if mask.stable_ascending else kept - 1
+    if mask.first > 1:
+        high = found[mask.first]
+        dropped = mask.first - 1 - high.above
+        if dropped > 0 and high.key > 0:
+            counts[mask.first] = high.equal - dropped - 1
+    return counts
+
+
+def _positions(task: Task, place: Place | None, from_there: bool) -> Positions:
+    """Where the ties at a threshold stay: up to the deciding one, or from it on. Tensors follow in order of names."""
+    if place is None:
+        return EVERY_POSITION
+    if task.name == place.tensor:
+        return (place.index, EVERY_POSITION[1]) if from_there else (0, place.index)
+    return EVERY_POSITION if (task.name > place.tensor) == from_there else NO_POSITION

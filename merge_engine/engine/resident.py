@@ -1,0 +1,196 @@
+"""Merge tensors that are already in memory, with the methods, options and bytes of ``run``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge_engine.backends import Backend, create_backend
+from merge_engine.engine.work import Run, Work, differing
+from merge_engine.errors import BackendError, PlanError, RecipeError
+from merge_engine.methods import Action, Method, Task, find_method
+from merge_engine.operands import InMemory
+from merge_engine.planning import Budget, Catalogue, Input, MergePlan, Schedule, Visit, make_tasks
+from merge_engine.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    import torch
+
+StateDict = Mapping[str, "torch.Tensor"]
+RECIPE_OPTIONS = ("dtype", "out_dtype", "arithmetic", "seed", "allow_nonfinite")
+_WHOLE = Budget(memory=2**62, in_place=True, cached_piece=2**62)
+"""Tensors are where they are: nothing is streamed, and none is cut unless it has more elements than a chunk may."""
+
+
+def merge_tensors(
+    base: torch.Tensor | None,
+    models: Sequence[torch.Tensor],
+    method: str = "ties",
+    *,
+    name: str = "tensor",
+    backend: str = "auto",
+    **options: Any,
+) -> torch.Tensor:
+    """Merge one tensor.
+
+    ``base`` is None for methods without one. ``name`` seeds the random draws. For the options see
+    ``merge_state_dicts``. Returns a new contiguous tensor on the device of the inputs.
+    """
+    merged = merge_state_dicts(
+        None if base is None else {name: base},
+        [{name: model} for model in models],
+        method,
+        backend=backend,
+        **options,
+    )
+    return merged[name]
+
+
+def merge_state_dicts(
+    base: StateDict | None,
+    models: Sequence[StateDict],
+    method: str = "ties",
+    *,
+    backend: str = "auto",
+    **options: Any,
+) -> dict[str, torch.Tensor]:
+    """Merge state dicts as ``run`` merges checkpoints.
+
+    ``options`` are the keys of a recipe (``dtype``, ``out_dtype``, ``arithmetic``, ``seed``,
+    ``allow_nonfinite``) and the method's parameters; a parameter that each model has of its own, such as
+    ``weight``, takes one value for all models or a list with one for each. ``lambda`` is a word of Python:
+    write ``**{"lambda": 0.5}``. Weights default to 1.
+
+    Tensors of any layout, all on one device. On a CUDA device they are merged there, on the current stream.
+    Returns new contiguous tensors; nothing of autograd is recorded. Raises ``RecipeError`` for options,
+    ``PlanError`` for tensors that do not fit together, and ``NonFiniteError``.
+    """
+    found = find_method(method)
+    if found.uses_base and base is None:
+        raise RecipeError(f"{method} needs a base model")
+    plan = _plan(found, base if found.uses_base else None, models, options)
+    chosen = _backend_for(backend, [*([base] if base is not None else []), *models])
+    schedule = Schedule(plan, _WHOLE)
+    run = Run(schedule, chosen)
+    merged = {task.name: _output(task) for task in plan.tasks}
+    under_way = []
+    for visit in schedule.visits():
+        if visit.task.action is Action.COPY:
+            continue
+        work = Work(run, visit, partial(_arrays, chosen, visit))
+        work.measure()
+        work.merge(_target(chosen, visit, merged[visit.task.name]) if visit.merge else None)
+        under_way.append(work)
+    for work in under_way:  # not before everything is under way: a device need not wait for the host
+        work.wait()
+    return merged
+
+
+def _plan(
+    method: Method, base: StateDict | None, models: Sequence[StateDict], options: Mapping[str, Any]
+) -> MergePlan:
+    """The plan of a merge into memory."""
+    recipe = _recipe(method, len(models), options)
+    catalogue = None if base is None else _catalogue("the base model", base)
+    inputs = {i: _catalogue(f"model {i}", model) for i, model in enumerate(models)}
+    planned = make_tasks(recipe, method, catalogue, inputs)
+    if planned.problems:
+        raise PlanError(planned.problems)
+    nowhere = Input(Path(), "", {})
+    return MergePlan(
+        recipe,
+        method,
+        None if base is None else nowhere,
+        dict.fromkeys(inputs, nowhere),
+        nowhere,
+        tuple(planned.tasks),
+        (),
+        tuple(planned.notes),
+    )
+
+
+def _output(task: Task) -> torch.Tensor:
+    """A tensor for what is merged; one that cannot be computed with is copied, and must be the same everywhere."""
+    import torch
+
+    first = _tensor(task, 0)
+    if task.action is Action.COPY:
+        for i in range(1, len(task.inputs)):
+            if not _same_bytes(_tensor(task, i), first):
+                raise differing(task, task.inputs[0].owner, task.inputs[i].owner)
+        return first.contiguous().clone()
+    return torch.empty(task.shape, dtype=getattr(torch, task.out.name), device=first.device)
+
+
+def _tensor(task: Task, i: int) -> torch.Tensor:
+    operand = task.inputs[i]
+    assert isinstance(operand, InMemory)
+    return operand.tensor
+
+
+def _arrays(backend: Backend, visit: Visit, count: int) -> list[Any]:
+    """The first inputs of a visit as arrays of the backend."""
+    where = slice(visit.start, visit.start + visit.count)
+    tensors = (_tensor(visit.task, i).contiguous().view(-1) for i in range(count))
+    return [backend.tensor(tensor[where]) for tensor in tensors]
+
+
+def _target(backend: Backend, visit: Visit, output: torch.Tensor) -> Any:
+    return backend.tensor(output.view(-1)[visit.start : visit.start + visit.count])
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    import torch
+
+    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+
+
+def _recipe(method: Method, models: int, options: Mapping[str, Any]) -> Recipe:
+    """The recipe that the arguments amount to."""
+    top = {
+        key: str(value) if "dtype" in key and value is not None else value
+        for key, value in options.items()
+        if key in RECIPE_OPTIONS
+    }
+    per_model: list[dict[str, Any]] = [{} for _ in range(models)]
+    common: dict[str, Any] = {}
+    scopes = {parameter.name: parameter.scope for parameter in method.parameters}
+    given = {key: value for key, value in options.items() if key not in RECIPE_OPTIONS}
+    if "weight" in scopes:
+        given.setdefault("weight", 1.0)
+    for key, value in given.items():
+        if scopes.get(key) == "model" and isinstance(value, Sequence) and not isinstance(value, str):
+            if len(value) != models:
+                raise RecipeError(
+                    f"{key}: {len(value)} values for {models} model(s); give one for each, or one for all"
+                )
+            for parameters, own in zip(per_model, value, strict=True):
+                parameters[key] = own
+        else:
+            common[key] = value
+    entries = [{"model": f"model {i}", "parameters": parameters} for i, parameters in enumerate(per_model)]
+    return load_recipe({"merge_method": method.name, "models": entries, "parameters": common, **top})
+
+
+def _catalogue(label: str, tensors: StateDict) -> Catalogue:
+    return Catalogue(label, {name: InMemory.of(name, tensor, label) for name, tensor in tensors.items()})
+
+
+def _backend_for(name: str, inputs: Sequence[StateDict]) -> Backend:
+    """The backend for the device that the tensors are on; torch's own operations where no other reaches it."""
+    devices = {str(tensor.device) for tensors in inputs for tensor in tensors.values()}
+    if len(devices) > 1:
+        raise PlanError(
+            [f"the tensors are on several devices ({', '.join(sorted(devices))}); move them to one"]
+        )
+    device = devices.pop() if devices else "cpu"
+    if name != "auto":
+        return create_backend(name, device=device if device.startswith("cuda") else "auto")
+    try:
+        return create_backend(device=device)
+    except BackendError as error:
+        warnings.warn(f"merging with the reference backend, which is slow: {error}", stacklevel=3)
+        return create_backend("reference")

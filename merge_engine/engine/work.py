@@ -1,0 +1,278 @@
+"""One visit on a backend: measured, merged, waited for.
+
+The three phases are apart because several visits are under way at a time: all visits of a batch are measured before the
+first is merged, so that a device can be asked at once for what all of them need, and it may still be at work when the
+next batch is handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from merge_engine.backends import Backend
+from merge_engine.backends.cpu import identical
+from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, Line, Outcome
+from merge_engine.engine.measuring import Measurement, SharedAnswers
+from merge_engine.errors import NonFiniteError, PlanError
+from merge_engine.methods import Action, Answers, Operation, Task
+from merge_engine.methods.needs import needs_reading
+from merge_engine.observe.ledger import Ledger
+from merge_engine.observe.result import ModelCounts, TensorResult
+from merge_engine.planning import MergePlan, Schedule, Visit
+
+Solved: TypeAlias = tuple[Operation, dict[int, Any]]
+"""An operation with masks that the backend has solved, and what each model's mask would keep without trim slack."""
+
+COPY = Combine((1.0,))
+"""Gives back every finite value bit for bit, converted to the output's type."""
+
+
+class Run:
+    """What the visits of one run have in common.
+
+    ``results`` has an entry for each merged tensor, ``trimmed_to`` what a trim over the whole model would have kept
+    without slack, ``notes`` what is worth telling. ``answered`` is called with each tensor that is only measured, and
+    its answers. ``shared`` are answers that all tensors of the models gave together before.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        backend: Backend,
+        ledger: Ledger | None = None,
+        notes: list[str] | None = None,
+        answered: Callable[[Task, Answers], None] | None = None,
+        shared: SharedAnswers | None = None,
+    ):
+        self.plan: MergePlan = schedule.plan
+        self.backend = backend
+        self.ledger = ledger or Ledger()
+        self.notes = notes if notes is not None else []
+        self.answered = answered
+        self.results: dict[str, TensorResult] = {}
+        self.trimmed_to: dict[int, int] = {}
+        self.measurements: dict[str, Measurement] = {}  # of tensors that take several visits
+        self.operations: dict[str, Solved] = {}
+        self.measured: dict[str, tuple[Chunk, bool]] = {}
+        self.shared: Measurement | None = None
+        if schedule.shared_needs:
+            tasks = [task for task in self.plan.tasks if task.action in (Action.MERGE, Action.MEASURE)]
+            working = next(task.working for task in tasks if task.count)
+            elements = sum(task.count for task in tasks)
+            self.shared = Measurement(backend, schedule.shared_needs, working, elements, known=shared)
+
+    def measurement(self, visit: Visit) -> Measurement:
+        """The measurement that a visit belongs to."""
+        if visit.shared:
+            assert self.shared is not None
+            return self.shared
+        task = visit.task
+        found = self.measurements.get(task.name)
+        if found is None:
+            found = Measurement(self.backend, visit.needs, task.working, task.count, self.shared)
+            if not (visit.whole and visit.merge):
+                self.measurements[task.name] = found
+        return found
+
+
+class Work:
+    """One visit. ``arrays`` are its inputs on the backend, the base first; ``hosts`` the same in host memory, if there.
+
+    Call ``measure``, ``merge`` and ``wait``, each once and in the order of the visits.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        visit: Visit,
+        arrays: Callable[[int], list[Any]],
+        hosts: Sequence[memoryview] | None = None,
+    ):
+        self._run = run
+        self.visit = visit
+        self._arrays = arrays
+        self._hosts = hosts
+        self._chunk: Chunk | None = None
+        self._unchanged = False
+        self._measurement: Measurement | None = None
+        self._handle: Any = None
+
+    def measure(self) -> None:
+        """Measure what the visit is to measure.
+
+        Raises ``CheckpointError`` for inputs that change meanwhile.
+        """
+        run, visit = self._run, self.visit
+        task = visit.task
+        if task.action is Action.COPY:
+            return
+        before = run.measured.get(task.name)
+        self._unchanged = before[1] if before is not None else self._is_unchanged()
+        self._chunk = chunk = self._make_chunk()
+        if before is not None:
+            chunk.part_of = before[0]
+        if visit.stays:
+            run.measured[task.name] = chunk, self._unchanged
+        if task.action is Action.ROUND or self._unchanged:
+            return
+        self._measurement = run.measurement(visit)
+        for step in visit.steps:
+            self._measurement.add(step, chunk, task, visit.last)
+
+    def merge(self, output: Any) -> None:
+        """Merge into ``output``, an array of the backend; unless the visit is only to measure.
+
+        Waits where the operation depends on what a device has to find first.
+        """
+        visit, backend = self.visit, self._run.backend
+        task = visit.task
+        if task.action is Action.COPY:
+            return
+        assert self._chunk is not None
+        if not visit.merge:
+            self._handle = backend.mark()
+        elif task.action is Action.ROUND or self._unchanged:
+            self._handle = backend.combine(self._chunk, COPY, output)
+        else:
+            operation, _ = self._operation()
+            if isinstance(operation, Consensus):
+                self._handle = backend.consensus(self._chunk, operation, output)
+            else:
+                self._handle = backend.combine(self._chunk, operation, output)
+
+    def copy(self, output: memoryview) -> None:
+        """Copy a tensor that cannot be computed with.
+
+        Raises ``PlanError`` unless all inputs hold the same.
+        """
+        task = self.visit.task
+        assert self._hosts is not None
+        for operand, data in zip(task.inputs[1:], self._hosts[1:], strict=True):
+            if not identical([self._hosts[0], data], None):
+                raise differing(task, task.inputs[0].owner, operand.owner)
+        output[:] = self._hosts[0]
+
+    def wait(self) -> None:
+        """Wait until inputs and output are no longer in use, and count what became of the elements.
+
+        Raises ``NonFiniteError`` for NaN or infinity that the recipe does not allow.
+        """
+        run, visit = self._run, self.visit
+        task = visit.task
+        outcome = run.backend.fetch(self._handle)
+        if task.action is Action.MEASURE and visit.answers and not visit.shared:
+            assert run.answered is not None and self._measurement is not None
+            run.answered(task, self._measurement)
+            run.measurements.pop(task.name, None)
+        if not visit.merge:
+            return
+        result = run.results.setdefault(task.name, TensorResult(task.name, 0))
+        result.elements += visit.count
+        if outcome is None:  # copied
+            return
+        check_finite(task, outcome, run.plan.recipe.allow_nonfinite)
+        if task.action is Action.MERGE:
+            self._count(result, outcome)
+        if visit.start + visit.count == task.count:
+            run.measurements.pop(task.name, None)
+            run.operations.pop(task.name, None)
+            run.measured.pop(task.name, None)
+
+    def _count(self, result: TensorResult, outcome: Outcome) -> None:
+        """Add a chunk's counts to its tensor's. What a trim would have kept is known per tensor, not per chunk."""
+        run, visit, task = self._run, self.visit, self.visit.task
+        if self._unchanged:
+            for model in task.models:
+                result.counts.setdefault(model, ModelCounts())
+            return
+        _, trimmed_to = self._operation()
+        plain = {model: run.backend.fetch(kept) for model, kept in trimmed_to.items()}
+        if run.shared is not None:
+            run.trimmed_to.update(plain)
+            plain = {}
+        for model, counts in zip(task.models, outcome.counts, strict=False):
+            before = result.counts.get(model, ModelCounts())
+            saved = 0
+            if model in plain:
+                saved = counts.kept - (plain[model] if visit.start == 0 else 0)
+            result.counts[model] = before + ModelCounts(counts.kept, counts.lost, saved, counts.saved)
+
+    def _operation(self) -> Solved:
+        run, task = self._run, self.visit.task
+        found = run.operations.get(task.name)
+        if found is None:
+            measurement = self._measurement if self._measurement is not None else run.measurement(self.visit)
+            operation, trimmed_to = run.plan.method.solve(task, measurement), {}
+            if isinstance(operation, Consensus):
+                masks = {model: e.mask for model, e in zip(task.models, operation.entries, strict=True)}
+                solved = measurement.masks(task, masks)
+                entries = tuple(
+                    Entry(mask, *entry[1:])
+                    for entry, (mask, _) in zip(operation.entries, solved, strict=True)
+                )
+                operation = Consensus(entries, *operation[1:])
+                trimmed_to = {
+                    model: kept
+                    for model, (_, kept) in zip(task.models, solved, strict=True)
+                    if kept is not None
+                }
+            found = run.operations[task.name] = operation, trimmed_to
+        return found
+
+    def _make_chunk(self) -> Chunk:
+        """The chunk that a backend works on. A tensor that is copied has one input, and no base."""
+        visit, task = self.visit, self.visit.task
+        arrays = self._arrays(1 if self._unchanged else len(task.inputs))
+        has_base = task.has_base and not self._unchanged
+        return Chunk(arrays, has_base, task.working, visit.start, visit.count, Line.of(task.shape))
+
+    def _is_unchanged(self) -> bool:
+        """Whether no model changed this chunk, so that the base's values are the result.
+
+        Only exact when nothing is rounded, no zero is negative and no value infinite; it saves the computing. A chunk
+        that was measured by itself has counts that need the computing.
+        """
+        visit, task = self.visit, self.visit.task
+        return (
+            self._hosts is not None
+            and task.action is Action.MERGE
+            and task.has_base
+            and not visit.shared
+            and (visit.whole or (visit.merge and not needs_reading(visit.needs)))
+            and not self._run.plan.recipe.allow_nonfinite
+            and all(operand.dtype == task.working for operand in task.inputs)
+            and identical(self._hosts, task.working)
+        )
+
+
+def check_finite(task: Task, outcome: Outcome, allowed: bool) -> None:
+    """Refuse NaN and infinity, naming the input they are in, or the output where they first appear."""
+    if allowed:
+        return
+    for operand, found in zip(task.inputs, outcome.non_finite, strict=False):
+        if found and operand.dtype == task.working:
+            raise NonFiniteError(
+                f"{operand.label} holds {found} NaN or infinite value(s); repair the checkpoint, or set "
+                "allow_nonfinite: true to merge it all the same"
+            )
+        if found:
+            raise NonFiniteError(
+                f"{operand.label} holds {found} value(s) that are NaN, infinite or too large for {task.working}, "
+                "which it is merged in; choose a wider dtype, or set allow_nonfinite: true to merge it all the same"
+            )
+    if outcome.non_finite_output:
+        raise NonFiniteError(
+            f"{task.name}: {outcome.non_finite_output} merged value(s) are too large for {task.out}; choose a wider "
+            "out_dtype or smaller weights, or set allow_nonfinite: true to write infinity"
+        )
+
+
+def differing(task: Task, one: str, other: str) -> PlanError:
+    """What is wrong when two inputs differ in a tensor that can only be copied."""
+    return PlanError(
+        [
+            f"{task.name}: {task.out} tensors cannot be merged and must be the same in all inputs, but {other} "
+            f"differs from {one}"
+        ]
+    )

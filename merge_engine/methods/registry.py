@@ -1,0 +1,48 @@
+"""Which methods there are: ours, those that a program registers, and those that installed packages announce."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from merge_engine.errors import RecipeError
+from merge_engine.methods.base import Method
+from merge_engine.methods.linear import Linear, Passthrough
+from merge_engine.methods.task_arithmetic import FAMILY
+from merge_engine.recipe.problems import suggestion
+
+ENTRY_POINTS = "merge_engine.methods"
+"""The group of entry points in which a package names its methods: classes or objects."""
+
+METHODS: dict[str, Method] = {method.name: method for method in (Linear(), Passthrough())} | dict(FAMILY)
+
+M = TypeVar("M", Method, type[Method])
+
+
+def register(method: M) -> M:
+    """Make a method known by its name; also a decorator for its class.
+
+    Returns what it was given. Raises ``ValueError`` when another method has the name, and ``TypeError`` when its
+    parameters cannot be declared.
+    """
+    made = method() if isinstance(method, type) else method
+    known = METHODS.get(made.name)
+    if known is not None and type(known) is not type(made):
+        raise ValueError(f'there is a method "{made.name}" already: {type(known).__qualname__}')
+    if len(made.parameters) != len({parameter.name for parameter in made.parameters}):
+        raise TypeError(f"{made.name}: Settings and Common declare a parameter of the same name")
+    METHODS[made.name] = made
+    return method
+
+
+def find_method(name: str) -> Method:
+    """The method of this name. Raises ``RecipeError`` that names the nearest one, or all if none is near."""
+    if name in METHODS:
+        return METHODS[name]
+    for point in entry_points(
+        group=ENTRY_POINTS, name=name
+    ):  # a look at all installed packages: only if need be
+        register(point.load())
+        if name in METHODS:
+            return METHODS[name]
+    raise RecipeError(f'merge_method: there is no method "{name}"{suggestion(name, METHODS)}')

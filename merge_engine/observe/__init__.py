@@ -1,0 +1,1 @@
+"""What a merge tells about itself: its counts, its ledger, the digests, the manifest and the model card."""

@@ -1,0 +1,66 @@
+"""The model card: what a merge did, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from merge_engine.observe.result import MergeResult
+from merge_engine.observe.versions import versions
+from merge_engine.recipe import Recipe
+
+
+def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
+    """The README.md of the output: what was merged, how, and how to check it. ``digest`` is the model's."""
+    # ModelCard would take a tenth of a second to import, in every merge; ModelCardData takes a hundredth.
+    from huggingface_hub import ModelCardData
+
+    references = [recipe.base_model] if recipe.base_model is not None else []
+    references += [entry.model for entry in recipe.models]
+    # The hub links to models by their ids alone. Local paths mean nothing to others, and are nobody's business.
+    on_hub = [one.path for one in references if not Path(one.path).expanduser().exists()]
+    about = ModelCardData(
+        library_name="transformers",
+        base_model=list(dict.fromkeys(on_hub)) or None,
+        tags=["merge", "merge_engine"],
+    )
+    lines = [
+        "---",
+        about.to_yaml(),
+        "---",
+        "",
+        "# Merged model",
+        "",
+        f"Merged with merge_engine {versions()['merge_engine']}, method `{recipe.merge_method}`.",
+        "",
+        "## Models",
+        "",
+        *(f"- `{name}`" for name in dict.fromkeys(map(str, references))),
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        recipe.to_yaml().rstrip("\n"),
+        "```",
+        "",
+    ]
+    if result.counts:
+        lines += [
+            "## What became of the task vectors",
+            "",
+            "| model | kept | lost to the election | saved by trim slack | saved by sign slack |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *(
+                f"| `{result.models[model]}` | {c.kept:,} | {c.lost:,} "
+                f"| {c.saved_by_trim:,} | {c.saved_by_sign:,} |"
+                for model, c in result.counts.items()
+            ),
+            "",
+        ]
+    lines += [
+        "## Digest",
+        "",
+        f"XXH3 digest (128 bits) of all tensors: `{digest}`. The digest of each tensor is in "
+        "`merge_manifest.json`. The same recipe gives the same digest on every device; it is no proof against forgery.",
+        "",
+    ]
+    return "\n".join(lines).encode()

@@ -1,0 +1,67 @@
+"""What the election discarded, by layer and by kind of tensor (the analysis of Tao et al., EMNLP Findings 2024)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from merge_engine.observe.result import MergeResult, ModelCounts, TensorResult
+from merge_engine.recipe import layer_of
+
+Counts = dict[int, ModelCounts]
+"""By recipe position."""
+
+
+class Place(NamedTuple):
+    """Where in a model a tensor is: its stack of layers, its layer in it, and what it is there.
+
+    ``model.layers.3.mlp.up_proj.weight`` is ``mlp.up_proj`` in layer 3 of ``model.layers``. Outside the layers
+    ``layer`` is None and ``stack`` empty. A further number in the name, such as an expert's, becomes ``*``.
+    """
+
+    stack: str
+    layer: int | None
+    kind: str
+
+    @classmethod
+    def of(cls, name: str) -> Place:
+        """The place of the tensor with this name."""
+        stack, layer, rest = layer_of(name) or ("", None, name)
+        kind = re.sub(r"(?<=\.)\d+(?=\.)", "*", rest.removesuffix(".weight"))
+        return cls(stack, layer, kind or rest)
+
+
+@dataclass
+class Discards:
+    """Counts of a merge, summed up. Shares are properties of ``ModelCounts``: ``lost_share``, ``saved_share``.
+
+    ``total``: over all tensors. ``by_layer``: by stack and layer. ``by_kind``: by kind of tensor, all layers
+    together. Where a slack relaxed one trim over the whole model, what it saved is known in ``total`` alone.
+    """
+
+    total: Counts
+    by_layer: dict[tuple[str, int], Counts] = field(default_factory=dict)
+    by_kind: dict[str, Counts] = field(default_factory=dict)
+
+
+def discards(result: MergeResult) -> Discards:
+    """What the election of a merge discarded of each model, and what slack saved. See ``Discards``."""
+    return sum_up(result.per_tensor, result.counts)
+
+
+def sum_up(tensors: Iterable[TensorResult], total: Counts) -> Discards:
+    """Counts of tensors by layer and by kind."""
+    result = Discards(total)
+    for tensor in tensors:
+        if not tensor.counts:
+            continue
+        place = Place.of(tensor.name)
+        groups = [result.by_kind.setdefault(place.kind, {})]
+        if place.layer is not None:
+            groups.append(result.by_layer.setdefault((place.stack, place.layer), {}))
+        for group in groups:
+            for model, counts in tensor.counts.items():
+                group[model] = group.get(model, ModelCounts()) + counts
+    return result

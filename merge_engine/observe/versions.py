@@ -1,0 +1,15 @@
+"""Which software computed."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed: the package, Python, and the platform."""
+    try:
+        package = version("merge_engine")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        package = "unknown"
+    return {"merge_engine": package, "python": platform.python_version(), "platform": platform.platform()}

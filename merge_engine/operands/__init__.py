@@ -1,0 +1,7 @@
+"""The inputs of a method: tensors in files or in memory, and later what is made of them."""
+
+from merge_engine.operands.base import Access, Operand
+from merge_engine.operands.in_memory import InMemory
+from merge_engine.operands.stored import Stored
+
+__all__ = ["Access", "InMemory", "Operand", "Stored"]

@@ -1,0 +1,77 @@
+"""A tensor that is in memory already."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from merge_engine.dtypes import BY_NAME, DType
+from merge_engine.errors import PlanError
+from merge_engine.operands.base import Access, Operand
+from merge_engine.storage import ByteRange
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory(Operand):
+    """A torch tensor of any layout, on any device. ``owner`` names the model that it belongs to."""
+
+    name: str
+    tensor: torch.Tensor
+    dtype: DType
+    shape: tuple[int, ...]
+    owner: str
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor, owner: str) -> InMemory:
+        """Nothing of autograd is kept. Raises ``PlanError`` for a dtype that no checkpoint can hold."""
+        dtype = BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
+        if dtype is None:
+            raise PlanError([f"{name}: {owner} has it as {tensor.dtype}, which no checkpoint can hold"])
+        return cls(name, tensor.detach(), dtype, tuple(tensor.shape), owner)
+
+    @property
+    def label(self) -> str:
+        """See ``Operand.label``."""
+        return f"{self.name}: {self.owner}"
+
+    @property
+    def stored_bytes(self) -> int:
+        """Nothing is read."""
+        return 0
+
+    def flat(self) -> torch.Tensor:
+        """The elements in row-major order: a view, or a copy of a tensor with another layout."""
+        return self.tensor.contiguous().view(-1)
+
+    def range(self, start: int, count: int, access: Access) -> ByteRange:
+        """See ``Operand.range``. Only for tensors in host memory."""
+        return _Resident(self.flat()[start : start + count])
+
+    def maps(self, access: Access) -> bool:
+        """See ``Operand.maps``."""
+        return access.in_place
+
+
+class _Resident(ByteRange):
+    """Bytes that are where they are used."""
+
+    length = room = 0
+
+    def __init__(self, elements: torch.Tensor):
+        self._elements = elements  # keeps them alive
+
+    def view(self, memory: memoryview) -> memoryview:
+        """See ``ByteRange.view``."""
+        nbytes = self._elements.numel() * self._elements.element_size()
+        if not nbytes:
+            return memoryview(b"")
+        there = (ctypes.c_char * nbytes).from_address(self._elements.data_ptr())
+        there.elements = self._elements  # type: ignore[attr-defined]  # which the view so keeps alive
+        return memoryview(there).cast("B")
+
+    def read(self, memory: memoryview, first: int, last: int) -> None:
+        """See ``ByteRange.read``."""

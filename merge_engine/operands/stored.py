@@ -1,0 +1,57 @@
+"""A tensor in a file, as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from merge_engine.dtypes import DType
+from merge_engine.operands.base import Access, Operand
+from merge_engine.storage import ByteRange, Extent, File, open_range
+
+_SMALL = 1 << 20
+"""Bytes of a tensor that is not worth a request of its own to the disk: the page cache reads ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Operand):
+    """The tensor ``name`` of a safetensors file, whose bytes begin at ``position``.
+
+    ``owner`` is the checkpoint's path.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    file: File
+    position: int
+    owner: str
+
+    @property
+    def label(self) -> str:
+        """See ``Operand.label``."""
+        return f"{self.file.path}: tensor {self.name}"
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """See ``Operand.files``."""
+        return (self.file,)
+
+    def range(self, start: int, count: int, access: Access) -> ByteRange:
+        """See ``Operand.range``."""
+        way = "cached" if self.stored_bytes < _SMALL else access.way
+        return open_range(access.files, self._extent(start, count), way, access.in_place)
+
+    def maps(self, access: Access) -> bool:
+        """See ``Operand.maps``."""
+        aligned = self.position % max(self.dtype.bits // 8, 1) == 0
+        return (
+            access.in_place
+            and access.way == "cached"
+            and aligned
+            and access.files.mapping(self.file) is not None
+        )
+
+    def _extent(self, start: int, count: int) -> Extent:
+        bits = self.dtype.bits
+        first = self.position + bits * start // 8
+        return Extent(self.file, self.name, first, bits * count // 8, max(bits // 8, 1))

@@ -1,0 +1,172 @@
+"""Plan first: from headers alone, know every tensor, every output byte's place, and what cannot work.
+
+Nothing is read but headers and configs, and nothing is written. A plan stays as it was made: it holds no open file, can
+be sent to another process, and says nothing of memory or devices, which is the schedule's matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from merge_engine.checkpoint import (
+    Checkpoint,
+    OutputTensor,
+    ShardLayout,
+    check_output_folder,
+    locate,
+    open_checkpoint,
+    plan_shards,
+)
+from merge_engine.errors import CheckpointError, PlanError
+from merge_engine.methods import Action, Method, Task, find_method
+from merge_engine.planning.tasks import Catalogue, make_tasks
+from merge_engine.recipe import ModelReference, Recipe
+from merge_engine.storage import File
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a merge: where it is, what it was when its headers were read, and its config.json.
+
+    ``fingerprint`` changes when the checkpoint is rewritten (see ``Checkpoint.fingerprint``).
+    """
+
+    path: Path
+    fingerprint: str
+    config: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge that can start: every output tensor has its inputs and its place.
+
+    ``tasks`` are in the order of the donor's files. ``base`` is None for methods without one; ``models`` by recipe
+    position; config and tokenizer are those of the ``donor``. ``untied`` says that the output has a head of its own
+    where the config may tie it. ``notes`` are worth telling the user.
+    """
+
+    recipe: Recipe
+    method: Method
+    base: Input | None
+    models: Mapping[int, Input]
+    donor: Input
+    tasks: tuple[Task, ...]
+    shards: tuple[ShardLayout, ...]
+    notes: tuple[str, ...] = ()
+    untied: bool = False
+
+    @cached_property
+    def bytes_written(self) -> int:
+        """Bytes of tensor data in the output."""
+        return sum(tensor.nbytes for shard in self.shards for tensor in shard.tensors.values())
+
+    @cached_property
+    def files(self) -> Collection[File]:
+        """All files that are read."""
+        by_id = {id(f): f for task in self.tasks for operand in task.inputs for f in operand.files}
+        return frozenset(by_id.values())
+
+    @cached_property
+    def shard_of(self) -> Mapping[str, int]:
+        """The number of the shard, from 0, that holds a tensor."""
+        return {name: number for number, shard in enumerate(self.shards) for name in shard.tensors}
+
+    def only(self, shard: int) -> MergePlan:
+        """The part of the plan that makes one shard, by its number from 0."""
+        names = self.shards[shard].tensors.keys()
+        return replace(
+            self,
+            tasks=tuple(task for task in self.tasks if task.name in names),
+            shards=(self.shards[shard],),
+        )
+
+
+def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite: bool = False) -> MergePlan:
+    """Plan the merge of a recipe into a folder (None: into memory). ``shard_size`` in bytes.
+
+    Raises ``RecipeError`` for a recipe that asks for the impossible, ``CheckpointError`` for inputs that
+    cannot be read, and ``PlanError`` with every other problem at once.
+    """
+    method = find_method(recipe.merge_method)
+    opened = _open_all(recipe)
+    base = None
+    if method.uses_base:
+        if recipe.base_model is None:
+            raise PlanError(
+                [f"{method.name} needs a base_model: add the model that the others were tuned from"]
+            )
+        base = opened[recipe.base_model]
+    models = {i: opened[entry.model] for i, entry in enumerate(recipe.models)}
+    if base is not None:  # a base listed among the models is still the base
+        models = {i: model for i, model in models.items() if model is not base}
+    donor = opened[recipe.base_model or recipe.models[0].model]
+    planned = make_tasks(
+        recipe,
+        method,
+        None if base is None else _catalogue(base),
+        {i: _catalogue(model) for i, model in models.items()},
+    )
+    order = {name: place for place, name in enumerate(donor.tensors)}
+    tasks = sorted(planned.tasks, key=lambda task: order.get(task.name, len(order)))
+    shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
+    problems = planned.problems
+    if output is not None:
+        folders = [checkpoint.path for checkpoint in opened.values()]
+        problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
+    if problems:
+        raise PlanError(problems)
+    inputs = {id(checkpoint): _input(checkpoint) for checkpoint in opened.values()}
+    return MergePlan(
+        recipe,
+        method,
+        None if base is None else inputs[id(base)],
+        {i: inputs[id(model)] for i, model in models.items()},
+        inputs[id(donor)],
+        tuple(tasks),
+        tuple(shards),
+        tuple(planned.notes),
+        planned.untied and _tied(donor) is not False,
+    )
+
+
+def measuring(plan: MergePlan, method: Method) -> MergePlan:
+    """The plan of a merge turned into one that answers another method's needs and writes nothing."""
+    tasks = tuple(replace(task, action=Action.MEASURE) for task in plan.tasks if task.action is Action.MERGE)
+    return replace(plan, method=method, tasks=tasks, shards=())
+
+
+def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
+    """Every input once, however often it is named."""
+    opened: dict[ModelReference, Checkpoint] = {}
+    problems = []
+    references = [entry.model for entry in recipe.models]
+    if recipe.base_model is not None:
+        references.insert(0, recipe.base_model)
+    for reference in dict.fromkeys(references):
+        try:
+            opened[reference] = open_checkpoint(locate(reference.path, reference.revision))
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return opened
+
+
+def _input(checkpoint: Checkpoint) -> Input:
+    return Input(checkpoint.path, checkpoint.fingerprint, checkpoint.config)
+
+
+def _catalogue(checkpoint: Checkpoint) -> Catalogue:
+    return Catalogue(str(checkpoint.path), checkpoint.tensors, _tied(checkpoint))
+
+
+def _tied(checkpoint: Checkpoint) -> bool | None:
+    """Whether the head is the embedding, as far as the config says; some model classes tie without a word."""
+    text = checkpoint.config.get("text_config")
+    for section in (checkpoint.config, text if isinstance(text, dict) else {}):
+        if "tie_word_embeddings" in section:
+            return bool(section["tie_word_embeddings"])
+    return None

@@ -1,0 +1,327 @@
+"""The order of work for a plan and a budget, known before the first byte is read.
+
+A tensor that fits in memory is visited once: measured and merged while it is there. A larger one is visited once per
+chunk for every reading that its needs take, and once more to be merged. One that is read in place is measured whole and
+then merged chunk by chunk, so that what comes out is still in the processor's cache when it is digested. What the
+tensors of a model decide together comes first, over all of them in the order of their names.
+
+Less memory means another schedule of the same plan, never another result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from merge_engine.backends.statistics import SUM_BLOCK
+from merge_engine.errors import PlanError
+from merge_engine.methods import Action, MaskedL1, Need, Task, Together
+from merge_engine.methods.needs import Step, is_shared, steps
+from merge_engine.planning.plan import MergePlan
+from merge_engine.storage import PAGE, aligned
+
+DEFAULT_MEMORY = 400_000_000
+"""Bytes of tensor data that a run holds at a time, by default."""
+
+PIECE = 16 << 20
+"""Bytes of inputs and output in a chunk: large enough for disk throughput, small enough for the processor's cache."""
+
+CACHED_PIECE = 8 << 20
+"""Bytes of output in a chunk whose inputs take no memory."""
+
+MOST_ELEMENTS = 1 << 30
+"""Elements of a chunk: native code counts those of a chunk in 32 bits."""
+
+SIDE_BY_SIDE = 8
+"""Shards that are written at a time: one file on a RAM disk takes 2.4 GB/s however many threads write to it."""
+
+_PIECES = 8  # at least so many fill the memory: the first is soon read
+_PIECES_AT_ONCE = 4  # less would let disks wait that are fast and answer late
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may take: ``memory`` in bytes of tensor data, ``visits_in_flight`` that a backend works on at a time.
+
+    ``in_place`` says that inputs are used where the system has them, and take none of the memory. ``piece`` and
+    ``cached_piece`` are the bytes of a chunk, see ``PIECE`` and ``CACHED_PIECE``.
+    """
+
+    memory: int = DEFAULT_MEMORY
+    visits_in_flight: int = 1
+    in_place: bool = False
+    piece: int = PIECE
+    cached_piece: int = CACHED_PIECE
+
+
+class RingBytes(NamedTuple):
+    """Memory for inputs and for outputs."""
+
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One chunk of one tensor: elements [start, start + count).
+
+    ``steps`` of the ``needs`` are measured on it; if it is the ``last`` of their chunks they are complete then. With
+    ``merge`` it is merged. ``shared`` says that the steps answer what the tensors of a model decide together, ``again``
+    that its inputs are where an earlier visit left them, ``stays`` that this one leaves them there.
+    """
+
+    task: Task
+    start: int
+    count: int
+    needs: Sequence[Need]
+    steps: Sequence[Step]
+    last: bool
+    merge: bool
+    shared: bool = False
+    again: bool = False
+    stays: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the chunk is all of the tensor."""
+        return self.count == self.task.count
+
+    @property
+    def answers(self) -> bool:
+        """Whether the needs of the tensor are answered once this is done."""
+        return self.last and (not self.steps or self.steps[-1] == steps(self.needs, self.task.working)[-1])
+
+
+class _Division(NamedTuple):
+    """How a tensor is cut: elements of a chunk; if it is, how often it is read to be measured, and whether whole."""
+
+    elements: int
+    steps: int = 0
+    measured_whole: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A plan cut into visits that the budget has room for.
+
+    ``shared_known`` says that what the tensors of the models decide together need not be measured. Raises ``PlanError``
+    for a budget that is too small.
+    """
+
+    plan: MergePlan
+    budget: Budget = Budget()
+    shared_known: bool = False
+    _divisions: dict[str, _Division] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        needed = sum(self.largest_chunk) + self.scratch_bytes
+        if needed > self.budget.memory:
+            largest = max(self.plan.tasks, key=lambda task: self._span_bytes(task, self.chunk_elements(task)))
+            raise PlanError(
+                [
+                    f"{largest.name}: at least {needed / 2**20:.1f} MiB of it must be in memory at a time, but the "
+                    f"memory budget is {self.budget.memory / 2**20:.1f} MiB; raise it"
+                ]
+            )
+
+    def within(self, memory: int) -> Schedule:
+        """The schedule of the same plan for less or more memory, in bytes."""
+        return Schedule(self.plan, replace(self.budget, memory=memory), self.shared_known)
+
+    @cached_property
+    def shared_needs(self) -> Sequence[Need]:
+        """What the tensors decide together, each need once."""
+        merged = [task for task in self.plan.tasks if task.action in _MEASURED and task.count]
+        found = {
+            need: None for task in merged[:1] for need in self.plan.method.needs(task) if is_shared(need)
+        }
+        if found:
+            found = {
+                need: None for task in merged for need in self.plan.method.needs(task) if is_shared(need)
+            }
+        return tuple(found)
+
+    def own_needs(self, task: Task) -> Sequence[Need]:
+        """What a tensor answers for itself."""
+        if task.action not in _MEASURED or not task.count:
+            return ()
+        return [need for need in self.plan.method.needs(task) if not is_shared(need)]
+
+    def chunk_elements(self, task: Task) -> int:
+        """Elements of a chunk: all of a small tensor, otherwise a multiple of what must stay together."""
+        return self._division(task).elements
+
+    def chunks(self, task: Task) -> Sequence[tuple[int, int]]:
+        """(start, count) of the pieces that the tensor is merged in."""
+        total, step = task.count, self.chunk_elements(task)
+        if total <= step:
+            return ((0, total),) if total else ()
+        return [(start, min(step, total - start)) for start in range(0, total, step)]
+
+    def readings(self, task: Task) -> int:
+        """How often a tensor's inputs are read."""
+        division = self._division(task)
+        once = division.elements >= task.count or division.measured_whole
+        shared = len(self._shared_steps) if task.action in _MEASURED else 0
+        merged = task.action is not Action.MEASURE
+        return shared + (1 if once else merged + division.steps)
+
+    @cached_property
+    def largest_chunk(self) -> RingBytes:
+        """The most bytes that the inputs and the output of one chunk take."""
+        inputs = outputs = 0
+        for task in self.plan.tasks:
+            count = min(self.chunk_elements(task), task.count)
+            inputs = max(inputs, self._input_bits(task) * count // 8)
+            outputs = max(outputs, task.out.bits * count // 8)
+        return RingBytes(inputs, outputs)
+
+    @cached_property
+    def scratch_bytes(self) -> int:
+        """Memory that the backend needs beside inputs and outputs."""
+        method = self.plan.method
+        return max(
+            (
+                method.scratch_bytes(len(task.models)) * min(self.chunk_elements(task), task.count)
+                for task in self.plan.tasks
+                if task.action is Action.MERGE
+            ),
+            default=0,
+        )
+
+    @cached_property
+    def ring_bytes(self) -> RingBytes:
+        """Memory for a chunk (or batch of small ones) that is read and those that the backend has, and for as many
+        outputs, of which one is written, as far as the budget allows. Memory that is not needed is not touched: to
+        get it costs time.
+        """
+        pages = 2 * PAGE * max((len(task.inputs) for task in self.plan.tasks), default=0)
+        largest = self.largest_chunk
+        inputs, outputs = largest.inputs + pages, largest.outputs + PAGE
+        least = inputs + outputs
+        whole = sum(self._span_bytes(task, task.count) + 2**16 for task in self.plan.tasks)
+        wanted = min(max((self.budget.visits_in_flight + 1) * least, _PIECES_AT_ONCE * self._piece), whole)
+        total = max(least, min(wanted, self.budget.memory - self.scratch_bytes))
+        return RingBytes(*(aligned(part * total // least) for part in (inputs, outputs)))
+
+    @cached_property
+    def bytes_read(self) -> int:
+        """Bytes that all readings of all tensors together move."""
+        return sum(
+            self.readings(task) * operand.stored_bytes for task in self.plan.tasks for operand in task.inputs
+        )
+
+    def visits(self) -> Iterator[Visit]:
+        """Every visit of a run, in order."""
+        yield from self._shared_visits()
+        for task in self._in_writing_order():
+            yield from self._visits_of(task)
+
+    def _visits_of(self, task: Task) -> Iterator[Visit]:
+        division, merge = self._division(task), task.action is not Action.MEASURE
+        total, needs = task.count, self.own_needs(task)
+        readings = steps(needs, task.working)
+        if not merge and not readings:
+            return
+        if total <= division.elements:
+            if total:
+                yield Visit(task, 0, total, needs, readings, True, merge)
+            return
+        chunks = self.chunks(task)
+        if division.measured_whole:
+            for number, step in enumerate(readings):
+                yield Visit(task, 0, total, needs, (step,), True, False, again=number > 0, stays=merge)
+        else:
+            for step in readings:
+                for start, count in chunks:
+                    yield Visit(task, start, count, needs, (step,), start + count == total, False)
+        for start, count in chunks if merge else ():
+            yield Visit(task, start, count, needs, (), False, True, again=division.measured_whole)
+
+    def _shared_visits(self) -> Iterator[Visit]:
+        tasks = sorted(self._measured_together, key=lambda task: task.name)
+        for step in self._shared_steps:
+            for task in tasks:
+                for start, count in self.chunks(task):
+                    last = task is tasks[-1] and start + count == task.count
+                    yield Visit(task, start, count, self.shared_needs, (step,), last, False, shared=True)
+
+    @cached_property
+    def _measured_together(self) -> Sequence[Task]:
+        return [task for task in self.plan.tasks if task.action in _MEASURED and task.count]
+
+    @cached_property
+    def _shared_steps(self) -> Sequence[Step]:
+        if not self.shared_needs or self.shared_known:
+            return ()
+        return steps(self.shared_needs, self._measured_together[0].working)
+
+    def _in_writing_order(self) -> Sequence[Task]:
+        """Tasks in order, those of several shards in turns, so that several files are written side by side."""
+        if len(self.plan.shards) < 2:
+            return self.plan.tasks
+        by_shard: list[list[Task]] = [[] for _ in self.plan.shards]
+        for task in self.plan.tasks:
+            by_shard[self.plan.shard_of[task.name]].append(task)
+        result: list[Task] = []
+        for first in range(0, len(by_shard), SIDE_BY_SIDE):
+            result += _in_turns(by_shard[first : first + SIDE_BY_SIDE])
+        return result
+
+    def _division(self, task: Task) -> _Division:
+        division = self._divisions.get(task.name)
+        if division is None:
+            division = self._divisions[task.name] = self._divide(task)
+        return division
+
+    def _divide(self, task: Task) -> _Division:
+        total, budget = task.count, self.budget
+        scratch = self.plan.method.scratch_bytes(len(task.models)) if task.action is Action.MERGE else 0
+        blocks = min(budget.memory // _PIECES, self._piece) // max(self._span_bytes(task, SUM_BLOCK), 1)
+        if scratch:
+            blocks = min(blocks, budget.memory // _PIECES // (scratch * SUM_BLOCK))
+        fitting = min(max(blocks, 1) * SUM_BLOCK, MOST_ELEMENTS)
+        if total <= fitting:
+            return _Division(max(total, 1))
+        needs = self.own_needs(task)
+        readings = len(steps(needs, task.working))
+        if readings and total <= MOST_ELEMENTS and not budget.in_place:
+            held = (budget.visits_in_flight + 1) * self._span_bytes(task, total) + scratch * total
+            if held <= budget.memory:
+                return _Division(total)
+        together = max((need.elements for need in needs if isinstance(need, Together)), default=1)
+        unit = min(math.lcm(SUM_BLOCK, together), total)
+        # A backend may note a bit for every element of every model whose norms are summed.
+        notes = total * len(task.models) // 8 if any(isinstance(need, MaskedL1) for need in needs) else 0
+        whole = budget.in_place and total <= MOST_ELEMENTS and notes <= budget.memory // _PIECES
+        return _Division(max(fitting // unit, 1) * unit, readings, readings > 0 and whole)
+
+    @property
+    def _piece(self) -> int:
+        return self.budget.cached_piece if self.budget.in_place else self.budget.piece
+
+    def _span_bytes(self, task: Task, count: int) -> int:
+        """Memory that ``count`` elements take in all inputs and the output."""
+        return (self._input_bits(task) + task.out.bits) * count // 8
+
+    def _input_bits(self, task: Task) -> int:
+        return 0 if self.budget.in_place else task.input_bits
+
+
+_MEASURED = (Action.MERGE, Action.MEASURE)
+
+
+def _in_turns(lists: Sequence[Sequence[Task]]) -> Iterator[Task]:
+    """One of each list in turn, a list's share by its number of elements."""
+    placed = []
+    for tasks in lists:
+        total = sum(task.count for task in tasks)
+        done = 0
+        for number, task in enumerate(tasks):
+            placed.append((done / max(total, 1), number, task))
+            done += task.count
+    placed.sort(key=lambda place: place[:2])
+    return (task for *_, task in placed)

@@ -1,0 +1,28 @@
+"""Bytes: files opened once, read past the page cache or through it; mounts, and what this machine has."""
+
+from merge_engine.storage.files import File, OpenFiles
+from merge_engine.storage.machine import available_memory, cores, processor
+from merge_engine.storage.memory import PAGE, aligned, as_bytes
+from merge_engine.storage.mounts import Mount, mount_of
+from merge_engine.storage.page_cache import cached_share
+from merge_engine.storage.ranges import ByteRange, Extent, Way, open_range
+from merge_engine.storage.reading import choose_way
+
+__all__ = [
+    "PAGE",
+    "ByteRange",
+    "Extent",
+    "File",
+    "Mount",
+    "OpenFiles",
+    "Way",
+    "aligned",
+    "as_bytes",
+    "available_memory",
+    "cached_share",
+    "choose_way",
+    "cores",
+    "mount_of",
+    "open_range",
+    "processor",
+]

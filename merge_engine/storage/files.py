@@ -1,0 +1,134 @@
+"""Files that are read: what they were when they were looked at, and what is open of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import merge_engine._native as native
+from merge_engine.errors import CheckpointError
+from merge_engine.storage.direct import open_direct
+from merge_engine.storage.mounts import mount_of
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as it was when its header was read: size in bytes, time of the last change in nanoseconds."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> File:
+        """Look at a file. Raises ``CheckpointError`` when that is not allowed."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        return cls(path, found.st_size, found.st_mtime_ns)
+
+
+class OpenFiles:
+    """Files, each opened once, on first use, from any thread. Close it when no read is under way."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, Hashable], Any] = {}
+        self._lock = threading.RLock()
+
+    def descriptor(self, file: File) -> int:
+        """A descriptor for reading. Raises ``CheckpointError`` when the file cannot be opened or has another size."""
+        descriptor: int = self._once("descriptor", file, _open)
+        return descriptor
+
+    def direct_descriptor(self, file: File) -> int:
+        """A descriptor for reading whole pages past the page cache; -1 where the file system has no such thing.
+
+        Raises ``CheckpointError`` when the file has another size.
+        """
+        descriptor: int = self._once("direct", file, _open_direct)
+        return descriptor
+
+    def mapping(self, file: File) -> native.Mapping | None:
+        """The file in memory; None where it cannot be mapped, and on file systems that may be a network's."""
+        mapping: native.Mapping | None = self._once("mapping", file, self._map)
+        return mapping
+
+    def kept(self, file: File, load: Callable[[Path], Any]) -> Any:
+        """What ``load`` makes of the file, made once. Raises ``CheckpointError`` when the file has another size."""
+        self.descriptor(file)
+        return self._once("kept", file, lambda _: load(file.path))
+
+    def close(self) -> None:
+        """Close everything."""
+        with self._lock:
+            for (kind, _), value in self._kept.items():
+                if kind in ("descriptor", "direct") and value >= 0:
+                    os.close(value)
+            self._kept = {}
+
+    def __enter__(self) -> OpenFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _once(self, kind: str, file: File, make: Callable[[File], Any]) -> Any:
+        key = kind, file
+        if key not in self._kept:
+            with self._lock:
+                if key not in self._kept:
+                    if not self._kept:
+                        allow_many_files()
+                    self._kept[key] = make(file)
+        return self._kept[key]
+
+    def _map(self, file: File) -> native.Mapping | None:
+        if not mount_of(file.path).local:
+            return None
+        try:
+            return native.Mapping(self.descriptor(file), file.size)
+        except OSError:  # a file system without mappings, or no address space
+            return None
+
+
+def allow_many_files() -> None:
+    """Raise this process's limit of open files as far as it may.
+
+    Every shard of every input and of the output is open at once, and common soft limits (1024, 256) are
+    meant for programs that use ``select``; the hard limit is what the administrator allows.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # systems where "unlimited" cannot be asked for
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _open(file: File) -> int:
+    try:
+        descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}") from error
+    return _of_same_size(file, descriptor)
+
+
+def _open_direct(file: File) -> int:
+    try:
+        descriptor = open_direct(file.path)
+    except OSError:
+        return -1
+    return _of_same_size(file, descriptor)
+
+
+def _of_same_size(file: File, descriptor: int) -> int:
+    """The descriptor, closed if the file has another size than it had."""
+    if os.fstat(descriptor).st_size != file.size:
+        os.close(descriptor)
+        raise CheckpointError(f"{file.path}: its size has changed since its header was read")
+    return descriptor

@@ -1,0 +1,105 @@
+"""What this machine has for this process: processors and memory, as far as its control groups leave them.
+
+A container is a control group (cgroup) with limits. Groups lie inside each other, and each limits everything inside it.
+Version 2 has one tree of them, version 1 a tree for every kind of resource. Files that are missing, or hold anything
+but what is expected, limit nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+
+_MEMORY_FILES = (  # a group's limit, its use, and the prefix in memory.stat of entries that count the groups inside it
+    ("memory.max", "memory.current", ""),
+    ("memory.high", "memory.current", ""),  # above it the page cache shrinks
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
+
+
+def processor() -> str:
+    """The processor's name."""
+    for line in _text(PROC / "cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Processors that this process may keep busy, at least 1. A part of one counts as one."""
+    count = len(os.sched_getaffinity(0))
+    for group in _groups("cpu", proc, cgroups):
+        # Microseconds: processor time, and how often there is so much of it.
+        words = _text(group / "cpu.max").split()
+        quota = _number(words[0]) if words else _number(_text(group / "cpu.cfs_quota_us"))
+        period = _number(words[1]) if len(words) > 1 else _number(_text(group / "cpu.cfs_period_us"))
+        if quota is not None and period:
+            count = min(count, -(-quota // period))
+    return max(count, 1)
+
+
+def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Bytes that this process and the page cache of what it reads could take.
+
+    What the page cache holds already counts as available: it is given back when memory is needed. Raises ``OSError``
+    when the system does not say.
+    """
+    kilobytes = _table(proc / "meminfo").get("MemAvailable:")
+    if kilobytes is None:
+        raise OSError(f"{proc / 'meminfo'} does not say how much memory is available")
+    available = 1024 * kilobytes
+    for group in _groups("memory", proc, cgroups):
+        for limit_name, used_name, prefix in _MEMORY_FILES:
+            limit, used = _number(_text(group / limit_name)), _number(_text(group / used_name))
+            if limit is not None and used is not None and limit - used < available:
+                stat = _table(group / "memory.stat")
+                cached = stat.get(f"{prefix}active_file", 0) + stat.get(f"{prefix}inactive_file", 0)
+                available = min(available, max(limit - used + cached, 0))
+    return available
+
+
+def _groups(resource: str, proc: Path, cgroups: Path) -> Iterator[Path]:
+    """The folders of the control groups that this process is in, from the innermost outwards.
+
+    A container may see only a part of the tree, its own group as the root.
+    """
+    for line in _text(proc / "self" / "cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        resources, _, path = rest.partition(":")
+        if resources and resource not in resources.split(","):
+            continue
+        root = cgroups / resource if resources else cgroups
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            yield folder
+            if folder == root:
+                break
+
+
+def _table(file: Path) -> dict[str, int]:
+    """The first number of each line by the line's first word."""
+    lines = (line.split() for line in _text(file).splitlines())
+    numbers = {words[0]: _number(words[1]) for words in lines if len(words) > 1}
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _number(text: str) -> int | None:
+    """A number that is not negative; None for "max", -1 and whatever else means no limit."""
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if number >= 0 else None
+
+
+def _text(file: Path) -> str:
+    """What a file holds, nothing where it cannot be read."""
+    try:
+        return os.fsdecode(file.read_bytes())
+    except (OSError, ValueError):  # ValueError: no path, with a zero byte in it
+        return ""

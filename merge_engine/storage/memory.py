@@ -1,0 +1,17 @@
+"""Host memory as files and devices take it: whole pages, flat bytes."""
+
+from __future__ import annotations
+
+PAGE = 4096
+"""Bytes. Direct reads and writes move whole pages; inputs and outputs start on one (see ``Backend.attach``)."""
+
+
+def aligned(nbytes: int) -> int:
+    """``nbytes`` rounded up to whole pages."""
+    return -(-nbytes // PAGE) * PAGE
+
+
+def as_bytes(buffer: memoryview) -> memoryview:
+    """The same memory as a flat view of bytes."""
+    # A view with a zero in its shape cannot be cast.
+    return buffer.cast("B") if buffer.nbytes else memoryview(b"")

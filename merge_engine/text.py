@@ -1,0 +1,29 @@
+"""How messages for people name things."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+
+_SHOWN = 5
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few of many, for a message of one line."""
+    rest = len(items) - _SHOWN
+    return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def did_you_mean(
+    name: str,
+    known: Iterable[str],
+    *,
+    cutoff: float = 0.6,
+    quoted: Callable[[str], object] = '"{}"'.format,
+) -> str:
+    """``; did you mean "..."?`` with the known name nearest to a misspelt one, nothing when none is near.
+
+    ``cutoff`` is the similarity, from 0 to 1, from which on a name is near. ``quoted`` says how it is shown.
+    """
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {quoted(nearest[0])}?" if nearest else ""

@@ -1,0 +1,66 @@
+"""The tables of methods and parameters in docs/recipes.md, made from the code.
+
+They stand between ``<!-- methods -->`` and ``<!-- /methods -->``, and the same for parameters. What a parameter means
+is no part of the code: the page's own words are kept, and a new parameter has none at first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from merge_engine.methods import METHODS, Method
+from merge_engine.recipe import Parameter, Scalar
+
+
+def with_tables(page: str) -> str:
+    """The page with both tables as they should be. ``pytest tests/test_docs.py --update-snapshots`` writes it."""
+    page = _replaced(page, "methods", method_table(METHODS.values()))
+    return _replaced(page, "parameters", parameter_table(METHODS.values(), meanings(page)))
+
+
+def method_table(methods: Iterable[Method]) -> str:
+    """A row for each method: its parameters in order, with their defaults, required ones in bold."""
+    rows = [(f"`{method.name}`", ", ".join(map(_with_default, method.parameters))) for method in methods]
+    return _table(("method", "parameters"), rows)
+
+
+def parameter_table(methods: Iterable[Method], meaning: Mapping[str, str]) -> str:
+    """A row for each parameter, in the order in which the methods first have them."""
+    found = dict.fromkeys((p.name, p.scope, p.allowed) for method in methods for p in method.parameters)
+    rows = [(f"`{name}`", scope, allowed, meaning.get(name, "")) for name, scope, allowed in found]
+    return _table(("parameter", "scope", "values", "meaning"), rows)
+
+
+def meanings(page: str) -> dict[str, str]:
+    """What the page says of each parameter."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| [^|]* \| [^|]* \| (.*) \|$", _between(page, "parameters"), re.MULTILINE
+    )
+    return {name: meaning for name, meaning in rows if meaning}
+
+
+def _with_default(parameter: Parameter) -> str:
+    return f"**{parameter.name}**" if parameter.required else f"{parameter.name}: {_shown(parameter.default)}"
+
+
+def _shown(value: Scalar | None) -> str:
+    """A default as a recipe would have it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value or "none")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _between(page: str, name: str) -> str:
+    """What stands between the two comments. Raises ``ValueError`` when one is missing."""
+    start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    return page[page.index(start) + len(start) : page.index(end)]
+
+
+def _replaced(page: str, name: str, table: str) -> str:
+    return page.replace(_between(page, name), f"\n{table}\n")

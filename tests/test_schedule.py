@@ -1,0 +1,81 @@
+"""How a schedule divides its memory: which tensors are held whole, and what the ring takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import SaveCheckpoint
+
+import merge_engine as me
+from merge_engine.planning import Budget, Schedule
+from merge_engine.storage import PAGE
+
+ELEMENTS = 10 * 4096
+SPAN = 4 * 2 * ELEMENTS  # base, two models and the output in bfloat16
+NOTES = 2 * ELEMENTS // 8  # a bit for every element of both models
+RANKS = (4 * 2 + 8) * ELEMENTS  # DELLA: a threshold for each model, and keys
+
+
+def recipe(save_checkpoint: SaveCheckpoint, method: str) -> dict[str, object]:
+    folders = [
+        save_checkpoint(name, {"w": torch.zeros(10, 4096, dtype=torch.bfloat16)}) for name in ("o", "a", "b")
+    ]
+    options: dict[str, float] = {"weight": 0.5}
+    if method != "task_arithmetic":
+        options |= {"density": 0.5}
+    return {
+        "merge_method": method,
+        "base_model": str(folders[0]),
+        "models": [{"model": str(folder), "parameters": options} for folder in folders[1:]],
+    }
+
+
+@pytest.mark.parametrize(("method", "needed"), [("ties", 2 * SPAN), ("della", 2 * SPAN + RANKS)])
+def test_what_must_be_measured_is_held_whole_beside_the_next(
+    method: str, needed: int, save_checkpoint: SaveCheckpoint
+) -> None:
+    plan = me.plan(recipe(save_checkpoint, method))
+    schedule = Schedule(plan, Budget(needed))
+    assert schedule.chunk_elements(plan.tasks[0]) == ELEMENTS
+    assert schedule.bytes_read == 3 * 2 * ELEMENTS
+    schedule = Schedule(plan, Budget(needed - 1))
+    assert schedule.chunk_elements(plan.tasks[0]) < ELEMENTS
+    assert schedule.bytes_read == 2 * 3 * 2 * ELEMENTS  # once to be measured, once to be merged
+    schedule = Schedule(plan, Budget(needed, visits_in_flight=3))  # a device holds more of them at a time
+    assert schedule.chunk_elements(plan.tasks[0]) < ELEMENTS
+
+
+def test_what_need_not_be_measured_is_cut(save_checkpoint: SaveCheckpoint) -> None:
+    plan = me.plan(recipe(save_checkpoint, "task_arithmetic"))
+    schedule = Schedule(plan, Budget(2 * SPAN))
+    assert (
+        schedule.chunk_elements(plan.tasks[0]) == ELEMENTS // 5
+    )  # at most an eighth of the memory, in blocks
+    assert schedule.bytes_read == 3 * 2 * ELEMENTS
+    assert sum(schedule.ring_bytes) < 2 * SPAN
+
+
+@pytest.mark.parametrize("method", ["ties", "della", "task_arithmetic"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_rings_stay_within_the_memory(method: str, depth: int, save_checkpoint: SaveCheckpoint) -> None:
+    plan = me.plan(recipe(save_checkpoint, method))
+    for memory in (SPAN + RANKS, 2 * SPAN + RANKS, 3 * SPAN + RANKS, 100 * SPAN):
+        schedule = Schedule(plan, Budget(memory, visits_in_flight=depth))
+        least, rings = schedule.largest_chunk, schedule.ring_bytes
+        # arrays start on pages, and rings end on them
+        assert sum(rings) + schedule.scratch_bytes <= memory + 7 * PAGE
+        assert rings.inputs >= least.inputs and rings.outputs >= least.outputs
+
+
+@pytest.mark.parametrize(
+    ("method", "memory", "readings"),
+    (("ties", 7 * NOTES, 1), ("dare_ties", 8 * NOTES, 1), ("dare_ties", 8 * NOTES - 1, 2)),
+)
+def test_what_is_in_place_is_measured_whole_if_notes_of_it_are_small(
+    method: str, memory: int, readings: int, save_checkpoint: SaveCheckpoint
+) -> None:
+    plan = me.plan(recipe(save_checkpoint, method))
+    schedule = Schedule(plan, Budget(memory, in_place=True, cached_piece=1))
+    assert schedule.chunk_elements(plan.tasks[0]) == 4096
+    assert schedule.bytes_read == readings * 3 * 2 * ELEMENTS
+    assert sum(schedule.ring_bytes) <= memory + 7 * PAGE
