@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
+from merge_engine.engine.batches import in_batches
 from merge_engine.engine.work import Run, Work, differing
 from merge_engine.errors import BackendError, PlanError, RecipeError
 from merge_engine.methods import Action, Method, Task, find_method
@@ -77,15 +78,17 @@ def merge_state_dicts(
     run = Run(schedule, chosen)
     merged = {task.name: _output(task) for task in plan.tasks}
     under_way = []
-    for visit in schedule.visits():
-        if visit.task.action is Action.COPY:
-            continue
-        work = Work(run, visit, partial(_arrays, chosen, visit))
-        work.measure()
-        work.merge(_target(chosen, visit, merged[visit.task.name]) if visit.merge else None)
-        under_way.append(work)
-    for work in under_way:  # not before everything is under way: a device need not wait for the host
-        work.wait()
+    for batch in in_batches(schedule.visits(), 0, _WHOLE.memory):
+        work = [Work(run, visit, partial(_arrays, chosen, visit)) for visit in batch]
+        with chosen.together():
+            for each in work:
+                each.measure()
+            for each in work:
+                visit = each.visit
+                each.merge(_target(chosen, visit, merged[visit.task.name]) if visit.merge else None)
+        under_way += work
+    for each in under_way:  # not before everything is under way: a device need not wait for the host
+        each.wait()
     return merged
 
 
