@@ -134,3 +134,16 @@ def test_everything_public_is_there() -> None:
         "assert not hasattr(me, 'misspelt')"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_plan_for_a_device_says_what_would_be(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also on a machine without it: then with a note that a run would fail there."""
+    assert call(monkeypatch, "plan", recipe, "--device", "cpu") == 0
+    on_cpu = capsys.readouterr().out
+    assert call(monkeypatch, "plan", recipe, "--device", "cuda") == 0
+    on_cuda = capsys.readouterr().out
+    assert "backend               cpu" in on_cpu and "backend               cuda" in on_cuda
+    assert "in place" in on_cpu and "in place" not in on_cuda
+    assert ("a run would fail on this machine" in on_cuda) is not torch.cuda.is_available()
