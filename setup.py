@@ -52,7 +52,8 @@ if platform.machine() in ("x86_64", "AMD64"):
 PER_INSTRUCTION_SET = [
     CSRC / "cpu" / name
     for name in (
-        "histogram.cpp",
+        "find.cpp",
+        "locate.cpp",
         "norms.cpp",
         "ranks.cpp",
         "consensus.cpp",
@@ -61,7 +62,17 @@ PER_INSTRUCTION_SET = [
         "table.cpp",
     )
 ]
-COMMON = [CSRC / "cpu" / name for name in ("binding.cpp", "dispatch.cpp", "mapping.cpp", "pool.cpp")]
+COMMON = [
+    CSRC / "cpu" / name
+    for name in (
+        "binding.cpp",
+        "dispatch.cpp",
+        "identical.cpp",
+        "mapping.cpp",
+        "pool.cpp",
+        "statistics.cpp",
+    )
+]
 CUDA_BINDING = CSRC / "cuda" / "binding.cpp"
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 CUDA_ARCHITECTURES = (80, 86, 89, 90, 100, 120)

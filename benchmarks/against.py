@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    os.environ["PYTHONSAFEPATH"] = "1"  # or the version in the current folder would be imported, not those installed
+    os.environ["PYTHONSAFEPATH"] = (
+        "1"  # or the version in the current folder would be imported, not those installed
+    )
     results = {}
     print(
         f"{'case':16}{'this':>9}{'other':>9}{'copy':>9}{'this/other':>12}{'this/copy':>11}{'cpu s':>8}{'MiB':>6}"

@@ -21,7 +21,7 @@ from merge_engine.bench.measuring import empty, warm
 
 SAMPLES_PER_SECOND = 997
 PARTS = (  # of whoever comes first: what it is called, the library and the function, as regular expressions
-    ("rank search and histograms", "_native", "RankSearch|EdgeCounter|bin_tile|key_tile|histogram|count_"),
+    ("rank search and histograms", "_native", "RankSearch|EdgeCounter|bin_tile|key_tile|find_|count_"),
     ("consensus, combine and the rest of the kernels", "_native", ""),
     ("digests", "xxhash", ""),
     ("Linux: copies out of the page cache", "kernel", "copy_to_iter|copy_page_to|rep_movs"),

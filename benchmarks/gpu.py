@@ -27,7 +27,7 @@ import torch
 
 import merge_engine as me
 from merge_engine.backends import Backend, create_backend
-from merge_engine.backends.operations import Chunk, Column, Combine, Consensus, Entry, Rank, RankBand
+from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, KeyColumn, Rank, RankBand
 from merge_engine.bench.checkpoints import Family, weight_bytes
 from merge_engine.bench.contestants import METHODS
 from merge_engine.bench.machine import describe
@@ -113,12 +113,12 @@ def kernels(backend: Backend, models: int, count: int, device: torch.device) -> 
     rank = max(1, int(DENSITY * count))
 
     def histogram() -> Any:
-        histograms = backend.new_histograms(0, models)
-        backend.histogram(chunk, 0, [Column(model, model) for model in range(models)], histograms)
-        return histograms
+        counts = backend.new_counts(0, [None] * models)
+        backend.count(chunk, [KeyColumn(model, model) for model in range(models)], counts)
+        return counts
 
     def masks() -> list[Any]:
-        found = backend.select(histogram(), 0, [Rank(model, rank) for model in range(models)])
+        found = backend.find(histogram(), [Rank(model, rank) for model in range(models)])
         bands = [RankBand(1, rank, key, random_key=model) for model, key in enumerate(found)]
         return [solved.mask for solved in backend.bands(bands, BF16)]
 

@@ -7,9 +7,9 @@ given in GB/s and as a percentage of the rate at which all cores together copy m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -19,19 +19,19 @@ import merge_engine._native as native
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import (
     Chunk,
-    Column,
     Combine,
     Consensus,
     Dense,
     Draw,
     Entry,
+    KeyColumn,
     Line,
     Mask,
     Rank,
     RankBand,
     Ranked,
+    Sought,
 )
-from merge_engine.backends.statistics import level_bins
 from merge_engine.bench.checkpoints import draw_base, draw_tuned
 from merge_engine.bench.probe import measure_memory
 from merge_engine.dtypes import BF16
@@ -91,31 +91,29 @@ def deltas(count: int, n: int) -> list[torch.Tensor]:
 
 def threshold(backend: CpuBackend, chunk: Chunk, model: int) -> Mask:
     """The mask that keeps the top fifth of a model's entries, ties decided by draws."""
-    histograms = backend.new_histograms(0, 1)
-    backend.histogram(chunk, 0, [Column(0, model)], histograms)
     rank = int(DENSITY * chunk.count)
-    [found] = backend.select(histograms, 0, [Rank(0, rank)])
+    [[found]] = backend.find_all(chunk, 0, [Sought(model, (rank,))])
     return backend.bands([RankBand(1, rank, found, random_key=model)], chunk.working)[0].mask
 
 
-@pytest.mark.parametrize("asked", ["everything", "rank"])
-def test_histogram(benchmark: BenchmarkFixture, asked: str, isa: str, n: int, count: int) -> None:
-    """Of all keys, and as far as one known rank needs it."""
+@pytest.mark.parametrize("known", [False, True], ids=["all keys", "a rank"])
+def test_find(benchmark: BenchmarkFixture, known: bool, isa: str, n: int, count: int) -> None:
+    """The key of a rank: by counting all keys, and by looking for that one only."""
     backend = CpuBackend(instruction_set=isa)
     chunk = chunk_of(backend, count, n)
     rank = int(DENSITY * count)
-    columns = [Column(slot, slot, ranks=() if asked == "everything" else (rank,)) for slot in range(n)]
 
-    def body() -> Sequence[int]:
-        histograms: Sequence[int] = backend.new_histograms(0, n)
-        backend.histogram(chunk, 0, columns, histograms)
-        return histograms
+    def count_all() -> list[Any]:
+        counts = backend.new_counts(0, [None] * n)
+        backend.count(chunk, [KeyColumn(slot, slot) for slot in range(n)], counts)
+        return backend.find(counts, [Rank(slot, rank) for slot in range(n)])
 
-    bins, step = timed(benchmark, 2 * count * (1 + n), body), level_bins(0)
-    assert [sum(bins[slot * step : (slot + 1) * step]) for slot in range(n)] == [count] * n
-    for found, delta in zip(
-        backend.select(bins, 0, [Rank(slot, rank) for slot in range(n)]), deltas(count, n), strict=True
-    ):
+    def look_for_one() -> list[Any]:
+        found = backend.find_all(chunk, 0, [Sought(model, (rank,)) for model in range(n)])
+        return [one for [one] in found]
+
+    handles = timed(benchmark, 2 * count * (1 + n), look_for_one if known else count_all)
+    for found, delta in zip(map(backend.fetch, handles), deltas(count, n), strict=True):
         keys = delta.float().abs().bfloat16().view(torch.int16)
         assert (int((keys > found.key).sum()), int((keys == found.key).sum())) == found[1:]
         assert found.above < rank <= found.above + found.equal

@@ -73,4 +73,13 @@ ME_INLINE SolvedBand solve_band(const RankBand& band, const Found& low, const Fo
     return solved;
 }
 
+ME_INLINE SolvedBand solve_band(const RankBand& band, const Found& low, const Found& high, DType working) {
+    switch (working) {
+        case DType::BF16: return solve_band<DType::BF16, float>(band, low, high);
+        case DType::F16: return solve_band<DType::F16, float>(band, low, high);
+        case DType::F32: return solve_band<DType::F32, float>(band, low, high);
+        default: return solve_band<DType::F64, double>(band, low, high);
+    }
+}
+
 }  // namespace merge_engine

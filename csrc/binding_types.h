@@ -72,9 +72,12 @@ inline void bind_operations(py::module_& m) {
             return Combine{inputs, coefficients, output, working, divides, divisor, fused};
         }));
 
-    py::class_<Found>(m, "Found", local).def(py::init([](uint64_t key, uint64_t above, uint64_t equal) {
-        return Found{key, above, equal};
-    }));
+    py::class_<Found>(m, "Found", local)
+        .def(py::init([](uint64_t key, uint64_t above, uint64_t equal) { return Found{key, above, equal}; }),
+             py::arg("key") = 0, py::arg("above") = 0, py::arg("equal") = 0)
+        .def_readonly("key", &Found::key)
+        .def_readonly("above", &Found::above)
+        .def_readonly("equal", &Found::equal);
     py::class_<RankBand>(m, "RankBand", local)
         .def(py::init([](uint64_t first, uint64_t last, double slack, bool has_high, bool spread, bool every_tie,
                          std::pair<uint64_t, uint64_t> low, std::pair<uint64_t, uint64_t> high, uint64_t random_key) {

@@ -48,7 +48,7 @@ def select_kernel(
     counts = counts_of(histogram, span * SPAN + within, BINS, SPAN)
     at_least = tl.cumsum(counts, axis=0, reverse=True)  # keys of this span in this bin or a higher one
     place = tl.sum((passed + at_least >= wanted).to(tl.int32), axis=0) - 1
-    equal = tl.sum(tl.where(within == place, counts, 0), axis=0)
+    equal = tl.sum(tl.where((within == place) & (wanted > 0), counts, 0), axis=0)
     larger = tl.sum(tl.where(within > place, counts, 0), axis=0)
     row = found + tl.program_id(0) * 3
     tl.store(row, (prefix << NEXT_BITS) | (span * SPAN + place).to(tl.int64))
@@ -60,7 +60,7 @@ def select(histograms: torch.Tensor, queries: torch.Tensor, found: torch.Tensor,
     """Answer ``queries``, [m, 5] int64: slot, rank, and what was found above (0, 0, 0 at level 0).
 
     ``found``: [m, 3] int64, written: the key so far (that of the level above, shifted by ``next_bits``, and the bin),
-    how many keys are larger, how many equal.
+    how many keys are larger, how many equal: none where no key has the rank.
     """
     select_kernel[(len(queries),)](
         histograms, queries, found, BINS=histograms.shape[2], NEXT_BITS=next_bits, SPAN=SPAN, **OPTIONS

@@ -9,7 +9,7 @@ DType: Any
 MaskKind: Any
 Election: Any
 Array: Any
-Column: Any
+Sought: Any
 Mask: Any
 Entry: Any
 Consensus: Any
@@ -28,12 +28,30 @@ class Mapping:
 def address_of(memory: memoryview) -> int: ...
 def instruction_set() -> str: ...
 def runs(instruction_set: str) -> bool: ...
-def select(counts: int, bins: int, rank: int) -> tuple[int, int, int]: ...
 def solve_band(band: Any, low: Any, high: Any, working: Any) -> Any: ...
 def identical(addresses: Sequence[int], size: int, element_bytes: int) -> bool: ...
-def histogram(
-    isa: str, base: Any, columns: Sequence[Any], working: Any, shift: int, count: int, threads: int
+def count_keys(
+    instruction_set: str,
+    base: Any,
+    columns: Sequence[tuple[Any, int, int]],
+    working: Any,
+    shift: int,
+    count: int,
+    threads: int,
+    bits: int,
+    slots: int,
+    counts: array[int],
 ) -> None: ...
+def find_all(
+    instruction_set: str,
+    base: Any,
+    sought: Sequence[Any],
+    working: Any,
+    shift: int,
+    count: int,
+    threads: int,
+) -> list[list[Any]]: ...
+def find_in_counts(counts: array[int] | memoryview, bits: int, within: Any, rank: int) -> Any: ...
 def locate(
     isa: str, base: Any, model: Any, working: Any, key: int, nth: int, count: int, threads: int
 ) -> tuple[int, int]: ...

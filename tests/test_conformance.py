@@ -17,22 +17,23 @@ from merge_engine.backends.operations import (
     NOTHING,
     Band,
     Chunk,
-    Column,
     Combine,
     Consensus,
     Dense,
     Draw,
     Entry,
     Found,
+    KeyColumn,
     Line,
     Mask,
     Outcome,
     Rank,
     RankBand,
     Ranked,
+    Sought,
 )
 from merge_engine.backends.reference import ReferenceBackend, add_in_order, draws, keys_of
-from merge_engine.backends.statistics import SUM_BLOCK, BlockSums, level_shift, levels
+from merge_engine.backends.statistics import SUM_BLOCK, BlockSums, KeyTable, level_shift, levels
 from merge_engine.dtypes import BY_NAME, DType
 
 REFERENCE = ReferenceBackend()
@@ -187,11 +188,32 @@ def test_a_combination_has_a_coefficient_for_every_input(backend: Backend) -> No
         apply(backend, Combine((1.0, 1.0)), base, models)
 
 
+def found_by_counting(backend: Backend, chunks: list[Chunk], ranks: list[tuple[int, int]]) -> list[Any]:
+    """Handles to the keys of (model, rank), level by level, from chunks that are counted together."""
+    found: list[Any] = [None] * len(ranks)
+    for level in range(levels(chunks[0].working)):
+        counts = backend.new_counts(level, found)
+        columns = [KeyColumn(slot, model) for slot, (model, _) in enumerate(ranks)]
+        for chunk in chunks:
+            backend.count(chunk, columns, counts)
+        found = backend.find(counts, [Rank(slot, rank) for slot, (_, rank) in enumerate(ranks)])
+    return found
+
+
+def found_at_once(backend: Backend, chunk: Chunk, ranks: list[tuple[int, int]]) -> list[Any]:
+    """The same from a chunk that holds all elements."""
+    found: list[Any] = [None] * len(ranks)
+    for level in range(levels(chunk.working)):
+        sought = [Sought(model, (rank,), within) for (model, rank), within in zip(ranks, found, strict=True)]
+        found = [handle for [handle] in backend.find_all(chunk, level, sought)]
+    return found
+
+
 @each_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_histogram_select_locate(backend: Backend, dtype: torch.dtype, size: int) -> None:
-    """Refining bins level by level leads both backends to the same key, and to the same occurrence of it."""
+def test_find_and_locate(backend: Backend, dtype: torch.dtype, size: int) -> None:
+    """Refining keys level by level leads both backends to the same key, and to the same occurrence of it."""
     size = min(size, 9_001) if "emulated" in backend.name else size  # several tiles, and not minutes
     for base, models in (quantised_models(size, 3, dtype), extreme_models(size, 3, dtype)):
         working = dtype_of(base)
@@ -199,17 +221,14 @@ def test_histogram_select_locate(backend: Backend, dtype: torch.dtype, size: int
             if size == 0:
                 continue
             found = []
+            asked = [(model, rank) for model in range(3)]
             for b in (REFERENCE, backend):
                 chunk = chunk_of(b, base, models)
-                keys: list = [None] * 3
-                for level in range(levels(working)):
-                    counts = b.new_histograms(level, 3)
-                    b.histogram(chunk, level, [Column(m, m, keys[m]) for m in range(3)], counts)
-                    keys = b.select(counts, level, [Rank(m, rank, keys[m]) for m in range(3)])
-                answers = [b.fetch(key) for key in keys]
+                answers = [b.fetch(key) for key in found_by_counting(b, [chunk], asked)]
                 assert level_shift(working, levels(working) - 1) == 0
                 places = [b.locate(chunk, m, answers[m].key, rank - answers[m].above - 1) for m in range(3)]
                 found.append((answers, places))
+                assert [b.fetch(key) for key in found_at_once(b, chunk, asked)] == answers
             assert found[0] == found[1]
             keys = keys_of(
                 models[0].to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -217,6 +236,68 @@ def test_histogram_select_locate(backend: Backend, dtype: torch.dtype, size: int
                 working,
             )
             assert found[0][0][0].key == int(keys.sort(descending=True).values[rank - 1])
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", thinned(DTYPES, 2), ids=str)
+def test_what_is_counted_can_be_taken_elsewhere(backend: Backend, dtype: torch.dtype) -> None:
+    """Tables of pieces, merged, answer as a backend that saw all; it goes on with what was found in them."""
+    size, cut = 5000, SUM_BLOCK
+    base, models = quantised_models(size, 2, dtype)
+    asked = [(0, 1), (1, size // 3), (1, size - 7)]
+    for b in (REFERENCE, backend):
+        pieces = [
+            chunk_of(b, base[first:last], [m[first:last] for m in models], start=first)
+            for first, last in ((cut, size), (0, cut))
+        ]
+        found: list[Any] = [None] * len(asked)
+        for level in range(levels(pieces[0].working)):
+            tables: list[list[KeyTable]] = []
+            for chunk in pieces:
+                counts = b.new_counts(level, found)
+                b.count(chunk, [KeyColumn(slot, model) for slot, (model, _) in enumerate(asked)], counts)
+                tables.append(b.fetch(counts))
+            merged = [one.merge(other) for one, other in zip(*tables, strict=True)]
+            found = [
+                table.find(rank, within)
+                for table, (_, rank), within in zip(merged, asked, found, strict=True)
+            ]
+        whole = chunk_of(REFERENCE, base, models)
+        assert found == found_by_counting(REFERENCE, [whole], asked)
+        bands = [RankBand(1, rank, low, random_key=3) for (_, rank), low in zip(asked, found, strict=True)]
+        for solved, expected in zip(
+            b.bands(bands, whole.working), REFERENCE.bands(bands, whole.working), strict=True
+        ):
+            outputs = []
+            for on_backend, mask in ((b, solved.mask), (REFERENCE, expected.mask)):
+                output = on(on_backend, torch.empty_like(base))
+                operation = Consensus((Entry(mask, 1.0), Entry(Dense(), 0.5)), "sum", True)
+                chunk = chunk_of(on_backend, base, models)
+                on_backend.fetch(on_backend.consensus(chunk, operation, on_backend.tensor(output)))
+                outputs.append(output.cpu())
+            assert same_bytes(*outputs)
+
+
+@each_backend
+@pytest.mark.parametrize("size", thinned((100, 5000, 300_000), 2))
+def test_ranks_that_no_key_has(backend: Backend, size: int) -> None:
+    """Every backend says so, whichever way it would look for them."""
+    size = min(size, 9_001) if "emulated" in backend.name else size
+    for b in (REFERENCE, backend):
+        chunk = chunk_of(b, *quantised_models(size, 1, torch.float32))
+        found = b.fetch(found_by_counting(b, [chunk], [(0, 5)])[0])
+        for rank in (size + 1, 2**40, 0):
+            with pytest.raises(IndexError, match="no key of this rank was counted"):
+                b.fetch(b.find_all(chunk, 0, [Sought(0, (1, rank))])[0][1])
+            counts = b.new_counts(0, [None])
+            b.count(chunk, [KeyColumn(0, 0)], counts)
+            with pytest.raises(IndexError, match="no key of this rank was counted"):
+                b.fetch(b.find(counts, [Rank(0, rank)])[0])
+            with pytest.raises(IndexError, match="no key of this rank was counted"):
+                b.fetch(counts)[0].find(rank)
+        upper = Found(found.key >> 16, found.above, found.equal)
+        with pytest.raises(IndexError, match="no key of this rank was counted"):
+            b.fetch(b.find_all(chunk, 1, [Sought(0, (size,), upper)])[0][0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -231,13 +312,8 @@ def test_bands(dtype: torch.dtype, ties: Literal["spread", "all", "index"]) -> N
         for (first, last), slack in thinned(list(itertools.product(ranks, (0.0, 0.1, 0.999))), 4):
             results = []
             for b in (REFERENCE, *BACKENDS.values()):
-                chunk, found = chunk_of(b, base, models), dict[int, Any]()
-                for level in range(levels(working)):
-                    histograms = b.new_histograms(level, 2)
-                    columns = [Column(slot, 0, found.get(slot)) for slot in (0, 1)]
-                    b.histogram(chunk, level, columns, histograms)
-                    asked = [Rank(slot, rank, found.get(slot)) for slot, rank in enumerate((last, first))]
-                    found = dict(enumerate(b.select(histograms, level, asked)))
+                chunk = chunk_of(b, base, models)
+                found = found_by_counting(b, [chunk], [(0, last), (0, first)])
                 high = found[1] if first > 1 else None
                 positions = ((0, size // 2), (size // 3, 2**64 - 1))
                 band = RankBand(first, last, found[0], high, slack, ties, *positions, random_key=41)
@@ -354,4 +430,6 @@ def test_a_chunk_with_arrays_of_another_length_is_refused(backend: Backend) -> N
     base, models = quantised_models(100, 1, torch.bfloat16)
     chunk = replace(chunk_of(backend, base, models), count=101)
     with pytest.raises(ValueError, match="a chunk of 101 elements got an array of 100"):
-        backend.histogram(chunk, 0, [Column(0, 0)], backend.new_histograms(0, 1))
+        backend.count(chunk, [KeyColumn(0, 0)], backend.new_counts(0, [None]))
+    with pytest.raises(ValueError, match="a chunk of 101 elements got an array of 100"):
+        backend.find_all(chunk, 0, [Sought(0, (1,))])

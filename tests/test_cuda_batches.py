@@ -208,11 +208,11 @@ def test_inner_products_of_many_tensors_are_one_launch(backend) -> None:
     assert handed_in() - before < 10
 
 
-def test_histograms_are_bounded(backend, save_checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_bounded(backend, save_checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is launched in turns."""
     kinds = [((64,), dtype, "quantised") for dtype in DTYPES * 5]
     recipe = saved(checkpoint_states(kinds), save_checkpoint) | RECIPES["ties"]
     at_once = launches(backend, recipe)
-    monkeypatch.setattr("merge_engine.backends.cuda.HISTOGRAM_BYTES", 2 << 20)
+    monkeypatch.setattr("merge_engine.backends.cuda.COUNTS_BYTES", 2 << 20)
     same(backend, recipe, "400MB")
     assert launches(backend, recipe) > at_once

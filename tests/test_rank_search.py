@@ -1,4 +1,4 @@
-"""A histogram that is asked for known ranks only answers them as the full one does, whatever the data."""
+"""Keys that are sought in a chunk that holds all elements are those that counting finds, whatever the data."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch
 from adversarial import DTYPES, extreme_models, generator, quantised_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_conformance import chunk_of
+from test_conformance import chunk_of, found_by_counting
 from under_test import INSTRUCTION_SETS
 
 from merge_engine.backends.cpu import CpuBackend
-from merge_engine.backends.operations import Column, Found, Rank
-from merge_engine.backends.statistics import level_bins, levels
+from merge_engine.backends.operations import Found, KeyColumn, Sought
+from merge_engine.backends.statistics import levels
 
 BACKENDS = [CpuBackend(threads=3, instruction_set=name) for name in INSTRUCTION_SETS]
 WORTH_SEARCHING = 4 * 65536
@@ -20,27 +20,18 @@ SIZE = WORTH_SEARCHING + 12_345
 RUN, SHARE = 32, 64  # of the sample: see csrc/cpu/search.h
 
 
-def find(backend, base: torch.Tensor, models: list[torch.Tensor], ranks: list[tuple[int, ...]], known: bool):
-    """What ``select`` finds for the ranks of each model, with or without having known them."""
-    chunk = chunk_of(backend, base, models)
-    asked = [(model, rank) for model, of_model in enumerate(ranks) for rank in of_model]
-    histograms = backend.new_histograms(0, len(models))
-    columns = [Column(m, m, ranks=of_model if known else ()) for m, of_model in enumerate(ranks)]
-    backend.histogram(chunk, 0, columns, histograms)
-    found = backend.select(histograms, 0, [Rank(*query) for query in asked])
-    for level in range(1, levels(chunk.working)):
-        histograms = backend.new_histograms(level, len(asked))
-        columns = [Column(slot, asked[slot][0], within) for slot, within in enumerate(found)]
-        backend.histogram(chunk, level, columns, histograms)
-        found = backend.select(
-            histograms, level, [Rank(slot, asked[slot][1], within) for slot, within in enumerate(found)]
-        )
-    return [Found(*backend.fetch(answer)) for answer in found]
-
-
 def agree(base: torch.Tensor, models: list[torch.Tensor], ranks: list[tuple[int, ...]]) -> None:
+    """What is found for the ranks of each model is what counting all keys finds, level by level."""
+    asked = [(model, rank) for model, of_model in enumerate(ranks) for rank in of_model]
     for backend in BACKENDS:
-        assert find(backend, base, models, ranks, True) == find(backend, base, models, ranks, False)
+        chunk = chunk_of(backend, base, models)
+        counted = [backend.fetch(found) for found in found_by_counting(backend, [chunk], asked)]
+        found = backend.find_all(chunk, 0, [Sought(model, of_model) for model, of_model in enumerate(ranks)])
+        flat = [one for of_model in found for one in of_model]
+        for level in range(1, levels(chunk.working)):
+            sought = [Sought(model, (rank,), one) for (model, rank), one in zip(asked, flat, strict=True)]
+            flat = [one for [one] in backend.find_all(chunk, level, sought)]
+        assert [backend.fetch(one) for one in flat] == counted
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -70,17 +61,31 @@ def test_a_sample_that_misleads(dtype: torch.dtype) -> None:
         agree(torch.zeros(SIZE, dtype=dtype), [model], [(SIZE // 7, SIZE // 2, SIZE - 5)])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", (1, 2, 63, 1024, 4 * 1024, 4 * 1024 + 1))
+def test_few_keys(dtype: torch.dtype, size: int) -> None:
+    for make in (quantised_models, extreme_models):
+        base, models = make(size, 2, dtype)
+        agree(base, models, [(1, size), (size // 2 + 1, size // 3 + 1)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=INSTRUCTION_SETS)
+def test_the_largest_key(backend: CpuBackend) -> None:
+    """It has no edge above it."""
+    base = torch.zeros(SIZE, dtype=torch.bfloat16)
+    model = torch.full((SIZE,), 0x7FFF, dtype=torch.int16).view(torch.bfloat16)
+    [found] = backend.find_all(chunk_of(backend, base, [model]), 0, [Sought(0, (1, SIZE))])
+    assert [backend.fetch(one) for one in found] == [Found(0x7FC0, 0, SIZE)] * 2
+
+
 @pytest.mark.parametrize("backend", BACKENDS, ids=INSTRUCTION_SETS)
 def test_nothing_is_counted_outside_the_slot(backend: CpuBackend) -> None:
-    """The largest key has no edge above it, and a histogram ends there."""
     base, models = extreme_models(SIZE, 1, torch.bfloat16)
-    bins = level_bins(0)
-    histograms = backend.new_histograms(0, 3)
-    for place in range(3 * bins):
-        histograms[place] = 7
-    backend.histogram(chunk_of(backend, base, models), 0, [Column(1, 0, ranks=(1, SIZE))], histograms)
-    assert set(histograms[:bins]) == set(histograms[2 * bins :]) == {7}
-    assert sum(histograms[bins : 2 * bins]) == SIZE + 7 * bins
+    counts = backend.new_counts(0, [None] * 3)
+    backend.count(chunk_of(backend, base, models), [KeyColumn(1, 0)], counts)
+    assert [sum(table.counts) for table in backend.fetch(counts)] == [0, SIZE, 0]
+    with pytest.raises(IndexError):
+        backend.count(chunk_of(backend, base, models), [KeyColumn(3, 0)], counts)
 
 
 @settings(max_examples=25, deadline=None)

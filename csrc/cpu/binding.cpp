@@ -7,9 +7,11 @@
 #include <system_error>
 
 #include "../binding_types.h"
+#include "identical.h"
 #include "mapping.h"
 #include "pool.h"
 #include "primitives.h"
+#include "statistics.h"
 
 namespace {
 
@@ -31,66 +33,17 @@ const Primitives& table(const std::string& instruction_set) {
     return *found;
 }
 
-// (bin, count above it, count in it) of the element that is `rank`-th from the top, counted from 1.
-std::tuple<uint64_t, uint64_t, uint64_t> select_bin(uintptr_t counts, uint64_t bins, uint64_t rank) {
-    const uint64_t* count = pointer<const uint64_t>(counts);
-    uint64_t above = 0;
-    for (uint64_t bin = bins; bin-- > 0; above += count[bin]) {
-        if (above + count[bin] >= rank) return {bin, above, count[bin]};
-    }
-    throw std::out_of_range("the histogram holds fewer elements than the rank asked for");
-}
-
-SolvedBand band_of(const RankBand& band, const Found& low, const Found& high, DType working) {
-    switch (working) {
-        case DType::BF16: return solve_band<DType::BF16, float>(band, low, high);
-        case DType::F16: return solve_band<DType::F16, float>(band, low, high);
-        case DType::F32: return solve_band<DType::F32, float>(band, low, high);
-        case DType::F64: return solve_band<DType::F64, double>(band, low, high);
-    }
-    throw std::invalid_argument("unknown dtype");
-}
-
-// Whether all arrays hold the same bytes. With `element_bytes` set, an array of floats that holds a
-// negative zero does not qualify: adding a zero task vector would turn it into a positive one.
-bool identical(const std::vector<uintptr_t>& addresses, uint64_t bytes, int element_bytes) {
-    const char* first = pointer<const char>(addresses.at(0));
-    for (size_t i = 1; i < addresses.size(); ++i) {
-        if (std::memcmp(first, pointer<const char>(addresses[i]), bytes) != 0) return false;
-    }
-    const auto no_negative_zero = [&](auto zero) {
-        using Bits = decltype(zero);
-        const Bits negative = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
-        const Bits* values = pointer<const Bits>(addresses.at(0));
-        uint64_t found = 0;
-        for (uint64_t j = 0; j < bytes / sizeof(Bits); ++j) found += values[j] == negative;
-        return found == 0;
-    };
-    switch (element_bytes) {
-        case 2: return no_negative_zero(uint16_t{0});
-        case 4: return no_negative_zero(uint32_t{0});
-        case 8: return no_negative_zero(uint64_t{0});
-        default: return true;
-    }
-}
-
-// Doubles that the caller has made room for.
-double* doubles(const py::buffer& memory, uint64_t count) {
+// Numbers that the caller has made room for.
+template <class Number>
+Number* numbers(const py::buffer& memory, uint64_t count) {
     const py::buffer_info info = memory.request(true);
-    if (info.format != py::format_descriptor<double>::format() || static_cast<uint64_t>(info.size) != count) {
-        throw std::invalid_argument("needs memory for " + std::to_string(count) + " doubles");
+    if (!info.item_type_is_equivalent_to<Number>() || static_cast<uint64_t>(info.size) != count) {
+        throw std::invalid_argument("needs memory for " + std::to_string(count) + " numbers");
     }
-    return static_cast<double*>(info.ptr);
+    return static_cast<Number*>(info.ptr);
 }
 
 uint64_t sum_blocks_of(uint64_t count) { return (count + SUM_BLOCK - 1) / SUM_BLOCK; }
-
-// Adds the rows of sums[...][totals] to the totals, one after the other.
-void add_in_order(const double* sums, size_t rows, double* totals, size_t columns) {
-    for (size_t row = 0; row < rows; ++row) {
-        for (size_t column = 0; column < columns; ++column) totals[column] += sums[row * columns + column];
-    }
-}
 
 // Calls f, and raises as OSError what the system refused.
 template <class F>
@@ -117,10 +70,11 @@ PYBIND11_MODULE(_native, m) {
     m.def("runs", [](const std::string& name) { return cpu_primitives(name.c_str()) != nullptr; });
 
     bind_operations(m);
-    py::class_<Column>(m, "Column", py::module_local()).def(py::init(
-        [](const Array& model, uint64_t prefix, uintptr_t counts, const std::vector<uint64_t>& ranks) {
-            return Column{model, prefix, pointer<uint64_t>(counts), ranks};
-        }));
+    py::class_<Sought>(m, "Sought", py::module_local())
+        .def(py::init([](const Array& model, const Found& within, const std::vector<uint64_t>& ranks) {
+                 return Sought{model, within, ranks};
+             }),
+             py::arg("model"), py::arg("within"), py::arg("ranks"));
     py::class_<SolvedBand>(m, "SolvedBand", py::module_local())
         .def_readonly("mask", &SolvedBand::mask)
         .def_readonly("kept_without_slack", &SolvedBand::kept_without_slack);
@@ -141,17 +95,44 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly("torn", &Mapping::torn);
     m.def("address_of", [](const py::buffer& memory) { return reinterpret_cast<uintptr_t>(memory.request().ptr); });
 
-    m.def("select", &select_bin);
-    m.def("solve_band", &band_of);
+    m.def("solve_band", py::overload_cast<const RankBand&, const Found&, const Found&, DType>(&solve_band));
     m.def("identical", [](const std::vector<uintptr_t>& addresses, uint64_t bytes, int element_bytes) {
+        std::vector<const void*> arrays;
+        for (const uintptr_t address : addresses) arrays.push_back(pointer<const void>(address));
         const Released released(bytes / 2);
-        return identical(addresses, bytes, element_bytes);
+        return identical(arrays, bytes, element_bytes);
     });
-    m.def("histogram", [](const std::string& isa, const Array& base, const std::vector<Column>& columns,
-                          DType working, int shift, uint64_t count, int threads) {
-        const Released released(count);
-        table(isa).histogram(base, columns, working, shift, count, threads);
-    });
+    // `columns` are (model, prefix, slot), `counts` is [slots][bins].
+    m.def(
+        "count_keys",
+        [](const std::string& isa, const Array& base, const std::vector<std::tuple<Array, uint64_t, uint64_t>>& columns,
+           DType working, int shift, uint64_t count, int threads, int bits, uint64_t slots, const py::buffer& counts) {
+            uint64_t* tables = numbers<uint64_t>(counts, slots << bits);
+            std::vector<KeyColumn> where;
+            for (const auto& [model, prefix, slot] : columns) {
+                if (slot >= slots) throw std::out_of_range("there is no such slot");
+                where.push_back({model, prefix, tables + (slot << bits)});
+            }
+            const Released released(count);
+            table(isa).count_keys(base, where, working, shift, count, threads);
+        },
+        py::arg("instruction_set"), py::arg("base"), py::arg("columns"), py::arg("working"), py::arg("shift"),
+        py::arg("count"), py::arg("threads"), py::arg("bits"), py::arg("slots"), py::arg("counts"));
+    m.def(
+        "find_all",
+        [](const std::string& isa, const Array& base, const std::vector<Sought>& sought, DType working, int shift,
+           uint64_t count, int threads) {
+            const Released released(count);
+            return table(isa).find_all(base, sought, working, shift, count, threads);
+        },
+        py::arg("instruction_set"), py::arg("base"), py::arg("sought"), py::arg("working"), py::arg("shift"),
+        py::arg("count"), py::arg("threads"));
+    m.def(
+        "find_in_counts",
+        [](const py::buffer& counts, int bits, const Found& within, uint64_t rank) {
+            return find_in_counts(numbers<uint64_t>(counts, uint64_t{1} << bits), bits, within, rank);
+        },
+        py::arg("counts"), py::arg("bits"), py::arg("within"), py::arg("rank"));
     m.def("locate", [](const std::string& isa, const Array& base, const Array& model, DType working, uint64_t key,
                        uint64_t nth, uint64_t count, int threads) {
         const Released released(count);
@@ -163,7 +144,7 @@ PYBIND11_MODULE(_native, m) {
           [](const std::string& isa, const Array& base, const std::vector<Array>& models,
              const std::vector<Mask>& masks, const std::vector<uintptr_t>& notes, DType working,
              bool storage_rounding, uint64_t start, uint64_t count, int threads, const py::buffer& sums) {
-              double* written = doubles(sums, sum_blocks_of(count) * 2 * models.size());
+              double* written = numbers<double>(sums, sum_blocks_of(count) * 2 * models.size());
               std::vector<uint64_t*> noted;
               for (const uintptr_t address : notes) noted.push_back(pointer<uint64_t>(address));
               const Released released(count);
@@ -172,7 +153,7 @@ PYBIND11_MODULE(_native, m) {
           });
     m.def("gram", [](const std::string& isa, const std::vector<Array>& inputs, DType working, uint64_t count,
                      int threads, const py::buffer& sums) {
-        double* written = doubles(sums, sum_blocks_of(count) * inputs.size() * (inputs.size() + 1) / 2);
+        double* written = numbers<double>(sums, sum_blocks_of(count) * inputs.size() * (inputs.size() + 1) / 2);
         const Released released(count);
         table(isa).gram(inputs, working, count, threads, written);
     });
@@ -182,7 +163,7 @@ PYBIND11_MODULE(_native, m) {
             const uint64_t size = static_cast<uint64_t>(sums.request().size);
             const uint64_t columns = static_cast<uint64_t>(totals.request().size);
             if (columns == 0 || size % columns != 0) throw std::invalid_argument("needs whole rows of sums");
-            add_in_order(doubles(sums, size), size / columns, doubles(totals, columns), columns);
+            add_in_order(numbers<double>(sums, size), size / columns, numbers<double>(totals, columns), columns);
         },
         py::arg("sums"), py::arg("totals"));
     m.def("rank_thresholds", [](const std::string& isa, const Array& base, const Array& model, DType working,

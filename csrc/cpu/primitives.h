@@ -4,24 +4,34 @@
 // its tensor. Sums demand that `start` is a multiple of SUM_BLOCK.
 #pragma once
 
-#include "../operations.h"
+#include "../bands.h"
 
 namespace merge_engine {
 
-// A histogram to fill: the keys of one model, and where they are counted. With `ranks` it will be asked for these
-// ranks only and this chunk is all that is counted; then only their bins need be exact, and the number of keys above.
-struct Column {
+// Keys to count: those of one model, and where. Below the first level only those count that agree with the prefix above
+// the bins.
+struct KeyColumn {
     Array model;
     uint64_t prefix;
     uint64_t* counts;
+};
+
+// Asks for the keys of some ranks of one model, from 1. `within` is what was found one level above, zeros at the first.
+struct Sought {
+    Array model;
+    Found within;
     std::vector<uint64_t> ranks;
 };
 
 struct Primitives {
-    // Adds to each column's counts[bin] the number of elements whose key, shifted right by `shift`, falls in
-    // the bin. Below the first level only keys that agree with the column's prefix above the bins count.
-    void (*histogram)(const Array& base, const std::vector<Column>& columns, DType working, int shift,
-                      uint64_t count, int threads);
+    // Adds to each column's counts[bin] the number of elements whose key, shifted right by `shift`, falls in the bin.
+    void (*count_keys)(const Array& base, const std::vector<KeyColumn>& columns, DType working, int shift,
+                       uint64_t count, int threads);
+
+    // What counting the chunk alone, and then looking up the ranks, would find; mostly without a table of all keys.
+    // Throws std::out_of_range for a rank that no key has.
+    std::vector<std::vector<Found>> (*find_all)(const Array& base, const std::vector<Sought>& sought, DType working,
+                                                int shift, uint64_t count, int threads);
 
     // Finds the offset of the `nth` element (from 0) whose key equals `key`, or -1, and returns how many
     // such elements the chunk holds.

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -20,28 +21,34 @@ namespace ME_ISA {
 
 using Bin = int16_t;  // of the first level: 15 bits, so that signed comparisons will do
 
-// Calls visit(column, bins, n) for every column and tile of elements [first, last), reading the base once.
+// Calls visit(s, bins, n) for the model of each sought[s] and every tile of elements [first, last), reading the base
+// once.
 template <DType Working, class Visit>
-void for_each_bin_tile(const Array& base, const std::vector<Column>& columns, int shift, uint64_t first,
-                       uint64_t last, Visit&& visit) {
+void for_each_bin_tile(const Array& base, const std::vector<Sought>& sought, int shift, uint64_t first, uint64_t last,
+                       Visit&& visit) {
     using Real = typename RealOf<Working>::Type;
     Real b[TILE], x[TILE];
     Bin bins[TILE];
     for (uint64_t at = first; at < last; at += TILE) {
         const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
         load_tile<Working>(base, at, n, b);
-        for (size_t c = 0; c < columns.size(); ++c) {
-            load_tile<Working>(columns[c].model, at, n, x);
+        for (size_t s = 0; s < sought.size(); ++s) {
+            load_tile<Working>(sought[s].model, at, n, x);
             for (int j = 0; j < n; ++j) bins[j] = static_cast<Bin>(magnitude_key<Working>(x[j] - b[j]) >> shift);
-            visit(c, bins, n);
+            visit(s, bins, n);
         }
     }
 }
 
-// What is known of one column: how many of its elements lie at or above each edge.
+// What is known of one model: how many of its elements lie at or above each edge.
 class RankSearch {
   public:
-    RankSearch(const std::vector<uint64_t>& ranks, uint64_t count) : ranks_(ranks), known_{{0, count}, {END, 0}} {}
+    RankSearch(const std::vector<uint64_t>& ranks, uint64_t count) : ranks_(ranks), known_{{0, count}, {END, 0}} {
+        const auto impossible = [count](uint64_t rank) { return rank == 0 || rank > count; };
+        if (std::any_of(ranks.begin(), ranks.end(), impossible)) {
+            throw std::out_of_range("no key of this rank was counted");
+        }
+    }
 
     // Proposes edges for the first pass: around each rank's place in a sample of `size` elements, given as its
     // histogram, of which nothing lies above `largest`.
@@ -84,9 +91,14 @@ class RankSearch {
             return above->first - std::prev(above)->first == 1;
         });
     }
-    // Counts what lies between two edges in the bin of the lower one: exact where a bin has an edge on either side.
-    void count_into(uint64_t* counts) const {
-        for (auto at = known_.begin(); at->first != END; ++at) counts[at->first] += at->second - std::next(at)->second;
+    // Once complete, for each rank the bin between two edges in which it lies.
+    std::vector<Found> found() const {
+        std::vector<Found> found;
+        for (const uint64_t rank : ranks_) {
+            const auto above = upper_end(rank), low = std::prev(above);
+            found.push_back({static_cast<uint64_t>(low->first), above->second, low->second - above->second});
+        }
+        return found;
     }
 
   private:
@@ -117,25 +129,25 @@ class RankSearch {
 
 // Short runs all over the chunk. Each is a wait for memory, and four times as many would hardly spare an edge.
 template <DType Working>
-void guess_from_sample(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count,
+void guess_from_sample(const Array& base, const std::vector<Sought>& sought, int shift, uint64_t count,
                        std::vector<RankSearch>& searches) {
     constexpr uint64_t RUN = 32, MOST_RUNS = 512, SHARE = 64;  // one cache line of 16-bit elements at a time
     const uint64_t runs = std::min(MOST_RUNS, count / SHARE / RUN);
-    std::vector<std::vector<uint32_t>> samples(columns.size(), std::vector<uint32_t>(1u << FIRST_BITS));
-    std::vector<Bin> largest(columns.size());
+    std::vector<std::vector<uint32_t>> samples(sought.size(), std::vector<uint32_t>(1u << FIRST_BITS));
+    std::vector<Bin> largest(sought.size());
     for (uint64_t run = 0; run < runs; ++run) {
         const uint64_t first = count / runs * run;
-        for_each_bin_tile<Working>(base, columns, shift, first, first + RUN, [&](size_t c, const Bin* bins, int n) {
-            for (int j = 0; j < n; ++j) ++samples[c][static_cast<size_t>(bins[j])];
-            largest[c] = std::max(largest[c], *std::max_element(bins, bins + n));
+        for_each_bin_tile<Working>(base, sought, shift, first, first + RUN, [&](size_t s, const Bin* bins, int n) {
+            for (int j = 0; j < n; ++j) ++samples[s][static_cast<size_t>(bins[j])];
+            largest[s] = std::max(largest[s], *std::max_element(bins, bins + n));
         });
     }
-    for (size_t c = 0; c < columns.size(); ++c) searches[c].guess(samples[c], largest[c], runs * RUN);
+    for (size_t s = 0; s < sought.size(); ++s) searches[s].guess(samples[s], largest[s], runs * RUN);
 }
 
-// One pass over the chunk, for the edges of all columns.
+// One pass over the chunk, for the edges of all models.
 template <DType Working>
-void count_edges(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count, int threads,
+void count_edges(const Array& base, const std::vector<Sought>& sought, int shift, uint64_t count, int threads,
                  std::vector<RankSearch>& searches) {
     std::vector<EdgeCounter<Working>> none;
     for (const RankSearch& search : searches) {
@@ -154,33 +166,34 @@ void count_edges(const Array& base, const std::vector<Column>& columns, int shif
         for (uint64_t at = first; at < last; at += TILE) {
             const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
             const auto* bits = tile_of<Working>(base, at, n, base_room);
-            for (size_t c = 0; c < columns.size(); ++c) {
-                counters[c].add(bits, tile_of<Working>(columns[c].model, at, n, model_room), n);
+            for (size_t s = 0; s < sought.size(); ++s) {
+                counters[s].add(bits, tile_of<Working>(sought[s].model, at, n, model_room), n);
             }
         }
     });
-    for (size_t c = 0; c < searches.size(); ++c) {
-        std::vector<uint64_t> at_least(searches[c].edges().size());
+    for (size_t s = 0; s < searches.size(); ++s) {
+        std::vector<uint64_t> at_least(searches[s].edges().size());
         for (auto& counters : workers) {
             if (counters.empty()) continue;
-            const std::vector<uint64_t>& found = counters[c].found();
+            const std::vector<uint64_t>& found = counters[s].found();
             for (size_t e = 0; e < found.size(); ++e) at_least[e] += found[e];
         }
-        searches[c].learn(at_least.data());
+        searches[s].learn(at_least.data());
     }
 }
 
-// Fills each column's histogram as far as its ranks need it. False if that takes too many passes.
+// Finds the bins of all ranks at the first level. False if that takes too many passes.
 template <DType Working>
-bool search_ranks(const Array& base, const std::vector<Column>& columns, int shift, uint64_t count, int threads) {
+bool search_ranks(const Array& base, const std::vector<Sought>& sought, int shift, uint64_t count, int threads,
+                  std::vector<std::vector<Found>>& found) {
     constexpr int PASSES = 3;
     std::vector<RankSearch> searches;
-    for (const Column& column : columns) searches.emplace_back(column.ranks, count);
-    guess_from_sample<Working>(base, columns, shift, count, searches);
+    for (const Sought& one : sought) searches.emplace_back(one.ranks, count);
+    guess_from_sample<Working>(base, sought, shift, count, searches);
     for (int pass = 0; pass < PASSES; ++pass) {
-        count_edges<Working>(base, columns, shift, count, threads, searches);
+        count_edges<Working>(base, sought, shift, count, threads, searches);
         if (std::all_of(searches.begin(), searches.end(), [](const RankSearch& s) { return s.complete(); })) {
-            for (size_t c = 0; c < columns.size(); ++c) searches[c].count_into(columns[c].counts);
+            for (size_t s = 0; s < sought.size(); ++s) found[s] = searches[s].found();
             return true;
         }
         for (RankSearch& search : searches) search.narrow();

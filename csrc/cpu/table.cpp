@@ -8,7 +8,8 @@
 
 namespace merge_engine {
 namespace ME_ISA {
-std::remove_pointer_t<decltype(Primitives::histogram)> histogram;
+std::remove_pointer_t<decltype(Primitives::count_keys)> count_keys;
+std::remove_pointer_t<decltype(Primitives::find_all)> find_all;
 std::remove_pointer_t<decltype(Primitives::locate)> locate;
 std::remove_pointer_t<decltype(Primitives::l1_norms)> l1_norms;
 std::remove_pointer_t<decltype(Primitives::gram)> gram;
@@ -18,8 +19,9 @@ std::remove_pointer_t<decltype(Primitives::consensus)> consensus;
 std::remove_pointer_t<decltype(Primitives::combine)> combine;
 }  // namespace ME_ISA
 
-extern const Primitives ME_NAME(ME_ISA) = {ME_ISA::histogram,  ME_ISA::locate,     ME_ISA::l1_norms,
-                                    ME_ISA::gram,       ME_ISA::rank_thresholds, ME_ISA::note_ranks,
-                                    ME_ISA::consensus,  ME_ISA::combine};
+extern const Primitives ME_NAME(ME_ISA) = {
+    ME_ISA::count_keys,      ME_ISA::find_all,   ME_ISA::locate,    ME_ISA::l1_norms, ME_ISA::gram,
+    ME_ISA::rank_thresholds, ME_ISA::note_ranks, ME_ISA::consensus, ME_ISA::combine,
+};
 
 }  // namespace merge_engine

@@ -46,11 +46,11 @@ void bind_devices(py::module_& m) {
         .def_property_readonly("address", &HostMemory::address);
     m.def("upload", &upload, Released());
     m.def("download", &download, Released());
-    m.def("read", [](const Queue& queue, const DeviceMemory& memory, uint64_t bytes) {
+    m.def("read", [](const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t bytes) {
         std::string contents;
         {
             const py::gil_scoped_release released;
-            contents = merge_engine::read(queue, memory, bytes);
+            contents = merge_engine::read(queue, memory, at, bytes);
         }
         return py::bytes(contents);
     });
@@ -61,11 +61,11 @@ void bind_primitives(py::module_& m) {
     m.attr("FOUND_BYTES") = sizeof(Found);
     m.attr("SOLVED_BYTES") = sizeof(SolvedBand);
     m.attr("KEPT_OFFSET") = offsetof(SolvedBand, kept_without_slack);
-    py::class_<Column>(m, "Column", local).def(py::init([](const Array& model, uintptr_t within, uintptr_t counts) {
-        return Column{model, pointer<const Found>(within), pointer<uint64_t>(counts)};
+    py::class_<HistogramColumn>(m, "HistogramColumn", local).def(py::init([](const Array& model, uintptr_t within, uintptr_t counts) {
+        return HistogramColumn{model, pointer<const Found>(within), pointer<uint64_t>(counts)};
     }));
     py::class_<HistogramCall>(m, "HistogramCall", local)
-        .def(py::init([](const Array& base, const std::vector<Column>& columns, DType working, int shift,
+        .def(py::init([](const Array& base, const std::vector<HistogramColumn>& columns, DType working, int shift,
                          uint64_t count) { return HistogramCall{base, columns, working, shift, count}; }));
     py::class_<RankQuery>(m, "RankQuery", local)
         .def(py::init([](uintptr_t counts, uintptr_t within, uint64_t rank, uintptr_t found) {

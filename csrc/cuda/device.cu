@@ -174,12 +174,12 @@ std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, DeviceMemory
     return copy(queue, from, to, at, bytes, cudaMemcpyDeviceToHost);
 }
 
-std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t bytes) {
-    demand_inside(memory.bytes(), 0, bytes);
+std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t bytes) {
+    demand_inside(memory.bytes(), at, bytes);
     const OnDevice on(queue.device);
     std::string result(bytes, '\0');
-    check(cudaMemcpyAsync(result.data(), reinterpret_cast<const void*>(memory.address()), bytes, cudaMemcpyDeviceToHost,
-                          stream_of(queue)),
+    check(cudaMemcpyAsync(result.data(), reinterpret_cast<const void*>(memory.address() + at), bytes,
+                          cudaMemcpyDeviceToHost, stream_of(queue)),
           "copying from the device");
     check(cudaStreamSynchronize(stream_of(queue)), "waiting for the device");
     return result;

@@ -91,6 +91,6 @@ std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, HostMemory& 
 std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, DeviceMemory& from, uint64_t at, uint64_t bytes);
 
 // Waits for the queue, and returns the first bytes of some memory.
-std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t bytes);
+std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t bytes);
 
 }  // namespace merge_engine

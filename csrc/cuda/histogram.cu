@@ -28,7 +28,7 @@ struct Job {
 };
 
 struct ColumnState {
-    Column column;
+    HistogramColumn column;
     uint32_t top, zeros;
 };
 
@@ -64,7 +64,7 @@ __device__ void keys_of(const Array& model, const Pack<Working, V>& base, uint64
 
 template <DType Working, int V>
 __global__ void __launch_bounds__(THREADS, RESIDENT<Working>)
-    first_level(const List<Job> jobs, size_t job_count, const List<Column> list) {
+    first_level(const List<Job> jobs, size_t job_count, const List<HistogramColumn> list) {
     const Job& job = job_of_block(jobs, job_count, shared_memory<Job>());
     const size_t n = job.columns;
     const uint32_t window = job.window;
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<Working>)
 
 template <DType Working, int V>
 __global__ void __launch_bounds__(THREADS, 1)
-    next_level(const List<Job> jobs, size_t job_count, const List<Column> list) {
+    next_level(const List<Job> jobs, size_t job_count, const List<HistogramColumn> list) {
     constexpr uint32_t NO_BIN = 0xFFFFFFFFu;
     const Job& job = job_of_block(jobs, job_count, shared_memory<Job>());
     const uint64_t stride = uint64_t{job.blocks.count} * blockDim.x * V;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         if (active) b = load_pack<Working, V>(job.base, at);
 #pragma unroll 1
         for (size_t c = 0; c < job.columns; ++c) {
-            const Column& column = list[job.first_column + c];
+            const HistogramColumn& column = list[job.first_column + c];
             const uint64_t prefix = column.within->key;
             Bin<Working> bins[V];
             if (active) keys_of<Working, V>(column.model, b, at, job.shift, bins);
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
-using CountLaunches = Launches<Job, List<Column>>;
+using CountLaunches = Launches<Job, List<HistogramColumn>>;
 
 template <DType Working, int V>
 void add_range(CountLaunches& launches, Job job, uint64_t first, uint64_t last, int device) {
@@ -183,7 +183,7 @@ void add_range(CountLaunches& launches, Job job, uint64_t first, uint64_t last, 
 void histogram(const Queue& queue, const std::vector<HistogramCall>& calls) {
     const OnDevice on(queue.device);
     CountLaunches launches;
-    std::vector<Column> columns;
+    std::vector<HistogramColumn> columns;
     for (const HistogramCall& call : calls) {
         for (size_t at = 0; at < call.columns.size(); at += COLUMNS_AT_ONCE) {
             const size_t some = std::min(COLUMNS_AT_ONCE, call.columns.size() - at);
@@ -201,7 +201,7 @@ void histogram(const Queue& queue, const std::vector<HistogramCall>& calls) {
             });
         }
     }
-    const Listed<Column> listed(queue, columns);
+    const Listed<HistogramColumn> listed(queue, columns);
     launches.launch(queue, THREADS, listed.list);
 }
 

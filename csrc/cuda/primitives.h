@@ -11,7 +11,7 @@
 namespace merge_engine {
 
 // A histogram to fill of one model. Below the first level only keys with the prefix that `within` found count.
-struct Column {
+struct HistogramColumn {
     Array model;
     const Found* within;
     uint64_t* counts;
@@ -19,7 +19,7 @@ struct Column {
 
 struct HistogramCall {
     Array base;
-    std::vector<Column> columns;
+    std::vector<HistogramColumn> columns;
     DType working;
     int shift;
     uint64_t count;

@@ -29,12 +29,7 @@ __global__ void bands_kernel(const List<BandQuery> queries, size_t n) {
     if (i >= n) return;
     const BandQuery query = queries[i];
     const Found low = *query.low, high = query.high ? *query.high : Found{0, 0, 0};
-    switch (query.working) {
-        case DType::BF16: *query.solved = solve_band<DType::BF16, float>(query.band, low, high); break;
-        case DType::F16: *query.solved = solve_band<DType::F16, float>(query.band, low, high); break;
-        case DType::F32: *query.solved = solve_band<DType::F32, float>(query.band, low, high); break;
-        case DType::F64: *query.solved = solve_band<DType::F64, double>(query.band, low, high); break;
-    }
+    *query.solved = solve_band(query.band, low, high, query.working);
 }
 
 }  // namespace

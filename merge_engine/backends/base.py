@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends.operations import (
     Chunk,
-    Column,
     Combine,
     Consensus,
-    Found,
+    KeyColumn,
     Mask,
     Rank,
     RankBand,
     SolvedBand,
+    Sought,
 )
+from merge_engine.backends.statistics import KeyPlaces
 from merge_engine.dtypes import DType
 
 if TYPE_CHECKING:
     import torch
 
 HEADROOM = 256 << 20
-"""Bytes of a device for histograms, sums, keys that are being ranked and lists, beside what a run says it needs."""
+"""Bytes of a device for counts, sums, keys that are being ranked and lists, beside what a run says it needs."""
 
 
 class Backend(ABC):
@@ -70,10 +71,6 @@ class Backend(ABC):
         """The value that a handle stands for, once it is known."""
         return value
 
-    def known(self, found: Found) -> Any:
-        """A handle to a key that was found elsewhere, as ``select`` gives them."""
-        return found
-
     def mark(self) -> Any:
         """A handle whose ``fetch`` waits for everything asked for so far."""
         return None
@@ -94,27 +91,45 @@ class Backend(ABC):
         """Wrap a contiguous tensor on a device that the backend can reach, without a copy."""
 
     @abstractmethod
-    def new_histograms(self, level: int, slots: int) -> Any:
-        """Empty histograms of a level, as many as ``slots``. Their type is the backend's own."""
+    def new_counts(self, level: int, within: Sequence[Any]) -> Any:
+        """Empty counts of magnitude keys at a level, with a slot for each item of ``within``.
 
-    @abstractmethod
-    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Any) -> None:
-        """Count magnitude keys, each column into its slot of ``histograms``.
-
-        Below level 0 only keys count whose bits above the level's bins equal those of the column's ``within``.
+        Below level 0 a slot counts only keys whose bits above the level's are those of its item: a ``Found`` of
+        the level above, or a handle to one. At level 0 all are None. ``fetch`` gives a ``KeyTable`` for each slot.
         """
 
     @abstractmethod
-    def select(self, histograms: Any, level: int, ranks: Sequence[Rank]) -> list[Any]:
-        """Find keys by rank: handles to ``Found``, exact once the last level has been looked into."""
+    def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: Any) -> None:
+        """Add the keys of a chunk's models to ``counts``, each column to its slot."""
+
+    @abstractmethod
+    def find(self, counts: Any, ranks: Sequence[Rank]) -> list[Any]:
+        """Find keys by rank in what was counted: handles to ``Found``, exact at the last level.
+
+        This or ``fetch`` raises ``IndexError`` for a rank that no key has.
+        """
+
+    def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[Any]]:
+        """Find keys by rank in a chunk that holds all elements: handles to ``Found``, in the order of ``sought``.
+
+        The same as counting the chunk and finding the ranks; a backend may know a shorter way.
+        """
+        counts = self.new_counts(level, [one.within for one in sought])
+        self.count(chunk, [KeyColumn(slot, one.model) for slot, one in enumerate(sought)], counts)
+        ranks = [Rank(slot, rank) for slot, one in enumerate(sought) for rank in one.ranks]
+        found = iter(self.find(counts, ranks))
+        return [[next(found) for _ in one.ranks] for one in sought]
 
     @abstractmethod
     def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
         """Turn ranks and what was found for them into masks."""
 
     @abstractmethod
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
-        """How many elements have this key, and the offset in the chunk of the ``nth`` of them, from 0."""
+    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+        """How many elements have this key, and the offset in the chunk of the ``nth`` of them, from 0.
+
+        None when there are not so many.
+        """
 
     @abstractmethod
     def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> Any:

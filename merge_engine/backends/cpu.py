@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from array import array
 from collections.abc import Sequence
@@ -14,20 +13,29 @@ from merge_engine.backends import structures
 from merge_engine.backends.base import Backend
 from merge_engine.backends.operations import (
     Chunk,
-    Column,
     Combine,
     Consensus,
     Counts,
     Draw,
     Found,
+    KeyColumn,
     Mask,
     Outcome,
     Rank,
     RankBand,
     Ranked,
     SolvedBand,
+    Sought,
 )
-from merge_engine.backends.statistics import NEXT_BITS, SUM_BLOCK, BlockSums, level_bins, level_shift
+from merge_engine.backends.statistics import (
+    SUM_BLOCK,
+    BlockSums,
+    KeyPlaces,
+    KeyTable,
+    level_bins,
+    level_bits,
+    level_shift,
+)
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
 from merge_engine.storage.machine import cores
@@ -45,6 +53,27 @@ class HostArray:
     count: int
     dtype: DType
     owner: Any
+
+
+class HostCounts:
+    """Counts of keys at a level: [slots, bins] uint64 in ``memory``, and for each slot what it looks into."""
+
+    def __init__(self, level: int, within: Sequence[Any]):
+        self.level = level
+        self.within = within
+        self.memory = array("Q", bytes(8 * len(within) * level_bins(level)))
+
+    def of_slot(self, slot: int) -> memoryview:
+        """The counts of a slot."""
+        bins = level_bins(self.level)
+        return memoryview(self.memory)[slot * bins : (slot + 1) * bins]
+
+    def tables(self) -> list[KeyTable]:
+        """A copy of the counts of each slot."""
+        return [
+            KeyTable(self.level, within.key if self.level else None, array("Q", self.of_slot(slot)))
+            for slot, within in enumerate(self.within)
+        ]
 
 
 class _Noted(NamedTuple):
@@ -89,55 +118,76 @@ class CpuBackend(Backend):
         dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
         return _host_array(tensor.data_ptr(), tensor.numel(), dtype, tensor)
 
-    def new_histograms(self, level: int, slots: int) -> Any:
-        """Make empty histograms (see ``Backend.new_histograms``)."""
-        return (ctypes.c_uint64 * (level_bins(level) * slots))()
+    def fetch(self, value: Any) -> Any:
+        """Look at a value (see ``Backend.fetch``)."""
+        if isinstance(value, _native.Found):
+            return Found(value.key, value.above, value.equal)
+        return value.tables() if isinstance(value, HostCounts) else value
 
-    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Any) -> None:
-        """Count magnitude keys (see ``Backend.histogram``)."""
+    def new_counts(self, level: int, within: Sequence[Any]) -> HostCounts:
+        """Make empty counts (see ``Backend.new_counts``)."""
+        return HostCounts(level, [_found(one) for one in within])
+
+    def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: HostCounts) -> None:
+        """Count magnitude keys (see ``Backend.count``)."""
         structures.check(chunk)
-        _native.histogram(
-            self.instruction_set,
-            chunk.base.native,
-            [
-                _native.Column(
-                    chunk.models[column.model].native,
-                    column.within.key if column.within is not None else 0,
-                    _slot(histograms, level, column.slot),
-                    column.ranks,
-                )
-                for column in columns
-            ],
-            structures.dtype(_native, chunk.working),
-            level_shift(chunk.working, level),
-            chunk.count,
-            self.threads,
+        models = chunk.models
+        _native.count_keys(
+            instruction_set=self.instruction_set,
+            base=chunk.base.native,
+            columns=[(models[model].native, counts.within[slot].key, slot) for slot, model in columns],
+            working=structures.dtype(_native, chunk.working),
+            shift=level_shift(chunk.working, counts.level),
+            count=chunk.count,
+            threads=self.threads,
+            bits=level_bits(counts.level),
+            slots=len(counts.within),
+            counts=counts.memory,
         )
 
-    def select(self, histograms: Any, level: int, ranks: Sequence[Rank]) -> list[Found]:
-        """Find keys by rank (see ``Backend.select``)."""
-        found = []
-        for slot, rank, within in ranks:
-            key, above, _ = within or Found(0, 0, 0)
-            bin_, more, equal = _native.select(
-                _slot(histograms, level, slot), level_bins(level), rank - above
+    def find(self, counts: HostCounts, ranks: Sequence[Rank]) -> list[Any]:
+        """Find keys by rank (see ``Backend.find``)."""
+        bits = level_bits(counts.level)
+        return [
+            _native.find_in_counts(
+                counts=counts.of_slot(slot), bits=bits, within=counts.within[slot], rank=rank
             )
-            found.append(Found(key << NEXT_BITS | bin_, above + more, equal))
+            for slot, rank in ranks
+        ]
+
+    def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[Any]]:
+        """Find keys by rank, mostly without counting all keys (see ``Backend.find_all``)."""
+        structures.check(chunk)
+        models = chunk.models
+        found: list[list[Any]] = _native.find_all(
+            instruction_set=self.instruction_set,
+            base=chunk.base.native,
+            sought=[
+                _native.Sought(model=models[model].native, within=_found(within), ranks=ranks)
+                for model, ranks, within in sought
+            ],
+            working=structures.dtype(_native, chunk.working),
+            shift=level_shift(chunk.working, level),
+            count=chunk.count,
+            threads=self.threads,
+        )
         return found
 
     def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks (see ``Backend.bands``)."""
         result = []
         for band in bands:
-            low, high = (_native.Found(*(found or (0, 0, 0))) for found in (band.low, band.high))
             solved = _native.solve_band(
-                structures.rank_band(_native, band), low, high, structures.dtype(_native, working)
+                structures.rank_band(_native, band),
+                _found(band.low),
+                _found(band.high),
+                structures.dtype(_native, working),
             )
             kept = solved.kept_without_slack if band.slack > 0 else None
             result.append(SolvedBand(solved.mask, kept))
         return result
 
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
+    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
         structures.check(chunk)
         found, offset = _native.locate(
@@ -150,7 +200,7 @@ class CpuBackend(Backend):
             chunk.count,
             self.threads,
         )
-        return found, offset if offset >= 0 else None
+        return KeyPlaces.of(chunk.start, found), offset if offset >= 0 else None
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
@@ -285,8 +335,9 @@ def identical(memories: Sequence[memoryview], dtype: DType | None) -> bool:
     return bool(_native.identical([address_of(memory) for memory in memories], size, itemsize))
 
 
-def _slot(histograms: Any, level: int, slot: int) -> int:
-    return ctypes.addressof(histograms) + 8 * level_bins(level) * slot
+def _found(found: Any) -> Any:
+    """What was found, as native code takes it: zeros for what need not be looked for."""
+    return found if isinstance(found, _native.Found) else _native.Found(*(found or ()))
 
 
 def _host_array(address: int, count: int, dtype: DType, owner: Any) -> HostArray:

@@ -11,6 +11,7 @@ What is asked for is written down first and launched at once, or together with w
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,22 +21,33 @@ from merge_engine.backends.base import Backend
 from merge_engine.backends.cuda_batch import Batch
 from merge_engine.backends.cuda_handles import (
     DeviceArray,
-    Histograms,
+    DeviceCounts,
     Pending,
+    PendingFound,
     PendingOutcome,
     PendingSums,
     Results,
 )
 from merge_engine.backends.cuda_mirror import Mirror
-from merge_engine.backends.operations import Chunk, Column, Combine, Consensus, Rank, RankBand, SolvedBand
+from merge_engine.backends.operations import (
+    Chunk,
+    Combine,
+    Consensus,
+    Found,
+    KeyColumn,
+    Rank,
+    RankBand,
+    SolvedBand,
+)
+from merge_engine.backends.statistics import KeyPlaces, KeyTable, level_bins
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError, NoDeviceError, NotBuiltError
 
 if TYPE_CHECKING:
     import torch
 
-HISTOGRAM_BYTES = 128 << 20
-"""Histograms of a batch take no more than this: the tensors that they are for are launched, and others follow."""
+COUNTS_BYTES = 128 << 20
+"""Counts of a batch take no more than this: the tensors that they are for are launched, and others follow."""
 
 OLDEST = (8, 0)
 """The first compute capability that the kernels are made for (Ampere)."""
@@ -104,6 +116,8 @@ class CudaBackend(Backend):
 
     def fetch(self, value: Any) -> Any:
         """Wait for what a handle stands for (see ``Backend.fetch``)."""
+        if isinstance(value, DeviceCounts):
+            return self._tables(value)
         if not isinstance(value, Pending | Results):
             return value
         results = value if isinstance(value, Results) else value.piece.results
@@ -120,25 +134,24 @@ class CudaBackend(Backend):
         self._asked()
         return results
 
-    def new_histograms(self, level: int, slots: int) -> Histograms:
-        """Make empty histograms (see ``Backend.new_histograms``)."""
-        histograms = Histograms(level, slots)
-        held = sum(others.nbytes for others in self._batch.histograms)
-        if held + histograms.nbytes > HISTOGRAM_BYTES:
+    def new_counts(self, level: int, within: Sequence[PendingFound | Found | None]) -> DeviceCounts:
+        """Make empty counts (see ``Backend.new_counts``)."""
+        held = sum(others.nbytes for others in self._batch.counts)
+        if held + 8 * level_bins(level) * len(within) > COUNTS_BYTES:
             self._launch()
-        self._batch.histograms.append(histograms)
+        counts = self._batch.new_counts(level, within)
         self._asked()
-        return histograms
+        return counts
 
-    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Histograms) -> None:
-        """Count magnitude keys (see ``Backend.histogram``)."""
+    def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: DeviceCounts) -> None:
+        """Count magnitude keys (see ``Backend.count``)."""
         structures.check(chunk)
-        self._batch.histogram(chunk, level, columns, histograms)
+        self._batch.count(chunk, columns, counts)
         self._asked()
 
-    def select(self, histograms: Histograms, level: int, ranks: Sequence[Rank]) -> list[Any]:
-        """Find keys by rank, on the device (see ``Backend.select``)."""
-        found = self._batch.select(histograms, level, ranks)
+    def find(self, counts: DeviceCounts, ranks: Sequence[Rank]) -> list[Any]:
+        """Find keys by rank, on the device (see ``Backend.find``)."""
+        found = self._batch.find(counts, ranks)
         self._asked()
         return list(found)
 
@@ -160,7 +173,7 @@ class CudaBackend(Backend):
         outcome = self._batch.combine(chunk, operation, output)
         return self._brought_down(outcome, output)
 
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
+    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key; waits for the device (see ``Backend.locate``)."""
         structures.check(chunk)
         self._launch()
@@ -175,8 +188,8 @@ class CudaBackend(Backend):
             chunk.count,
             located.address,
         )
-        total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located, 16))
-        return total, offset if offset != 2**64 - 1 else None
+        total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located, 0, 16))
+        return KeyPlaces.of(chunk.start, total), offset if offset != 2**64 - 1 else None
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """Sum magnitudes, on the device (see ``Backend.l1_norms``)."""
@@ -191,6 +204,20 @@ class CudaBackend(Backend):
         sums = self._batch.gram(chunk)
         self._asked()
         return sums
+
+    def _tables(self, counts: DeviceCounts) -> list[KeyTable]:
+        """Wait for all that was counted, and what it was counted within."""
+        self._launch()
+        data = self._native.read(self._queue(), counts.memory, counts.offset, counts.nbytes)
+        size = counts.nbytes // max(len(counts.within), 1)
+        return [
+            KeyTable(
+                counts.level,
+                None if within is None else self.fetch(within).key,
+                array("Q", data[slot * size : (slot + 1) * size]),
+            )
+            for slot, within in enumerate(counts.within)
+        ]
 
     def _brought_down(self, outcome: PendingOutcome, output: DeviceArray) -> PendingOutcome:
         """Outputs that mirror host memory come down; resident tensors stay."""

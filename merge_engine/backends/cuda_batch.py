@@ -7,14 +7,16 @@ tensors at once, whatever the order in which they asked for it.
 
 from __future__ import annotations
 
+import struct
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from merge_engine.backends import structures
 from merge_engine.backends.cuda_handles import (
     DeviceArray,
-    Histograms,
+    DeviceCounts,
     PendingFound,
     PendingNumber,
     PendingOutcome,
@@ -25,9 +27,10 @@ from merge_engine.backends.cuda_handles import (
 )
 from merge_engine.backends.operations import (
     Chunk,
-    Column,
     Combine,
     Consensus,
+    Found,
+    KeyColumn,
     Rank,
     RankBand,
     Ranked,
@@ -48,24 +51,34 @@ class Batch:
         self.results = Results()
         self.uploads: list[DeviceArray] = []
         self.downloads: list[DeviceArray] = []
-        self.histograms: list[Histograms] = []
-        self._counted: dict[int, list[tuple[Chunk, Sequence[Column], Histograms]]] = defaultdict(list)
-        self._selected: dict[int, list[tuple[Histograms, Rank, Piece]]] = defaultdict(list)
-        self._banded: list[tuple[RankBand, DType, Piece]] = []
+        self.counts: list[DeviceCounts] = []
+        self._told: list[
+            Found
+        ] = []  # by the host, of what was found elsewhere: the device keeps it in ``_given``
+        self._given = Results()
+        self._counted: dict[int, list[tuple[Chunk, Sequence[KeyColumn], DeviceCounts]]] = defaultdict(list)
+        self._sought: dict[int, list[tuple[DeviceCounts, Rank, Piece]]] = defaultdict(list)
+        self._banded: list[tuple[RankBand, DType, Piece]] = []  # low and high are on the device
         self._summed: list[tuple[Chunk, Sequence[Any], bool, PendingSums]] = []
         self._multiplied: list[tuple[Chunk, PendingSums]] = []
         self._merged: list[tuple[Chunk, Consensus, DeviceArray, Piece]] = []
         self._combined: list[tuple[Chunk, Combine, DeviceArray, Piece]] = []
 
-    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Histograms) -> None:
-        """See ``Backend.histogram``."""
-        self._counted[level].append((chunk, columns, histograms))
+    def new_counts(self, level: int, within: Sequence[PendingFound | Found | None]) -> DeviceCounts:
+        """See ``Backend.new_counts``."""
+        counts = DeviceCounts(level, [self._on_device(found) for found in within])
+        self.counts.append(counts)
+        return counts
 
-    def select(self, histograms: Histograms, level: int, ranks: Sequence[Rank]) -> list[PendingFound]:
-        """See ``Backend.select``."""
+    def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: DeviceCounts) -> None:
+        """See ``Backend.count``."""
+        self._counted[counts.level].append((chunk, columns, counts))
+
+    def find(self, counts: DeviceCounts, ranks: Sequence[Rank]) -> list[PendingFound]:
+        """See ``Backend.find``."""
         pieces = [self.results.piece(self._native.FOUND_BYTES) for _ in ranks]
-        self._selected[level] += [
-            (histograms, rank, piece) for rank, piece in zip(ranks, pieces, strict=True)
+        self._sought[counts.level] += [
+            (counts, rank, piece) for rank, piece in zip(ranks, pieces, strict=True)
         ]
         return [PendingFound(piece) for piece in pieces]
 
@@ -74,10 +87,17 @@ class Batch:
         solved = []
         for band in bands:
             piece = self.results.piece(self._native.SOLVED_BYTES)
-            self._banded.append((band, working, piece))
+            low, high = self._on_device(band.low), self._on_device(band.high)
+            self._banded.append((replace(band, low=low, high=high), working, piece))
             kept = PendingNumber(piece.part(self._native.KEPT_OFFSET, 8)) if band.slack > 0 else None
             solved.append(SolvedBand(SolvedMask(piece), kept))
         return solved
+
+    def _on_device(self, found: PendingFound | Found | None) -> PendingFound | None:
+        if not isinstance(found, Found):
+            return found
+        self._told.append(found)
+        return PendingFound(self._given.piece(self._native.FOUND_BYTES))
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """See ``Backend.l1_norms``."""
@@ -113,14 +133,18 @@ class Batch:
         native = self._native
         if self.results.pieces:
             self.results.memory = native.DeviceMemory(queue, self.results.nbytes, True)
-        self._make_histograms(queue)
-        for level in sorted(self._counted.keys() | self._selected.keys()):
-            native.histogram(queue, [self._histogram_call(level, *asked) for asked in self._counted[level]])
+        if self._told:
+            numbers = [number for found in self._told for number in found]
+            data = struct.pack(f"<{len(numbers)}Q", *numbers)
+            self._given.tell(native.DeviceMemory(queue, data), data)
+        self._make_counts(queue)
+        for level in sorted(self._counted.keys() | self._sought.keys()):
+            native.histogram(queue, [self._histogram_call(*asked) for asked in self._counted[level]])
             queries = [
                 native.RankQuery(
-                    histograms.address(rank.slot), _address(rank.within), rank.rank, piece.address
+                    counts.address(rank.slot), _address(counts.within[rank.slot]), rank.rank, piece.address
                 )
-                for histograms, rank, piece in self._selected[level]
+                for counts, rank, piece in self._sought[level]
             ]
             native.select(queue, queries, level_bins(level))
         native.solve_bands(queue, [self._band_query(*asked) for asked in self._banded])
@@ -128,28 +152,25 @@ class Batch:
         self._multiply(queue)
         self._merge(queue)
 
-    def _make_histograms(self, queue: Any) -> None:
+    def _make_counts(self, queue: Any) -> None:
         nbytes = 0
-        for histograms in self.histograms:
-            histograms.offset = nbytes
-            nbytes += histograms.nbytes
+        for counts in self.counts:
+            counts.offset = nbytes
+            nbytes += counts.nbytes
         if nbytes:
             memory = self._native.DeviceMemory(queue, nbytes, True)
-            for histograms in self.histograms:
-                histograms.memory = memory
+            for counts in self.counts:
+                counts.memory = memory
 
-    def _histogram_call(
-        self, level: int, chunk: Chunk, columns: Sequence[Column], histograms: Histograms
-    ) -> Any:
+    def _histogram_call(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: DeviceCounts) -> Any:
         native = self._native
+        models = chunk.models
         filled = [
-            native.Column(
-                chunk.models[column.model].native, _address(column.within), histograms.address(column.slot)
-            )
-            for column in columns
+            native.HistogramColumn(models[model].native, _address(counts.within[slot]), counts.address(slot))
+            for slot, model in columns
         ]
         working = structures.dtype(native, chunk.working)
-        shift = level_shift(chunk.working, level)
+        shift = level_shift(chunk.working, counts.level)
         return native.HistogramCall(chunk.base.native, filled, working, shift, chunk.count)
 
     def _band_query(self, band: RankBand, working: DType, solved: Piece) -> Any:

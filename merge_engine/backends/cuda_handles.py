@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,19 +30,22 @@ class DeviceArray:
         return self.count * self.dtype.itemsize
 
 
-@dataclass
-class Histograms:
-    """Histograms of a level, one a slot, from ``offset`` on in memory that is there once they are launched."""
+class DeviceCounts:
+    """Counts of keys at a level, a slot for each of ``within``: they begin ``offset`` bytes into ``memory``.
 
-    level: int
-    slots: int
-    memory: Any = None
-    offset: int = 0
+    The memory is there once they are launched. ``within`` is what was found one level above, None at level 0.
+    """
+
+    def __init__(self, level: int, within: Sequence[PendingFound | None]):
+        self.level = level
+        self.within = within
+        self.memory: Any = None
+        self.offset = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of all slots."""
-        return 8 * level_bins(self.level) * self.slots
+        return 8 * level_bins(self.level) * len(self.within)
 
     def address(self, slot: int) -> int:
         """Where the counts of a slot are."""
@@ -70,13 +73,17 @@ class Results:
         self.nbytes += nbytes
         return piece
 
+    def tell(self, memory: Any, data: bytes) -> None:
+        """These numbers came from the host, and are in memory of the device."""
+        self.memory, self._data = memory, data
+
     def data(self, native: Any, aside: Any) -> bytes:
         """Wait for the numbers. They are copied once, on the stream ``aside`` if they do not come by themselves."""
         if self._data is None and self.arrived is not None:
             self._data = self.arrived()
         elif self._data is None:
             self.ready.hold_back(aside)  # not behind what was asked for since
-            self._data = bytes(native.read(aside, self.memory, self.nbytes))
+            self._data = bytes(native.read(aside, self.memory, 0, self.nbytes))
         return self._data
 
 
@@ -109,8 +116,11 @@ class PendingFound:
     piece: Piece
 
     def value(self, data: bytes) -> Found:
-        """The numbers, from the data of all results."""
-        return Found(*self.piece.numbers(data))
+        """The numbers, from the data of all results. Raises ``IndexError`` when nothing was found."""
+        found = Found(*self.piece.numbers(data))
+        if not found.equal:
+            raise IndexError("no key of this rank was counted")
+        return found
 
 
 @dataclass(frozen=True)

@@ -183,25 +183,28 @@ class Found(NamedTuple):
     equal: int
 
 
-class Column(NamedTuple):
-    """A histogram to take: of which model of the chunk, into which slot.
-
-    ``within`` is the ``Found`` of the level above whose bin is looked into, None at level 0. ``ranks`` may promise
-    that ``select`` will ask the histogram for these ranks only and that it is given no other chunk: a backend may
-    then count no more than it needs to answer.
-    """
+class KeyColumn(NamedTuple):
+    """Keys to count: those of which model of the chunk, and in which slot of the counts."""
 
     slot: int
     model: int
-    within: Any = None
-    ranks: tuple[int, ...] = ()
 
 
 class Rank(NamedTuple):
-    """Asks for the ``rank``-th largest key, counted from 1, in a slot of histograms (``within`` as in Column)."""
+    """Asks for the ``rank``-th largest key, from 1, of those that were counted in a slot."""
 
     slot: int
     rank: int
+
+
+class Sought(NamedTuple):
+    """Asks for the keys of some ranks, from 1, among those of a model of a chunk.
+
+    ``within`` is what was found for them one level above, None at level 0.
+    """
+
+    model: int
+    ranks: tuple[int, ...]
     within: Any = None
 
 
@@ -209,7 +212,8 @@ class Rank(NamedTuple):
 class RankBand:
     """Keeps the magnitudes of descending rank ``first`` to ``last`` (from 1, both included) of a task vector.
 
-    ``low`` is what was found for ``last``, ``high`` for ``first``, None when nothing is dropped above. With
+    ``low`` is what was found for ``last``, ``high`` for ``first``, None when nothing is dropped above; each a
+    ``Found`` or a backend's handle to one. With
     ``slack`` the lower threshold t gives way to RN(float32(1 - slack) * t). Keys equal to a threshold stay where
     ``low_positions`` and ``high_positions`` say, or with ``ties`` "spread" where their draws fall below the share of
     them that is to stay.

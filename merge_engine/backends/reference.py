@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +20,13 @@ from merge_engine.backends.operations import (
     NOTHING,
     Band,
     Chunk,
-    Column,
     Combine,
     Consensus,
     Counts,
     Dense,
     Draw,
     Found,
+    KeyColumn,
     Line,
     Mask,
     Outcome,
@@ -35,7 +36,15 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
-from merge_engine.backends.statistics import NEXT_BITS, SUM_BLOCK, BlockSums, level_bins, level_shift
+from merge_engine.backends.statistics import (
+    NEXT_BITS,
+    SUM_BLOCK,
+    BlockSums,
+    KeyPlaces,
+    KeyTable,
+    level_bins,
+    level_shift,
+)
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
 
@@ -195,6 +204,19 @@ def _share(kept: int, equal: int) -> Positions:
     return (0, below - 1) if below else NO_POSITION
 
 
+@dataclass
+class _Counts:
+    level: int
+    within: list[Found | None]  # of each slot
+    of_slots: list[torch.Tensor]  # [bins] each
+
+    def tables(self) -> list[KeyTable]:
+        return [
+            KeyTable(self.level, None if within is None else within.key, array("Q", counts.tolist()))
+            for within, counts in zip(self.within, self.of_slots, strict=True)
+        ]
+
+
 class ReferenceBackend(Backend):
     """Plain torch on the device of its inputs."""
 
@@ -210,28 +232,36 @@ class ReferenceBackend(Backend):
         """Wrap a tensor on any device (see ``Backend.tensor``)."""
         return tensor.detach().view(-1)
 
-    def new_histograms(self, level: int, slots: int) -> Any:
-        """Make empty histograms (see ``Backend.new_histograms``)."""
-        return [torch.zeros(level_bins(level), dtype=torch.int64) for _ in range(slots)]
+    def fetch(self, value: Any) -> Any:
+        """Look at a value (see ``Backend.fetch``)."""
+        return value.tables() if isinstance(value, _Counts) else value
 
-    def histogram(self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: Any) -> None:
-        """Count magnitude keys (see ``Backend.histogram``)."""
-        bins, shift = level_bins(level), level_shift(chunk.working, level)
-        for column in columns:
-            keys = keys_of(_delta(chunk, column.model), chunk.working) >> shift
-            if level > 0:
-                keys = keys[keys >> NEXT_BITS == column.within.key] & (bins - 1)
-            histograms[column.slot] += torch.bincount(keys, minlength=bins).cpu()
+    def new_counts(self, level: int, within: Sequence[Found | None]) -> _Counts:
+        """Make empty counts (see ``Backend.new_counts``)."""
+        tables = [torch.zeros(level_bins(level), dtype=torch.int64) for _ in within]
+        return _Counts(level, list(within), tables)
 
-    def select(self, histograms: Any, level: int, ranks: Sequence[Rank]) -> list[Found]:
-        """Find keys by rank (see ``Backend.select``)."""
+    def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: _Counts) -> None:
+        """Count magnitude keys (see ``Backend.count``)."""
+        bins, shift = level_bins(counts.level), level_shift(chunk.working, counts.level)
+        for slot, model in columns:
+            keys = keys_of(_delta(chunk, model), chunk.working) >> shift
+            within = counts.within[slot]
+            if within is not None:
+                keys = keys[keys >> NEXT_BITS == within.key] & (bins - 1)
+            counts.of_slots[slot] += torch.bincount(keys, minlength=bins).cpu()
+
+    def find(self, counts: _Counts, ranks: Sequence[Rank]) -> list[Found]:
+        """Find keys by rank (see ``Backend.find``)."""
         result = []
-        for slot, rank, within in ranks:
-            key, above, _ = within or Found(0, 0, 0)
-            counts = histograms[slot]
-            at_least = counts.flip(0).cumsum(0).flip(0)  # at_least[b]: elements in bin b and above
+        for slot, rank in ranks:
+            key, above, _ = counts.within[slot] or Found(0, 0, 0)
+            of_bins = counts.of_slots[slot]
+            at_least = of_bins.flip(0).cumsum(0).flip(0)  # at_least[b]: elements in bin b and above
+            if not 0 < rank - above <= int(at_least[0]):
+                raise IndexError("no key of this rank was counted")
             bin_ = int((at_least >= rank - above).nonzero().max())
-            equal = int(counts[bin_])
+            equal = int(of_bins[bin_])
             result.append(Found(key << NEXT_BITS | bin_, above + int(at_least[bin_]) - equal, equal))
         return result
 
@@ -239,10 +269,11 @@ class ReferenceBackend(Backend):
         """Turn ranks into masks (see ``Backend.bands``)."""
         return [solve_band(band, working) for band in bands]
 
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
+    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
         places = (keys_of(_delta(chunk, model), chunk.working) == key).nonzero().view(-1)
-        return len(places), int(places[nth]) if nth < len(places) else None
+        offset = int(places[nth]) if nth < len(places) else None
+        return KeyPlaces.of(chunk.start, len(places)), offset
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import NamedTuple
 
 import merge_engine._native as _native
+from merge_engine.backends.operations import Found
 from merge_engine.dtypes import DType
 
 SUM_BLOCK = 4096
@@ -32,9 +33,14 @@ def level_shift(working: DType, level: int) -> int:
     return working.bits - 1 - FIRST_BITS - level * NEXT_BITS
 
 
+def level_bits(level: int) -> int:
+    """Bits of a key that a level resolves."""
+    return NEXT_BITS if level else FIRST_BITS
+
+
 def level_bins(level: int) -> int:
     """Bins of a table of counts at a level."""
-    return 1 << (NEXT_BITS if level else FIRST_BITS)
+    return 1 << level_bits(level)
 
 
 class Run(NamedTuple):
@@ -104,3 +110,72 @@ class BlockSums:
             else:
                 joined.append(run)
         return joined
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """How often the magnitude keys of a level occur, by their bits that the level resolves.
+
+    ``counts``: [level_bins(level)] uint64. Below level 0 only keys were counted whose bits above are ``within``,
+    which is None at level 0.
+    """
+
+    level: int
+    within: int | None
+    counts: array[int]
+
+    def merge(self, other: KeyTable) -> KeyTable:
+        """The counts of both. Raises ``ValueError`` when they are about different keys."""
+        if (self.level, self.within) != (other.level, other.within):
+            raise ValueError("tables of different keys cannot be merged")
+        return KeyTable(self.level, self.within, array("Q", map(add, self.counts, other.counts)))
+
+    def find(self, rank: int, within: Found | None = None) -> Found:
+        """The ``rank``-th largest key, from 1; ``within`` is what was found for it one level above.
+
+        Raises ``IndexError`` for a rank that no key has.
+        """
+        if (None if within is None else within.key) != self.within:
+            raise ValueError("this table counts other keys than those that the rank lies among")
+        above = _native.Found(*(within or ()))
+        found = _native.find_in_counts(
+            counts=self.counts, bits=level_bits(self.level), within=above, rank=rank
+        )
+        return Found(found.key, found.above, found.equal)
+
+
+@dataclass(frozen=True)
+class KeyPlaces:
+    """How many elements of each piece of a tensor have a key: (flat index of the piece's first, count), ascending."""
+
+    pieces: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, start: int, count: int) -> KeyPlaces:
+        """Those of a piece that begins at element ``start``."""
+        return cls(((start, count),))
+
+    @property
+    def total(self) -> int:
+        """How many elements have the key."""
+        return sum(count for _, count in self.pieces)
+
+    def merge(self, other: KeyPlaces) -> KeyPlaces:
+        """The pieces of both. Raises ``ValueError`` when both have the same."""
+        pieces = sorted(self.pieces + other.pieces)
+        for (start, _), (following, _) in pairwise(pieces):
+            if start == following:
+                raise ValueError(f"the piece at element {start} came twice")
+        return KeyPlaces(tuple(pieces))
+
+    def piece_of(self, nth: int) -> tuple[int, int]:
+        """In which piece the ``nth`` element with the key is, from 0: its start, and the place among its own.
+
+        Raises ``IndexError`` when there are not so many.
+        """
+        before = nth
+        for start, count in self.pieces:
+            if before < count:
+                return start, before
+            before -= count
+        raise IndexError(f"{self.total} elements have the key, and none is number {nth}")

@@ -21,13 +21,13 @@ from merge_engine.backends.mirror import Copy, Mirror
 from merge_engine.backends.operations import (
     Band,
     Chunk,
-    Column,
     Combine,
     Consensus,
     Counts,
     Dense,
     Draw,
     Found,
+    KeyColumn,
     Mask,
     Outcome,
     Rank,
@@ -35,7 +35,15 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
-from merge_engine.backends.statistics import NEXT_BITS, SUM_BLOCK, BlockSums, level_bins, level_shift
+from merge_engine.backends.statistics import (
+    NEXT_BITS,
+    SUM_BLOCK,
+    BlockSums,
+    KeyPlaces,
+    KeyTable,
+    level_bins,
+    level_shift,
+)
 from merge_engine.backends.structures import check, check_combination
 from merge_engine.dtypes import BY_NAME, F64, DType
 from merge_engine.errors import BackendError, DeviceMemoryError
@@ -65,6 +73,26 @@ class DeviceArray:
 
 
 @dataclass(frozen=True)
+class TorchCounts:
+    """Counts of keys at a level, [slots, COPIES, bins] int64, to be added over the copies.
+
+    ``within``: [slots, 3] int64, what was found one level above, zeros at level 0.
+    """
+
+    level: int
+    within: torch.Tensor
+    of_bins: torch.Tensor
+
+    def fetch(self) -> list[KeyTable]:
+        """Wait for all that was counted."""
+        counts = self.of_bins.sum(1).tolist()
+        return [
+            KeyTable(self.level, key if self.level else None, array("Q", of_bins))
+            for (key, _, _), of_bins in zip(self.within.tolist(), counts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
 class FoundRow:
     """A ``Found`` in device memory."""
 
@@ -73,8 +101,11 @@ class FoundRow:
     place: int
 
     def fetch(self) -> Found:
-        """Wait for the numbers."""
-        return Found(*self.copy.wait()[self.place].tolist())
+        """Wait for the numbers. Raises ``IndexError`` when nothing was found."""
+        found = Found(*self.copy.wait()[self.place].tolist())
+        if not found.equal:
+            raise IndexError("no key of this rank was counted")
+        return found
 
 
 @dataclass(frozen=True)
@@ -166,6 +197,9 @@ class TritonBackend(Backend):
 
     def fetch(self, value: Any) -> Any:
         """Wait for a value (see ``Backend.fetch``)."""
+        if isinstance(value, TorchCounts):
+            with self._working():
+                return value.fetch()
         if isinstance(value, FoundRow | KeptWithoutSlack | PendingOutcome | PendingSums):
             return value.fetch()
         if isinstance(value, Copy):
@@ -200,37 +234,38 @@ class TritonBackend(Backend):
         dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
         return DeviceArray(tensor.detach().view(-1).view(BITS[dtype.bits]), dtype)
 
-    def new_histograms(self, level: int, slots: int) -> torch.Tensor:
-        """Make empty histograms (see ``Backend.new_histograms``)."""
-        shape = (slots, histogram_kernels.COPIES.value, level_bins(level))
+    def new_counts(self, level: int, within: Sequence[Any]) -> TorchCounts:
+        """Make empty counts (see ``Backend.new_counts``)."""
+        shape = (len(within), histogram_kernels.COPIES.value, level_bins(level))
         with self._working():
-            return torch.zeros(shape, dtype=torch.int64, device=self.device)
+            found = self._rows([_found(one) for one in within]).view(-1, 3)
+            counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
+            return TorchCounts(level, found, counts)
 
-    def histogram(
-        self, chunk: Chunk, level: int, columns: Sequence[Column], histograms: torch.Tensor
-    ) -> None:
-        """Count magnitude keys (see ``Backend.histogram``)."""
+    def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: TorchCounts) -> None:
+        """Count magnitude keys (see ``Backend.count``)."""
         check(chunk)
         models = [chunk.models[column.model] for column in columns]
         with self._working():
+            slots = self._integers([column.slot for column in columns])
             histogram_kernels.histogram(
                 chunk.base.bits,
                 [model.bits for model in models],
                 _codes(chunk.base, *models),
                 chunk.working.code,
-                level_shift(chunk.working, level),
-                self._integers([column.slot for column in columns]),
-                self._rows([_found(column.within) for column in columns]) if level else None,
-                histograms,
+                level_shift(chunk.working, counts.level),
+                slots,
+                counts.within[slots] if counts.level else None,
+                counts.of_bins,
             )
 
-    def select(self, histograms: torch.Tensor, level: int, ranks: Sequence[Rank]) -> list[FoundRow]:
-        """Find keys by rank (see ``Backend.select``)."""
+    def find(self, counts: TorchCounts, ranks: Sequence[Rank]) -> list[FoundRow]:
+        """Find keys by rank (see ``Backend.find``)."""
         with self._working():
-            asked = self._integers([[slot, rank] for slot, rank, _ in ranks]).view(-1, 2)
-            above = self._rows([_found(within) for _, _, within in ranks])
+            asked = self._integers(ranks).view(-1, 2)
+            above = counts.within[asked[:, 0]]
             found = torch.empty_like(above)
-            select_kernels.select(histograms, torch.cat([asked, above], 1), found, NEXT_BITS)
+            select_kernels.select(counts.of_bins, torch.cat([asked, above], 1), found, NEXT_BITS)
             copy = Copy.of(found)
         return [FoundRow(found[i], copy, i) for i in range(len(ranks))]
 
@@ -254,15 +289,15 @@ class TritonBackend(Backend):
             solved.append(SolvedBand(mask, KeptWithoutSlack(mask) if band.slack > 0 else None))
         return solved
 
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[int, int | None]:
+    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
         check(chunk)
         tuned = chunk.models[model]
         with self._working():
-            located: tuple[int, int | None] = locate.locate(
+            found, offset = locate.locate(
                 chunk.base.bits, tuned.bits, _codes(chunk.base, tuned), chunk.working.code, key, nth
             )
-            return located
+        return KeyPlaces.of(chunk.start, found), offset
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""

@@ -18,14 +18,15 @@ from merge_engine.backends.operations import (
     EVERY_POSITION,
     NO_POSITION,
     Chunk,
-    Column,
     Found,
+    KeyColumn,
     Mask,
     Positions,
     Rank,
     RankBand,
     RankMask,
     SolvedBand,
+    Sought,
 )
 from merge_engine.backends.statistics import BlockSums
 from merge_engine.dtypes import DType
@@ -67,12 +68,12 @@ class Measurement(Mapping[Need, Any]):
         self._working = working
         self._elements = elements
         self._shared = shared
-        self._queries: list[Query] = []
+        by_model: dict[int, dict[Query, None]] = {}
         for need in needs:
             if isinstance(need, KeyRanks):
-                self._queries += [(need.model, rank) for rank in need.ranks]
+                by_model.setdefault(need.model, {}).update(((need.model, rank), None) for rank in need.ranks)
+        self._queries: list[list[Query]] = [list(queries) for queries in by_model.values()]
         self._found: dict[Query, Any] = {}
-        self._slots: dict[Query, int] = {}
         self._counts: Any = None
         self._places: dict[Query, Place] = {}
         self._wanted: dict[Query, tuple[int, int]] | None = None
@@ -80,7 +81,7 @@ class Measurement(Mapping[Need, Any]):
         self._gram: list[Any] = []
         self._solved: dict[int, tuple[RankMask, SolvedBand]] = {}
         if known is not None:
-            self._found = {query: backend.known(found) for query, found in known.found.items()}
+            self._found = dict(known.found)
             self._places = dict(known.places)
 
     def add(self, step: Step, chunk: Chunk, task: Task, last: bool) -> None:
@@ -140,30 +141,37 @@ class Measurement(Mapping[Need, Any]):
         return len(self._needs)
 
     def _count(self, level: int, chunk: Chunk, task: Task, last: bool) -> None:
-        found = self._found
+        """Refine every key by its next bits. At level 0 the ranks of a model are looked up in one table."""
+        groups = self._queries if level == 0 else [[query] for queries in self._queries for query in queries]
+        within = [self._found.get(queries[0]) for queries in groups]
+        backend, models = self._backend, task.models
+        if chunk.count == self._elements:
+            sought = [
+                Sought(models.index(queries[0][0]), tuple([rank for _, rank in queries]), found)
+                for queries, found in zip(groups, within, strict=True)
+            ]
+            self._take(groups, backend.find_all(chunk, level, sought))
+            return
         if self._counts is None:
-            keys: dict[Any, int] = {}  # at level 0, the ranks of a model share its table
-            self._slots = {
-                query: keys.setdefault(query if level else query[0], len(keys)) for query in self._queries
-            }
-            self._counts = self._backend.new_histograms(level, len(keys))
-        alone = level == 0 and chunk.count == self._elements
-        columns = {
-            slot: Column(
-                slot,
-                task.models.index(model),
-                found.get((model, rank)),
-                tuple(r for m, r in self._queries if m == model) if alone else (),
-            )
-            for (model, rank), slot in self._slots.items()
-            if model in task.models
-        }
-        self._backend.histogram(chunk, level, list(columns.values()), self._counts)
+            self._counts = backend.new_counts(level, within)
+        columns = [
+            KeyColumn(slot, models.index(queries[0][0]))
+            for slot, queries in enumerate(groups)
+            if queries[0][0] in models
+        ]
+        backend.count(chunk, columns, self._counts)
         if last:
-            ranks = [Rank(slot, query[1], found.get(query)) for query, slot in self._slots.items()]
-            handles = self._backend.select(self._counts, level, ranks)
-            self._found = dict(zip(self._slots, handles, strict=True))
+            ranks = [Rank(slot, rank) for slot, queries in enumerate(groups) for _, rank in queries]
+            found = iter(backend.find(self._counts, ranks))
+            self._take(groups, [[next(found) for _ in queries] for queries in groups])
             self._counts = None
+
+    def _take(self, groups: Sequence[Sequence[Query]], found: Sequence[Sequence[Any]]) -> None:
+        self._found = {
+            query: answer
+            for queries, answers in zip(groups, found, strict=True)
+            for query, answer in zip(queries, answers, strict=True)
+        }
 
     def _locate(self, chunk: Chunk, task: Task, last: bool) -> None:
         """Look for the n-th occurrence of each deciding key, in the order of the elements."""
@@ -181,7 +189,7 @@ class Measurement(Mapping[Need, Any]):
                 continue
             passed, offset = self._backend.locate(chunk, task.models.index(query[0]), key, nth)
             if offset is None:
-                self._wanted[query] = key, nth - passed
+                self._wanted[query] = key, nth - passed.total
             else:
                 self._places[query] = Place(task.name, chunk.start + offset)
                 del self._wanted[query]

@@ -78,7 +78,8 @@ def merge_state_dicts(
     run = Run(schedule, chosen)
     merged = {task.name: _output(task) for task in plan.tasks}
     under_way = []
-    for batch in in_batches(schedule.visits(), 0, _WHOLE.memory):
+    computed = (visit for visit in schedule.visits() if visit.task.action is not Action.COPY)
+    for batch in in_batches(computed, 0, _WHOLE.memory):
         work = [Work(run, visit, partial(_arrays, chosen, visit)) for visit in batch]
         with chosen.together():
             for each in work:
