@@ -1,1 +1,1 @@
-"""Benchmarks under pytest-benchmark: primitives, reading and writing, and what a merge costs before its first byte."""
+"""Benchmarks under pytest-benchmark: primitives, reading and writing, and the time of a merge before its first byte."""

@@ -1,4 +1,4 @@
-"""This version in turns with another one, and with a bare copy: what a change made faster or slower.
+"""This version in turns with another one, and with a bare copy: the speed of a change.
 
     python -m benchmarks.against PYTHON [--cases ties-warm,moe] [--rounds 5] [--save FILE]
 

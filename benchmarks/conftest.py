@@ -18,5 +18,5 @@ def small(pytestconfig: pytest.Config) -> bool:
 
 @pytest.fixture(scope="session")
 def folder(small: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where checkpoints are made: small ones anew, large ones are kept."""
+    """The folder of checkpoints: small ones are made again, large ones are kept."""
     return tmp_path_factory.mktemp("checkpoints") if small else cache_folder()

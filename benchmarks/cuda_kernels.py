@@ -1,4 +1,4 @@
-"""What the compiler made of the CUDA kernels: registers, spills and 16-byte loads, for every architecture.
+"""The compiled CUDA kernels: registers, spills and 16-byte loads, for every architecture.
 
     python -m benchmarks.cuda_kernels             # a table, also written to benchmarks/results/
 

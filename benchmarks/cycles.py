@@ -1,4 +1,4 @@
-"""Where the processors' time goes in a merge: samples by perf, added up by what they were spent on.
+"""The processor time of a merge by kind of work, from samples by perf.
 
     python -m benchmarks.cycles [--method ties] [--size 1.1b] [--output FOLDER]
 
@@ -20,7 +20,7 @@ from merge_engine.bench.contestants import MERGE_ENGINE, METHODS, Merge, command
 from merge_engine.bench.measuring import empty, warm
 
 SAMPLES_PER_SECOND = 997
-PARTS = (  # of whoever comes first: what it is called, the library and the function, as regular expressions
+PARTS = (  # name, library and function, the latter as regular expressions; the first that matches counts
     ("rank search and histograms", "_native", "RankSearch|EdgeCounter|bin_tile|key_tile|find_|count_"),
     ("consensus, combine and the rest of the kernels", "_native", ""),
     ("digests", "xxhash", ""),

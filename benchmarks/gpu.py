@@ -3,9 +3,9 @@
     bash benchmarks/gpu.sh                        # build, prove, measure: all of it
     python -m benchmarks.gpu [--mergekit PATH]    # the measurements alone
 
-Kernels are timed on resident bf16 tensors whose task vectors tie as heavily as real ones. Each rate counts the bytes
-that its own design moves; ``bound`` is the time of reading every input and writing the output once at the copy rate,
-divided by the time taken. Results go to benchmarks/results/gpu.json and gpu.md.
+Kernels are timed on bf16 tensors in device memory, whose task vectors have as many ties as real ones. Each rate
+counts the bytes that the kernel's own design moves. ``bound`` is the time to read every input and write the output
+once at the copy rate, divided by the measured time. Results are written to benchmarks/results/gpu.json and gpu.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The floor of a cold and a warm TIES merge, and what each stage of it took.
+"""The floor of a cold and a warm TIES merge, and the bytes and seconds of each stage.
 
     python -m benchmarks.ledger [--size 1.1b]
 

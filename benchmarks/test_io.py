@@ -1,7 +1,8 @@
 """Reading and writing: past the page cache or through it, cold or warm, one large file or many small ones.
 
-merge_engine writes past it (``direct``) and mostly reads through it (``cached``); engine/reading.py says when not.
-Here memory, offsets and lengths are whole pages, so that a direct read needs no buffer in between.
+merge_engine writes past it (``direct``). It reads through it (``cached``) or past it: see
+merge_engine/storage/reading.py. Here memory, offsets and lengths are whole pages, so that a direct read needs no
+buffer in between.
 """
 
 from __future__ import annotations

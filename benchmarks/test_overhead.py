@@ -1,4 +1,4 @@
-"""What a merge costs besides its bytes: importing the package, planning many tensors, and a whole merge of one MB."""
+"""The overhead of a merge: importing the package, planning many tensors, and a whole merge of one MB."""
 
 from __future__ import annotations
 

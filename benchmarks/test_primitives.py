@@ -1,7 +1,7 @@
 """The CPU backend's primitives, per instruction set and number of models, beside the memory's own speed.
 
-``bytes_moved`` is the least that must move: every input read once, every output written once. Its rate is
-given in GB/s and as a percentage of the rate at which all cores together copy memory.
+``bytes_moved`` is the least number of bytes that must move: every input is read once, every output written once. Its
+rate is given in GB/s and as a percentage of the rate at which all cores together copy memory.
 """
 
 from __future__ import annotations

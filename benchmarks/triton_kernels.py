@@ -1,4 +1,4 @@
-"""What Triton made of its kernels: registers, stack and 16-byte loads, for several architectures.
+"""The compiled Triton kernels: registers, stack and 16-byte loads, for several architectures.
 
     python -m benchmarks.triton_kernels           # a table, also written to benchmarks/results/
 

@@ -5,10 +5,10 @@
     me.run("recipe.yaml", "merged/")                                     # checkpoints to a checkpoint
     me.merge_tensors(base, [a, b], "ties", density=0.2, weight=[0.5, 0.5])  # tensors to a tensor
     me.merge_state_dicts(base_sd, [sd_a, sd_b], "ties", density=0.2)
-    me.plan("recipe.yaml")                                               # what a run would do
-    me.write_report("merged/")                                           # what became of the task vectors
+    me.plan("recipe.yaml")                                               # checks all inputs, merges nothing
+    me.write_report("merged/")                                           # losses to the election, norms, angles
 
-A method of your own is a class: see ``Method`` and ``register``. Every error that the caller can mend is a
+A method of your own is a class: see ``Method`` and ``register``. Every error that the caller can fix is a
 ``MergeError``.
 """
 
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
 
-# Loaded when first asked for, so that tools which may merge, but mostly do not, start fast.
+# Each module is loaded on the first use of a name in it: a tool that imports this package but rarely merges starts
+# fast.
 _HOMES = {
     "merge_engine.backends.operations": (
         "Band",

@@ -1,7 +1,7 @@
 """The element types of safetensors files, and which of them can be merged.
 
-A ``DType`` knows three names: the code in a safetensors header (``BF16``), the name in recipes and in
-torch (``bfloat16``), and its size. Torch itself is not needed to read, merge and write checkpoints.
+A ``DType`` has the code in a safetensors header (``BF16``), the name in recipes and in torch (``bfloat16``), and
+the size in bits. Torch itself is not needed to read, merge and write checkpoints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class DType:
 
     @property
     def itemsize(self) -> int:
-        """Bytes per element. Only for types that fill whole bytes."""
+        """Bytes per element, for types of whole bytes only."""
         return self.bits // 8
 
     @property

@@ -1,7 +1,7 @@
-"""Everything that can go wrong for a reason the user can mend, one class per place to look.
+"""Errors that the user can fix, one class for each place to look.
 
-Each message is one line (or one line per problem) that names the file, tensor or key, the value found,
-and what to do. The command line prints the message alone; Python users catch ``MergeError``.
+Each message is one line (or one line per problem) that names the file, tensor or key, the value found, and the way
+out. The command line prints the message alone; Python users catch ``MergeError``.
 """
 
 
@@ -22,7 +22,7 @@ class CheckpointError(MergeError):
 
 
 class PlanError(MergeError):
-    """The inputs cannot be merged as asked. ``problems`` holds every reason found, not only the first."""
+    """These inputs cannot be merged with this recipe. ``problems`` holds every reason found, one line each."""
 
     def __init__(self, problems: list[str]):
         self.problems = problems
@@ -30,11 +30,11 @@ class PlanError(MergeError):
 
 
 class NonFiniteError(MergeError):
-    """An input holds NaN or infinity and the recipe does not allow it."""
+    """An input or a merged value is NaN or infinite, and the recipe does not allow it."""
 
 
 class ReportError(MergeError):
-    """There is nothing to report on, or what draws it is not installed."""
+    """The folder holds no merge with task vectors, or jinja2 or matplotlib is not installed."""
 
 
 class OutputError(MergeError):
@@ -42,7 +42,7 @@ class OutputError(MergeError):
 
 
 class BackendError(MergeError):
-    """The requested backend is not installed or cannot do what was asked."""
+    """The requested backend is not installed or cannot be used here."""
 
 
 class BackendChoiceError(BackendError, OptionError):
@@ -50,7 +50,7 @@ class BackendChoiceError(BackendError, OptionError):
 
 
 class NoDeviceError(BackendError):
-    """There is nothing that a backend could run on: no device, no driver, or it was built without."""
+    """A backend has no device here: there is none, its driver is missing, or the native code was built without it."""
 
 
 class NotBuiltError(NoDeviceError):
@@ -58,4 +58,4 @@ class NotBuiltError(NoDeviceError):
 
 
 class DeviceMemoryError(BackendError):
-    """The device has too little free memory; less at a time may do."""
+    """The device has too little free memory. A smaller memory budget may fit."""

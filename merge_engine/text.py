@@ -1,4 +1,4 @@
-"""How messages for people name things."""
+"""Texts in messages for people: the first few of many names, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SHOWN = 5
 
 
 def some(items: Sequence[str]) -> str:
-    """The first few of many, for a message of one line."""
+    """The first five items, separated by commas, and the number of the others: for a message of one line."""
     rest = len(items) - _SHOWN
     return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -21,9 +21,10 @@ def did_you_mean(
     cutoff: float = 0.6,
     quoted: Callable[[str], object] = '"{}"'.format,
 ) -> str:
-    """``; did you mean "..."?`` with the known name nearest to a misspelt one, nothing when none is near.
+    """``; did you mean "..."?`` with the known name nearest to a misspelt one, or "" if none is near.
 
-    ``cutoff`` is the similarity, from 0 to 1, from which on a name is near. ``quoted`` says how it is shown.
+    ``cutoff`` is the least similarity of a near name, from 0 to 1. ``quoted`` turns the name into text for the
+    message.
     """
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {quoted(nearest[0])}?" if nearest else ""

@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
-# How long an example takes says nothing on a machine that is shared.
+# On a shared machine the time of an example means nothing.
 settings.register_profile("merge_engine", deadline=None)
 settings.load_profile("merge_engine")
 
@@ -26,13 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-snapshots",
         action="store_true",
-        help="Take what is found as what is expected from now on; look at the difference before it is committed.",
+        help="Write the snapshots again; read the difference before you commit it.",
     )
 
 
 @pytest.fixture
 def assert_snapshot(request: pytest.FixtureRequest) -> Snapshot:
-    """Compares a text with a file, or writes it if that is asked for. Names without a folder are in tests/snapshots."""
+    """Compares a text with a file, or writes it with --update-snapshots. A relative name is in tests/snapshots."""
 
     def compare(name: str | Path, found: str) -> None:
         file = SNAPSHOTS / name
@@ -47,13 +47,13 @@ def assert_snapshot(request: pytest.FixtureRequest) -> Snapshot:
 
 @pytest.fixture(autouse=True)
 def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tests measure stays out of the user's cache."""
+    """Keeps measurements of the tests out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
 def save_checkpoint(tmp_path: Path) -> SaveCheckpoint:
-    """Writes tensors as a checkpoint folder of this name: one file, or as many shards as asked for."""
+    """Writes tensors as a checkpoint folder of this name: one file, or several shards."""
 
     def save(
         name: str,

@@ -1,4 +1,4 @@
-"""What other processes do to a checkpoint that is written in parts. Imports no torch, so that they start quickly."""
+"""Work of other processes on a checkpoint that is written in parts. Imports no torch, so that they start quickly."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The tables of methods and parameters in docs/recipes.md, made from the code.
 
-They stand between ``<!-- methods -->`` and ``<!-- /methods -->``, and the same for parameters. What a parameter means
-is no part of the code: the page's own words are kept, and a new parameter has none at first.
+They are between ``<!-- methods -->`` and ``<!-- /methods -->``, and the same for parameters. The meaning of a
+parameter is not in the code: the words on the page are kept, and a new parameter has none at first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parameter_table(methods: Iterable[Method], meaning: Mapping[str, str]) -> st
 
 
 def meanings(page: str) -> dict[str, str]:
-    """What the page says of each parameter."""
+    """The meaning of each parameter on the page, by name."""
     rows = re.findall(
         r"^\| `(\w+)` \| [^|]* \| [^|]* \| (.*) \|$", _between(page, "parameters"), re.MULTILINE
     )
@@ -45,7 +45,7 @@ def _with_default(parameter: Parameter) -> str:
 
 
 def _shown(value: Scalar | None) -> str:
-    """A default as a recipe would have it."""
+    """A default as text in a recipe."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, int | float) else str(value or "none")
@@ -57,7 +57,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _between(page: str, name: str) -> str:
-    """What stands between the two comments. Raises ``ValueError`` when one is missing."""
+    """The text between the two comments. Raises ``ValueError`` when one is missing."""
     start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
     return page[page.index(start) + len(start) : page.index(end)]
 

@@ -143,7 +143,7 @@ def test_what_cannot_be_measured_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    code = 1 if "are free" in said else 2  # not what the option says is wrong, but the disk
+    code = 1 if "are free" in said else 2  # the option is right, the disk is too small
     assert call(monkeypatch, "bench", "--folder", root, *options) == code
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
@@ -167,7 +167,7 @@ def test_plots_without_matplotlib(
 
 
 def test_plain_torch_agrees(tmp_path: Path) -> None:
-    """The hand-written TIES does what ours does, but for near ties, which it compares in float32."""
+    """The hand-written TIES gives the results of ours, except for near ties, which it compares in float32."""
     base, models = Family(tmp_path / "made", "tiny").make(2)
     merge = Merge("ties", base, tuple(models))
     work = tmp_path / "work"
@@ -185,7 +185,7 @@ def test_plain_torch_agrees(tmp_path: Path) -> None:
 
 
 def test_a_slow_disk_keeps_its_pace(tmp_path: Path) -> None:
-    """Slower than it says it never is on purpose, so only the least time can be asked for."""
+    """A slow disk may be slower than its pace, so the test checks the least time only."""
     base, models = Family(tmp_path / "made", "tiny").make(2)
     merge = Merge("linear", base, tuple(models))
     for number, (name, pace) in enumerate((("copy", 2_000_000), ("merge_engine", 300_000))):

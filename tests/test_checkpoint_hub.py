@@ -1,4 +1,4 @@
-"""Names of models: folders are used as they are, the rest is asked of the hub (here a stand-in)."""
+"""Names of models: folders are used as they are, other names are looked up on the hub (here a stand-in)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reasons not to write to a folder are all found before the work begins."""
+"""All reasons not to write to a folder are found before the work begins."""
 
 from __future__ import annotations
 

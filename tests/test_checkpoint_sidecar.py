@@ -1,4 +1,4 @@
-"""The files that go along with the weights, and the configuration of the output."""
+"""The files that an output inherits besides weights, and its configuration."""
 
 from __future__ import annotations
 

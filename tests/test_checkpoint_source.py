@@ -1,4 +1,4 @@
-"""Finding the weights of a folder, trusting no index, and reading ranges of tensors."""
+"""Finding the weights of a folder, checking its index, and reading ranges of tensors."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_shards(sharded: Path) -> None:
 
 
 def test_tensors_are_in_the_order_of_the_files(tmp_path: Path) -> None:
-    """And of their places in them, whatever the order of the index: so they are read from front to back."""
+    """And in the order of their places in them, not of the index, so that files are read from front to back."""
     files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     # The library sorts by size of the elements and then by name.
     save_file({"z": A, "a": A + 1, "b": B}, tmp_path / files[0])

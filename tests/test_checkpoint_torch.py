@@ -1,4 +1,4 @@
-"""Checkpoints in torch's format: the same interface, and no code of theirs is ever run."""
+"""Checkpoints in torch's format: the same interface, and code in them never runs."""
 
 from __future__ import annotations
 

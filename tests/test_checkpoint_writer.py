@@ -1,4 +1,4 @@
-"""Written checkpoints are what other libraries read, and are complete or not there."""
+"""Other libraries read our checkpoints, and each is complete or not there."""
 
 from __future__ import annotations
 
@@ -439,7 +439,7 @@ def test_file_systems_without_direct_writes(
 
 
 def open_paths() -> list[Path]:
-    """What this process has open; the descriptor that lists the folder is gone by the time it is looked at."""
+    """The open descriptors of this process, without the one that lists the folder, which is closed by then."""
     return [link.readlink() for link in list(Path("/proc/self/fd").iterdir()) if link.is_symlink()]
 
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it returns, and that bad input is one clear line."""
+"""The command line: its output, its exit codes, and one clear line for bad input."""
 
 from __future__ import annotations
 

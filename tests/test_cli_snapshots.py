@@ -1,16 +1,16 @@
-"""What the command line prints, as a reader sees it: one transcript a case, in tests/snapshots/cli.
+"""The output of the command line, as a reader sees it: one transcript for each case, in tests/snapshots/cli.
 
-``pytest --update-snapshots`` writes them anew. Six substitutions make them the same on every machine:
+``pytest --update-snapshots`` writes them again. Six substitutions make them the same on every machine:
 
 - spaces at the end of a line are cut off, because rich fills lines with them;
 - measured seconds and rates become ``_`` (``busy _ s, _ GB/s``);
 - the stage that a run was bound by becomes ``_``;
-- the bytes that a run read become ``_``: it does not count files that it reads in place, and the machine decides which;
+- the bytes that a run read become ``_``: files used in place do not count, and the machine decides which those are;
 - versions of packages become ``VERSION``;
-- what ``doctor`` found out about this machine becomes ``_``.
+- the findings of ``doctor`` about this machine become ``_``.
 
-Each case runs in a process of its own, in a folder with ``recipe.yaml`` and three small checkpoints. No two magnitudes
-of a task vector are equal, so that no draw decides what is kept.
+Each case runs in a process of its own, in a folder with ``recipe.yaml`` and three small checkpoints. No two
+magnitudes of a task vector are equal, so that no draw decides what is kept.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ MAIN = "import sys; sys.argv[0] = 'merge-engine'; from merge_engine.cli import m
 
 
 class Case(NamedTuple):
-    """A command line, and what is special about it."""
+    """A command line and its conditions."""
 
     arguments: str
     recipe: str = RECIPE
@@ -117,7 +117,7 @@ def folder(save_checkpoint: SaveCheckpoint, tmp_path: Path) -> Path:
 
 
 def transcript(case: Case, folder: Path) -> str:
-    """What a case prints, where it is not to stdout, and its exit code where that is not 0."""
+    """The output of a case, marked if it is not stdout, and its exit code if it is not 0."""
     (folder / "recipe.yaml").write_text(case.recipe)
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     environment |= {

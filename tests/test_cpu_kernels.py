@@ -1,5 +1,7 @@
-"""The CPU's fast paths, where they part from one another: shares of ties, odd widths and starts, numbers of models,
-and values that a fast path leaves to the general one."""
+"""The CPU's fast paths at their limits.
+
+Shares of ties, odd widths and starts, numbers of models, and values that a fast path leaves to the general one.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def agree(
 
 
 def tied(size: int, share: float, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A base of zeros of both signs, and a model of which ``share`` lies STEP from it, the rest nearer or farther."""
+    """A base of zeros of both signs, and a model with a ``share`` of its entries STEP from the base, others not."""
     g = generator(seed, size)
     signs = torch.randint(0, 2, (size,), generator=g) * 2.0 - 1
     distances = torch.tensor([0.0, STEP / 2, 2 * STEP, 3 * STEP])[torch.randint(0, 4, (size,), generator=g)]

@@ -1,6 +1,6 @@
 """Many small tensors on a CUDA device: the bytes and counts of the CPU, from a handful of launches.
 
-The device is emulated, and as late with everything as it may be (tests/emulated_cuda).
+The device is emulated, and does all work as late as it may (tests/emulated_cuda).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Whatever dies first, on a CUDA device: streams, events and memory are there as long as something needs them.
+"""Streams, events and memory of a CUDA device exist as long as something needs them, in any order of deletion.
 
-What is wrong there ends a process, so each case has a process of its own. The emulated device refuses the use of what
-is gone (tests/emulated_cuda). ``MERGE_ENGINE_TEST_BACKENDS=cuda`` runs those cases on a real one that can be.
+A fault there ends the process, so each case has a process of its own. The emulated device refuses the use of
+destroyed objects (tests/emulated_cuda). ``MERGE_ENGINE_TEST_BACKENDS=cuda`` runs the cases that can be run on a
+real device there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Merges streamed over a device: the bytes of the CPU, in bounded device memory, whatever goes wrong.
+"""Merges streamed over a device: the bytes of the CPU, in bounded device memory, also after errors.
 
-The device is emulated, and as late with everything as it may be (tests/emulated_cuda).
+The device is emulated, and does all work as late as it may (tests/emulated_cuda).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a merge runs: what was asked for, or the best there is; one line when that cannot be."""
+"""The device of a merge: the chosen one, or the best one; one line if it cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Digests: what they are, and that neither cutting nor order nor threads nor places change them."""
+"""Digests: their definition; pieces, their order, threads and processes do not change them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_any_number_of_threads(sizes: Sizes, seed: int, threads: int) -> None:
 @settings(max_examples=30)
 @given(models, st.integers(0, 2**32), st.integers(1, 4))
 def test_parts_done_elsewhere_make_the_whole(sizes: Sizes, seed: int, places: int) -> None:
-    """Whichever place does which blocks, in whichever order they report, and if one of them reports twice."""
+    """Any process may digest any block, report in any order, and report twice."""
     random = Random(seed)
     parts = [Digests(sizes) for _ in range(places)]
     for run in pieces(sizes, random):

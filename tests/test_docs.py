@@ -1,9 +1,9 @@
-"""The documentation does what it says: its Python runs, its recipes can be planned, its tables are the code's.
+"""The documentation is right: its Python runs, its recipes can be planned, its tables come from the code.
 
 Every Python block of README.md and docs/*.md runs. A block that imports merge_engine begins a new module, in a folder
 that holds ``recipe.yaml`` (the page's first recipe, or that of docs/recipes.md) and small checkpoints in place of the
-models that it names; any other block goes on where the one above it ended. After a block with ``<!-- check: NAME -->``
-behind it, which no reader sees, ``CHECKS[NAME]`` is called with the module.
+models in it. Any other block continues the one above it. If ``<!-- check: NAME -->`` follows a block, which no reader
+sees, ``CHECKS[NAME]`` is called with the module.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def blocks(page: str, language: str) -> Iterator[Block]:
 
 
 def examples(page: str) -> list[list[Block]]:
-    """The Python of a page: lists of blocks that go on from each other."""
+    """The Python of a page: lists of blocks, each of which continues the one before it."""
     found: list[list[Block]] = []
     for block in blocks(page, "python"):
         if not found or re.search(r"^(import|from) merge_engine\b", block.text, re.MULTILINE):
@@ -129,7 +129,7 @@ def test_recipe_can_be_planned(
 
 
 def interpolates(module: ModuleType) -> None:
-    """The method of the block, registered as the text says, gives b + t * (x - b) on every backend."""
+    """The method in the block gives b + t * (x - b) on every backend."""
     defined = [value for value in vars(module).values() if isinstance(value, type)]
     METHODS.update({cls.name: cls() for cls in defined if issubclass(cls, Method) and cls is not Method})
     base, model = tensors(0), tensors(1)

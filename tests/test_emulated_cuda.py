@@ -1,4 +1,4 @@
-"""The emulated device refuses what a real one would crash on, or do right on most days only; and nothing else."""
+"""The emulated device refuses calls that crash a real one, or that it does right only sometimes; and no others."""
 
 from __future__ import annotations
 

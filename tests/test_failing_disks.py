@@ -1,6 +1,6 @@
 """Disks that fail, fill up or lose data in the middle of a run: one clear error, nothing left behind.
 
-The faults are at the system calls, below everything that could know about them.
+The faults are in the system calls, below all of our code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def setup(save_checkpoint: SaveCheckpoint, tmp_path: Path) -> Setup:
 
 
 def failing_from(nth: int, call: Callable[..., Any], number: int) -> Callable[..., Any]:
-    """From the n-th call on the system reports this error: a disk that is gone stays gone."""
+    """From the n-th call on, the system reports this error: a failed disk does not come back."""
     calls = itertools.count(1)
 
     def fail(*arguments: Any) -> Any:

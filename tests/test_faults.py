@@ -1,4 +1,4 @@
-"""Whatever is wrong ends in one error that says what and where, and leaves nothing behind."""
+"""Every fault gives one error that says what and where, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ class Setup:
         return self.save(folder.name, tensors, shards=2)
 
     def run_reading(self, way: Way, in_place: bool, memory: int, overwrite: bool = False) -> None:
-        """A run that reads as it is told."""
+        """A run that reads in the given way."""
         plan = me.plan(self.recipe(), self.output, overwrite=overwrite)
         with OpenFiles() as files:
             access = Access(files, way, in_place)
             merge_to_folder(Schedule(plan, Budget(memory)), self.output, create_backend("cpu"), access)
 
     def refused(self, kind: type[me.MergeError], *said: object, **options: Any) -> str:
-        """Runs and demands this error, with all of this in its message, and no output.
+        """Runs and checks that it raises this error, with all these texts in its message, and leaves no output.
 
         With a ``way`` the run reads in that way, and in place if it says so.
         """
@@ -115,7 +115,7 @@ SHARD = "model-00002-of-00002.safetensors"
 
 
 def test_nothing_wrong(setup: Setup) -> None:
-    """The recipe that the tests below break works."""
+    """The recipe works before the tests below break it."""
     result = me.run(setup.recipe(), setup.output, memory=SMALL)
     merged = load_file(setup.output / "model.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in merged.items()} == SHAPES
@@ -203,7 +203,7 @@ def test_nan_and_infinity(setup: Setup, owner: str, value: float, memory: str) -
 
 
 def test_nan_everywhere_alike(setup: Setup) -> None:
-    """Tensors that no model changed are looked at as well."""
+    """Tensors that no model changed are checked, too."""
     for name, tensors in zip(("base", "a", "b"), setup.tensors, strict=True):
         tensors["embed.weight"] = torch.full((50, 40), float("nan"), dtype=torch.bfloat16)
         setup.replace(name, tensors)

@@ -1,4 +1,4 @@
-"""The least time of a merge on a machine whose limits were measured, and what a run was bound by."""
+"""The floor of a merge on a machine whose limits were measured, and the stage that bound a run."""
 
 from __future__ import annotations
 

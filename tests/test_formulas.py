@@ -1,7 +1,7 @@
-"""The default arithmetic is the published formulas, in real numbers rounded once.
+"""The default arithmetic gives the published formulas, in real numbers rounded once.
 
-The formulas are written out here in plain float64, straight from their definitions, and share nothing with
-the engine but the random draws.
+The formulas are written here in plain float64, directly from their definitions. They share only the random draws with
+the engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The GPU benchmark does what it says, on the emulated device: everything but the times."""
+"""The GPU benchmark runs on the emulated device; all of its results but the times are checked."""
 
 from __future__ import annotations
 

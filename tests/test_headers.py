@@ -1,4 +1,4 @@
-"""Every lie that a safetensors header can tell is refused with one line that names the file."""
+"""Every wrong safetensors header is refused with one line that names the file."""
 
 from __future__ import annotations
 

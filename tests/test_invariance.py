@@ -1,4 +1,4 @@
-"""What a run gives depends on its inputs and its recipe, and on nothing else."""
+"""The output of a run depends only on its inputs and its recipe."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ PAIRS = [
 
 
 def checkpoints(dtypes: tuple[torch.dtype, ...]) -> list[StateDict]:
-    """A base and models, with what makes checkpoints awkward: the last lacks tensors, one has not changed."""
+    """A base and models with awkward tensors: the last model lacks some, another has one that is unchanged."""
     results: list[StateDict] = [{} for _ in range(1 + MODELS)]
     for number, (name, shape) in enumerate(SHAPES.items()):
         base, tuned = quantised_models(torch.Size(shape).numel(), MODELS, torch.float32, seed=number)
@@ -129,7 +129,7 @@ def digests(folder: Path) -> dict[str, str]:
 def carried_out(
     recipe: dict[str, Any], way: Way, in_place: bool, budget: Budget, threads: int = 2
 ) -> tuple[dict[str, str], int]:
-    """The digests of a merge into memory that reads and divides as it is told, and how many pieces it merged."""
+    """The digests of a merge into memory, read and divided in the given way, and the number of merged pieces."""
     plan = me.plan(recipe)
     schedule = Schedule(plan, budget)
     sink = MemorySink(plan)

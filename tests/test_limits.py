@@ -1,4 +1,4 @@
-"""What a machine can do at best: measured, kept, and tolerant of whatever happened to the file."""
+"""The limits of a machine: measured and kept; a damaged file is ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The low-resource example: no leaks in its data, its shipped models, what it counts, and its errors."""
+"""The low-resource example: no leaks in its data, its shipped models, its counts, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest says what was merged and what came of it; the model card says it to people."""
+"""The manifest describes a merge and its result for programs, the model card for people."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_same_merge_has_the_same_digests_and_another_seed_has_not(
 
 
 def test_format_2(recipe: dict[str, Any], tmp_path: Path) -> None:
-    """Every key, with the type of its value: what other programs may rely on."""
+    """Every key with the type of its value, on which other programs may rely."""
     counts = {"kept": int, "lost": int, "saved_by_trim": int, "saved_by_sign": int}
     of_models = {"0": counts, "1": counts}
     stage = {"bytes": int, "busy_seconds": float}

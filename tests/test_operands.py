@@ -1,4 +1,4 @@
-"""The seam of inputs: whatever an operand is made of, a merge reads it like a tensor in a file."""
+"""Operands: a merge reads any operand like a tensor in a file."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def merged(plan: MergePlan, way: Way, in_place: bool, memory: int) -> dict[str, 
 def test_a_cast_merges_as_the_values_that_it_makes(
     method: str, memory: int, way: Way, recipe: dict[str, Any]
 ) -> None:
-    """Rounding to float32 before the merge or in it is the same for bfloat16, whatever else the other inputs are."""
+    """For bfloat16, rounding to float32 before the merge or in it gives the same, with any types of other inputs."""
     parameters = {"weight": 0.5} if method == "task_arithmetic" else {"weight": 0.5, "density": 0.5}
     plan = me.plan(recipe | {"merge_method": method, "parameters": parameters})
     expected = merged(plan, way, True, memory)

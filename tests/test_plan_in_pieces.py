@@ -1,4 +1,4 @@
-"""A plan is a value: it can be sent to other processes, and done shard by shard, with the files of an ordinary run."""
+"""A plan is a value: other processes can merge it shard by shard, and the files are those of an ordinary run."""
 
 from __future__ import annotations
 

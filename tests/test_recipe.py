@@ -1,4 +1,4 @@
-"""Reading recipes: what is accepted, what is refused, and in which words."""
+"""Reading recipes: accepted and refused recipes, and the words of the errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which value a parameter takes: precedence, filters, gradients, kinds, ranges and layer positions."""
+"""The value of a parameter: precedence, filters, gradients, kinds, ranges and layer positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: what it counts, what it measures, that nothing from a checkpoint is trusted, and its errors."""
+"""The report: its counts, its measurements, its errors, and that no text from a checkpoint is trusted."""
 
 from __future__ import annotations
 

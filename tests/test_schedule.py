@@ -1,4 +1,4 @@
-"""How a schedule divides its memory: which tensors are held whole, and what the ring takes."""
+"""The memory of a schedule: tensors that are held whole, and the sizes of the rings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slacks relax TIES as they say, count what they save, and at 0 are not there."""
+"""The slacks relax TIES as documented, count the entries that they save, and change nothing at 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics are data: those of pieces, merged in any order and sent to other processes, are those of the whole."""
+"""Statistics are data: those of pieces, merged in any order and sent to other processes, equal those of the whole."""
 
 from __future__ import annotations
 

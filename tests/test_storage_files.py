@@ -1,4 +1,4 @@
-"""Files that are read: what is known of them, and that each is opened once, from any thread, and closed."""
+"""Input files: size and time, and that each is opened once, from any thread, and closed."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_file_whose_size_has_changed(file: File, size: int) -> None:
 
 
 def test_files_of_a_network_are_never_mapped(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through a mapping they would be read a page at a time, and a server that is gone would stop the process."""
+    """A mapping of theirs would be read one page at a time, and a lost server would block the process."""
     monkeypatch.setattr(Mount, "local", False)
     with OpenFiles() as opened:
         assert opened.mapping(file) is None

@@ -1,4 +1,4 @@
-"""Processors and memory, as far as control groups leave them: real folders, as Linux would show them."""
+"""Processors and memory within the limits of control groups, in real folders with the files of Linux."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_a_file_that_shrinks(file: File, way: Way, in_place: bool) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_used_in_place(file: File) -> None:
-    """Touching what is gone would kill the process: it finds zeros, and the range says so afterwards."""
+    """Lost pages would kill the process when touched: they read as zeros, and ``verify`` raises afterwards."""
     with OpenFiles() as files:
         some = open_range(files, extent(file, 0, len(CONTENT)), "cached", in_place=True)
         some.read(memoryview(b""), 0, some.length)
@@ -265,7 +265,7 @@ def run_mapping(script: str, file: File, **environment: str) -> subprocess.Compl
 
 @pytest.mark.parametrize("afterwards", (False, True))
 def test_others_handle_their_own_bus_errors(file: File, afterwards: bool) -> None:
-    """Whoever handled SIGBUS before still does, while there are mappings and after them."""
+    """An earlier handler of SIGBUS still works, while there are mappings and after them."""
     script = f"""
 bytes(view)
 if {afterwards}:

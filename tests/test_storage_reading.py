@@ -1,4 +1,4 @@
-"""In which way a run reads its inputs: by what they take of the available memory, and by nothing else."""
+"""The way in which a run reads its inputs: only their size and the available memory decide it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How messages name things."""
+"""Texts for messages: a few of many names, and the nearest known name."""
 
 import pytest
 from hypothesis import given

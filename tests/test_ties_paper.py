@@ -1,7 +1,7 @@
-"""`trim_scope: model` with `ties: all` is TIES-Merging as the paper and its code have it.
+"""`trim_scope: model` with `ties: all` is TIES-Merging as in the paper and its code.
 
 Trim each model's whole task vector at its k-th largest magnitude, elect the sign of the sum, and average
-what agrees with it. The paper leaves open what a sum of exactly zero elects; here it is +.
+what agrees with it. The paper does not define the elected sign of a sum of exactly zero; here it is +.
 """
 
 from __future__ import annotations

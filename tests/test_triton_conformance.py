@@ -1,6 +1,6 @@
 """Triton's kernels give the reference's bytes, and a run with them those of the cpu backend, in Triton's interpreter.
 
-Whether kernels are interpreted is settled when they are first imported, so this is a process of its own.
+The first import of the kernels decides whether they are interpreted, so this is a process of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whole runs with the triton backend. Started by test_triton_conformance.py, in an environment that interprets it."""
+"""Whole runs with the triton backend. test_triton_conformance.py starts it in Triton's interpreter."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The paper in miniature: what an election discards, and what slack gives back. See docs/low_resource.md."""
+"""The paper in miniature: losses to the election, and the effect of slack. See docs/low_resource.md."""

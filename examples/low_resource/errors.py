@@ -1,4 +1,4 @@
-"""What a user can mend is told in one line."""
+"""Errors that a user can fix are one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model can do: task accuracy in both languages, and bits per byte of Tamil.
+"""The evaluation of a model: task accuracy in both languages, and bits per byte of Tamil.
 
 python -m examples.low_resource.evaluate examples/low_resource/models/sft
 """

@@ -2,7 +2,8 @@
 
     python -m examples.low_resource.measure 0
 
-Results go to ``runs/seed-N/results.json``, each when it is known; what is there is not measured again.
+Results are written to ``runs/seed-N/results.json``, each when it is known. Results in the file are not measured
+again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every number of the experiment: seeds, text, tokenizer, model, stages, tasks and merges.
 
-A finished stage keeps the settings that made it; after a change here it is refused until its folder is removed.
+A finished stage keeps its settings. If they are changed here, it is refused until its folder is removed.
 """
 
 from __future__ import annotations

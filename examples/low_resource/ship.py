@@ -2,7 +2,7 @@
 
     python -m examples.low_resource.ship
 
-Then every model is measured again from the rounded checkpoints, and what rounding changed is printed.
+Then every model is measured again from the rounded checkpoints, and the changes by rounding are printed.
 """
 
 from __future__ import annotations

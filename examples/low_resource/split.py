@@ -1,4 +1,4 @@
-"""Training and held-out text without leaks: what is the same text in either language stays on one side."""
+"""Training and held-out text without leaks: texts that are equal in either language stay on one side."""
 
 from __future__ import annotations
 

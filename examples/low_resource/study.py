@@ -2,8 +2,8 @@
 
     python -m examples.low_resource.study
 
-Seeds run side by side, one on each core (or on the GPU, one after the other). What is finished is not done
-again: after an interruption the same command goes on.
+Seeds run side by side, one on each core (or on the GPU, one after the other). Finished parts are not done again:
+after an interruption the same command continues.
 """
 
 from __future__ import annotations

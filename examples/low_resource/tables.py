@@ -1,4 +1,4 @@
-"""The tables of docs/low_resource.md, made of ``results.json``: nothing there is typed by hand.
+"""The tables of docs/low_resource.md, made from ``results.json``. No number there is typed by hand.
 
 python -m examples.low_resource.tables
 """

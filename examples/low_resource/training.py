@@ -1,4 +1,4 @@
-"""What the training stages share: the model, the streams of text, the loop, and finished stages on disk."""
+"""The common parts of the training stages: the model, the streams of text, the loop, and finished stages on disk."""
 
 from __future__ import annotations
 

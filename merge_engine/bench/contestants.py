@@ -17,7 +17,7 @@ COPY, MERGE_ENGINE, TORCH, MERGEKIT = CONTESTANTS = ("copy", "merge_engine", "to
 
 @dataclass(frozen=True)
 class Setting:
-    """How a method is run: parameters of each model and of the merge, and whether it takes a base."""
+    """The parameters of a method: those of each model, those of the merge, and whether it takes a base."""
 
     model: dict[str, float]
     merge: dict[str, bool]
@@ -77,9 +77,9 @@ class Merge:
 
 
 def plays(contestant: str, method: str, slow: bool) -> bool:
-    """Whether the contestant knows the method, and is slowed down by our slow disk where there is one."""
-    knows = contestant != TORCH or method == "ties"
-    return knows and (not slow or contestant in (COPY, MERGE_ENGINE))
+    """Whether the contestant has the method, and, with a ``slow`` disk, can be slowed down."""
+    has_method = contestant != TORCH or method == "ties"
+    return has_method and (not slow or contestant in (COPY, MERGE_ENGINE))
 
 
 def command(
@@ -92,8 +92,8 @@ def command(
 ) -> list[str]:
     """The command that runs a contestant, writing to ``work / "output"``; ``work`` is empty.
 
-    ``mergekit`` is the path of the ``mergekit-yaml`` script, ``pace`` the bytes per second of a slow disk. The copy and
-    merge_engine write files of ``shard_size`` bytes.
+    ``mergekit`` is the path of the ``mergekit-yaml`` script, ``pace`` the bytes per second of a slow disk. The copy
+    and merge_engine write files of ``shard_size`` bytes.
     """
     recipe, output = work / "recipe.yaml", work / "output"
     recipe.write_text(json.dumps(merge.recipe()))  # every JSON document is YAML

@@ -1,4 +1,4 @@
-"""The least time that a merge can take on a machine: what moving its bytes takes at the limits that were measured."""
+"""The floor of a merge: the least time to move its bytes at the measured limits of a machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from merge_engine.storage import Way, cached_share
 
 @dataclass(frozen=True)
 class Resource:
-    """What a merge moves through a part of the machine in bytes, and what that can do at best in bytes per second.
+    """Bytes that a merge moves through a ``part`` of the machine, and the limit of that part in bytes per second.
 
-    The limit is None while it is not measured. Resources with the same ``part`` share it.
+    The limit is None if it is not measured. Resources with the same ``part`` use it one after the other.
     """
 
     name: str
@@ -25,12 +25,12 @@ class Resource:
 
     @property
     def seconds(self) -> float | None:
-        """The least time that it takes."""
+        """The least time to move the bytes, None without a limit."""
         return None if self.limit is None else self.bytes / self.limit
 
 
 def floor(resources: tuple[Resource, ...]) -> float | None:
-    """Seconds that moving the bytes takes at least: those of the slowest part; None if one is unknown."""
+    """The least seconds to move the bytes: those of the slowest part; None if a limit is unknown."""
     taken: dict[str, float] = {}
     for resource in resources:
         if not resource.bytes:
@@ -44,9 +44,9 @@ def floor(resources: tuple[Resource, ...]) -> float | None:
 def resources(
     schedule: Schedule, way: Way, output: Path | None, limits: Limits, backend: Backend | type[Backend]
 ) -> tuple[Resource, ...]:
-    """What a merge moves through each part of the machine, with the inputs where they are now.
+    """The bytes that a merge moves through each part of the machine, with the inputs where they are now.
 
-    Raises ``OSError`` when an input file cannot be looked at.
+    Raises ``OSError`` if an input file is not accessible.
     """
     plan = schedule.plan
     by_file: dict[Path, int] = {}

@@ -1,8 +1,7 @@
-"""What this machine can do at best, as it was measured, kept in the user's cache.
+"""The measured limits of this machine, kept in the user's cache.
 
-Measuring writes hundreds of megabytes, so it happens when it is asked for (``merge-engine doctor --measure``
-and ``merge-engine bench``) and neither in a plan, which writes nothing, nor in a run, which would be slower
-for it.
+A measurement writes hundreds of megabytes. So only ``merge-engine doctor --measure`` and ``merge-engine bench``
+measure: a plan writes nothing, and a run would become slower.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class DiskLimits:
-    """One file system: reading from storage through and past the page cache, and from it; writing until stored."""
+    """Rates of one file system: ``read`` from storage through the page cache, ``direct`` from storage past it,
+    ``cached`` from the page cache, and ``write`` until the bytes are on the disk.
+    """
 
     read: Rate
     direct: Rate
@@ -38,10 +39,10 @@ class DiskLimits:
 
 @dataclass
 class Limits:
-    """Bytes per second of this machine; None or absent is not measured.
+    """Bytes per second of this machine; None or absent if not measured.
 
-    ``memory`` counts what is read and what is written by all cores together, ``link`` is from the host to a
-    CUDA device, ``disks`` has an entry for each file system.
+    ``memory`` counts the bytes that all cores together read and write, ``link`` is from the host to a CUDA device,
+    ``disks`` has an entry for each file system.
     """
 
     memory: Rate | None = None
@@ -49,11 +50,14 @@ class Limits:
     disks: dict[str, DiskLimits] = field(default_factory=dict)
 
     def disk(self, path: Path) -> DiskLimits | None:
-        """The limits of the file system that ``path`` lies on, or would lie on."""
+        """The limits of the file system of ``path``, which need not exist yet; None if not measured."""
         return self.disks.get(str(mount_of(path)))
 
     def reading(self, nbytes: Mapping[Path, int], way: ReadingWay) -> float | None:
-        """Bytes per second when so many are read under each path in one way; file systems work side by side."""
+        """Bytes per second when ``nbytes`` are read of each path in one way; None if a limit is not measured.
+
+        Different file systems are read at the same time.
+        """
         by_disk: dict[DiskLimits, int] = {}
         for path, count in nbytes.items():
             disk = self.disk(path)
@@ -68,12 +72,12 @@ _FILE = TypeAdapter(dict[str, Limits])  # by machine: a home folder may be share
 
 
 def limits_file() -> Path:
-    """Where limits are kept: below ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
+    """The file of the limits: below ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merge_engine" / "limits.json"
 
 
 def load_limits() -> Limits:
-    """The limits of this machine. Empty when nothing was measured, or when the file is not what we wrote."""
+    """The limits of this machine. Empty if nothing was measured, or if the file cannot be read or is malformed."""
     return _load_all().get(_machine(), Limits())
 
 

@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""The machine and the versions of a measurement."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def describe(folders: dict[str, Path], mergekit: Path | None) -> dict[str, Any]:
 
 
 def _disk(folder: Path) -> dict[str, str]:
-    """File system of a folder and, if it lies on a local block device, what that is."""
+    """The file system of a folder and, for a local block device, its model or name."""
     mount = mount_of(folder)
     disk = {"file_system": mount.kind}
     if mount.source.startswith("/dev/"):  # anything else may name a server

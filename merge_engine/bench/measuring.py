@@ -21,17 +21,17 @@ _REPORTING_SECONDS = 2.5
 
 
 class ContestantError(MergeError):
-    """A command that was to be timed failed, or did not do the work."""
+    """A timed command failed, or did not do the work."""
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One run. Seconds and bytes.
 
-    ``seconds`` last until the output is on the disk: those of the process and ``sync_seconds``, what fsync of
-    its files took after it had ended. ``peak_memory`` is memory of its own (RssAnon + RssShmem), sampled every
-    5 ms; ``peak_resident`` (VmHWM) includes mapped files. ``disk_read`` came from storage, not from the page
-    cache; ``read_calls`` was read by system calls, which mapped files are not.
+    ``seconds`` last until the output is on the disk: the time of the process, and ``sync_seconds`` for fsync of its
+    files after its end. ``peak_memory`` is memory of its own (RssAnon + RssShmem), sampled every 5 ms;
+    ``peak_resident`` (VmHWM) includes mapped files. ``disk_read`` are the bytes that came from storage, not from
+    the page cache; ``read_calls`` are those of system calls, without mapped files.
     """
 
     seconds: float
@@ -47,8 +47,8 @@ class Measurement:
 def measure(command: Sequence[str], output: Path, timeout: float = 4 * 3600) -> Measurement:
     """Run ``command``, which writes below ``output``.
 
-    Raises ``ContestantError`` with the last line of what it printed when it fails, or when it takes longer than
-    ``timeout`` seconds.
+    Raises ``ContestantError`` if it fails, with the last line of its output, or if it takes longer than ``timeout``
+    seconds.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as log:
@@ -100,20 +100,23 @@ def cool(files: Iterable[Path]) -> None:
 
 
 def empty(folder: Path) -> None:
-    """Make ``folder``, or delete what is in it."""
+    """Make ``folder``, or delete its content."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def claim_memory(nbytes: int) -> None:
-    """Take so much memory and let it go, for whoever asks for it in the next two seconds.
+    """Take ``nbytes`` of memory and free it, so that the next process gets it at once.
 
     A virtual machine may give free memory back to its host (Linux's free page reporting, every two seconds), and
-    taking it again costs several times what it is to fill it. Who pays for that would be a matter of chance.
+    takes several times as long to get it again as to fill it. Without this, chance would decide which contestant
+    waits.
     """
     with mmap.mmap(-1, nbytes) as memory:
         memory[:: mmap.PAGESIZE] = bytes(-(-nbytes // mmap.PAGESIZE))
-        time.sleep(_REPORTING_SECONDS)  # by then nothing is left to report, and the next time is as far away
+        time.sleep(
+            _REPORTING_SECONDS
+        )  # all other free memory is reported by then, and the next report is as far away
 
 
 def _watch(pid: int, deadline: float) -> tuple[int, int]:
@@ -123,7 +126,7 @@ def _watch(pid: int, deadline: float) -> tuple[int, int]:
         if time.perf_counter() > deadline:
             raise ContestantError(f"process {pid} took longer than it may")
         sample = _numbers(pid, "status")
-        if "VmHWM" in sample:  # not any more while it exits
+        if "VmHWM" in sample:  # missing while the process exits
             peak_memory = max(peak_memory, 1024 * (sample["RssAnon"] + sample["RssShmem"]))
             peak_resident = max(peak_resident, 1024 * sample["VmHWM"])
         time.sleep(SAMPLE_SECONDS)
@@ -131,7 +134,7 @@ def _watch(pid: int, deadline: float) -> tuple[int, int]:
 
 
 def _numbers(pid: int, file: str) -> dict[str, int]:
-    """The numbers in a file of /proc, in the units it has: bytes in ``io``, KiB in ``status``."""
+    """The numbers in a file of /proc, in its units: bytes in ``io``, KiB in ``status``."""
     lines = (line.split() for line in Path(f"/proc/{pid}/{file}").read_text().splitlines())
     return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 

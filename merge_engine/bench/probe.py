@@ -1,6 +1,6 @@
-"""Measure what a machine can do at best, with the code that a run uses. Some twenty seconds altogether.
+"""Measure the limits of a machine in about twenty seconds, with the code that a run uses.
 
-The best of a few tries counts: whatever else the machine does can only make it look slower.
+The best of a few tries counts, because other load on the machine can only make it slower.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _WAYS: tuple[tuple[Way, bool], ...] = (("cached", False), ("cached", True), ("di
 """Copied out of the page cache, mapped from it, and past it."""
 
 _FIRST, _MOST = 32 << 20, 256 << 20
-_ENOUGH = 0.3  # seconds: what a single transfer should take
+_ENOUGH = 0.3  # seconds of a single transfer
 _COPIED = 256 << 20  # well above any cache
 _LINK = 256 << 20
 _NAME = "probe"
 _REPORTING_SECONDS = 2.5
-"""By then a virtual machine has given free memory back to its host. A page cache that has to grow asks for it again."""
+"""By then a virtual machine has given its free memory back to its host, and a growing page cache must get it again."""
 
 
 def measure_limits(folder: Path) -> Limits:
-    """Measure memory, link, and the file system of ``folder``, and keep what was found.
+    """Measure memory, link, and the file system of ``folder``, and keep the limits in the user's cache.
 
     Other file systems of this machine that were measured before stay known. Raises as ``measure_disk`` does,
     and ``OSError`` when the user's cache cannot be written.
@@ -50,9 +50,9 @@ def measure_limits(folder: Path) -> Limits:
 def measure_disk(folder: Path) -> DiskLimits:
     """Write, read from storage in both ways, and read from the page cache, in a temporary folder inside ``folder``.
 
-    A small try decides how much can be moved in little time. "Storage" is whatever is behind this system's
-    page cache; a virtual disk may have another cache of its own. Raises ``OutputError`` or ``OSError`` when
-    nothing can be written there.
+    A small try decides how many bytes can be moved in a short time. "Storage" is everything behind this system's page
+    cache; a virtual disk may have another cache of its own. Raises ``OutputError`` or ``OSError`` if nothing can be
+    written there.
     """
     small = _transfer(folder, _FIRST)
     size = min(int(small.write * _ENOUGH), _MOST) // READ_PIECE * READ_PIECE
@@ -68,7 +68,7 @@ def measure_disk(folder: Path) -> DiskLimits:
 
 
 def measure_memory() -> float:
-    """Bytes per second that all cores together copy, counting what is read and what is written."""
+    """Bytes per second that all cores together copy; bytes read and bytes written both count."""
     threads = cores()
     source, target = (mmap.mmap(-1, _COPIED) for _ in range(2))
     from_address, to_address = (
@@ -79,7 +79,7 @@ def measure_memory() -> float:
     def copy(number: int) -> None:
         ctypes.memmove(to_address + number * part, from_address + number * part, part)
 
-    ctypes.memset(from_address, 1, _COPIED)  # or all of it would be one page of zeros
+    ctypes.memset(from_address, 1, _COPIED)  # otherwise all pages would be the same page of zeros
     with ThreadPoolExecutor(threads) as pool:
         seconds = [_seconds(lambda: list(pool.map(copy, range(threads)))) for _ in range(_TRIES + 1)]
     return 2 * part * threads / min(seconds)
@@ -137,14 +137,14 @@ def _transfer(folder: Path, size: int, rest: float = 0.0) -> DiskLimits:
 
 
 def _read_twice(file: Path, position: int, data: memoryview, way: Way, in_place: bool) -> tuple[float, float]:
-    """Seconds that it takes to bring all of a tensor into memory, the first time and once more."""
+    """Seconds to bring all of a tensor into memory, the first and the second time."""
     with OpenFiles() as files:
         whole = open_range(files, Extent(File.of(file), _NAME, position, len(data)), way, in_place)
 
         def read(at: int) -> None:
             last = min(at + READ_PIECE, whole.length)
             whole.read(data, at, last)
-            # What is mapped may not be there until it is touched.
+            # Mapped pages may not be in memory until they are touched.
             bytes(whole.view(data)[at : last : mmap.PAGESIZE])
 
         def read_all() -> None:
@@ -154,7 +154,7 @@ def _read_twice(file: Path, position: int, data: memoryview, way: Way, in_place:
 
 
 def drop_from_cache(file: Path) -> None:
-    """Drop a file's pages from the page cache, after writing back those that are new. Raises ``OSError``."""
+    """Write new pages of a file to the disk, then drop all its pages from the page cache. Raises ``OSError``."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

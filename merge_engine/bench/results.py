@@ -15,7 +15,7 @@ from merge_engine.bench.tables import fits
 
 
 def save(file: Path, suite: Suite, limits: Limits, results: Sequence[Result]) -> None:
-    """Write what was measured so far. Raises ``OSError``."""
+    """Write the results so far as JSON. Raises ``OSError``."""
     disks = {"inputs": suite.root, "output": suite.output}
     rates = {use: limits.disk(folder) for use, folder in disks.items()}
     document = {

@@ -42,7 +42,7 @@ class Architecture:
         return sum(2 * prod(shape) for shape in self.tensors().values())
 
     def config(self) -> dict[str, Any]:
-        """What config.json says."""
+        """The content of config.json."""
         config: dict[str, Any] = {
             "architectures": [self.class_name],
             "model_type": self.model_type,

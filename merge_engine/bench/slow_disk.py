@@ -2,9 +2,9 @@
 
     python -m merge_engine.bench.slow_disk BYTES_PER_SECOND MODULE [ARGUMENT ...]
 
-This is no slow disk but a pace kept in front of a fast one: ``os.preadv``, ``os.pwrite`` and ``Mapping.load``, with
-which merge_engine and the bare copy move their bytes, return no sooner than a disk of this speed would let them,
-reads and writes together. What moves bytes in other ways (mapped files, as in mergekit) is not slowed down.
+merge_engine and the bare copy move their bytes with ``os.preadv``, ``os.pwrite`` and ``Mapping.load``. Here these
+calls return no sooner than on a disk of this speed, reads and writes together. Other ways to move bytes (mapped
+files, as in mergekit) are not slowed down.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from merge_engine.storage import ranges
 
 
 class Pace:
-    """One disk that everybody waits for in turn."""
+    """One disk that serves one call at a time."""
 
     def __init__(self, bytes_per_second: float):
         self._rate = bytes_per_second
@@ -52,6 +52,6 @@ if __name__ == "__main__":
     pace = Pace(float(sys.argv[1]))
     os.preadv, os.pwrite = pace.limit(os.preadv), pace.limit(os.pwrite)
     Mapping.load = pace.limit(_loaded)  # type: ignore[method-assign, assignment]
-    ranges.FAULT = 0  # what is small is loaded too
+    ranges.FAULT = 0  # small ranges are loaded too
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

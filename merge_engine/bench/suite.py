@@ -1,4 +1,4 @@
-"""Cases to be timed, and their measurement: contestants in turns, so that whatever else happens meets all."""
+"""Cases to be timed, and their measurement: contestants take turns, so that other load slows all of them alike."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Suite:
 
 @dataclass
 class Result:
-    """A case and what was measured: ``floor`` in seconds by the limits of the machine."""
+    """A case and its measurements. ``floor`` is in seconds, None if the limits are not known."""
 
     case: Case
     merge: Merge
@@ -130,7 +130,7 @@ class Result:
 
 
 def measure_case(suite: Suite, case: Case, limits: Limits) -> Result:
-    """Make what is missing, and run every contestant as often as ``suite.rounds`` says, in turns.
+    """Make missing checkpoints, and run every contestant as often as ``suite.rounds`` says, in turns.
 
     Raises ``MergeError`` when checkpoints cannot be made or a contestant fails.
     """
@@ -163,7 +163,7 @@ def measure_case(suite: Suite, case: Case, limits: Limits) -> Result:
 
 
 def _floor(merge: Merge, output: Path, case: Case, limits: Limits) -> float | None:
-    """Seconds that moving the bytes takes at best, with the inputs where they are now."""
+    """The least seconds to move the bytes, with the inputs where they are now."""
     planned, backend = merge_engine.plan(merge.recipe()), create_backend()
     with open_access(planned, backend) as access:
         schedule = schedule_for(planned, access, backend, DEFAULT_MEMORY)

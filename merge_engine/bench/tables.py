@@ -1,4 +1,4 @@
-"""Results for people."""
+"""Results as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def fits(results: Iterable[Result]) -> dict[tuple[str, str, str], Line]:
 
 
 def fit_table(results: Sequence[Result]) -> Table | None:
-    """How time grows with bytes. None if there are too few cases for a line."""
+    """The lines of time over bytes as a table. None if there are too few cases for a line."""
     lines = fits(results)
     if not lines:
         return None

@@ -1,4 +1,4 @@
-"""TIES as one would write it by hand: plain torch, one tensor after the other, streamed.
+"""TIES written by hand in plain torch: one tensor after the other, streamed.
 
     python -m merge_engine.bench.torch_ties OUTPUT DENSITY WEIGHT BASE MODEL [MODEL ...]
 

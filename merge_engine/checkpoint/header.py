@@ -1,7 +1,7 @@
-"""The header of a safetensors file: what it promises, checked against what the file can hold.
+"""The header of a safetensors file, checked against the size of the file.
 
-A file is 8 bytes (little-endian length of the header), the header (a JSON object, maybe padded with
-spaces), then the tensors' bytes with no gap before, between or after them.
+A file is 8 bytes (little-endian length of the header), the header (a JSON object, maybe padded with spaces), then the
+tensors' bytes with no gap before, between or after them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAX_COUNT = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies. ``start`` is its first byte counted from the beginning of its file."""
+    """A tensor in a file. ``start`` is its first byte, counted from the beginning of the file."""
 
     name: str
     dtype: DType
@@ -45,7 +45,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """A tensor to be written: all that its place in a file depends on."""
+    """A tensor to be written: its name, dtype and shape, which decide its place in a file."""
 
     name: str
     dtype: DType
@@ -96,17 +96,17 @@ def read_header(path: Path) -> Header:
 
 
 def lfs_pointer(path: Path) -> CheckpointError:
-    """What to say of a file that starts with ``LFS_START``."""
+    """The error for a file that starts with ``LFS_START``."""
     return CheckpointError(
         f"{path}: a Git LFS pointer, not the weights; run git lfs pull in its repository to fetch them"
     )
 
 
 def encode_header(tensors: Sequence[OutputTensor], metadata: dict[str, str]) -> bytes:
-    """The leading bytes of a safetensors file that holds ``tensors`` one after the other, in this order.
+    """The first bytes of a safetensors file that holds ``tensors`` one after the other, in this order.
 
-    Padded with spaces so that the data, which follows at once, starts on a page boundary.
-    Raises ``OutputError`` when the header would be longer than readers accept.
+    They are padded with spaces, so that the data, which follows directly, starts on a page boundary. Raises
+    ``OutputError`` when the header would be longer than readers accept.
     """
     entries: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     begin = 0
@@ -178,7 +178,7 @@ def _checked_tensor(path: Path, name: str, entry: object, data_start: int) -> Te
 
 
 def _checked_entry(entry: object) -> tuple[DType, tuple[int, ...], int, int]:
-    """Dtype, shape, and the first byte in the data and the byte behind the last. Raises ``ValueError``."""
+    """Dtype, shape, and the positions in the data of the first byte and after the last. Raises ``ValueError``."""
     if not isinstance(entry, dict):
         raise ValueError(f"is {entry!r:.60}, not an object with dtype, shape and data_offsets")
     code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -218,7 +218,7 @@ def _are_natural(values: object) -> TypeGuard[list[int]]:
 
 
 def _check_coverage(path: Path, tensors: Sequence[TensorInfo], data_start: int, file_size: int) -> None:
-    """The tensors, in order of their place, must fill the data exactly: no overlap, no hole, no rest."""
+    """Raise ``CheckpointError`` unless the tensors, in order of their place, fill the data exactly."""
     end = data_start
     for tensor in tensors:
         if tensor.start < end:

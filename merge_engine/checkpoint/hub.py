@@ -1,4 +1,4 @@
-"""Turning what a recipe calls a model, a folder or a name on the Hugging Face hub, into a local path."""
+"""From the name of a model in a recipe, a folder or a name on the Hugging Face hub, to a local path."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ _NEVER_READ = ["*/*.safetensors", "*/*.bin", "consolidated*.safetensors"]
 def locate(path: str, revision: str | None) -> Path:
     """The local path of a model: an existing path as it is, otherwise a snapshot from the hub.
 
-    ``revision`` is a branch, tag or commit on the hub. What the hub's cache has is not downloaded again, and
-    without a network the cache alone is used. Raises ``CheckpointError`` when there is no such model or it
-    cannot be fetched.
+    ``revision`` is a branch, tag or commit on the hub. Files in the hub's cache are not downloaded again; without a
+    network only the cache is used. Raises ``CheckpointError`` if there is no such model or it cannot be downloaded.
     """
     try:
         local = Path(path).expanduser()

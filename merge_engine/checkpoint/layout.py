@@ -1,4 +1,4 @@
-"""Which files of a folder hold a checkpoint's weights, and which file holds which tensor.
+"""The weight files of a checkpoint's folder, and the file of each tensor.
 
 Files are looked for in transformers' order: ``model.safetensors``, ``model.safetensors.index.json``,
 ``pytorch_model.bin``, ``pytorch_model.bin.index.json``; a folder without any of them may hold its weights
@@ -24,7 +24,7 @@ SHARD_NAME = re.compile(r".*-\d{5,}-of-\d{5,}\.(safetensors|bin)")
 
 _SAFETENSORS_SUFFIXES = (".safetensors",)
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-# What trainers leave beside the weights in torch's format.
+# Files that trainers write beside the weights in torch's format.
 _TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 _MAX_NAME = 255  # bytes in a file name, on all common file systems
 
@@ -33,8 +33,8 @@ _MAX_NAME = 255  # bytes in a file name, on all common file systems
 class WeightFiles:
     """The files that hold a checkpoint's weights; all of them exist.
 
-    ``path`` is the folder or single file asked for, ``folder`` where config.json is looked for;
-    ``weight_map`` is the index (tensor name to file name), empty when there is none.
+    ``path`` is the checkpoint's folder or single file, ``folder`` the folder of its config.json. ``weight_map`` is
+    the index (tensor name to file name), empty when there is none.
     """
 
     path: Path
@@ -44,15 +44,15 @@ class WeightFiles:
 
     @property
     def is_safetensors(self) -> bool:
-        """Otherwise the files are torch's pickles."""
+        """Whether the files are safetensors; otherwise they are torch's pickles."""
         return self.files[0].suffix in _SAFETENSORS_SUFFIXES
 
 
 def find_weights(path: Path) -> WeightFiles:
     """Find the weights of the checkpoint at ``path``, a folder or a weight file.
 
-    Raises ``CheckpointError`` when there are none, when the choice is unclear, when the index is wrong, or
-    when the path cannot be looked at.
+    Raises ``CheckpointError`` if there are none, if the choice is unclear, if the index is wrong, or if the path is
+    not accessible.
     """
     try:
         return _find_weights(path)
@@ -77,11 +77,11 @@ def _find_weights(path: Path) -> WeightFiles:
 
 
 def place_tensors(weights: WeightFiles, contents: Mapping[Path, Collection[str]]) -> dict[str, Path]:
-    """Decide which file each tensor is read from, given the names that each file holds.
+    """The file of each tensor, by name. ``contents`` has the names of the tensors in each file.
 
-    The index decides for the tensors it names. A tensor that it forgets is still part of the checkpoint, as
-    in transformers. Raises ``CheckpointError`` when the index names a file that lacks the tensor, or when
-    two files hold a tensor and the index does not decide.
+    The index decides for the tensors in it. Other tensors are part of the checkpoint too, as in transformers.
+    Raises ``CheckpointError`` if the index names a file that lacks the tensor, or if two files hold a tensor that
+    is not in the index.
     """
     misplaced = [
         f"{name!r} in {file_name}"
@@ -142,7 +142,7 @@ def _indexed(folder: Path, index: Path, suffix: str) -> WeightFiles:
 
 
 def _only_weight_file(folder: Path) -> Path:
-    """The weight file of a folder with no standard name in it. A shard alone is never a checkpoint."""
+    """The weight file of a folder without files of a standard name. A shard alone is never a checkpoint."""
     files = sorted(file.name for file in folder.iterdir() if file.is_file())
     shards = [name for name in files if SHARD_NAME.fullmatch(name)]
     if shards:

@@ -1,4 +1,4 @@
-"""The folder that a merge writes to: whether it may be used, and how an earlier output in it gives way."""
+"""The folder of an output: checks before a merge, and the removal of an earlier output in it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _OUR_SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 def check_output_folder(
     folder: Path, inputs: Sequence[Path], overwrite: bool, needed_bytes: int
 ) -> list[str]:
-    """Why the output cannot be written to ``folder``: every reason, one line each; empty if it can.
+    """The reasons why the output cannot be written to ``folder``, one line each; empty if it can.
 
-    ``inputs`` are the folders or files of the input checkpoints. ``needed_bytes`` must be free although an
-    earlier output is overwritten, because that one is kept until the new one is complete.
+    ``inputs`` are the folders or files of the input checkpoints. ``needed_bytes`` must be free even if an earlier
+    output is overwritten, because that one is kept until the new one is complete.
     """
     try:
         return _problems(folder, inputs, overwrite, needed_bytes)
-    except OSError as error:  # a name too long, a folder that may not be looked into
+    except OSError as error:  # a name too long, a folder without permission
         return [f"{folder}: cannot be used as the output: {error.strerror}; choose another folder"]
-    except RuntimeError:  # pathlib's word for links that lead in a circle
+    except RuntimeError:  # pathlib's error for links in a circle
         return [f"{folder}: a link in it leads back to itself; choose another folder"]
 
 
@@ -41,7 +41,7 @@ def _problems(folder: Path, inputs: Sequence[Path], overwrite: bool, needed_byte
         return [f"{folder}: is a file; the output is a folder"]
     resolved = folder.resolve()
     for source in inputs:
-        # The folder around an input file is no input, but its file might be taken for an earlier output.
+        # The folder of an input file is no input, but the file could be deleted as an earlier output.
         homes = [source.resolve()] if source.is_dir() else [source.parent.resolve(), source.resolve().parent]
         if resolved in homes:
             problems.append(f"{folder}: is the folder of the input {source}; write somewhere else")
@@ -66,7 +66,7 @@ def _problems(folder: Path, inputs: Sequence[Path], overwrite: bool, needed_byte
 
 @contextlib.contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Turn the system's errors into an ``OutputError`` that names the file (or folder) and the space left."""
+    """Turn ``OSError`` into an ``OutputError`` that names the file (or folder) and the free space."""
     try:
         yield
     except OSError as error:
@@ -77,7 +77,10 @@ def naming(file: Path) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete the ``.part`` files of a merge that was killed. The drafts go first, since they may become parts."""
+    """Delete the ``.part`` files of a killed merge.
+
+    Drafts first, because another process may turn them into parts.
+    """
     for drafts in drafts_in(folder):
         remove_drafts(drafts)
     for name in (SINGLE_FILE, INDEX_FILE):
@@ -90,7 +93,8 @@ def remove_unfinished(folder: Path) -> None:
 def retire_previous_output(folder: Path, kept: Collection[str]) -> None:
     """Delete the weights of an earlier output and the report on it, except shards whose names are in ``kept``.
 
-    First goes what makes the folder a checkpoint, durably, so that it is one no more while its files change.
+    The index or the single weight file is deleted first, and durably, so that the folder is not a checkpoint while
+    its files change.
     """
     for name in (SINGLE_FILE, INDEX_FILE):
         (folder / name).unlink(missing_ok=True)
@@ -105,8 +109,8 @@ def retire_previous_output(folder: Path, kept: Collection[str]) -> None:
 def listed_files(folder: Path) -> list[Path]:
     """The side files of an earlier output, as its manifest lists them under ``files``.
 
-    Only what lies inside the folder is named. A manifest that is malformed, or that names anything outside,
-    is not one of ours: nothing is deleted on its word.
+    All of them are inside the folder. A manifest that is malformed, or that names a file outside, is not trusted: the
+    list is then empty, so that nothing is deleted.
     """
     try:
         manifest = parse_json((folder / MANIFEST_NAME).read_bytes())
@@ -119,12 +123,12 @@ def listed_files(folder: Path) -> list[Path]:
 
 
 def remove_listed(folder: Path, files: Sequence[Path]) -> None:
-    """Delete these files of an earlier output, and the subfolders of ``folder`` that are empty then."""
+    """Delete these files of an earlier output, and subfolders of ``folder`` that become empty."""
     for file in files:
         if file.is_file() or file.is_symlink():
             file.unlink()
     for parent in {file.parent for file in files} - {folder}:
-        with contextlib.suppress(OSError):  # something else is in it
+        with contextlib.suppress(OSError):  # other files are in it
             parent.rmdir()
 
 

@@ -21,20 +21,20 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 
 Piece = tuple[str, int, memoryview]
-"""Some of a tensor's bytes: its name, the first byte's offset in the tensor, and the bytes (C-contiguous)."""
+"""Bytes of a tensor: its name, the first byte's offset in the tensor, and the bytes (C-contiguous)."""
 
 
 @contextlib.contextmanager
 def write_shard(drafts: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
     """Write one shard of a transaction that another process may have opened.
 
-    ``drafts`` is what ``CheckpointTransaction.open_drafts`` gave. At the end of the ``with`` block the shard is
-    complete, on the disk, and a part of the transaction; after an exception nothing is left of it. It may be written
-    again, by any process: the copy that was begun last counts, and an earlier one that is still being written is
-    refused when it ends.
+    ``drafts`` is the folder from ``CheckpointTransaction.open_drafts``. At the end of the ``with`` block the shard
+    is complete, on the disk, and a part of the transaction; after an exception nothing is left of it. Any process
+    may write it again. The copy that was begun last counts; an earlier one that is still being written is refused
+    at its end.
 
     Raises ``OutputError`` when bytes are missing at the end, when the file cannot be written, and when the copy is
-    refused, because the shard was begun again or the transaction is over.
+    refused because the shard was begun again or the transaction is over.
     """
     part = drafts.parent / layout.part_name
     with naming(part):
@@ -58,22 +58,22 @@ def write_shard(drafts: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
 
 
 class ShardWriter:
-    """The new file ``part``, filled to what ``layout`` describes. ``write`` and ``write_batch`` are thread-safe."""
+    """Writes the new file ``part`` with the given ``layout``. ``write`` and ``write_batch`` are thread-safe."""
 
     def __init__(
         self, part: Path, layout: ShardLayout, on_complete: Callable[[ShardWriter], None] | None = None
     ):
-        """Creates the file with its header, and takes the disk space: a disk too small is known before the work.
+        """Create the file with its header, and reserve its disk space: a disk too small is found at the start.
 
-        ``on_complete`` is called in the thread that writes the last byte, and must not wait for the shard; a shard
-        without data never calls it. Raises ``OutputError``.
+        ``on_complete`` is called in the thread that writes the last byte, and must not wait for the shard; for a
+        shard without data it is never called. Raises ``OutputError``.
         """
         self.part = part
         self.layout = layout
         self._on_complete = on_complete
         self._missing = layout.size - len(layout.header)  # bytes of data
-        # Where what was claimed to be written begins and ends, in turns: for each claim both its edges are put in, and
-        # an edge that is there already goes, because two claims meet at it.
+        # The bytes that are claimed by writes: starts and ends of their ranges in turns. A claim adds both its edges.
+        # An edge that is there already is removed instead, because two ranges meet there.
         self._edges: list[int] = []
         self._state = threading.Condition(threading.Lock())
         self._under_way = 0  # writes
@@ -99,13 +99,16 @@ class ShardWriter:
         self._write_at(self._position(name, offset, data.nbytes), data)
 
     def write_batch(self, pieces: Iterable[Piece]) -> None:
-        """``write`` many pieces. What is smaller than a page is written together with its neighbours in the file."""
+        """``write`` many pieces.
+
+        Pieces smaller than a page are written together with their neighbours in the file.
+        """
         placed = [
             (self._position(name, offset, data.nbytes), as_bytes(data)) for name, offset, data in pieces
         ]
         placed.sort(key=lambda place: place[0])
         small: list[memoryview] = []
-        end = 0  # in the file, of these
+        end = 0  # position in the file after the small pieces
         for position, data in placed:
             if small and (position != end or data.nbytes >= PAGE):
                 self._write_joined(small, end)
@@ -119,7 +122,7 @@ class ShardWriter:
             self._write_joined(small, end)
 
     def unwritten(self) -> list[str]:
-        """The names of the tensors of which bytes have not come, in the order of the file."""
+        """The names of the tensors with missing bytes, in the order of the file."""
         if self._missing == 0:
             return []
         return [
@@ -129,14 +132,14 @@ class ShardWriter:
         ]
 
     def finish(self) -> None:
-        """Wait until the file is on the disk, and close it, since shards may outnumber the limit of open files.
+        """Wait until the file is on the disk, and close it, because shards may outnumber the limit of open files.
 
         Raises ``OutputError`` when bytes are missing, or when the disk reports a failure.
         """
         try:
             with self._state:
                 self._wait_for_writes()
-                self._under_way += 1  # so that nobody closes the file meanwhile
+                self._under_way += 1  # so that no thread closes the file meanwhile
             try:
                 if unwritten := self.unwritten():
                     raise OutputError(
@@ -154,7 +157,7 @@ class ShardWriter:
     def close(self) -> None:
         """Close the file, once no write is under way. It stays as it is; later writes raise ``OutputError``."""
         with self._state:
-            self._wait_for_writes()  # a closed descriptor may become another file's
+            self._wait_for_writes()  # the number of a closed descriptor may be given to another file
             descriptors = (self._descriptor, self._direct)
             self._descriptor = self._direct = -1
         for descriptor in descriptors:
@@ -162,7 +165,7 @@ class ShardWriter:
                 os.close(descriptor)
 
     def _prepare(self) -> None:
-        # A RAM disk would make all pages at once, before anything else is done.
+        # A RAM disk would provide all pages at once, which delays the start.
         if mount_of(self.part.parent).kind != "tmpfs":
             try:
                 os.posix_fallocate(self._descriptor, 0, self.layout.size)
@@ -173,7 +176,7 @@ class ShardWriter:
         self._write_all(memoryview(self.layout.header), 0, direct=-1)
 
     def _position(self, name: str, offset: int, nbytes: int) -> int:
-        """Where in the file a piece of a tensor goes."""
+        """The position in the file of a piece of a tensor. Raises ``OutputError`` if the tensor has no such bytes."""
         tensor = self.layout.tensors[name]
         if offset < 0 or offset + nbytes > tensor.nbytes:
             raise OutputError(
@@ -187,10 +190,10 @@ class ShardWriter:
         self._write_at(end - data.nbytes, data, on_pages=False)
 
     def _write_at(self, position: int, data: memoryview, on_pages: bool = True) -> None:
-        """Write everything, whole pages past the page cache where that works, unless the memory is not ``on_pages``.
+        """Write all of ``data``: whole pages past the page cache if that works and the memory is ``on_pages``.
 
-        Filling the cache with what nobody reads again took several times the processor time on a virtual
-        disk, and pushed the inputs out of it.
+        Writing through the page cache took several times the processor time on a virtual disk, and pushed the
+        inputs out of the cache.
         """
         if not data.nbytes:
             return
@@ -212,12 +215,15 @@ class ShardWriter:
                     if self._missing == 0 and self._on_complete is not None:
                         self._on_complete(self)
                 else:
-                    self._claim(position, end)  # takes the edges out again
+                    self._claim(position, end)  # removes the edges again
                 self._under_way -= 1
                 self._state.notify_all()
 
     def _check_claim(self, start: int, end: int) -> None:
-        """Bytes are claimed before they are written: no late write meets a closed file, none comes twice."""
+        """Raise ``OutputError`` for bytes that are claimed already, or after the file was closed.
+
+        Bytes are claimed before they are written, so that none is written twice or to a closed file.
+        """
         before = bisect_right(self._edges, start)
         if before % 2 or bisect_left(self._edges, end) != before:
             inside = start if before % 2 else self._edges[before]
@@ -239,7 +245,7 @@ class ShardWriter:
         return before % 2 == 1 and self._edges[before] >= end
 
     def _wait_for_writes(self) -> None:
-        """Take no more of them, and wait for those under way. ``_state`` is held."""
+        """Refuse new writes, and wait for those under way. The caller holds ``_state``."""
         self._open = False
         self._state.wait_for(lambda: self._under_way == 0)
 
@@ -266,6 +272,6 @@ class ShardWriter:
             except OSError as error:
                 if not whole or error.errno not in _UNSUPPORTED:
                     raise
-                direct = -1  # memory that is not aligned, or a file system that has second thoughts
+                direct = -1  # memory that is not aligned, or a file system that refuses this write
                 continue
             data, position = data[written:], position + written

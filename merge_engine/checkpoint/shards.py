@@ -1,7 +1,7 @@
-"""Dividing the output into files by the rules of the Hugging Face hub, and laying out each of them.
+"""Dividing the output into shards by the rules of the Hugging Face hub, and the layout of each.
 
-All of a file but its data is known from names, types and shapes alone, so the headers are encoded first
-and the tensors can then be written in any order.
+The header of a file follows from names, dtypes and shapes alone. It is encoded first, and the tensors can then be
+written in any order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """One file to write: its final name, its leading bytes, where each tensor goes, its size in bytes."""
+    """One file to write: its final name, its header, the place of each tensor by name, and its size in bytes."""
 
     name: str
     header: bytes
@@ -34,7 +34,7 @@ class ShardLayout:
 
     @property
     def part_name(self) -> str:
-        """The file's name until all files of the checkpoint are complete."""
+        """The name of the file until all files of the checkpoint are complete."""
         return self.name + PART_SUFFIX
 
 

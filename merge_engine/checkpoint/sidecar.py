@@ -1,4 +1,4 @@
-"""What a checkpoint has besides weights: configuration, tokenizer, templates, code."""
+"""The files of a checkpoint besides weights: configuration, tokenizer, templates, code."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from merge_engine.errors import CheckpointError
 
 MANIFEST_NAME = "merge_manifest.json"
 REPORT_NAMES = ("merge_report.html", "merge_report.json")
-"""What is written about an output, not part of it: no other output inherits them."""
+"""Files about an output that are not part of it: no other output inherits them."""
 
 _SUFFIXES = frozenset((".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".py"))
-# A single weight file may lie in a downloads folder: only what by its name belongs to a model goes along.
+# A single weight file may be in a downloads folder: only files with the well-known names of a model are copied.
 _BESIDE_A_FILE = (
     "config.json",
     "generation_config.json",
@@ -32,18 +32,18 @@ _BESIDE_A_FILE = (
     "LICENSE*",
     "NOTICE*",
 )
-# A text file above this is data that was left there, not configuration; big tokenizers take a third of it.
+# A larger text file is data, not configuration; big tokenizers take a third of this.
 _MAX_BYTES = 100_000_000
 
 
 def carried_files(path: Path) -> dict[str, Path]:
     """The files that an output inherits from the checkpoint at ``path``, by relative name, sorted.
 
-    Of a folder these are the licence, and all text and tokenizer files in it and in its direct subfolders
+    From a folder these are the licence, and all text and tokenizer files in it and in its direct subfolders
     (``1_Pooling/config.json``), except indexes of weights, manifests and reports of earlier merges, the
     ``checkpoint-*`` and hidden folders of training runs, and files above 100 MB, which are data and not
-    configuration. Of a single weight file they are those beside it that have the well-known names of a
-    model's files. Raises ``CheckpointError`` when a folder or one of the files may not be read.
+    configuration. For a single weight file they are the files beside it that have the well-known names of a model's
+    files. Raises ``CheckpointError`` if a folder or a file is not readable.
     """
     try:
         if path.is_dir():
@@ -60,10 +60,11 @@ def carried_files(path: Path) -> dict[str, Path]:
 
 
 def merged_config(config: dict[str, Any], out_dtype: DType | None, untied: bool) -> dict[str, Any]:
-    """The config.json of the output: ``config`` with the output's dtype, and with tied weights undone.
+    """The config.json of the output: a copy of ``config`` with the output's dtype.
 
-    The dtype goes under the key that the config uses, ``torch_dtype`` (old) or ``dtype``; None leaves it as
-    it is. ``untied`` says that the output has a head of its own. A nested ``text_config`` is kept in step.
+    The dtype is set under the key that the config uses, ``torch_dtype`` (old) or ``dtype``; None leaves it as it
+    is. ``untied`` says that the output has a head of its own: ``tie_word_embeddings`` becomes false. A nested
+    ``text_config`` is changed in the same way.
     """
     merged = copy.deepcopy(config)
     text = merged.get("text_config")

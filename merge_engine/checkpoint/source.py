@@ -1,4 +1,4 @@
-"""Opening a checkpoint: which tensors it has, as operands, and what its config.json says."""
+"""Opening a checkpoint: its tensors as operands, and its config.json."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _MAX_DEPTH = 100  # of config.json, far below what exhausts the stack when it is
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as its headers say. Nothing is kept open.
+    """A checkpoint, read from its headers. Nothing is kept open.
 
     ``path`` is the folder or file that was opened. ``tensors`` are in the order of the files and of their places in
-    them. ``config`` is the parsed config.json ({} if there is none). ``contents`` has each weight file with a digest of
-    what its header says.
+    them. ``config`` is the parsed config.json ({} if there is none). ``contents`` has each weight file with a
+    digest of its header.
     """
 
     path: Path
@@ -35,9 +35,9 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the weight files' names, sizes, modification times and what their headers say.
+        """SHA-256 (hex) over the weight files' names, sizes, modification times and headers.
 
-        It tells whether a checkpoint has been rewritten since, without reading it. It does not identify the
+        It shows whether a checkpoint has been rewritten, without reading its tensors. It does not identify their
         values: a copy with new modification times has another fingerprint.
         """
         described = [[file.path.name, file.size, file.mtime_ns, digest] for file, digest in self.contents]
@@ -95,7 +95,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _depth(value: object) -> int:
-    """How many objects and lists lie inside each other. Level by level: recursion is what must not happen."""
+    """The depth of nested objects and lists. It goes level by level, because recursion could exhaust the stack."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, (dict, list))]:
         depth += 1

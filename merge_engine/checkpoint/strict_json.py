@@ -1,4 +1,4 @@
-"""JSON from files that nobody vouches for: keys given twice and broken text are errors, not guesses."""
+"""Strict JSON, for files from others: keys given twice and broken text are errors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 
 
 def parse_json(raw: bytes) -> object:
-    """Parse UTF-8 JSON. Raises ``ValueError`` with the reason when it is not, or when a key occurs twice."""
+    """Parse UTF-8 JSON. Raises ``ValueError`` with the reason if it is malformed or a key occurs twice."""
     text = raw.decode("utf-8")
     try:
-        # Only an escape can bring in what UTF-8 has no bytes for; headers of many tensors seldom have one.
+        # Only an escape can give text that UTF-8 cannot encode; the slower check is for texts with escapes only.
         return json.loads(text, object_pairs_hook=_encodable if "\\u" in text else _without_duplicates)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -27,7 +27,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _encodable(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuses a lone surrogate such as "\\ud800", which is legal in JSON but cannot be written to a file again."""
+    """Refuse a lone surrogate such as "\\ud800", which is legal in JSON but cannot be written to a file again."""
     entries = _without_duplicates(pairs)
     "".join(entries).encode("utf-8")
     return entries

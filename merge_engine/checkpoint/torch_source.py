@@ -1,4 +1,4 @@
-"""Reading checkpoints in torch's pickle format, with torch's restricted unpickler and nothing else.
+"""Reading checkpoints in torch's pickle format, only with torch's restricted unpickler.
 
 Import it only for such a checkpoint: it imports torch.
 """
@@ -58,7 +58,7 @@ class Pickled(Operand):
 
 
 class _Copied(ByteRange):
-    """Elements that are copied out of a mapped pickle."""
+    """A copy of elements out of a mapped pickle."""
 
     def __init__(self, elements: torch.Tensor):
         self._bytes = elements.view(torch.uint8) if elements.numel() else elements
@@ -74,9 +74,9 @@ class _Copied(ByteRange):
 
 
 def describe_pickles(weights: WeightFiles) -> tuple[dict[str, Operand], tuple[tuple[File, str], ...]]:
-    """The tensors of torch's pickles, and each file with a digest of what it holds.
+    """The tensors of torch's pickles by name, and each file with a digest of its tensors' names, dtypes and shapes.
 
-    Raises ``CheckpointError`` for files that hold more than tensors, and for those that cannot be read.
+    Raises ``CheckpointError`` for a file that holds more than tensors, or that cannot be read.
     """
     states = {path: _load(path) for path in weights.files}
     files = {path: File.of(path) for path in weights.files}

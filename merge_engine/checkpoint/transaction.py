@@ -1,9 +1,9 @@
-"""A new checkpoint in a folder as one transaction: complete or not there, whoever writes its shards.
+"""A new checkpoint in a folder as one transaction: complete or not there, even if several processes write its shards.
 
-Everything is written to ``.part`` files. Only ``finish`` renames them, and the file that makes the folder
-a checkpoint, the index or the single ``model.safetensors``, comes last. A process killed at any moment
-leaves nothing that can be taken for a complete checkpoint, and an earlier output is kept until then: its
-weights go once nothing but renaming the new ones is left to do, and from then on those are never deleted.
+Everything is written to ``.part`` files. Only ``finish`` renames them. The file that makes the folder a checkpoint,
+the index or the single ``model.safetensors``, is renamed last. So a process killed at any moment leaves nothing
+that looks like a complete checkpoint. The weights of an earlier output are deleted only when all that is left to do
+is to rename the new ones; from then on the new ones are never deleted.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from merge_engine.text import some
 
 
 class CheckpointTransaction:
-    """Replaces what is in ``folder``, which is created if need be, by the planned shards and other files.
+    """Replaces the content of ``folder``, which is created if needed, with the planned shards and other files.
 
-    The shards are written by others: in this process into ``part_of``, or with ``write_shard`` in any process into
-    what ``open_drafts`` gives. As a context manager it cleans up with ``abort`` unless ``finish`` was reached. Check
-    the folder with ``check_output_folder`` first: an earlier output is replaced without asking.
+    The caller writes the shards: in this process to the file ``part_of``, or in any process with ``write_shard``
+    into the folder from ``open_drafts``. As a context manager it calls ``abort`` unless ``finish`` succeeded. Check
+    the folder with ``check_output_folder`` first: an earlier output is replaced without a question.
     """
 
     def __init__(self, folder: Path, shards: Sequence[ShardLayout]):
-        """Locks the folder and deletes what a merge that was killed has left in it.
+        """Lock the folder and delete the files that a killed merge left in it.
 
-        Raises ``OutputError`` when the folder cannot be written, or another merge is writing into it.
+        Raises ``OutputError`` if the folder cannot be written, or another merge is writing into it.
         """
         self._folder = folder
         self._shards = tuple(shards)
         self._made_folders: list[Path] = []
-        self._parts: list[Path] = []  # what is ours to delete
+        self._parts: list[Path] = []  # of this transaction, deleted by abort
         self._side_parts: dict[Path, Path] = {}
         self._drafts: Path | None = None
         self._retiring = False
@@ -77,10 +77,10 @@ class CheckpointTransaction:
         return self._drafts
 
     def add_file(self, relative_name: str, data: bytes) -> None:
-        """Add a file such as config.json beside the weights; it appears with ``finish``.
+        """Add a file such as config.json beside the weights; ``finish`` gives it its name.
 
-        ``relative_name`` may name a subfolder (``1_Pooling/config.json``). Raises ``OutputError`` when it
-        leads out of the folder or cannot be written.
+        ``relative_name`` may have a subfolder (``1_Pooling/config.json``). Raises ``OutputError`` if it leads out of
+        the folder or cannot be written.
         """
         relative = PurePosixPath(relative_name)
         target = self._folder / relative
@@ -96,9 +96,9 @@ class CheckpointTransaction:
     def finish(self) -> None:
         """Check that every shard is there, and give all files their names, the index last.
 
-        Raises ``OutputError`` when a shard is missing or is not what was planned, after which it may be written
-        again; and when a file cannot get its name: as long as the earlier output is complete it stays so, and
-        afterwards the new weights are left as ``.part`` files.
+        Raises ``OutputError`` if a shard is missing or differs from the plan; it may then be written again. Also
+        raises ``OutputError`` if a file cannot be renamed: either the earlier output is still complete, or the new
+        weights stay as ``.part`` files.
         """
         self._check_shards()
         try:
@@ -112,17 +112,17 @@ class CheckpointTransaction:
     def abort(self) -> None:
         """Give up: delete the ``.part`` files of the transaction and the folders made here, if they are empty.
 
-        An earlier output in the folder stays as it is. Where its weights had begun to give way, the new
-        ones are complete and the only ones, so they stay. Does nothing after ``finish``.
+        An earlier output in the folder stays as it is. If its weights are already being deleted, the new ones are
+        complete and the only ones, so they stay. Does nothing after ``finish``.
         """
-        with contextlib.suppress(OSError):  # what follows matters more
+        with contextlib.suppress(OSError):  # the steps below matter more
             self._close_drafts()
         if self._lock_descriptor >= 0 and not self._retiring:
             for part in (*self._parts, *self._side_parts.values()):
                 part.unlink(missing_ok=True)
             (self._folder / (INDEX_FILE + PART_SUFFIX)).unlink(missing_ok=True)
         for made in reversed(self._made_folders):
-            with contextlib.suppress(OSError):  # someone else has put a file there
+            with contextlib.suppress(OSError):  # it has files of others
                 made.rmdir()
         self._release()
 
@@ -133,7 +133,7 @@ class CheckpointTransaction:
         self.abort()
 
     def _check_shards(self) -> None:
-        """A part has its name only when it is complete, but it may be missing, or be another merge's."""
+        """Raise ``OutputError`` unless every part is there and has the planned size and header."""
         missing = [shard.name for shard in self._shards if not self.part_of(shard).exists()]
         if missing:
             raise OutputError(f"{self._folder}: not written: {some(missing)}; write them, and finish then")
@@ -151,9 +151,9 @@ class CheckpointTransaction:
                     )
 
     def _publish(self) -> None:
-        """Rename everything, in the order that never shows old and new weights as one checkpoint.
+        """Rename everything, in an order that never shows old and new weights as one checkpoint.
 
-        What can fail comes first: the weights of an earlier output give way only to ones that are ready.
+        Steps that can fail come first: the weights of an earlier output are deleted only when the new ones are ready.
         """
         names = [shard.name for shard in self._shards]
         targets = [self._folder / name for name in names]
@@ -181,13 +181,13 @@ class CheckpointTransaction:
             sync_folder(self._folder)
 
     def _refuse_folders(self, targets: Sequence[Path]) -> None:
-        """Fail while nothing is lost, if a folder has the name of a file to write or to replace."""
+        """Raise ``OutputError``, before anything is lost, if a folder has the name of a file to write or to replace."""
         for target in (*targets, self._folder / SINGLE_FILE, self._folder / INDEX_FILE):
             if target.is_dir() and not target.is_symlink():
                 raise OutputError(f"{target}: is a folder, but a file needs this name; move it away")
 
     def _rescue(self) -> str:
-        """What to do about weights that are complete but could not get their names."""
+        """The way out for weights that are complete but could not be renamed, for the end of a message; else ""."""
         if not self._retiring or not any(part.exists() for part in self._parts):
             return ""
         return (
@@ -196,7 +196,7 @@ class CheckpointTransaction:
         )
 
     def _encode_index(self) -> bytes:
-        """Compact, because the hub's loader refuses an index above 10 MiB."""
+        """The index as compact JSON, because the hub's loader refuses an index above 10 MiB."""
         weight_map = {name: shard.name for shard in self._shards for name in shard.tensors}
         total = sum(tensor.nbytes for shard in self._shards for tensor in shard.tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -209,13 +209,13 @@ class CheckpointTransaction:
             self._made_folders.append(level)
 
     def _close_drafts(self) -> None:
-        """Copies of shards that are still being written come too late."""
+        """Remove the folder of drafts: shards that other processes are still writing are too late."""
         if self._drafts is not None:
             remove_drafts(self._drafts)
             self._drafts = None
 
     def _release(self) -> None:
-        """Forget what was made, and let another merge have the folder."""
+        """Forget the files of this transaction, and unlock the folder."""
         self._parts, self._side_parts, self._made_folders = [], {}, []
         if self._lock_descriptor >= 0:
             os.close(self._lock_descriptor)
@@ -223,7 +223,7 @@ class CheckpointTransaction:
 
 
 def _lock(folder: Path) -> int:
-    """Hold the folder against other merges until the descriptor is closed, or the process ends."""
+    """Lock the folder against other merges, until the returned descriptor is closed or the process ends."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,12 +236,12 @@ def _lock(folder: Path) -> int:
 
 
 def _open_file(path: str, flags: int) -> int:
-    """Open what has this name itself, not what a link leads to; a pipe is not waited for."""
+    """Open the file of this name: follow no link, and do not wait for a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)  # it may be a link to elsewhere
+    path.unlink(missing_ok=True)  # it may be a link to another file
     with path.open("xb") as file:
         file.write(data)
         file.flush()

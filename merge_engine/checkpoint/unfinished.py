@@ -1,9 +1,9 @@
-"""What lies in an output folder while a merge writes into it: parts and drafts of files.
+"""The unfinished files in an output folder while a merge writes into it: parts and drafts.
 
-A part is a shard under a name that no reader takes for one. What writes it in the process that opened the folder fills
-it in place. In another process a shard is a draft until it is complete, and then becomes a part. Drafts have a folder
-of their own for each merge. Once that is gone, a process that is late can neither begin a draft nor make one a part:
-not of this merge, and not of the next into the same folder.
+A part is a shard with a name that no reader takes for weights. The process that opened the folder writes parts
+directly. Another process writes a draft, and renames it to a part when it is complete. Each merge has a folder of
+its own for drafts. When that folder is removed, a process that is late can neither begin a draft nor turn one into
+a part, of this merge or of the next one into the same output folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DRAFTS = re.compile(rf"merge-[0-9a-f]{{32}}{re.escape(PART_SUFFIX)}")
 
 
 def unfinished_files(folder: Path) -> list[str]:
-    """Names of what a merge was still writing when it ended: weight files and folders of drafts."""
+    """The names of a merge's unfinished weight files and folders of drafts in an output folder."""
     return sorted(file.name for file in (*folder.glob("*.safetensors" + PART_SUFFIX), *drafts_in(folder)))
 
 
@@ -42,9 +42,9 @@ def make_drafts(folder: Path) -> Path:
 
 
 def new_draft(drafts: Path, name: str) -> Path:
-    """Where to write the shard with this name. Earlier drafts of it are deleted: nobody can complete them any more.
+    """The file for a new draft of the shard with this name. Earlier drafts of it are deleted and cannot be completed.
 
-    Raises ``OutputError`` when the folder of drafts is gone, and ``OSError``.
+    Raises ``OutputError`` if the folder of drafts is gone, and ``OSError``.
     """
     if not drafts.is_dir():
         raise OutputError(
@@ -56,7 +56,10 @@ def new_draft(drafts: Path, name: str) -> Path:
 
 
 def remove_drafts(drafts: Path) -> None:
-    """Delete a folder of drafts, first its name and then what is in it. Raises ``OSError``."""
+    """Delete a folder of drafts: first rename it, so that it cannot be used, then delete its files.
+
+    Raises ``OSError``.
+    """
     closed = drafts.rename(drafts.with_name(_new_name()))
     for draft in closed.iterdir():
         draft.unlink()

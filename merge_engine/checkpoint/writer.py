@@ -15,18 +15,18 @@ from merge_engine.text import some
 
 
 class CheckpointWriter:
-    """Writes the planned shards into ``folder``, which is created if need be; complete or not there.
+    """Writes the planned shards into ``folder``, which is created if needed. The checkpoint is complete or not there.
 
-    All shards are open at once, and none waits for another. As a context manager it cleans up with ``abort`` unless
-    ``finish`` was reached. Check the folder with ``check_output_folder`` first: the writer replaces an earlier output
-    without asking.
+    All shards are open at once, and none waits for another. As a context manager it calls ``abort`` unless ``finish``
+    succeeded. Check the folder with ``check_output_folder`` first: the writer replaces an earlier output without a
+    question.
     """
 
     def __init__(self, folder: Path, shards: Sequence[ShardLayout]):
-        """Reserves the disk space of all shards, except on a RAM disk, and writes their headers.
+        """Reserve the disk space of all shards, except on a RAM disk, and write their headers.
 
-        Raises ``OutputError`` when the disk is too small, the folder cannot be written, or another merge is
-        writing into it.
+        Raises ``OutputError`` if the disk is too small, the folder cannot be written, or another merge is writing
+        into it.
         """
         self._folder = folder
         self._transaction = CheckpointTransaction(folder, shards)
@@ -53,7 +53,7 @@ class CheckpointWriter:
         self._shard_of[name].write(name, offset, data)
 
     def write_batch(self, pieces: Iterable[Piece]) -> None:
-        """``write`` many pieces, and small ones that are neighbours in a shard as one. Thread-safe."""
+        """``write`` many pieces; small neighbours in a shard are written as one. Thread-safe."""
         by_shard: dict[ShardWriter, list[Piece]] = {}
         for piece in pieces:
             by_shard.setdefault(self._shard_of[piece[0]], []).append(piece)
@@ -65,16 +65,16 @@ class CheckpointWriter:
         self._transaction.add_file(relative_name, data)
 
     def flush(self) -> None:
-        """Check that all bytes came, and wait until they are on the disk. All writes have returned by then.
+        """Check that all bytes came, and wait until they are on the disk. Call it after all writes have returned.
 
-        Raises ``OutputError`` when a tensor is incomplete or when the disk reports a failure; call ``abort``
-        then, or leave the ``with`` block.
+        Raises ``OutputError`` if a tensor is incomplete or the disk reports a failure; then call ``abort``, or leave
+        the ``with`` block.
         """
         unwritten = [name for shard in self._shards for name in shard.unwritten()]
         if unwritten:
             raise OutputError(f"{self._folder}: internal error: not completely written: {some(unwritten)}")
         for shard in self._shards:
-            if shard not in self._finished:  # no tensor of it has any bytes
+            if shard not in self._finished:  # a shard without data
                 self._sync(shard)
         for finished in self._finished.values():
             finished.result()
@@ -100,7 +100,7 @@ class CheckpointWriter:
         self.abort()
 
     def _sync(self, shard: ShardWriter) -> None:
-        """A shard that has all its bytes goes to the disk while others are still filled."""
+        """Start to flush a complete shard to the disk while others are still written."""
         self._finished[shard] = self._syncs.submit(shard.finish)
 
     def _close(self) -> None:

@@ -95,7 +95,7 @@ def plan(
     shard_size: ShardSize = SHARD_SIZE,
     overwrite: Overwrite = False,
 ) -> None:
-    """Say what a merge would do, and everything that would keep it from working."""
+    """Check a merge: show what it would read and write, and report all problems."""
     planned = merge_engine.plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
     notes: list[str] = []
     chosen = backend_or_kind(backend, threads, device, notes)
@@ -108,7 +108,7 @@ def plan(
 def report(
     output: Annotated[Path, typer.Argument(help="The output folder of a merge.")],
 ) -> None:
-    """Draw what became of the task vectors: a page and JSON, in the output folder."""
+    """Write a report into an output folder: losses to the election, norms and angles, as a page and as JSON."""
     with show.Progress(console, "reading") as progress:
         page, numbers = merge_engine.write_report(
             output, on_schedule=progress.start, progress=progress.advance
@@ -124,11 +124,11 @@ def doctor(
         typer.Option(
             exists=True,
             file_okay=False,
-            help="Measure memory, the disk of this folder and the link to a GPU, and keep it for predictions.",
+            help="Measure memory, the disk of this folder and the link to a GPU, and keep the limits for plan.",
         ),
     ] = None,
 ) -> None:
-    """Say what this installation can do on this machine, and why not more."""
+    """Show which backends work on this machine, and why others do not."""
     show.pairs(console, examine())
     if measure is not None:
         from merge_engine.bench.probe import measure_limits
@@ -150,6 +150,6 @@ def call() -> int:
     except OSError as error:  # no permission, no space for a temporary file, a disk that fails
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except SystemExit as stop:  # how typer ends
+    except SystemExit as stop:  # raised by typer
         return int(stop.code or 0)
     return 0

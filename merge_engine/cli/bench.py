@@ -33,13 +33,13 @@ def bench(
     folder: Annotated[
         Path | None,
         typer.Option(
-            help="Where checkpoints are made and kept; by default $MERGE_ENGINE_BENCH_DIR, else the user's cache."
+            help="The folder of the checkpoints; by default $MERGE_ENGINE_BENCH_DIR, else the user's cache."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            exists=True, file_okay=False, help="Where to write; on /dev/shm no disk hides the computing."
+            exists=True, file_okay=False, help="The folder to write to; on /dev/shm no disk slows the merge."
         ),
     ] = None,
     shard_sizes: Annotated[str, typer.Option(help="Sizes of input files, such as 5GB,50MB.")] = "5GB",
@@ -54,7 +54,7 @@ def bench(
 ) -> None:
     """Time merges of synthetic models on this machine, beside mergekit, plain torch and a bare copy.
 
-    Contestants take turns. Nothing is downloaded; what is left behind are the checkpoints in the folder.
+    Contestants take turns. Nothing is downloaded; only the checkpoints stay in the folder.
     """
     from merge_engine.bench.checkpoints import cache_folder  # these import torch
     from merge_engine.bench.contestants import METHODS

@@ -1,4 +1,4 @@
-"""What this installation can do on this machine."""
+"""``merge-engine doctor``: the backends that can be used on this machine."""
 
 from __future__ import annotations
 

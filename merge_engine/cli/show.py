@@ -1,4 +1,4 @@
-"""Plans, progress and results for people."""
+"""Tables and a progress bar for the terminal."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Progress:
         self._task: TaskID | None = None
 
     def start(self, schedule: Schedule) -> None:
-        """The work is known."""
+        """Show the bar for the work of a schedule."""
         self._task = self._bar.add_task("merge", total=schedule.bytes_read)
 
     def advance(self, nbytes: int) -> None:
-        """So many more bytes of input are done."""
+        """Move the bar by ``nbytes`` of input."""
         if self._task is not None:
             self._bar.advance(self._task, nbytes)
 
@@ -61,7 +61,7 @@ class Progress:
 
 
 def pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:
-    """Two columns."""
+    """Print a table of two columns."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -78,7 +78,7 @@ def plan(
     backend: Backend | type[Backend],
     notes: Iterable[str],
 ) -> None:
-    """What a merge would do."""
+    """Print a schedule: inputs, output, bytes, memory and the floor."""
     planned = schedule.plan
     elements = sum(task.count for task in planned.tasks)
     streamed = sum(schedule.chunk_elements(task) < task.count for task in planned.tasks)
@@ -100,7 +100,7 @@ def plan(
 
 
 def result(console: Console, merged: MergeResult) -> None:
-    """What a merge did."""
+    """Print the counts and the ledger of a merge."""
     if merged.counts:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for heading in (
@@ -133,7 +133,7 @@ def result(console: Console, merged: MergeResult) -> None:
 
 
 def limits(console: Console, folder: Path, found: Limits) -> None:
-    """What a machine can do at best."""
+    """Print the limits of this machine, with those of the disk of ``folder``."""
     disk = found.disk(folder)
     rates = [
         ("disk read", disk and disk.read),
@@ -149,7 +149,7 @@ def limits(console: Console, folder: Path, found: Limits) -> None:
 def _floor(
     schedule: Schedule, output: Path | None, way: Way, backend: Backend | type[Backend]
 ) -> list[tuple[str, str]]:
-    """What moving the bytes takes at least, on a machine whose limits were measured."""
+    """Rows for the least time of each resource, and the floor, if the limits of this machine were measured."""
     from merge_engine.bench.floor import floor, resources
     from merge_engine.bench.limits import load_limits
 

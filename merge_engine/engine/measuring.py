@@ -1,7 +1,7 @@
-"""From needs to answers: what is measured chunk by chunk, and what follows from it.
+"""From needs to answers: chunks are measured step by step, and the answers follow.
 
-A ``Measurement`` takes the chunks of one tensor, or of all tensors that decide something together, step by step (see
-``methods/needs.py``). What it finds stays with the backend, on its device, until somebody looks at it.
+A ``Measurement`` takes the chunks of one tensor, or of all tensors that answer needs together, step by step (see
+``methods/needs.py``). Results stay on the backend's device until they are used.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ Query = tuple[int, int]
 
 @dataclass(frozen=True)
 class SharedAnswers:
-    """What the tensors of the models decided together, as data that can be sent: by model and rank."""
+    """The answers to the shared needs, as data that can be sent: by recipe position of the model, and rank."""
 
     found: Mapping[Query, Found]
     places: Mapping[Query, Place]
 
 
 class Measurement(Mapping[Need, Any]):
-    """Answers to ``needs``, complete once every step has seen all chunks.
+    """Answers to ``needs``, complete once every step has had all chunks.
 
-    ``elements`` is how many all chunks hold together. ``shared`` has the answers that tensors gave together, ``known``
-    answers that need not be measured again. As a
-    mapping it gives the answers to a method, which waits until a device has them.
+    ``elements`` is the number of elements in all chunks together. ``shared`` has the answers to shared needs;
+    ``known`` are answers that are not measured again. It is a mapping from needs to answers; a look-up waits until
+    the device has the answer, and raises ``KeyError`` for a need that is not among ``needs``.
     """
 
     def __init__(
@@ -85,7 +85,10 @@ class Measurement(Mapping[Need, Any]):
             self._places = dict(known.places)
 
     def add(self, step: Step, chunk: Chunk, task: Task, last: bool) -> None:
-        """Measure a chunk of a tensor; with the ``last`` one the step is complete. Chunks come in order."""
+        """Measure a chunk of a tensor; after the ``last`` one the step is complete. Chunks come in order.
+
+        Raises ``CheckpointError`` if the inputs changed since an earlier step.
+        """
         if step.kind is Kind.KEYS:
             self._count(step.level, chunk, task, last)
         elif step.kind is Kind.PLACES:
@@ -94,23 +97,24 @@ class Measurement(Mapping[Need, Any]):
             self._sum(chunk, task)
 
     def data(self) -> SharedAnswers:
-        """The keys and places that were found, to be known elsewhere. Waits for a device."""
+        """The keys and places that were found, for use in another process. Waits for a device."""
         found = {query: self._backend.fetch(handle) for query, handle in self._found.items()}
         return SharedAnswers(found, dict(self._places))
 
     def masks(self, task: Task, masks: Mapping[int, Mask]) -> list[SolvedBand]:
-        """What a backend applies for each model's mask, and how many entries it would keep without trim slack.
+        """For each model's mask, in order: the mask as a backend applies it, and its number of kept entries without
+        trim slack.
 
-        All calls are for the same tensor.
+        ``masks`` are by recipe position. All calls are for the same tensor.
         """
-        asked = [
+        unsolved = [
             (model, mask)
             for model, mask in masks.items()
             if isinstance(mask, RankMask) and ((known := self._solved.get(model)) is None or known[0] != mask)
         ]
-        if asked:
-            bands = [self._band(task, model, mask) for model, mask in asked]
-            for (model, mask), solved in zip(asked, self._backend.bands(bands, task.working), strict=True):
+        if unsolved:
+            bands = [self._band(task, model, mask) for model, mask in unsolved]
+            for (model, mask), solved in zip(unsolved, self._backend.bands(bands, task.working), strict=True):
                 self._solved[model] = mask, solved
         return [
             self._solved[model][1] if isinstance(mask, RankMask) else SolvedBand(mask, None)
@@ -120,7 +124,7 @@ class Measurement(Mapping[Need, Any]):
     def __getitem__(self, need: Need) -> Any:
         if need not in self._needs:
             if self._shared is None:
-                raise KeyError(f"{need} was not asked for")
+                raise KeyError(f"{need} is not among the needs")
             return self._shared[need]
         if isinstance(need, KeyRanks):
             return {rank: self._backend.fetch(self._found[need.model, rank]) for rank in need.ranks}
@@ -174,7 +178,7 @@ class Measurement(Mapping[Need, Any]):
         }
 
     def _locate(self, chunk: Chunk, task: Task, last: bool) -> None:
-        """Look for the n-th occurrence of each deciding key, in the order of the elements."""
+        """Find the n-th occurrence of each key whose ties are split by index, in the order of the elements."""
         if self._wanted is None:
             self._wanted = {}
             for need in self._needs:
@@ -207,7 +211,7 @@ class Measurement(Mapping[Need, Any]):
             self._gram.append(self._backend.gram(chunk))
 
     def _totals(self, handles: list[Any]) -> list[float]:
-        """The sums over all chunks, looked at once."""
+        """The totals of the sums over all chunks. The handles are replaced by their sum."""
         sums: BlockSums = reduce(BlockSums.merge, (self._backend.fetch(handle) for handle in handles))
         handles[:] = [sums]
         return sums.totals()
@@ -229,7 +233,7 @@ class Measurement(Mapping[Need, Any]):
 
 
 def _symmetric(products: Sequence[float]) -> list[list[float]]:
-    """The rows of a symmetric matrix from those of its upper triangle."""
+    """The rows of a symmetric matrix, n by n, from its upper triangle: n * (n + 1) / 2 numbers, row by row."""
     n = (math.isqrt(8 * len(products) + 1) - 1) // 2
     rows = [[0.0] * n for _ in range(n)]
     for (i, k), product in zip(combinations_with_replacement(range(n), 2), products, strict=True):
@@ -238,7 +242,7 @@ def _symmetric(products: Sequence[float]) -> list[list[float]]:
 
 
 def _deciding_ties(mask: RankMask, found: Mapping[int, Found]) -> dict[int, int]:
-    """For each rank whose ties are split by index: the occurrence (from 0) where the split is."""
+    """For each rank whose ties are split by index: the occurrence of the key, from 0, at the split."""
     counts = {}
     low = found[mask.last]
     kept = mask.last - low.above
@@ -253,7 +257,10 @@ def _deciding_ties(mask: RankMask, found: Mapping[int, Found]) -> dict[int, int]
 
 
 def _positions(task: Task, place: Place | None, from_there: bool) -> Positions:
-    """Where the ties at a threshold stay: up to the deciding one, or from it on. Tensors follow in order of names."""
+    """The positions at which ties are kept: up to the place, or from it on.
+
+    Tensors are in the order of their names.
+    """
     if place is None:
         return EVERY_POSITION
     if task.name == place.tensor:

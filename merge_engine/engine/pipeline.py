@@ -1,12 +1,12 @@
-"""Move bytes: read ahead into a ring of memory, have each visit carried out into another, write behind.
+"""Carry out a schedule: read ahead into one ring of memory, merge into another, write behind.
 
     feed     one thread: cuts the schedule into batches, waits for memory, starts the reads
     read     a few threads: fill the input ring, or bring mapped pages into the page cache
     merge    the calling thread: hands each batch to the backend; a device works on several at a time
-    write    a few threads: take outputs away to the sink
+    write    a few threads: write outputs to the sink
     digest   one thread: pieces of a tensor stay in order
 
-The rings bound how far each stage is ahead of the next. Whatever first goes wrong in any thread stops all of them.
+The rings limit how far each stage is ahead of the next. The first error in any thread stops all of them.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from merge_engine.planning import Schedule, Visit
 from merge_engine.storage import ByteRange, aligned, cores
 
 READ_THREADS = min(max(4, cores()), 16)
-"""Fewer than four let a disk wait; copies out of the page cache take as many as there are cores."""
+"""With fewer than four, a disk is idle between reads; copies out of the page cache keep all cores busy."""
 
 WRITE_THREADS = min(max(2, cores() // 2), 8)
-"""Writing a RAM disk is copying, and one file takes one thread at a time."""
+"""Writes to a RAM disk are copies by the processor, and one file takes one thread at a time."""
 
 READ_PIECE = 16 << 20
 """Bytes of one read: several threads share the reading of one large tensor."""
 
 _LOADED = 4
-"""Batches that are read ahead: the ring bounds them, except where inputs are used in place."""
+"""Most batches that are read ahead. The ring sets a lower limit, except where inputs are used in place."""
 
 _Queue: TypeAlias = "queue.Queue[Batch | BaseException | None]"
 
@@ -49,9 +49,8 @@ _Queue: TypeAlias = "queue.Queue[Batch | BaseException | None]"
 class Pipeline:
     """One run over a schedule, whose inputs are read as ``access`` says.
 
-    ``progress`` is told how many input bytes each finished visit had.
-
-    Raises ``DeviceMemoryError`` when the backend's device has too little memory for the schedule.
+    ``progress`` is called with the input bytes of each finished batch. Raises ``DeviceMemoryError`` when the
+    backend's device has too little memory for the schedule.
     """
 
     def __init__(
@@ -81,10 +80,10 @@ class Pipeline:
         self._lock = threading.Lock()
         self._loaded: _Queue = queue.Queue(_LOADED)
         self._stopping = False
-        self._failure: BaseException | None = None  # of a writer or the digester
+        self._failure: BaseException | None = None  # the first one of a writer or the digester
 
     def carry_out(self) -> None:
-        """Merge everything. Raises what first went wrong in any thread."""
+        """Merge everything. Raises the first error of any thread."""
         feed = threading.Thread(target=self._feed, name="feed", daemon=True)
         feed.start()
         try:
@@ -104,7 +103,7 @@ class Pipeline:
             self._backend.detach()
 
     def _forget_loaded(self) -> None:
-        """Make room for a feeder that waits to hand over a batch that nobody will take."""
+        """Empty the queue, so that the feeder does not wait forever to put a batch into it."""
         try:
             while True:
                 self._loaded.get_nowait()
@@ -112,7 +111,7 @@ class Pipeline:
             pass
 
     def _feed(self) -> None:
-        """Hand out memory and start the reads, one batch after the other."""
+        """Take memory and start the reads, one batch after the other."""
         try:
             in_place = self._schedule.budget.in_place
             for batch in in_batches(
@@ -128,12 +127,14 @@ class Pipeline:
             self._loaded.put(error)
 
     def _load(self, visits: list[Visit]) -> Batch:
-        """Start to read a batch, and find memory for its outputs."""
+        """Start to read a batch, and take memory for its outputs."""
         pieces, span, memory = place(visits, self._access, self._inputs)
         rooms = iter(memory)
-        work = [(each, next(rooms), piece.visit.again) for piece in pieces for each in piece.ranges]
+        work = [
+            (each, next(rooms), piece.visit.inputs_are_there) for piece in pieces for each in piece.ranges
+        ]
         reads = self._start_reading(
-            [(each, room) for each, room, again in work if each.length and not again],
+            [(each, room) for each, room, is_there in work if each.length and not is_there],
             together=len(visits) > 1,
         )
         outputs = None
@@ -145,7 +146,7 @@ class Pipeline:
         return Batch(pieces, span, outputs, reads)
 
     def _start_reading(self, work: list[tuple[ByteRange, memoryview]], together: bool) -> list[Future[None]]:
-        """The ranges of small visits are read by one thread, those of a large one by several."""
+        """Start reads: one thread for all ranges of small visits, several threads for those of a large one."""
         if not work:
             return []
         if together:
@@ -166,10 +167,10 @@ class Pipeline:
             each.read(memory, first, last)
 
     def _merge_all(self) -> None:
-        """Keep the backend busy with as many batches as it takes at a time."""
+        """Keep as many batches in flight as the backend takes at a time."""
         under_way: deque[tuple[Batch, list[Work]]] = deque()
         while True:
-            # The feeder may be waiting for memory that batches under way hold: complete one.
+            # The feeder may be waiting for memory that batches in flight hold: complete one.
             while under_way and (len(under_way) >= self._backend.depth or self._loaded.empty()):
                 self._complete(*under_way.popleft())
                 self._raise_failure()
@@ -200,7 +201,7 @@ class Pipeline:
         return work
 
     def _target(self, piece: Piece) -> Any:
-        """Where the backend writes what a visit merges."""
+        """The array of the backend that a visit merges into; None if it is only measured."""
         return self._backend.output(piece.output, piece.visit.task.out) if piece.visit.merge else None
 
     def _complete(self, batch: Batch, work: list[Work]) -> None:
@@ -211,21 +212,21 @@ class Pipeline:
             for each_range in piece.ranges:
                 each_range.verify()
         self._inputs.release(batch.inputs)
-        if not batch.pieces[0].visit.stays:
+        if not batch.pieces[0].visit.inputs_stay:
             self._readers.submit(_let_go, batch.pieces)
         if batch.outputs is not None:
             self._take_away(batch, batch.outputs)
         self._progress(batch.nbytes)
 
     def _take_away(self, batch: Batch, outputs: Span) -> None:
-        """Have the outputs written and digested."""
+        """Start to write and to digest the outputs."""
         batch.users = 1 if self._digests is None else 2
         self._writers.submit(self._guarded, self._write, batch, outputs)
         if self._digests is not None:
             self._digester.submit(self._guarded, self._digest, batch, outputs)
 
     def _guarded(self, use: Callable[[Batch], None], batch: Batch, outputs: Span) -> None:
-        """Use the outputs; the last user gives their memory back."""
+        """Run ``use`` on a batch and keep its error; the last user of the outputs gives their memory back."""
         try:
             use(batch)
         except BaseException as error:
@@ -256,7 +257,7 @@ class Pipeline:
 
 
 class _Arrays:
-    """The inputs of a piece as arrays of the backend, when they are asked for."""
+    """The first ``count`` inputs of a piece as arrays of the backend, made when the object is called."""
 
     def __init__(self, backend: Backend, piece: Piece):
         self._backend = backend
@@ -269,7 +270,7 @@ class _Arrays:
 
 
 def _let_go(pieces: list[Piece]) -> None:
-    """Release mapped pages, which takes a while, away from the calling thread."""
+    """Release mapped pages. It takes a while, so a reader thread does it."""
     for piece in pieces:
         for each in piece.ranges:
             each.release()

@@ -1,4 +1,4 @@
-"""Merge tensors that are already in memory, with the methods, options and bytes of ``run``."""
+"""Merge tensors that are in memory, with the methods, options and bytes of ``run``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 StateDict = Mapping[str, "torch.Tensor"]
 RECIPE_OPTIONS = ("dtype", "out_dtype", "arithmetic", "seed", "allow_nonfinite")
 _WHOLE = Budget(memory=2**62, in_place=True, cached_piece=2**62)
-"""Tensors are where they are: nothing is streamed, and none is cut unless it has more elements than a chunk may."""
+"""Nothing is streamed, and a tensor is cut only if it has more elements than a chunk may have."""
 
 
 def merge_tensors(
@@ -37,8 +37,9 @@ def merge_tensors(
 ) -> torch.Tensor:
     """Merge one tensor.
 
-    ``base`` is None for methods without one. ``name`` seeds the random draws. For the options see
-    ``merge_state_dicts``. Returns a new contiguous tensor on the device of the inputs.
+    ``base`` (None for methods without one) and ``models`` have the same shape and a floating-point dtype. ``name``
+    is part of the seed of random draws. For the options, and for the errors raised, see ``merge_state_dicts``.
+    Returns a new contiguous tensor of this shape on the device of the inputs.
     """
     merged = merge_state_dicts(
         None if base is None else {name: base},
@@ -60,14 +61,15 @@ def merge_state_dicts(
 ) -> dict[str, torch.Tensor]:
     """Merge state dicts as ``run`` merges checkpoints.
 
-    ``options`` are the keys of a recipe (``dtype``, ``out_dtype``, ``arithmetic``, ``seed``,
-    ``allow_nonfinite``) and the method's parameters; a parameter that each model has of its own, such as
-    ``weight``, takes one value for all models or a list with one for each. ``lambda`` is a word of Python:
-    write ``**{"lambda": 0.5}``. Weights default to 1.
+    ``options`` are the keys of a recipe (``dtype``, ``out_dtype``, ``arithmetic``, ``seed``, ``allow_nonfinite``)
+    and the method's parameters. A parameter of scope "model", such as ``weight``, takes one value for all models or
+    a list with one for each. ``lambda`` is a keyword of Python: write ``**{"lambda": 0.5}``. Weights default to 1.
 
-    Tensors of any layout, all on one device. On a CUDA device they are merged there, on the current stream.
-    Returns new contiguous tensors; nothing of autograd is recorded. Raises ``RecipeError`` for options,
-    ``PlanError`` for tensors that do not fit together, and ``NonFiniteError``.
+    Tensors of one name have the same shape in all inputs. They may have any layout, and all are on one device. On a
+    CUDA device they are merged there, on the current stream. Returns new contiguous tensors by name, of dtype
+    ``out_dtype``, else ``dtype``, else the promoted type of the inputs; autograd records nothing. Raises
+    ``RecipeError`` for wrong options, ``PlanError`` for tensors that do not fit together, ``BackendError`` for a
+    backend that cannot be used, and ``NonFiniteError``.
     """
     found = find_method(method)
     if found.uses_base and base is None:
@@ -117,7 +119,7 @@ def _plan(
 
 
 def _output(task: Task) -> torch.Tensor:
-    """A tensor for what is merged; one that cannot be computed with is copied, and must be the same everywhere."""
+    """A new tensor for the output. A tensor that can only be copied is copied; it must be the same in all inputs."""
     import torch
 
     first = _tensor(task, 0)
@@ -153,7 +155,7 @@ def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _recipe(method: Method, models: int, options: Mapping[str, Any]) -> Recipe:
-    """The recipe that the arguments amount to."""
+    """The recipe with the same meaning as the arguments."""
     top = {
         key: str(value) if "dtype" in key and value is not None else value
         for key, value in options.items()
@@ -171,8 +173,8 @@ def _recipe(method: Method, models: int, options: Mapping[str, Any]) -> Recipe:
                 raise RecipeError(
                     f"{key}: {len(value)} values for {models} model(s); give one for each, or one for all"
                 )
-            for parameters, own in zip(per_model, value, strict=True):
-                parameters[key] = own
+            for parameters, single in zip(per_model, value, strict=True):
+                parameters[key] = single
         else:
             common[key] = value
     entries = [{"model": f"model {i}", "parameters": parameters} for i, parameters in enumerate(per_model)]
@@ -184,7 +186,7 @@ def _catalogue(label: str, tensors: StateDict) -> Catalogue:
 
 
 def _backend_for(name: str, inputs: Sequence[StateDict]) -> Backend:
-    """The backend for the device that the tensors are on; torch's own operations where no other reaches it."""
+    """The backend for the device of the tensors; the reference backend if no other works on that device."""
     devices = {str(tensor.device) for tensors in inputs for tensor in tensors.values()}
     if len(devices) > 1:
         raise PlanError(

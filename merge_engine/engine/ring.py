@@ -1,4 +1,4 @@
-"""Reusable host memory: regions for the whole run, handed out in order and given back in any order."""
+"""Host memory that is used again and again: spans are taken in order and given back in any order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Span:
         self.free = False
 
     def cut(self, sizes: Iterable[int]) -> Iterator[memoryview]:
-        """Pieces of the memory, each from the start of a page."""
+        """Pieces of the memory of these sizes in bytes, each from the start of a page."""
         at = 0
         for size in sizes:
             yield self.memory[at : at + size]
@@ -32,7 +32,7 @@ class Span:
 
 
 def allocate(nbytes: int) -> memoryview:
-    """Whole pages of memory. It is touched, and so taken from the system, only as far as it is used."""
+    """Whole pages of memory, at least ``nbytes``. The system provides a page only when it is first used."""
     region = mmap.mmap(-1, max(aligned(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
@@ -41,7 +41,7 @@ def allocate(nbytes: int) -> memoryview:
 
 
 class Ring:
-    """A ring buffer in ``memory``, which is whole pages."""
+    """A ring buffer in ``memory``, which is whole pages. Thread-safe."""
 
     def __init__(self, memory: memoryview):
         self.memory = memory
@@ -52,7 +52,10 @@ class Ring:
         self._closed = False
 
     def acquire(self, nbytes: int) -> Span:
-        """Wait for ``nbytes`` contiguous bytes. Raises ``RingClosed`` once the ring is closed."""
+        """Wait for ``nbytes`` contiguous bytes.
+
+        Raises ``RingClosed`` once the ring is closed, and ``ValueError`` for more bytes than the ring has.
+        """
         nbytes = max(aligned(nbytes), PAGE)
         if nbytes > len(self.memory):
             raise ValueError(f"a span of {nbytes} bytes does not fit a ring of {len(self.memory)}")
@@ -77,13 +80,16 @@ class Ring:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wake up whoever waits for memory."""
+        """Wake up all threads that wait for memory; they get ``RingClosed``."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _place(self, nbytes: int) -> int | None:
-        """Where a span can start: after the newest one, or at the beginning when the end is too short."""
+        """The first byte of a new span: after the newest one, or 0 if the rest is too short.
+
+        None if there is no room.
+        """
         if not self._spans:
             return 0
         tail = self._spans[0].end - len(self._spans[0].memory)

@@ -35,7 +35,7 @@ from merge_engine.planning import DEFAULT_MEMORY, MergePlan, Schedule, make_plan
 from merge_engine.recipe import Recipe, load_recipe
 
 SMALLEST_DEVICE_MEMORY = 16 << 20
-"""Bytes of tensor data at a time that a device must have room for."""
+"""The smallest memory budget, in bytes, that a run tries on a device with too little memory."""
 
 Progress = Callable[[int], None]
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
@@ -50,8 +50,8 @@ def plan(
 ) -> MergePlan:
     """Plan a merge without reading or writing tensor data. For the arguments see ``run``.
 
-    Raises ``OptionError``, ``RecipeError``, ``CheckpointError`` or ``PlanError`` with every problem that would keep the
-    merge from working.
+    Raises ``OptionError``, ``RecipeError``, ``CheckpointError`` or ``PlanError`` with every problem that would keep
+    the merge from working.
     """
     return make_plan(
         load_recipe(recipe),
@@ -69,9 +69,10 @@ def schedule(
     threads: int | None = None,
     memory: int | str = DEFAULT_MEMORY,
 ) -> Schedule:
-    """How ``run`` would carry out a plan on this machine, as it is now: how tensors are cut, and what memory it takes.
+    """The schedule that ``run`` would carry out now on this machine: the order of visits, chunks and memory.
 
-    For the arguments see ``run``. Raises ``PlanError`` when the memory is too small, and ``BackendError``.
+    For the arguments see ``run``. Raises ``OptionError`` for a memory that is no size, ``PlanError`` when it is too
+    small, and ``BackendError``.
     """
     chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device)
     with open_access(plan, chosen) as access:
@@ -93,16 +94,17 @@ def run(
 ) -> MergeResult:
     """Merge checkpoints as a recipe says.
 
-    ``recipe``: YAML text, a path, a mapping, a ``Recipe``, or what ``plan`` made of one. ``output``: the folder to
-    write; without one the merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time (or
-    text such as "400MB"; the result never depends on it), on the host and as much on a device. ``shard_size``: bytes
-    per output file. ``device``, ``backend`` (a name, or one made before) and ``threads``: see ``create_backend``.
-    ``overwrite``: replace an earlier output in the folder. ``on_schedule`` is called with the schedule before work
-    starts, ``progress`` with the number of input bytes each finished step has processed.
+    ``recipe``: YAML text, a path, a mapping, a ``Recipe``, or a plan that ``plan`` made. ``output``: the folder to
+    write; without one the merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time
+    (or text such as "400MB"), on the host and as much on a device; the result never depends on it. ``shard_size``:
+    bytes of tensor data in an output file, or text. ``device``, ``backend`` (a name, or a backend) and ``threads``:
+    see ``create_backend``. ``overwrite``: replace an earlier output in the folder. ``on_schedule`` is called with
+    the schedule before work starts, ``progress`` with the number of input bytes of each finished batch.
 
-    Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError`` before anything
-    is written, ``NonFiniteError`` for NaN or infinity in an input, ``OutputError`` when writing fails. After an
-    error the output folder holds nothing that could be taken for a model.
+    Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError`` or ``BackendError``
+    before anything is written, ``CheckpointError`` for an input that changes or cannot be read, ``NonFiniteError``
+    for NaN or infinity in an input or output, ``OutputError`` when writing fails. After an error the output folder
+    holds its earlier output or no model.
     """
     notes: list[str] = []
     chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device, notes)
@@ -134,10 +136,11 @@ def carry_out(
     answered: Callable[[Task, Answers], None] | None = None,
     shared: SharedAnswers | None = None,
 ) -> Run:
-    """Do what a schedule says. ``sink`` takes what is merged; ``answered`` is told what tensors were measured for.
+    """Carry out a schedule.
 
-    ``shared`` has the answers that all tensors of the models give together, if they are known already. A device that is
-    short of memory gets a schedule that takes less.
+    ``sink`` takes the merged bytes. ``answered`` is called with each tensor that is only measured, and its answers.
+    ``shared`` has the answers to the shared needs, if they are known already. If the device has too little memory,
+    the plan is scheduled again for half of it, and so on. Raises as ``run`` does.
     """
     ledger = Ledger()
     notes: list[str] = []
@@ -173,7 +176,7 @@ def merge_to_folder(
     notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> MergeResult:
-    """Carry out a schedule, write what is merged, and publish it."""
+    """Carry out a schedule, write the output, and publish it. Raises as ``run`` does."""
     planned = scheduled.plan
     with CheckpointWriter(output, planned.shards) as writer:
         digests = digests_of(planned)
@@ -184,7 +187,7 @@ def merge_to_folder(
 
 
 def digests_of(planned: MergePlan) -> Digests:
-    """Digests for all tensors of a plan."""
+    """Empty digests for all tensors of a plan."""
     return Digests({t.name: t.nbytes for shard in planned.shards for t in shard.tensors.values()})
 
 
@@ -195,7 +198,7 @@ def result_of(
     ledger: Ledger,
     notes: Sequence[str],
 ) -> MergeResult:
-    """What a merge gives back. A tensor without elements is never visited, but counts as one."""
+    """The result of a merge. Tensors without elements are never visited, but appear in it."""
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     per_tensor = [results.get(task.name) or TensorResult(task.name, 0) for task in planned.tasks]
     return MergeResult(None, None, per_tensor, labels, ledger, [*planned.notes, *notes], trimmed_to)
@@ -209,7 +212,10 @@ def publish(
     digests: Digests,
     writer: CheckpointWriter | CheckpointTransaction,
 ) -> None:
-    """Add what belongs to a checkpoint besides weights, wait for the disk, and give all files their names."""
+    """Add config, tokenizer, model card and manifest, wait for the disk, and give all files their names.
+
+    Raises ``OutputError``.
+    """
     result.output = output
     ledger = result.ledger
     start = time.perf_counter()
@@ -253,7 +259,7 @@ def side_files(planned: MergePlan) -> dict[str, bytes]:
 
 
 def parse_memory(memory: int | str) -> int:
-    """Bytes of a memory budget. Raises ``OptionError`` for what is no size."""
+    """Bytes of a memory budget. Raises ``OptionError`` if it is no size."""
     return _size(memory, "memory")
 
 

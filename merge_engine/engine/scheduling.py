@@ -1,4 +1,4 @@
-"""From a plan to a schedule for this machine: how its files are read, and what the backend takes at a time."""
+"""From a plan to a schedule for this machine: the way that files are read, and the budget for the backend."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from merge_engine.storage import OpenFiles, available_memory, choose_way
 
 @contextmanager
 def open_access(plan: MergePlan, backend: Backend | type[Backend]) -> Iterator[Access]:
-    """Decide how the inputs are read, and open them, until the context is left.
+    """Decide how the inputs are read, and keep them open until the context is left.
 
-    They are read through the page cache, and used there in place if the backend can, where they fit well into the
-    memory that is available: the next merge finds them. Otherwise past it.
+    For the decision see ``choose_way``. Inputs that are read through the page cache are used there in place if the
+    backend can do that.
     """
     try:
         available = available_memory()
-    except OSError:  # a system that does not say
+    except OSError:  # the system does not say
         available = 0
     with OpenFiles() as files:
         yield Access(files, choose_way(plan.files, available), backend.reads_in_place)
@@ -33,7 +33,7 @@ def schedule_for(
     memory: int,
     shared_known: bool = False,
 ) -> Schedule:
-    """The schedule of a plan whose inputs are read in a certain way by a backend, in ``memory`` bytes.
+    """The schedule of a plan for a backend and ``memory`` bytes, with inputs read as ``access`` says.
 
     For ``shared_known`` see ``Schedule``. Raises ``PlanError`` when the memory is too small.
     """

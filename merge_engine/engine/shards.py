@@ -1,8 +1,8 @@
-"""A merge shard by shard: each can be done by another process, left out, or done again.
+"""A merge shard by shard: another process can do a shard, and can do it again.
 
-The unit is one output shard. A ``ShardJob`` is plain data and can be sent anywhere that sees the inputs and the output
-folder; whoever does it leaves a complete ``.part`` file and sends back counts and digests. One process holds the folder
-and publishes. With ``trim_scope: model`` the tensors first decide together, in the process that sends the jobs.
+A ``ShardJob`` is plain data and can be sent to any process that sees the inputs and the output folder. That process
+writes a complete ``.part`` file and returns counts and digests. One process holds the folder and publishes. With
+``trim_scope: model`` the process that sends the jobs first measures the shared needs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from merge_engine.planning import DEFAULT_MEMORY, MergePlan, Schedule, measuring
 class ShardJob:
     """One shard of a plan, to be written below ``drafts``, in ``memory`` bytes.
 
-    ``device``, ``backend`` and ``threads`` are chosen where the job is done (see ``create_backend``).
+    ``plan`` has this one shard. ``device``, ``backend`` and ``threads`` are those of the process that does the job
+    (see ``create_backend``).
     """
 
     plan: MergePlan
@@ -42,7 +43,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a shard: counts by tensor, the digests of all blocks, and what did the work."""
+    """The result of a shard: counts by tensor, the digests of all blocks by tensor, and the backend's name."""
 
     results: Mapping[str, TensorResult]
     trimmed_to: Mapping[int, int]
@@ -67,9 +68,10 @@ def merge_in_shards(
     do: Callable[[Callable[[ShardJob], ShardResult], Iterable[ShardJob]], Iterable[ShardResult]] = map,
     **options: object,
 ) -> MergeResult:
-    """Merge a plan whose shards are done by ``do``, which maps a function over jobs, such as the ``map`` of a pool.
+    """Merge a plan. ``do`` maps a function over jobs; it may be the ``map`` of a pool of processes.
 
-    ``options`` are those of ``ShardJob``. Tensors are the same as after ``run``, byte for byte. Raises as ``run`` does.
+    ``options`` are those of ``ShardJob``. Tensors are the same as after ``run``, byte for byte. Raises as ``run``
+    does.
     """
     start = time.perf_counter()
     with CheckpointTransaction(output, plan.shards) as transaction:
@@ -94,7 +96,7 @@ def merge_in_shards(
 
 
 def decide_together(plan: MergePlan) -> SharedAnswers | None:
-    """What the tensors of the models decide together, as data; None if they do not."""
+    """The answers to the shared needs of a plan, as data; None if it has none. Raises as ``run`` does."""
     if not Schedule(plan).shared_needs:
         return None
     backend = create_backend()
@@ -113,7 +115,7 @@ class _Together(Method):
         self._method = method
 
     def needs(self, task: Task) -> Sequence[Need]:
-        """What all tensors answer together."""
+        """The needs that all tensors answer together."""
         return [need for need in self._method.needs(task) if is_shared(need)]
 
     def solve(self, task: Task, answers: Answers) -> Operation:

@@ -1,4 +1,4 @@
-"""Where merged tensors go besides a checkpoint folder."""
+"""Sinks: take merged tensors, in memory or in a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ class Sink(Protocol):
     """Takes merged tensors, piece by piece."""
 
     def write_batch(self, pieces: Iterable[tuple[str, int, memoryview]]) -> None:
-        """Take bytes of tensors: each piece is a name, the first byte's place in the tensor, and the bytes.
+        """Take bytes of tensors: each piece is a name, the offset of the first byte in the tensor, and the bytes.
 
         Called from several threads, in any order.
         """
 
 
 class MemorySink:
-    """Merged tensors in memory, allocated whole."""
+    """Merged tensors in memory, by name, allocated whole.
+
+    Raises ``PlanError`` for a dtype that torch does not have.
+    """
 
     def __init__(self, plan: MergePlan):
         import torch

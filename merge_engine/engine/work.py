@@ -1,8 +1,7 @@
-"""One visit on a backend: measured, merged, waited for.
+"""One visit on a backend, in three phases: measure, merge, wait.
 
-The three phases are apart because several visits are under way at a time: all visits of a batch are measured before the
-first is merged, so that a device can be asked at once for what all of them need, and it may still be at work when the
-next batch is handed over.
+The phases are separate because several visits are in flight at a time. All visits of a batch are measured before the
+first is merged, so that a device measures them together, and the next batch may start before the device has finished.
 """
 
 from __future__ import annotations
@@ -22,18 +21,19 @@ from merge_engine.observe.result import ModelCounts, TensorResult
 from merge_engine.planning import MergePlan, Schedule, Visit
 
 Solved: TypeAlias = tuple[Operation, dict[int, Any]]
-"""An operation with masks that the backend has solved, and what each model's mask would keep without trim slack."""
+"""An operation whose masks the backend has solved, and for each model a handle to the number of entries that its mask
+would keep without trim slack."""
 
 COPY = Combine((1.0,))
-"""Gives back every finite value bit for bit, converted to the output's type."""
+"""Copies every finite value bit for bit, converted to the output's type."""
 
 
 class Run:
-    """What the visits of one run have in common.
+    """The state that all visits of one run share.
 
-    ``results`` has an entry for each merged tensor, ``trimmed_to`` what a trim over the whole model would have kept
-    without slack, ``notes`` what is worth telling. ``answered`` is called with each tensor that is only measured, and
-    its answers. ``shared`` are answers that all tensors of the models gave together before.
+    ``results`` has an entry for each merged tensor. ``trimmed_to`` has, by model, the number of entries that a trim
+    over the whole model would have kept without slack. ``notes`` are messages for the user. ``answered`` is called
+    with each tensor that is only measured, and its answers. ``shared`` are known answers to the shared needs.
     """
 
     def __init__(
@@ -77,9 +77,11 @@ class Run:
 
 
 class Work:
-    """One visit. ``arrays`` are its inputs on the backend, the base first; ``hosts`` the same in host memory, if there.
+    """One visit.
 
-    Call ``measure``, ``merge`` and ``wait``, each once and in the order of the visits.
+    ``arrays`` returns its first so many inputs as arrays of the backend, the base first. ``hosts`` are the same
+    inputs in host memory, if they are there. Call ``measure``, ``merge`` and ``wait``, each once and in the order
+    of the visits.
     """
 
     def __init__(
@@ -99,9 +101,9 @@ class Work:
         self._handle: Any = None
 
     def measure(self) -> None:
-        """Measure what the visit is to measure.
+        """Measure the steps of the visit.
 
-        Raises ``CheckpointError`` for inputs that change meanwhile.
+        Raises ``CheckpointError`` for inputs that changed since an earlier step.
         """
         run, visit = self._run, self.visit
         task = visit.task
@@ -112,7 +114,7 @@ class Work:
         self._chunk = chunk = self._make_chunk()
         if before is not None:
             chunk.part_of = before[0]
-        if visit.stays:
+        if visit.inputs_stay:
             run.measured[task.name] = chunk, self._unchanged
         if task.action is Action.ROUND or self._unchanged:
             return
@@ -121,9 +123,9 @@ class Work:
             self._measurement.add(step, chunk, task, visit.last)
 
     def merge(self, output: Any) -> None:
-        """Merge into ``output``, an array of the backend; unless the visit is only to measure.
+        """Merge into ``output``, an array of the backend with the visit's elements; None if the visit only measures.
 
-        Waits where the operation depends on what a device has to find first.
+        Waits if the operation depends on an answer that the device has not found yet.
         """
         visit, backend = self.visit, self._run.backend
         task = visit.task
@@ -142,9 +144,9 @@ class Work:
                 self._handle = backend.combine(self._chunk, operation, output)
 
     def copy(self, output: memoryview) -> None:
-        """Copy a tensor that cannot be computed with.
+        """Copy a tensor that can only be copied into ``output``, of the same bytes as an input.
 
-        Raises ``PlanError`` unless all inputs hold the same.
+        Raises ``PlanError`` unless all inputs hold the same bytes.
         """
         task = self.visit.task
         assert self._hosts is not None
@@ -154,7 +156,7 @@ class Work:
         output[:] = self._hosts[0]
 
     def wait(self) -> None:
-        """Wait until inputs and output are no longer in use, and count what became of the elements.
+        """Wait until inputs and output are no longer in use, and add the counts to the run's results.
 
         Raises ``NonFiniteError`` for NaN or infinity that the recipe does not allow.
         """
@@ -180,7 +182,10 @@ class Work:
             run.measured.pop(task.name, None)
 
     def _count(self, result: TensorResult, outcome: Outcome) -> None:
-        """Add a chunk's counts to its tensor's. What a trim would have kept is known per tensor, not per chunk."""
+        """Add a chunk's counts to its tensor's.
+
+        The count without trim slack is of the tensor: the first chunk takes it.
+        """
         run, visit, task = self._run, self.visit, self.visit.task
         if self._unchanged:
             for model in task.models:
@@ -221,17 +226,17 @@ class Work:
         return found
 
     def _make_chunk(self) -> Chunk:
-        """The chunk that a backend works on. A tensor that is copied has one input, and no base."""
+        """The chunk for the backend. For an unchanged tensor it has one input and no base."""
         visit, task = self.visit, self.visit.task
         arrays = self._arrays(1 if self._unchanged else len(task.inputs))
         has_base = task.has_base and not self._unchanged
         return Chunk(arrays, has_base, task.working, visit.start, visit.count, Line.of(task.shape))
 
     def _is_unchanged(self) -> bool:
-        """Whether no model changed this chunk, so that the base's values are the result.
+        """Whether no model changed this chunk, so that the base's values are the result and need no computing.
 
-        Only exact when nothing is rounded, no zero is negative and no value infinite; it saves the computing. A chunk
-        that was measured by itself has counts that need the computing.
+        This is exact only if nothing is rounded, no zero is negative and no value infinite (docs/arithmetic.md,
+        step 14). A chunk of a tensor that was measured in another visit is computed, because its counts are needed.
         """
         visit, task = self.visit, self.visit.task
         return (
@@ -247,7 +252,7 @@ class Work:
 
 
 def check_finite(task: Task, outcome: Outcome, allowed: bool) -> None:
-    """Refuse NaN and infinity, naming the input they are in, or the output where they first appear."""
+    """Raise ``NonFiniteError`` for NaN or infinity in an input or the output, unless they are ``allowed``."""
     if allowed:
         return
     for operand, found in zip(task.inputs, outcome.non_finite, strict=False):
@@ -269,7 +274,7 @@ def check_finite(task: Task, outcome: Outcome, allowed: bool) -> None:
 
 
 def differing(task: Task, one: str, other: str) -> PlanError:
-    """What is wrong when two inputs differ in a tensor that can only be copied."""
+    """The error for a tensor that can only be copied, but differs between the inputs ``one`` and ``other``."""
     return PlanError(
         [
             f"{task.name}: {task.out} tensors cannot be merged and must be the same in all inputs, but {other} "

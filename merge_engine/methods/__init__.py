@@ -1,4 +1,4 @@
-"""Merge methods: each says what it needs to know of a tensor, and which operation follows."""
+"""Merge methods: each names the needs of a tensor, and turns the answers into an operation."""
 
 from merge_engine.methods.base import Answers, Method, Operation
 from merge_engine.methods.needs import Gram, KeyRanks, MaskedL1, Need, Place, TiePlaces, Together

@@ -1,8 +1,8 @@
-"""What a merge method is: which parameters it has, what it needs to know of a tensor, and which operation follows.
+"""The interface of a merge method: its parameters, its needs, and its operation.
 
-A method sees one output tensor at a time, as a ``Task``. It says what must be measured as values (``needs``), and
-answers the answers with an operation (``solve``), which is then applied to every chunk. Nothing here reads, measures or
-computes tensors: the engine does, in bounded memory, on any backend.
+A method sees one output tensor at a time, as a ``Task``. ``needs`` returns the values that must be measured, and
+``solve`` turns their answers into an operation, which is then applied to every chunk. Methods do not read, measure or
+compute tensors: the engine does, in bounded memory, on any backend.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from merge_engine.recipe import Parameter, Recipe, declared
 
 Operation: TypeAlias = Consensus | Combine
 Answers: TypeAlias = Mapping[Need, Any]
-"""The answers to a task's needs. Looking one up waits until a device has it."""
+"""The answers to a task's needs, by need. A look-up waits until the device has the answer."""
 
 
 @dataclass(frozen=True)
 class NoParameters:
-    """For methods without parameters of a kind."""
+    """``Settings`` or ``Common`` of a method without such parameters."""
 
 
 class Method(ABC):
     """A merge method. It holds no state: one object serves all merges.
 
-    ``Settings`` and ``Common`` are frozen dataclasses whose fields are parameters (see ``parameter``): those that each
-    model has of its own, and those that hold for all models of a tensor. ``elects`` says that models elect signs, so
-    that entries can be lost to an election.
+    ``Settings`` and ``Common`` are frozen dataclasses whose fields are parameters (see ``parameter``): ``Settings``
+    has the parameters of each model, ``Common`` those of all models of a tensor. ``uses_base`` says that the method
+    needs a base model; ``max_models`` is the largest number of models, None for any. ``elects`` says that models
+    elect signs, so that entries can be lost to an election.
     """
 
     name: str
@@ -45,21 +46,27 @@ class Method(ABC):
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """What a recipe may set."""
+        """The parameters that a recipe may set."""
         return declared(self.Settings, "model") + declared(self.Common, "tensor")
 
     def check(self, recipe: Recipe, tasks: Sequence[Task]) -> list[str]:
-        """Why these tensors cannot be merged so, one line per reason; empty if they can."""
+        """The reasons why these tensors cannot be merged with this recipe, one line each; empty if they can.
+
+        ``tasks`` are all tensors that are merged.
+        """
         return []
 
     def needs(self, task: Task) -> Sequence[Need]:
-        """What must be measured before the tensor can be merged. By default nothing."""
+        """The values that must be measured before the tensor can be merged. By default none.
+
+        The same task always has the same needs, in the same order.
+        """
         return ()
 
     @abstractmethod
     def solve(self, task: Task, answers: Answers) -> Operation:
-        """The operation to apply to every chunk of the tensor."""
+        """The operation for every chunk of the tensor. ``answers`` has the answer to each of the task's needs."""
 
     def scratch_bytes(self, models: int) -> int:
-        """Bytes per element that the backend needs beside inputs and output."""
+        """Bytes for each element of a tensor that the backend needs beside inputs and output, with so many models."""
         return 0

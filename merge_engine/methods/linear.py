@@ -24,18 +24,18 @@ class Linear(Method):
 
     @dataclass(frozen=True)
     class Settings:
-        """What each model has."""
+        """Parameters of each model."""
 
         weight: float = parameter()
 
     @dataclass(frozen=True)
     class Common:
-        """What holds for all models."""
+        """Parameters of all models together."""
 
         normalize: bool = parameter(True)
 
     def check(self, recipe: Recipe, tasks: Sequence[Task]) -> list[str]:
-        """Weights that cancel leave nothing to divide by."""
+        """Refuse weights with the sum 0 if the mean divides by it."""
         names = [task.name for task in tasks if task.common.normalize and _divisor(task) == 0]
         if not names:
             return []
@@ -58,12 +58,12 @@ class Passthrough(Method):
 
     @dataclass(frozen=True)
     class Settings:
-        """What the model has."""
+        """Parameters of the model."""
 
         scale: float | None = parameter(None)
 
     def solve(self, task: Task, answers: Answers) -> Combine:
-        """One coefficient; 1 gives back every finite value, bit for bit."""
+        """One coefficient; 1 copies every finite value bit for bit."""
         scale = task.settings[0].scale
         return Combine((1.0 if scale is None else scale,))
 
@@ -73,6 +73,6 @@ def _weights(task: Task) -> tuple[float, ...]:
 
 
 def _divisor(task: Task) -> float:
-    # mergekit's linear is the one method whose weights stay float32.
+    # In mergekit, linear is the only method that keeps its weights in float32.
     working = F32 if task.storage_rounding else task.working
     return weight_sum(_weights(task), working, task.storage_rounding)

@@ -1,8 +1,8 @@
-"""What a method needs to know of a tensor before it can be merged, as values.
+"""Needs: values that must be measured before a tensor can be merged.
 
-A need says what is measured, not how. Needs are frozen, hashable and picklable: equal ones are answered once, and it is
-known from them alone how often a tensor must be read (``steps``). Answers are in ``backends/statistics.py``; those of
-pieces of a tensor can be merged, kept and sent.
+A need says what is measured, not how. Needs are frozen, hashable and picklable. Equal needs are answered once, and
+the needs alone say how often a tensor must be read (``steps``). Sums are measured as ``BlockSums``
+(``backends/statistics.py``), which can be merged, kept and sent.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from merge_engine.dtypes import DType
 
 @dataclass(frozen=True)
 class KeyRanks:
-    """The magnitude keys at descending ``ranks`` (from 1) of the task vector of the model at a recipe position.
+    """The magnitude keys at ``ranks`` of a model's task vector. Rank 1 is the largest key.
 
-    With ``whole_model`` they are ranks among the elements of all merged tensors of the model. Answered by
-    ``{rank: Found}``.
+    ``model`` is a recipe position. With ``whole_model`` the ranks are among the elements of all merged tensors of the
+    model. The answer is ``{rank: Found}``.
     """
 
     model: int
@@ -32,7 +32,10 @@ class KeyRanks:
 
 @dataclass(frozen=True)
 class TiePlaces:
-    """Where the elements lie that decide the ties of a mask of ranks by index. Answered by ``{rank: Place}``."""
+    """The places of the elements that split the ties of a mask by index. The answer is ``{rank: Place}``.
+
+    A rank whose ties need no split has no place.
+    """
 
     model: int
     mask: RankMask
@@ -40,7 +43,7 @@ class TiePlaces:
 
 @dataclass(frozen=True)
 class MaskedL1:
-    """The L1 norm of a task vector, whole and of what a mask keeps. Answered by two floats."""
+    """The L1 norm of a task vector, and that of the entries that a mask keeps. The answer is these two floats."""
 
     model: int
     mask: Mask
@@ -48,12 +51,18 @@ class MaskedL1:
 
 @dataclass(frozen=True)
 class Gram:
-    """The inner products of all inputs, the base first. Answered by the rows of a symmetric matrix."""
+    """The inner products of all inputs, the base first.
+
+    The answer is a symmetric matrix, a list of rows of floats.
+    """
 
 
 @dataclass(frozen=True)
 class Together:
-    """Runs of so many elements that no chunk may cut: a line, or with the tensor's ``count`` the whole matrix."""
+    """A number of elements: chunks start at multiples of it, so that no line (or with ``task.count`` no tensor) is cut.
+
+    It is not measured and has no answer.
+    """
 
     elements: int
 
@@ -63,14 +72,14 @@ Need: TypeAlias = KeyRanks | TiePlaces | MaskedL1 | Gram | Together
 
 @dataclass(frozen=True)
 class Place:
-    """Where an element is: its tensor and flat index."""
+    """The place of an element: the tensor's name and the flat index in it."""
 
     tensor: str
     index: int
 
 
 class Kind(IntEnum):
-    """What one reading of a tensor measures. Each builds on those before it."""
+    """The result of one reading of a tensor. Each kind uses the results of those before it."""
 
     KEYS = 0
     PLACES = 1
@@ -85,7 +94,7 @@ class Step(NamedTuple):
 
 
 def mask_needs(model: int, mask: Mask) -> Iterable[Need]:
-    """What must be known before a mask can be applied to the task vector of a model."""
+    """The needs of a mask for the task vector of a model, by recipe position."""
     if isinstance(mask, RankMask):
         yield KeyRanks(model, mask.ranks, mask.whole_model)
         if mask.ties == "index":
@@ -93,7 +102,7 @@ def mask_needs(model: int, mask: Mask) -> Iterable[Need]:
 
 
 def steps(needs: Iterable[Need], working: DType) -> Sequence[Step]:
-    """The readings that answer the needs, in order."""
+    """The readings that answer the needs, in order. ``working`` is the dtype that the tensor is merged in."""
     kinds = {type(need) for need in needs}
     result: list[Step] = []
     if KeyRanks in kinds:
@@ -111,7 +120,7 @@ def needs_reading(needs: Iterable[Need]) -> bool:
 
 
 def is_shared(need: Need) -> bool:
-    """Whether the tensors of a model answer it together, before the first of them is merged."""
+    """Whether all tensors of a model answer the need together, before the first of them is merged."""
     if isinstance(need, TiePlaces):
         return need.mask.whole_model
     return isinstance(need, KeyRanks) and need.whole_model

@@ -1,4 +1,4 @@
-"""Which methods there are: ours, those that a program registers, and those that installed packages announce."""
+"""The known methods: ours, those that a program registers, and those that installed packages announce."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ M = TypeVar("M", Method, type[Method])
 def register(method: M) -> M:
     """Make a method known by its name; also a decorator for its class.
 
-    Returns what it was given. Raises ``ValueError`` when another method has the name, and ``TypeError`` when its
+    Returns its argument. Raises ``ValueError`` when another method has the name, and ``TypeError`` when its
     parameters cannot be declared.
     """
     made = method() if isinstance(method, type) else method
@@ -39,9 +39,7 @@ def find_method(name: str) -> Method:
     """The method of this name. Raises ``RecipeError`` that names the nearest one, or all if none is near."""
     if name in METHODS:
         return METHODS[name]
-    for point in entry_points(
-        group=ENTRY_POINTS, name=name
-    ):  # a look at all installed packages: only if need be
+    for point in entry_points(group=ENTRY_POINTS, name=name):  # slow: reads about all installed packages
         register(point.load())
         if name in METHODS:
             return METHODS[name]

@@ -10,7 +10,7 @@ from merge_engine.dtypes import BF16, F16, F32, F64, DType
 
 
 def rounded(value: float, dtype: DType) -> float:
-    """RN to a mergeable type, ties to even; infinity beyond its range."""
+    """``value`` rounded to nearest in a mergeable dtype, ties to even; infinity beyond its range."""
     if dtype == F64 or math.isnan(value) or math.isinf(value):
         return value
     if dtype == BF16:
@@ -25,10 +25,10 @@ def rounded(value: float, dtype: DType) -> float:
 
 
 def weight_sum(weights: Sequence[float], working: DType, storage_rounding: bool) -> float:
-    """The sum of the weights, which methods without an election divide by.
+    """The sum of the weights: the divisor of methods without an election.
 
-    Weights are rounded first and added in order, in float32 (float64 for float64). With ``storage_rounding``
-    they are added in the order of ``torch.sum`` and the sum is rounded too, as in mergekit.
+    Weights are rounded first and added in order, in float32 (float64 if ``working`` is float64). With
+    ``storage_rounding`` they are added in the order of ``torch.sum`` and the sum is rounded too, as in mergekit.
     """
     real = F64 if working == F64 else F32
     if not storage_rounding:

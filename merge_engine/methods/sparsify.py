@@ -1,7 +1,7 @@
-"""Sparsifiers: which entries of a task vector survive.
+"""Sparsifiers: the choice of the entries of a task vector that are kept.
 
-Each answers a model's parameters and a number of elements with a mask. A mask by rank names the ranks whose magnitudes
-it needs; they are found before it is applied.
+Each makes a mask from a model's parameters and a number of elements. The magnitudes at the ranks of a ``RankMask``
+are measured before it is applied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from merge_engine.recipe import parameter
 
 @dataclass(frozen=True)
 class Settings:
-    """What each model of the family has. A method takes those that its sparsifier and its election use."""
+    """Parameters of each model in this family. A method has those that its sparsifier and its election use."""
 
     weight: float = parameter()
     density: float = parameter(1.0, minimum=0, maximum=1)
@@ -28,7 +28,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Common:
-    """What holds for all models of a tensor."""
+    """Parameters of all models of a tensor together."""
 
     normalize: bool = parameter(False)
     lambda_: float = parameter(1.0, name="lambda")
@@ -40,16 +40,20 @@ class Common:
 
 
 class Sparsifier(ABC):
-    """Makes masks from a model's parameters. ``parameters`` names those it uses."""
+    """Makes masks from a model's parameters. ``parameters`` names the ones that it uses."""
 
     parameters: tuple[str, ...] = ("density",)
 
     @abstractmethod
     def mask(self, settings: Settings, common: Common, count: int, random_key: int) -> Mask:
-        """The mask of a task vector. ``count`` is how many elements it, or what is trimmed with it, has."""
+        """The mask of a task vector.
+
+        ``count`` is its number of elements; with ``trim_scope: model``, that of all merged tensors of the model.
+        ``random_key`` is the Philox key of tensor and model.
+        """
 
     def problem(self, settings: Settings) -> str | None:
-        """What is wrong with a combination of parameters that are right one by one."""
+        """What is wrong with a combination of parameters that are each valid alone; None if it is valid."""
         return None
 
 
@@ -137,5 +141,5 @@ def _band(
         common.ties,
         stable_ascending,
         common.trim_scope == "model",
-        random_key if common.ties == "spread" else 0,  # masks that do not draw are equal where they may be
+        random_key if common.ties == "spread" else 0,  # so that masks without draws can be equal
     )

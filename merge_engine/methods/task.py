@@ -1,4 +1,4 @@
-"""One output tensor: what it is made of, and everything that decides it."""
+"""One output tensor: its operands and its parameters."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from merge_engine.operands import Operand
 
 
 class Action(Enum):
-    """What becomes of a tensor."""
+    """What is done with a tensor."""
 
-    MERGE = "merge"  # what the method says
-    ROUND = "round"  # the only input, rounded to the working dtype and the output's
-    COPY = "copy"  # of a dtype that cannot be computed with: all inputs must hold the same bytes
-    MEASURE = "measure"  # nothing is written; only the needs are answered
+    MERGE = "merge"  # by the method
+    ROUND = "round"  # the only input is rounded to the working dtype, then to the output's
+    COPY = "copy"  # the dtype is not mergeable: all inputs must hold the same bytes
+    MEASURE = "measure"  # the needs are answered, and nothing is written
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class Task:
     """One output tensor.
 
     ``inputs`` are operands of the output's ``shape``: the base model's first if ``has_base``, then one for each of
-    ``models``, the recipe positions of the models that have the tensor. ``settings`` holds their parameters,
-    instances of the method's ``Settings``; ``common`` those of the tensor, an instance of its ``Common``. Arithmetic
-    runs in ``working``, the result is written as ``out``. ``elements`` says how many elements each model, by position,
-    has in all merged tensors together.
+    ``models``, the recipe positions (from 0) of the models that have the tensor. ``settings`` has an instance of
+    the method's ``Settings`` for each of ``models``; ``common`` is an instance of its ``Common``. Inputs are
+    rounded to the dtype ``working`` before arithmetic, and the result to the dtype ``out``. ``storage_rounding`` is
+    ``arithmetic: mergekit``. ``elements`` has each model's number of elements in all merged tensors together, by
+    recipe position.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Task:
 
     @cached_property
     def count(self) -> int:
-        """Elements of the tensor."""
+        """Number of elements of the tensor."""
         return math.prod(self.shape)
 
     @cached_property

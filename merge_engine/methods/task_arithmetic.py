@@ -1,8 +1,8 @@
-"""Task arithmetic and its kin: a base plus combined task vectors.
+"""Task arithmetic and its relatives: a base plus combined task vectors.
 
-One formula, eight methods: they differ in which entries of a task vector survive (``sparsify``), whether
-models elect a sign for every parameter, and in their defaults. Names, parameters and defaults are
-mergekit's; ties, scope and slacks are ours.
+One formula, eight methods. They differ in three things: the entries of a task vector that are kept (``sparsify``),
+whether models elect a sign for every element, and their defaults. Names, parameters and defaults are mergekit's;
+ties, scope and slacks are ours.
 
 - task_arithmetic: Ilharco et al., ICLR 2023
 - ties: Yadav et al., NeurIPS 2023; the slacks are after Tao et al., Findings of EMNLP 2024
@@ -44,7 +44,7 @@ _ELECTION = ("elect", "sign_slack", "sign_slack_mode")
 
 
 class TaskArithmetic(Method):
-    """A member of the family. ``defaults`` are those that differ from ``Common``'s."""
+    """A method of this family. ``defaults`` are the defaults that differ from those of ``Common``."""
 
     Settings = Settings
     Common = Common
@@ -65,7 +65,7 @@ class TaskArithmetic(Method):
         )
 
     def check(self, recipe: Recipe, tasks: Sequence[Task]) -> list[str]:
-        """Combinations of parameters that cannot work, once each."""
+        """The combinations of parameters that cannot work, each once."""
         problems: dict[str, None] = {}
         seen: set[tuple[int, Settings, Common]] = set()
         for task in tasks:
@@ -83,7 +83,7 @@ class TaskArithmetic(Method):
         return list(problems)
 
     def needs(self, task: Task) -> list[Need]:
-        """The magnitudes at the ranks of the masks, then norms if they are to be kept; DELLA's lines whole."""
+        """The magnitudes at the ranks of the masks, the norms with ``rescale: true``, and whole lines for DELLA."""
         masks = self._masks(task)
         needs = [need for model, mask in masks.items() for need in mask_needs(model, mask)]
         if self._keeps_norms(task):
@@ -122,14 +122,14 @@ class TaskArithmetic(Method):
         )
 
     def scratch_bytes(self, models: int) -> int:
-        """DELLA holds a threshold for every element of every model, and the keys of one."""
+        """DELLA holds a threshold for every element of every model, and the keys of one model."""
         return 4 * models + 8 if isinstance(self.sparsifier, RankedBernoulli) else 0
 
     def _keeps_norms(self, task: Task) -> bool:
         return task.common.rescale == "true" and not isinstance(self.sparsifier, Everything)
 
     def _masks(self, task: Task) -> dict[int, Mask]:
-        """Each model's mask."""
+        """The mask of each model, by recipe position."""
         common: Common = task.common
         return {
             model: self.sparsifier.mask(
@@ -143,9 +143,9 @@ class TaskArithmetic(Method):
 
 
 def _norm_ratio(task: Task, norms: tuple[float, float]) -> float:
-    """The L1 norm before the mask over that after it. Negligible norms leave the task vector as it is."""
+    """The L1 norm before the mask over the norm after it; 1 if either is negligible."""
     before, after = norms
-    if task.storage_rounding:  # but not where mergekit's sums overflow
+    if task.storage_rounding:  # round as mergekit does, except where its sums overflow
         before, after = (n if math.isinf(r := rounded(n, task.working)) else r for n in norms)
     return before / after if min(before, after) >= NEGLIGIBLE_NORM else 1.0
 
@@ -158,14 +158,14 @@ def _rescale(mask: Mask, settings: Settings, common: Common) -> float:
 
 @lru_cache(maxsize=64)  # most tensors of a merge have the same weights
 def _divisor(weights: tuple[float, ...], working: DType, storage_rounding: bool) -> float:
-    """Weights that cancel divide by 1, and so do those that nearly cancel in mergekit."""
+    """The sum of the weights, or 1 if it is 0 (in mergekit: nearly 0)."""
     total = weight_sum(weights, working, storage_rounding)
     vanishes = abs(total) < VANISHING_WEIGHT if storage_rounding else total == 0
     return 1.0 if vanishes else total
 
 
 def _check_model_scope(recipe: Recipe, tasks: Sequence[Task]) -> list[str]:
-    """One threshold needs one kind of key, and one density per model."""
+    """Problems of ``trim_scope: model``: one threshold needs one working dtype, and one density per model."""
     problems = []
     working = sorted({task.working.name for task in tasks})
     if len(working) > 1:

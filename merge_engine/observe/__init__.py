@@ -1,1 +1,1 @@
-"""What a merge tells about itself: its counts, its ledger, the digests, the manifest and the model card."""
+"""Records of a merge: counts, ledger, digests, manifest and model card."""

@@ -1,4 +1,4 @@
-"""The model card: what a merge did, for people."""
+"""The model card, the README.md of an output, for people."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from merge_engine.recipe import Recipe
 
 
 def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
-    """The README.md of the output: what was merged, how, and how to check it. ``digest`` is the model's."""
-    # ModelCard would take a tenth of a second to import, in every merge; ModelCardData takes a hundredth.
+    """The README.md of the output, as UTF-8: its models, recipe, counts and ``digest``, that of the model."""
+    # The import of ModelCard takes a tenth of a second in every merge, that of ModelCardData a hundredth.
     from huggingface_hub import ModelCardData
 
     references = [recipe.base_model] if recipe.base_model is not None else []
     references += [entry.model for entry in recipe.models]
-    # The hub links to models by their ids alone. Local paths mean nothing to others, and are nobody's business.
+    # The hub links to models by their ids. Local paths mean nothing to others and may be private.
     on_hub = [one.path for one in references if not Path(one.path).expanduser().exists()]
     about = ModelCardData(
         library_name="transformers",

@@ -1,8 +1,8 @@
-"""Digests of merged tensors: whether two merges gave the same bytes.
+"""Digests of merged tensors: they show whether two merges gave the same bytes.
 
 The digest of a tensor is XXH3-128 over the digests of its blocks, 16 bytes each (canonical, big-endian), in order.
-A block is 16 MiB of the tensor's bytes, the last one what is left; a tensor without bytes has no blocks. The digest
-of a model is XXH3-128 over one line for each tensor, in order of the names (docs/architecture.md, "Digests").
+A block is 16 MiB of the tensor's bytes, the last one the rest; a tensor without bytes has no blocks. The digest of
+a model is XXH3-128 over one line for each tensor, in order of the names (docs/architecture.md, "Digests").
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from merge_engine.errors import OutputError
 from merge_engine.text import some
 
 BLOCK = 16 << 20
-"""Bytes of a tensor that are digested in one go."""
+"""Bytes of a block."""
 
 
 class Digests:
     """The digests of tensors whose bytes come in pieces, from any thread.
 
-    Pieces of different tensors and of different blocks may come in any order, also at the same time. Inside one
-    block the next piece comes once ``add`` has returned from the one before it. All methods are thread-safe.
+    Pieces of different tensors and of different blocks may come in any order, also at the same time. Pieces of one
+    block come in order, each after ``add`` has returned from the one before it. All methods are thread-safe.
 
-    A digest tells apart what went different ways, not what somebody forged. A cryptographic one, BLAKE3, took a sixth
-    of the processor time of a merge.
+    A digest is no protection against forgery. A cryptographic digest, BLAKE3, took a sixth of the processor time of a
+    merge.
     """
 
     def __init__(self, sizes: Mapping[str, int]):
-        """``sizes``: the bytes of every tensor, by name."""
+        """``sizes``: the number of bytes of every tensor, by name."""
         self._sizes = dict(sizes)
         self._blocks: dict[str, dict[int, bytes]] = {}
         self._begun: dict[tuple[str, int], tuple[int, xxh3_128]] = {}
@@ -37,8 +37,8 @@ class Digests:
     def add(self, name: str, offset: int, data: memoryview) -> None:
         """Take bytes of a tensor from byte ``offset`` on. ``data`` is contiguous.
 
-        Raises ``OutputError`` when the tensor has no such bytes, or when a block gets other bytes than the next, and
-        ``KeyError`` for an unknown name.
+        Raises ``OutputError`` when the tensor has no such bytes, or when bytes of a block come twice or out of order,
+        and ``KeyError`` for an unknown name.
         """
         size = self._sizes[name]
         if offset < 0 or offset + data.nbytes > size:
@@ -58,20 +58,19 @@ class Digests:
             offset, data = offset + piece.nbytes, data[piece.nbytes :]
 
     def blocks(self) -> dict[str, dict[int, bytes]]:
-        """The digests of all blocks that are complete, by tensor and number of the block: plain data to be sent.
+        """The digests (16 bytes) of all complete blocks, by tensor and number of the block: plain data to be sent.
 
         Tensors without a complete block are left out.
         """
         return {name: dict(blocks) for name, blocks in self._blocks.copy().items()}
 
     def merge(self, blocks: Mapping[str, Mapping[int, bytes]]) -> None:
-        """Take digests of blocks that were computed elsewhere, as ``blocks`` gave them.
+        """Take digests of blocks that another process computed, as its ``blocks`` gave them.
 
-        A block may come twice. Raises ``OutputError`` when its digest is a different one then, or when there is no
-        such block.
+        A block may come twice. Raises ``OutputError`` if the two digests differ, or if there is no such block.
         """
-        for name, some_blocks in blocks.items():
-            for block, digest in some_blocks.items():
+        for name, by_number in blocks.items():
+            for block, digest in by_number.items():
                 if not 0 <= block * BLOCK < self._sizes.get(name, 0):
                     raise _misuse(name, f"it has no block {block}")
                 if self._blocks.setdefault(name, {}).setdefault(block, digest) != digest:
@@ -98,7 +97,7 @@ class Digests:
         return found
 
     def _continue(self, name: str, block: int, start: int, piece: memoryview, whole: int) -> None:
-        """Take a part of a block. While it is being digested the block is nobody else's."""
+        """Take a part of a block. No other thread has the block meanwhile: it is not in ``_begun``."""
         expected, running = self._begun.pop((name, block), (0, None))
         if start != expected:
             raise _misuse(name, f"block {block} got byte {start} and not {expected}")

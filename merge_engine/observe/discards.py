@@ -1,4 +1,4 @@
-"""What the election discarded, by layer and by kind of tensor (the analysis of Tao et al., EMNLP Findings 2024)."""
+"""Losses to the election, by layer and by kind of tensor (the analysis of Tao et al., Findings of EMNLP 2024)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Counts = dict[int, ModelCounts]
 
 
 class Place(NamedTuple):
-    """Where in a model a tensor is: its stack of layers, its layer in it, and what it is there.
+    """The place of a tensor in a model: its stack of layers, its layer in the stack, and its kind.
 
     ``model.layers.3.mlp.up_proj.weight`` is ``mlp.up_proj`` in layer 3 of ``model.layers``. Outside the layers
     ``layer`` is None and ``stack`` empty. A further number in the name, such as an expert's, becomes ``*``.
@@ -38,7 +38,7 @@ class Discards:
     """Counts of a merge, summed up. Shares are properties of ``ModelCounts``: ``lost_share``, ``saved_share``.
 
     ``total``: over all tensors. ``by_layer``: by stack and layer. ``by_kind``: by kind of tensor, all layers
-    together. Where a slack relaxed one trim over the whole model, what it saved is known in ``total`` alone.
+    together. If a slack relaxed one trim over the whole model, only ``total`` counts the entries that it saved.
     """
 
     total: Counts
@@ -47,12 +47,12 @@ class Discards:
 
 
 def discards(result: MergeResult) -> Discards:
-    """What the election of a merge discarded of each model, and what slack saved. See ``Discards``."""
+    """Each model's entries that the election of a merge discarded and that slack saved. See ``Discards``."""
     return sum_up(result.per_tensor, result.counts)
 
 
 def sum_up(tensors: Iterable[TensorResult], total: Counts) -> Discards:
-    """Counts of tensors by layer and by kind."""
+    """Counts of tensors by layer and by kind. ``total`` are the counts of all of them."""
     result = Discards(total)
     for tensor in tensors:
         if not tensor.counts:

@@ -1,4 +1,4 @@
-"""What every stage did: bytes moved and seconds busy."""
+"""The ledger of a run: for each stage, bytes moved and seconds busy."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class Stage:
 class Ledger:
     """Bytes and busy seconds of every stage, and the time the run took.
 
-    ``read`` and ``write`` are of the files, ``compute`` counts input bytes, ``digest`` and ``publish`` follow a
-    merge to a folder: the digests of the output, and flushing it to disk. ``from_storage`` of the bytes read were
-    not in the page cache, as the system counted them for this process; None where it does not count.
+    ``read`` and ``write`` count bytes of files, ``compute`` input bytes. ``digest`` computes the digests of the
+    output, ``publish`` adds other files and flushes all of them to disk; both only in a merge to a folder.
+    ``from_storage`` is the number of bytes that the system read from storage for this process, not from the page
+    cache; None if the system does not count them. ``seconds`` is the time of the run.
     """
 
     read: Stage = field(default_factory=Stage)
@@ -55,18 +56,18 @@ class Ledger:
                     stage.seconds += time.perf_counter() - stage._since
 
     def stages(self) -> dict[str, Stage]:
-        """The stages by name."""
+        """The stages by name, in the order of a run."""
         return {name: getattr(self, name) for name in ("read", "compute", "digest", "write", "publish")}
 
     @property
     def bound_by(self) -> str | None:
-        """The stage that was busy for most of the time, if that is at least a half; else nothing alone explains it."""
+        """The name of the busiest stage; None if it was busy for less than half of the time."""
         stages = self.stages()
         name = max(stages, key=lambda name: stages[name].seconds)
         return name if self.seconds and stages[name].seconds >= self.seconds / 2 else None
 
     def as_dict(self) -> dict[str, object]:
-        """Plain numbers for the manifest."""
+        """Plain numbers for the manifest: bytes and seconds."""
         rows: dict[str, object] = {
             name: {"bytes": stage.bytes, "busy_seconds": round(stage.seconds, 3)}
             for name, stage in self.stages().items()
@@ -81,7 +82,7 @@ class Ledger:
 
 @contextmanager
 def reading_counted(ledger: Ledger) -> Iterator[None]:
-    """Note how much the enclosed block has had read from storage. What was in the page cache does not count."""
+    """Set ``from_storage`` of the ledger to the bytes that are read from storage inside the block."""
     before = _read_from_storage()
     yield
     after = _read_from_storage()
@@ -89,7 +90,7 @@ def reading_counted(ledger: Ledger) -> Iterator[None]:
 
 
 def _read_from_storage() -> int | None:
-    """Bytes that this process has had read from storage so far, None where the system does not say."""
+    """Bytes read from storage for this process so far; None if the system does not count them."""
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError:

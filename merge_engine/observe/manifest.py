@@ -1,4 +1,4 @@
-"""The manifest: what a merge did, for programs."""
+"""The manifest of a merge, merge_manifest.json, for programs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from merge_engine.observe.versions import versions
 from merge_engine.recipe import Recipe
 
 FORMAT = 2
-"""Raised when a reader of the manifest must know about a change."""
+"""The version of the format. It grows with every change that a reader must know."""
 
 
 @dataclass(frozen=True)
 class MergedInput:
-    """A checkpoint that was merged: where it was, its fingerprint, and as what: ``base``, or recipe positions.
+    """A checkpoint that was merged: its path, its fingerprint, and its roles: ``base``, or recipe positions.
 
-    An input without a role gave only the config and the tokenizer.
+    An input without a role gave only config and tokenizer.
     """
 
     path: str
@@ -38,8 +38,8 @@ def encode_manifest(
 ) -> bytes:
     """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run.
 
-    ``backend`` is the name of what computed, ``digests`` has the digest of each tensor by name, ``files`` are the
-    names of what else was written into the folder.
+    ``backend`` is the backend's name, ``digests`` has the hexadecimal digest of each tensor by name, ``files`` are
+    the names of the other files that were written into the folder.
     """
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -61,7 +61,7 @@ def encode_manifest(
         "notes": result.notes,
         "ledger": result.ledger.as_dict(),
     }
-    # A line for each subject: indented all through it would be long, and slow to write for many tensors.
+    # One line for each key: fully indented JSON of many tensors is long and slow to write.
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 

@@ -1,4 +1,4 @@
-"""What a merge gives back, and what it counted."""
+"""The result of a merge, with its counts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelCounts:
-    """What became of one model's entries in a tensor, or in all of them. Zeros are never counted.
+    """Numbers of one model's entries in a tensor, or in all tensors. Zeros are never counted.
 
-    ``kept``: survived the trim or the draw; of those ``saved_by_trim`` only thanks to trim slack (in
-    expectation when ties are spread; with ``trim_scope: model`` known for the whole model alone). ``lost``:
-    kept, but left out of the mean by the election; ``saved_by_sign``: in the mean only thanks to sign slack.
+    ``kept``: kept by the trim or the draw. ``saved_by_trim``: those of them that are kept only because of trim
+    slack (in expectation if ties are spread; with ``trim_scope: model`` only counted for the whole model).
+    ``lost``: kept, but left out of the mean by the election. ``saved_by_sign``: in the mean only because of sign
+    slack.
     """
 
     kept: int = 0
@@ -29,17 +30,17 @@ class ModelCounts:
 
     @property
     def retained(self) -> int:
-        """Entries that entered the mean."""
+        """Entries in the mean."""
         return self.kept - self.lost
 
     @property
     def lost_share(self) -> float:
-        """Lost of kept, from 0 to 1."""
+        """The share of the kept entries that are lost, from 0 to 1."""
         return self.lost / self.kept if self.kept else 0.0
 
     @property
     def saved_share(self) -> float:
-        """Saved by either slack, of kept."""
+        """The share of the kept entries that either slack saved, from 0 to 1."""
         return (self.saved_by_trim + self.saved_by_sign) / self.kept if self.kept else 0.0
 
     def as_dict(self) -> dict[str, int]:
@@ -57,7 +58,7 @@ class ModelCounts:
 
 @dataclass
 class TensorResult:
-    """One merged tensor: elements, and counts by recipe position for methods with task vectors."""
+    """One merged tensor: its number of elements, and for methods with task vectors the counts by recipe position."""
 
     name: str
     elements: int
@@ -68,9 +69,10 @@ class TensorResult:
 class MergeResult:
     """A finished merge.
 
-    ``output`` is the folder it was written to, or None; then ``tensors`` holds the merged tensors.
-    ``per_tensor`` counts tensor by tensor; ``models`` names the recipe positions used in counts;
-    ``trimmed_to`` is what a trim over the whole model would have kept without slack.
+    ``output`` is its folder, or None; then ``tensors`` holds the merged tensors by name. ``per_tensor`` has the
+    counts of each tensor. ``models`` has the name of each model by recipe position. ``ledger`` has bytes and
+    seconds of each stage, ``notes`` are messages for the user. ``trimmed_to`` has, by recipe position, the number
+    of entries that a trim over the whole model would have kept without slack.
     """
 
     output: Path | None

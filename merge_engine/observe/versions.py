@@ -1,4 +1,4 @@
-"""Which software computed."""
+"""Versions of the software that merged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed: the package, Python, and the platform."""
+    """Versions of this package and of Python, and the platform, by name."""
     try:
         package = version("merge_engine")
     except PackageNotFoundError:  # run from a source tree that is not installed

@@ -1,4 +1,4 @@
-"""The inputs of a method: tensors in files or in memory, and later what is made of them."""
+"""Operands, the inputs of a method: tensors in files or in memory."""
 
 from merge_engine.operands.base import Access, Operand
 from merge_engine.operands.in_memory import InMemory

@@ -1,4 +1,4 @@
-"""What an input of a method is: its dtype and shape, and how any run of its elements comes into memory."""
+"""The interface of an operand: dtype, shape, and a way to bring any range of its elements into memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from merge_engine.storage import ByteRange, File, OpenFiles, Way, as_bytes
 
 
 class Access(NamedTuple):
-    """How a run reads: its open files, the way past or through the page cache, and whether the reader can use bytes
-    where the system has them instead of a copy.
+    """How a run reads: its open files, and the way, through the page cache or past it.
+
+    ``in_place`` says that the reader can use bytes in the page cache, without a copy.
     """
 
     files: OpenFiles
@@ -21,11 +22,11 @@ class Access(NamedTuple):
 
 
 class Operand(ABC):
-    """An input tensor, as a plan holds it: frozen, hashable and picklable; nothing is open.
+    """An input tensor in a plan: frozen, hashable and picklable, with no open file.
 
-    ``dtype`` and ``shape`` are what the method gets. ``label`` names it in messages, ``owner`` the checkpoint or model
-    that it belongs to. ``granule`` elements can only be
-    had together: a range starts at a multiple of it and ends at one, or with the tensor.
+    ``dtype`` and ``shape`` are those of the tensor that the method gets. ``label`` names it in messages, and
+    ``owner`` the checkpoint or model that it belongs to. A range starts at a multiple of ``granule`` elements, and
+    ends at a multiple or with the tensor.
     """
 
     dtype: DType
@@ -36,35 +37,35 @@ class Operand(ABC):
     @property
     @abstractmethod
     def label(self) -> str:
-        """The file and the name in it, or what else tells a user which tensor this is."""
+        """A name of the tensor for messages, such as the file and the name in it."""
 
     @property
     def files(self) -> tuple[File, ...]:
-        """The files that reading it takes."""
+        """The files that hold its bytes."""
         return ()
 
     @property
     def count(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that one reading of all of it moves."""
+        """Bytes that are moved to read the whole tensor once."""
         return self.count * self.dtype.bits // 8
 
     @abstractmethod
     def range(self, start: int, count: int, access: Access) -> ByteRange:
-        """Elements [start, start + count) on their way into memory, in row-major order.
+        """The bytes of elements [start, start + count), in row-major order, to be read or used in place.
 
         Raises ``CheckpointError`` when a file cannot be opened or has changed.
         """
 
     def read_into(self, memory: memoryview, start: int, files: OpenFiles) -> None:
-        """Fill C-contiguous ``memory`` with elements from ``start`` on.
+        """Fill C-contiguous ``memory`` with elements from ``start`` on, in row-major order.
 
-        Raises ``CheckpointError``, and ``ValueError`` for memory that does not hold whole elements or more of them than
-        there are.
+        Raises ``CheckpointError`` when they cannot be read. Raises ``ValueError`` if the memory does not hold a whole
+        number of elements, or holds more than there are.
         """
         memory = as_bytes(memory)
         count, rest = divmod(memory.nbytes * 8, self.dtype.bits)
@@ -79,5 +80,5 @@ class Operand(ABC):
             memory[:] = elements.view(memory)
 
     def maps(self, access: Access) -> bool:
-        """Whether ``range`` answers with memory that is there, or that the system can take back."""
+        """Whether ``range`` needs no memory of the run: it uses memory that exists or that the system can take back."""
         return False

@@ -1,4 +1,4 @@
-"""A tensor that is in memory already."""
+"""Operands that are torch tensors in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class InMemory(Operand):
 
     @classmethod
     def of(cls, name: str, tensor: torch.Tensor, owner: str) -> InMemory:
-        """Nothing of autograd is kept. Raises ``PlanError`` for a dtype that no checkpoint can hold."""
+        """The operand for a tensor, without its autograd graph.
+
+        Raises ``PlanError`` for a dtype that no checkpoint holds.
+        """
         dtype = BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
         if dtype is None:
             raise PlanError([f"{name}: {owner} has it as {tensor.dtype}, which no checkpoint can hold"])
@@ -44,7 +47,7 @@ class InMemory(Operand):
         return 0
 
     def flat(self) -> torch.Tensor:
-        """The elements in row-major order: a view, or a copy of a tensor with another layout."""
+        """The elements in row-major order, of shape [count]: a view, or a copy of a tensor with another layout."""
         return self.tensor.contiguous().view(-1)
 
     def range(self, start: int, count: int, access: Access) -> ByteRange:
@@ -57,7 +60,7 @@ class InMemory(Operand):
 
 
 class _Resident(ByteRange):
-    """Bytes that are where they are used."""
+    """The bytes of elements in host memory, used in place."""
 
     length = room = 0
 

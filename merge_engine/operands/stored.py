@@ -1,4 +1,4 @@
-"""A tensor in a file, as it is."""
+"""Operands that are tensors in safetensors files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from merge_engine.operands.base import Access, Operand
 from merge_engine.storage import ByteRange, Extent, File, open_range
 
 _SMALL = 1 << 20
-"""Bytes of a tensor that is not worth a request of its own to the disk: the page cache reads ahead."""
+"""Tensors of fewer bytes are read through the page cache, which reads ahead: each alone would be a slow request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored(Operand):
-    """The tensor ``name`` of a safetensors file, whose bytes begin at ``position``.
+    """The tensor ``name`` of a safetensors file. ``position`` is its first byte in the file.
 
     ``owner`` is the checkpoint's path.
     """

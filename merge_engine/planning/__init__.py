@@ -1,4 +1,4 @@
-"""What a merge is, and in which order it is done."""
+"""Tasks, plan and schedule: the work of a merge and its order, known before the first byte is read."""
 
 from merge_engine.planning.plan import Input, MergePlan, make_plan, measuring
 from merge_engine.planning.schedule import DEFAULT_MEMORY, Budget, Schedule, Visit

@@ -1,7 +1,7 @@
-"""Plan first: from headers alone, know every tensor, every output byte's place, and what cannot work.
+"""The plan of a merge: every output tensor, the place of every output byte, and every problem, from headers alone.
 
-Nothing is read but headers and configs, and nothing is written. A plan stays as it was made: it holds no open file, can
-be sent to another process, and says nothing of memory or devices, which is the schedule's matter.
+Only headers and configs are read, and nothing is written. A plan never changes. It holds no open file and can be
+sent to another process. Memory and devices are decided by the schedule.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from merge_engine.storage import File
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a merge: where it is, what it was when its headers were read, and its config.json.
+    """One input of a merge: its path, its fingerprint when its headers were read, and its config.json as a mapping.
 
     ``fingerprint`` changes when the checkpoint is rewritten (see ``Checkpoint.fingerprint``).
     """
@@ -41,11 +41,11 @@ class Input:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A merge that can start: every output tensor has its inputs and its place.
+    """A merge without problems: every output tensor has its inputs and its place.
 
-    ``tasks`` are in the order of the donor's files. ``base`` is None for methods without one; ``models`` by recipe
-    position; config and tokenizer are those of the ``donor``. ``untied`` says that the output has a head of its own
-    where the config may tie it. ``notes`` are worth telling the user.
+    ``tasks`` are in the order of the donor's files. ``base`` is None for methods without one. ``models`` are by
+    recipe position, from 0. The output gets config and tokenizer of the ``donor``. ``untied`` says that the output
+    has a head of its own although the config may tie it to the embedding. ``notes`` are messages for the user.
     """
 
     recipe: Recipe
@@ -65,17 +65,20 @@ class MergePlan:
 
     @cached_property
     def files(self) -> Collection[File]:
-        """All files that are read."""
+        """All input files, each once."""
         by_id = {id(f): f for task in self.tasks for operand in task.inputs for f in operand.files}
         return frozenset(by_id.values())
 
     @cached_property
     def shard_of(self) -> Mapping[str, int]:
-        """The number of the shard, from 0, that holds a tensor."""
+        """The number of the shard, from 0, by the name of a tensor in it."""
         return {name: number for number, shard in enumerate(self.shards) for name in shard.tensors}
 
     def only(self, shard: int) -> MergePlan:
-        """The part of the plan that makes one shard, by its number from 0."""
+        """The part of the plan that makes one shard.
+
+        ``shard`` is its number, from 0; ``IndexError`` if there is none.
+        """
         names = self.shards[shard].tensors.keys()
         return replace(
             self,
@@ -87,8 +90,8 @@ class MergePlan:
 def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite: bool = False) -> MergePlan:
     """Plan the merge of a recipe into a folder (None: into memory). ``shard_size`` in bytes.
 
-    Raises ``RecipeError`` for a recipe that asks for the impossible, ``CheckpointError`` for inputs that
-    cannot be read, and ``PlanError`` with every other problem at once.
+    Raises ``RecipeError`` for an unknown method or wrong parameters, ``CheckpointError`` for inputs that cannot be
+    read, and ``PlanError`` with every other problem at once.
     """
     method = find_method(recipe.merge_method)
     opened = _open_all(recipe)
@@ -133,13 +136,13 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
 
 
 def measuring(plan: MergePlan, method: Method) -> MergePlan:
-    """The plan of a merge turned into one that answers another method's needs and writes nothing."""
+    """A plan for the tensors that ``plan`` merges: it answers the needs of ``method`` and writes nothing."""
     tasks = tuple(replace(task, action=Action.MEASURE) for task in plan.tasks if task.action is Action.MERGE)
     return replace(plan, method=method, tasks=tasks, shards=())
 
 
 def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
-    """Every input once, however often it is named."""
+    """Open every input once, even if the recipe names it several times."""
     opened: dict[ModelReference, Checkpoint] = {}
     problems = []
     references = [entry.model for entry in recipe.models]
@@ -164,7 +167,7 @@ def _catalogue(checkpoint: Checkpoint) -> Catalogue:
 
 
 def _tied(checkpoint: Checkpoint) -> bool | None:
-    """Whether the head is the embedding, as far as the config says; some model classes tie without a word."""
+    """Whether the config says that the head is the embedding; None if it says nothing, as for some tied models."""
     text = checkpoint.config.get("text_config")
     for section in (checkpoint.config, text if isinstance(text, dict) else {}):
         if "tie_word_embeddings" in section:

@@ -1,9 +1,9 @@
 """The order of work for a plan and a budget, known before the first byte is read.
 
-A tensor that fits in memory is visited once: measured and merged while it is there. A larger one is visited once per
-chunk for every reading that its needs take, and once more to be merged. One that is read in place is measured whole and
-then merged chunk by chunk, so that what comes out is still in the processor's cache when it is digested. What the
-tensors of a model decide together comes first, over all of them in the order of their names.
+A tensor that fits in memory is visited once, to be measured and merged. A larger one is visited once per chunk for
+every step of its needs, and once more to be merged. A tensor whose inputs are used in place is measured whole and
+then merged chunk by chunk, so that the output is still in the processor's cache when it is digested. Shared needs,
+which all tensors of a model answer together, come first, in the order of the tensors' names.
 
 Less memory means another schedule of the same plan, never another result.
 """
@@ -24,13 +24,13 @@ from merge_engine.planning.plan import MergePlan
 from merge_engine.storage import PAGE, aligned
 
 DEFAULT_MEMORY = 400_000_000
-"""Bytes of tensor data that a run holds at a time, by default."""
+"""Bytes of tensor data that a run holds at a time by default."""
 
 PIECE = 16 << 20
 """Bytes of inputs and output in a chunk: large enough for disk throughput, small enough for the processor's cache."""
 
 CACHED_PIECE = 8 << 20
-"""Bytes of output in a chunk whose inputs take no memory."""
+"""Bytes of output in a chunk whose inputs are used in place."""
 
 MOST_ELEMENTS = 1 << 30
 """Elements of a chunk: native code counts those of a chunk in 32 bits."""
@@ -38,15 +38,17 @@ MOST_ELEMENTS = 1 << 30
 SIDE_BY_SIDE = 8
 """Shards that are written at a time: one file on a RAM disk takes 2.4 GB/s however many threads write to it."""
 
-_PIECES = 8  # at least so many fill the memory: the first is soon read
-_PIECES_AT_ONCE = 4  # less would let disks wait that are fast and answer late
+_PIECES = 8  # A chunk takes at most this part of the memory, so that the first one is soon read.
+_PIECES_AT_ONCE = (
+    4  # With fewer chunks in the rings, a disk with a high rate and a high latency would be idle.
+)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may take: ``memory`` in bytes of tensor data, ``visits_in_flight`` that a backend works on at a time.
+    """Limits of a run: ``memory`` in bytes of tensor data, and the visits that a backend works on at a time.
 
-    ``in_place`` says that inputs are used where the system has them, and take none of the memory. ``piece`` and
+    ``in_place`` says that inputs are used in the page cache and take none of the memory. ``piece`` and
     ``cached_piece`` are the bytes of a chunk, see ``PIECE`` and ``CACHED_PIECE``.
     """
 
@@ -58,7 +60,7 @@ class Budget:
 
 
 class RingBytes(NamedTuple):
-    """Memory for inputs and for outputs."""
+    """Bytes of memory for inputs and for outputs."""
 
     inputs: int
     outputs: int
@@ -68,9 +70,10 @@ class RingBytes(NamedTuple):
 class Visit:
     """One chunk of one tensor: elements [start, start + count).
 
-    ``steps`` of the ``needs`` are measured on it; if it is the ``last`` of their chunks they are complete then. With
-    ``merge`` it is merged. ``shared`` says that the steps answer what the tensors of a model decide together, ``again``
-    that its inputs are where an earlier visit left them, ``stays`` that this one leaves them there.
+    ``steps`` are the readings of the ``needs`` that are measured in this visit; ``last`` says that they are
+    complete after it. ``merge`` says that the chunk is merged. ``shared`` says that all tensors of a model answer
+    the needs together. ``inputs_are_there`` says that an earlier visit brought the inputs into memory,
+    ``inputs_stay`` that a later one will use them.
     """
 
     task: Task
@@ -81,8 +84,8 @@ class Visit:
     last: bool
     merge: bool
     shared: bool = False
-    again: bool = False
-    stays: bool = False
+    inputs_are_there: bool = False
+    inputs_stay: bool = False
 
     @property
     def whole(self) -> bool:
@@ -91,12 +94,15 @@ class Visit:
 
     @property
     def answers(self) -> bool:
-        """Whether the needs of the tensor are answered once this is done."""
+        """Whether all needs of the tensor are answered after this visit."""
         return self.last and (not self.steps or self.steps[-1] == steps(self.needs, self.task.working)[-1])
 
 
 class _Division(NamedTuple):
-    """How a tensor is cut: elements of a chunk; if it is, how often it is read to be measured, and whether whole."""
+    """How a tensor is cut: the elements of a chunk.
+
+    For a tensor that is cut: the readings that measure it, and whether each reads it whole.
+    """
 
     elements: int
     steps: int = 0
@@ -105,9 +111,9 @@ class _Division(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A plan cut into visits that the budget has room for.
+    """A plan cut into visits that fit in the budget.
 
-    ``shared_known`` says that what the tensors of the models decide together need not be measured. Raises ``PlanError``
+    ``shared_known`` says that the answers to the shared needs are known and are not measured. Raises ``PlanError``
     for a budget that is too small.
     """
 
@@ -128,12 +134,15 @@ class Schedule:
             )
 
     def within(self, memory: int) -> Schedule:
-        """The schedule of the same plan for less or more memory, in bytes."""
+        """The schedule of the same plan for another memory budget, in bytes.
+
+        Raises ``PlanError`` if it is too small.
+        """
         return Schedule(self.plan, replace(self.budget, memory=memory), self.shared_known)
 
     @cached_property
     def shared_needs(self) -> Sequence[Need]:
-        """What the tensors decide together, each need once."""
+        """The needs that all tensors of a model answer together, each once."""
         merged = [task for task in self.plan.tasks if task.action in _MEASURED and task.count]
         found = {
             need: None for task in merged[:1] for need in self.plan.method.needs(task) if is_shared(need)
@@ -145,24 +154,24 @@ class Schedule:
         return tuple(found)
 
     def own_needs(self, task: Task) -> Sequence[Need]:
-        """What a tensor answers for itself."""
+        """The needs that a tensor answers alone."""
         if task.action not in _MEASURED or not task.count:
             return ()
         return [need for need in self.plan.method.needs(task) if not is_shared(need)]
 
     def chunk_elements(self, task: Task) -> int:
-        """Elements of a chunk: all of a small tensor, otherwise a multiple of what must stay together."""
+        """Elements of a chunk: all of a small tensor, otherwise a multiple of the elements that must stay together."""
         return self._division(task).elements
 
     def chunks(self, task: Task) -> Sequence[tuple[int, int]]:
-        """(start, count) of the pieces that the tensor is merged in."""
+        """(start, count) in elements of each chunk that is merged. Empty for a tensor without elements."""
         total, step = task.count, self.chunk_elements(task)
         if total <= step:
             return ((0, total),) if total else ()
         return [(start, min(step, total - start)) for start in range(0, total, step)]
 
     def readings(self, task: Task) -> int:
-        """How often a tensor's inputs are read."""
+        """The number of times that a tensor's inputs are read, merging included."""
         division = self._division(task)
         once = division.elements >= task.count or division.measured_whole
         shared = len(self._shared_steps) if task.action in _MEASURED else 0
@@ -171,7 +180,7 @@ class Schedule:
 
     @cached_property
     def largest_chunk(self) -> RingBytes:
-        """The most bytes that the inputs and the output of one chunk take."""
+        """Bytes of the largest inputs and of the largest output of one chunk. Inputs used in place count as 0."""
         inputs = outputs = 0
         for task in self.plan.tasks:
             count = min(self.chunk_elements(task), task.count)
@@ -181,7 +190,7 @@ class Schedule:
 
     @cached_property
     def scratch_bytes(self) -> int:
-        """Memory that the backend needs beside inputs and outputs."""
+        """Bytes that the backend needs beside inputs and outputs."""
         method = self.plan.method
         return max(
             (
@@ -194,9 +203,10 @@ class Schedule:
 
     @cached_property
     def ring_bytes(self) -> RingBytes:
-        """Memory for a chunk (or batch of small ones) that is read and those that the backend has, and for as many
-        outputs, of which one is written, as far as the budget allows. Memory that is not needed is not touched: to
-        get it costs time.
+        """Bytes of the two rings.
+
+        As far as the budget allows, they hold one chunk (or batch) that is read and those that the backend works
+        on, and as many outputs. They are no larger than the plan needs, because new memory costs time.
         """
         pages = 2 * PAGE * max((len(task.inputs) for task in self.plan.tasks), default=0)
         largest = self.largest_chunk
@@ -209,7 +219,7 @@ class Schedule:
 
     @cached_property
     def bytes_read(self) -> int:
-        """Bytes that all readings of all tensors together move."""
+        """Input bytes that all readings of all tensors move together."""
         return sum(
             self.readings(task) * operand.stored_bytes for task in self.plan.tasks for operand in task.inputs
         )
@@ -233,13 +243,17 @@ class Schedule:
         chunks = self.chunks(task)
         if division.measured_whole:
             for number, step in enumerate(readings):
-                yield Visit(task, 0, total, needs, (step,), True, False, again=number > 0, stays=merge)
+                there = number > 0
+                yield Visit(
+                    task, 0, total, needs, (step,), True, False, inputs_are_there=there, inputs_stay=merge
+                )
         else:
             for step in readings:
                 for start, count in chunks:
                     yield Visit(task, start, count, needs, (step,), start + count == total, False)
         for start, count in chunks if merge else ():
-            yield Visit(task, start, count, needs, (), False, True, again=division.measured_whole)
+            there = division.measured_whole
+            yield Visit(task, start, count, needs, (), False, True, inputs_are_there=there)
 
     def _shared_visits(self) -> Iterator[Visit]:
         tasks = sorted(self._measured_together, key=lambda task: task.name)
@@ -260,7 +274,7 @@ class Schedule:
         return steps(self.shared_needs, self._measured_together[0].working)
 
     def _in_writing_order(self) -> Sequence[Task]:
-        """Tasks in order, those of several shards in turns, so that several files are written side by side."""
+        """Tasks in the order of their output. Shards take turns, so that several files are written side by side."""
         if len(self.plan.shards) < 2:
             return self.plan.tasks
         by_shard: list[list[Task]] = [[] for _ in self.plan.shards]
@@ -294,7 +308,7 @@ class Schedule:
                 return _Division(total)
         together = max((need.elements for need in needs if isinstance(need, Together)), default=1)
         unit = min(math.lcm(SUM_BLOCK, together), total)
-        # A backend may note a bit for every element of every model whose norms are summed.
+        # A backend may keep one bit of notes for every element of every model whose norms are summed.
         notes = total * len(task.models) // 8 if any(isinstance(need, MaskedL1) for need in needs) else 0
         whole = budget.in_place and total <= MOST_ELEMENTS and notes <= budget.memory // _PIECES
         return _Division(max(fitting // unit, 1) * unit, readings, readings > 0 and whole)
@@ -304,7 +318,7 @@ class Schedule:
         return self.budget.cached_piece if self.budget.in_place else self.budget.piece
 
     def _span_bytes(self, task: Task, count: int) -> int:
-        """Memory that ``count`` elements take in all inputs and the output."""
+        """Bytes of ``count`` elements in all inputs and the output."""
         return (self._input_bits(task) + task.out.bits) * count // 8
 
     def _input_bits(self, task: Task) -> int:
@@ -315,7 +329,7 @@ _MEASURED = (Action.MERGE, Action.MEASURE)
 
 
 def _in_turns(lists: Sequence[Sequence[Task]]) -> Iterator[Task]:
-    """One of each list in turn, a list's share by its number of elements."""
+    """The tasks of all lists, so mixed that every list is at the same share of its elements at any time."""
     placed = []
     for tasks in lists:
         total = sum(task.count for task in tasks)

@@ -1,6 +1,7 @@
-"""From what inputs hold to what must be done: one task per output tensor, and every problem found.
+"""From the tensors of the inputs to tasks: one for each output tensor, and every problem found.
 
-Works on catalogues of operands, so that checkpoints on disk and state dicts in memory are planned by the same rules.
+Inputs are catalogues of operands, so that checkpoints on disk and state dicts in memory are planned by the same
+rules.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The tensors of one input. ``label`` names it in messages.
+    """The tensors of one input, by name. ``label`` names the input in messages.
 
-    ``tied`` says whether its head is its embedding, None that its config does not say.
+    ``tied`` says whether its head is its embedding; None if its config does not say.
     """
 
     label: str
@@ -31,7 +32,10 @@ class Catalogue:
     tied: bool | None = False
 
     def find(self, name: str) -> str | None:
-        """The tensor to use for ``name``: itself, or the embedding for the head of a model without one."""
+        """The name of the tensor to use for ``name``: the same, or the embedding for the head of a model without one.
+
+        None if the input has neither.
+        """
         if name in self.tensors:
             return name
         if self.tied is not False and name.endswith(HEAD):
@@ -43,9 +47,10 @@ class Catalogue:
 
 @dataclass
 class Planned:
-    """All output tensors, in the order of the inputs' names. ``notes`` are worth telling; problems forbid.
+    """All output tensors, in the order of the inputs' names.
 
-    ``untied`` says that some input has a head of its own.
+    ``problems`` prevent the merge, one line each; ``notes`` are messages for the user. ``untied`` says that some
+    input has a head of its own.
     """
 
     tasks: list[Task] = field(default_factory=list)
@@ -59,8 +64,8 @@ def make_tasks(
 ) -> Planned:
     """Plan every output tensor.
 
-    ``base`` is given if the method uses one; ``models`` by recipe position. Raises ``RecipeError`` when a
-    parameter has no value for a tensor.
+    ``base`` is given if the method uses one; ``models`` are by recipe position, from 0. Problems are returned, not
+    raised, except for ``RecipeError``: a parameter is wrong, or has no value for a tensor.
     """
     planned = Planned(problems=_count_problems(method, models))
     inputs = ([base] if base is not None else []) + list(models.values())
@@ -151,7 +156,10 @@ class _TaskMaker:
 
 
 def _typed(kind: type, parameters: Sequence[Parameter]) -> Callable[[Mapping[str, Any]], Any]:
-    """From values by parameter to an instance of a dataclass; the same one for the same mapping object."""
+    """A function from values by parameter to an instance of ``kind``.
+
+    The same mapping object gives the same instance.
+    """
     attributes = {p.name: p.attribute or p.name for p in parameters}
     known: dict[int, tuple[Mapping[str, Any], Any]] = {}
 
@@ -175,7 +183,7 @@ def _count_problems(method: Method, models: Mapping[int, Catalogue]) -> list[str
 
 
 def _disagreement(name: str, operands: Sequence[Operand]) -> str | None:
-    """Why these inputs cannot be one tensor."""
+    """The reason why these operands cannot be merged to one tensor; None if they can."""
     first = operands[0]
     if any(operand.shape != first.shape for operand in operands):
         shapes = ", ".join(f"{list(operand.shape)} in {operand.owner}" for operand in operands)

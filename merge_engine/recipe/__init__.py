@@ -1,7 +1,7 @@
-"""What to merge: the validated model of a recipe, which is mergekit's YAML plus our own keys.
+"""Recipes: mergekit's YAML with some keys of our own, checked.
 
-``load_recipe`` reads a recipe and reports everything wrong with it at once; ``ParameterResolver`` then
-says which value each parameter takes for each model and tensor.
+``load_recipe`` reads a recipe and reports all its problems at once. ``ParameterResolver`` then gives the value of
+each parameter for each model and tensor.
 """
 
 from merge_engine.recipe.gradients import layer_of, layer_positions

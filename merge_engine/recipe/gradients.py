@@ -1,8 +1,8 @@
 """Gradients: settings that change over the layers of a model.
 
-A tensor's layer position t runs from 0 (first layer) to 1 (last). Tensors outside the layers (embeddings,
-final norm, output head) have t = 0, so a gradient gives them all its *first* value. That is mergekit's
-rule; use a filter such as ``lm_head`` to give the tensors after the layers a value of their own.
+A tensor's layer position t runs from 0 (first layer) to 1 (last). Tensors outside the layers (embeddings, final norm,
+output head) have t = 0, so a gradient gives all of them its *first* value. This is mergekit's rule; a filter such as
+``lm_head`` gives the tensors after the layers a value of their own.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def layer_of(name: str) -> tuple[str, int, str] | None:
 def layer_positions(names: Iterable[str]) -> dict[str, float]:
     """The layer position t in [0, 1] of each tensor, by name.
 
-    The first whole number between dots is the layer's index i, and what stands before it names the stack
-    of layers; with n - 1 the highest index of the stack, t = i / (n - 1), or 1 where n is 1.
+    The first whole number between dots is the layer's index i, and the text before it names the stack of layers. With
+    n - 1 the highest index of the stack, t = i / (n - 1), or 1 if n is 1.
     """
     layers: dict[str, tuple[str, int] | None] = {}
     last: dict[str, int] = {}
@@ -49,8 +49,8 @@ def _position(index: int, last: int) -> float:
 def value_at(values: tuple[Scalar, ...], t: float) -> Scalar:
     """The value of a gradient at layer position t.
 
-    Numbers are interpolated linearly between neighbours, as floats; of other values the one at
-    int(t * (m - 1)) of m is taken. A single value holds everywhere.
+    Numbers are interpolated linearly between neighbours, as floats. For m other values, it is the one at index
+    int(t * (m - 1)). A single value holds everywhere.
     """
     if len(values) == 1:
         return values[0]

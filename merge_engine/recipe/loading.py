@@ -1,4 +1,4 @@
-"""From a file, a text or a mapping to a recipe, with every problem reported in one short line."""
+"""From a file, a text or a mapping to a recipe. Every problem is reported in one short line."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _validated(data: object, prefix: str) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key given twice instead of keeping the last."""
+    """YAML's safe loader, but a key given twice is an error."""
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

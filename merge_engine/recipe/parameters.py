@@ -1,7 +1,7 @@
 """The parameters of a merge method: kind, range, default and scope.
 
-A method declares them as the fields of two dataclasses, one for what each model has of its own and one for what holds
-for all models together. Type and default are the field's own, ``parameter`` adds the rest.
+A method declares them as the fields of two dataclasses: one for the parameters of each model, and one for the
+parameters of all models together. Type and default are those of the field; ``parameter`` adds the rest.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SWITCHES = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(
 class Parameter:
     """A parameter of a merge method.
 
-    ``scope``: "model" has a value for each model and tensor, "tensor" one for each output tensor.
-    ``required``: there must be a setting for it; else ``default`` stands in, which may be None (not set).
-    ``minimum`` and ``maximum`` are allowed values themselves unless marked exclusive; NaN and infinity
-    never are. ``choices``: the allowed texts; none given allows any. ``constant``: one value for the
-    whole merge, so neither gradient nor filter. ``attribute``: the dataclass field that takes the value.
+    ``scope``: "model" has a value for each model and tensor, "tensor" one for each output tensor. ``required``: a
+    recipe must set it; otherwise ``default`` is used, which may be None (not set). ``minimum`` and ``maximum`` are
+    allowed values themselves unless marked exclusive; NaN and infinity never are. ``choices``: the allowed texts;
+    an empty tuple allows any. ``constant``: one value for the whole merge, so neither gradient nor filter.
+    ``attribute``: the dataclass field of the value.
     """
 
     name: str
@@ -60,9 +60,9 @@ class Parameter:
     def read(self, raw: Scalar) -> Scalar:
         """The value of a recipe's scalar as this parameter's kind.
 
-        Numbers may be given as text, for YAML reads ``1e-3`` as text, but true and false are not numbers.
-        Switches may be given as 0 and 1. Where
-        ``choices`` are texts, YAML's true and false read as "true" and "false". Raises ``ValueError``.
+        Numbers may be text, because YAML reads ``1e-3`` as text, but true and false are not numbers. Switches may
+        be 0 and 1. For ``choices`` of texts, YAML's true and false are "true" and "false". Raises ``ValueError``
+        for a value of the wrong kind or out of range.
         """
         value = self._convert(raw)
         if value is None or not self._in_range(value):
@@ -104,8 +104,8 @@ def parameter(
 ) -> Any:
     """A dataclass field that a recipe may set. Without a default a recipe must set it.
 
-    ``name`` is the key in recipes where Python has another use for the word (``lambda``). For the rest see
-    ``Parameter``.
+    ``name`` is the key in recipes if it cannot be the field's name (``lambda`` is a keyword of Python). For the
+    rest see ``Parameter``.
     """
     options = {
         "minimum": minimum,
@@ -120,8 +120,8 @@ def parameter(
 def declared(fields_of: type, scope: Literal["model", "tensor"]) -> tuple[Parameter, ...]:
     """The parameters that a dataclass declares, in the order of its fields.
 
-    A field is a bool, int, float or str, or a ``Literal`` of texts, which are its choices; ``| None`` allows "not set"
-    as the default. Raises ``TypeError`` for any other type.
+    A field is a bool, int, float or str, or a ``Literal`` of texts, which are its choices; ``| None`` allows "not
+    set" as the default. Raises ``TypeError`` for any other type.
     """
     hints = get_type_hints(fields_of)
     result = []
@@ -144,7 +144,7 @@ def declared(fields_of: type, scope: Literal["model", "tensor"]) -> tuple[Parame
 
 
 def _kind_of(hint: Any, place: str) -> tuple[Any, tuple[str, ...]]:
-    """The kind of a field, and its choices."""
+    """The kind of a field, and its choices. Raises ``TypeError`` for a type that no parameter has."""
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(each for each in get_args(hint) if each is not type(None))
     if get_origin(hint) is Literal and all(isinstance(choice, str) for choice in get_args(hint)):

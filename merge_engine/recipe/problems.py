@@ -1,4 +1,4 @@
-"""How recipe problems are worded: one short line each, with the key's path, the value and a way out."""
+"""The wording of problems in recipes: one short line each, with the key's path, the value and a way out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_YET = frozenset(
         "tokenizer_source",
     }
 )
-"""Keys that mean something to mergekit and nothing to us so far."""
+"""Keys of mergekit that are not supported yet."""
 
 _LONGEST_TEXT = 80
 
@@ -40,8 +40,8 @@ _WORDING = {
 class InvalidValue(ValueError):
     """One value of the recipe is wrong in one or more places.
 
-    ``problems`` holds pairs: the place within the value (such as ``[1].filter``, or nothing for the
-    value itself) and what is wrong there.
+    ``problems`` holds pairs: the place in the value (such as ``[1].filter``, or "" for the value itself) and the
+    message.
     """
 
     def __init__(self, *problems: tuple[str, str]) -> None:
@@ -50,7 +50,7 @@ class InvalidValue(ValueError):
 
 
 def shown(value: object) -> str:
-    """The value as a message quotes it: short, on one line, text in double quotes."""
+    """The value as text for a message: short, on one line, text in double quotes."""
     if isinstance(value, str):
         short = value if len(value) <= _LONGEST_TEXT else value[:_LONGEST_TEXT] + "..."
         return json.dumps(short, ensure_ascii=False)
@@ -66,14 +66,14 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
-    """The line for a key that is not ours: not supported yet, or unknown with the nearest right one."""
+    """The line for a key that does not exist: not supported yet, or unknown with the nearest known key."""
     if key in NOT_YET:
         return f"{shown(path)} is not supported yet"
     return f"unknown key {shown(path)}{suggestion(key, known)}"
 
 
 def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> list[str]:
-    """One line for each problem of a pydantic error. ``known_keys``: the right keys at each path length."""
+    """One line for each problem of a pydantic error. ``known_keys``: the known keys by the length of their path."""
     details = error.errors(include_url=False)
     unsupported = {detail["loc"][-1] for detail in details if detail["type"] == "extra_forbidden"} & NOT_YET
     lines = []
@@ -87,11 +87,11 @@ def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> li
         elif kind == "extra_forbidden":
             lines.append(unknown_key(path, str(place[-1]), known_keys[len(place)]))
         elif kind == "missing":
-            # A recipe of slices has no models; that it has slices is already said.
+            # A recipe of slices has no models, and another line already reports the slices.
             if place != ("models",) or not unsupported & {"slices", "modules"}:
                 lines.append(f"{path}: missing, but required")
         elif kind == "too_short":
-            # Entries with problems of their own do not count for pydantic; an empty list is the only news.
+            # Pydantic does not count entries with problems, which have lines of their own: report only an empty list.
             if not value:
                 lines.append(f"{path}: must name at least one model")
         else:

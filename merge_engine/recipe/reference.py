@@ -1,4 +1,4 @@
-"""Which model: a local folder or a hub id, optionally at a revision."""
+"""References to models: a local folder or a hub id, optionally with a revision."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LORA = "merging a LoRA is not supported yet; first merge it into its model and 
 class ModelReference(BaseModel):
     """A model's folder or hub id, and the hub revision (branch, tag or commit) if one is given.
 
-    Read from ``path``, ``path@revision``, ``{model: {path, revision}}``, ``{path, revision}`` or a
-    ``pathlib.Path``. An existing folder is taken as it is, even where its name holds ``@`` or ``+``.
+    It is read from ``path``, ``path@revision``, ``{model: {path, revision}}``, ``{path, revision}`` or a
+    ``pathlib.Path``. An existing folder is used even if its name holds ``@`` or ``+``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -30,7 +30,7 @@ class ModelReference(BaseModel):
         return self.path if self.revision is None else f"{self.path}@{self.revision}"
 
     def to_plain(self) -> str | dict[str, dict[str, str]]:
-        """The reference as a recipe holds it: text, or a map where text could be read in another way."""
+        """The reference as in a recipe: text, or a map if text would be ambiguous."""
         if not {"@", "+"} & set(self.path):
             return str(self)
         fields = {"path": self.path} | ({} if self.revision is None else {"revision": self.revision})
@@ -66,7 +66,7 @@ def _split_revision(text: str, below: str) -> dict[str, Any]:
 
 
 def _from_map(raw: Mapping[Any, Any]) -> dict[str, Any]:
-    """The fields of ``{model: ...}``, of which ``lora`` and the like are refused, or of ``{path, ...}``."""
+    """The fields of ``{model: ...}`` or ``{path, ...}``. Raises ``InvalidValue`` for other keys, such as ``lora``."""
     if "path" in raw:
         return _fields(raw, "")
     problems = []

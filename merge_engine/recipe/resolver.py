@@ -1,8 +1,7 @@
-"""Which value each parameter takes for each model and tensor.
+"""The value of each parameter for each model and tensor.
 
-Where several settings could apply, a model's own come before the recipe's top-level ones, and those before
-the parameter's default. Within a setting the first filter that matches wins; if none does, the next
-setting is asked.
+A model's own settings come before the recipe's top-level ones, and those before the parameter's default. In a
+setting, the first filter that matches wins; if none does, the next setting is used.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from merge_engine.recipe.settings import ParameterSetting, Rule, Scalar, rules
 Values: TypeAlias = Mapping[str, Scalar | None]
 
 _INT8_MASK = Parameter("int8_mask", bool, "tensor")
-"""Makes mergekit use less memory and changes no result: accepted for every method, and ignored."""
+"""In mergekit it saves memory and changes no result: it is accepted for every method, and ignored."""
 
 
 class ParameterResolver:
     """Checks a recipe's settings against the parameters its method declares, and looks values up.
 
-    Raises ``RecipeError`` with one line for each setting that is misspelt, of the wrong kind, out of range
-    or in the wrong place. Settings are compiled once, so that lookups are cheap.
+    Raises ``RecipeError`` with one line for each setting that is misspelt, of the wrong kind, out of range or in the
+    wrong place. Settings are checked once, so that look-ups are cheap.
     """
 
     def __init__(self, recipe: Recipe, declared: Sequence[Parameter]) -> None:
@@ -40,9 +39,9 @@ class ParameterResolver:
         self._models: list[_Lookup] = []
         for index, entry in enumerate(recipe.models):
             place = f"models[{index}].parameters"
-            own, own_problems = _compile(entry.parameters, place, recipe.merge_method, declared)
-            problems += own_problems
-            merged = {p.name: own.get(p.name, []) + common.get(p.name, []) for p in declared}
+            of_entry, found = _compile(entry.parameters, place, recipe.merge_method, declared)
+            problems += found
+            merged = {p.name: of_entry.get(p.name, []) + common.get(p.name, []) for p in declared}
             of_model = [p for p in declared if p.scope == "model"]
             self._models.append(_Lookup(merged, of_model, f"model {entry.model}", place))
         if problems:
@@ -64,7 +63,7 @@ class ParameterResolver:
 
 
 class _Lookup:
-    """The values of some parameters by tensor: those that never change apart from those that do."""
+    """The values of some parameters by tensor. Parameters with one value for all tensors are kept apart."""
 
     def __init__(
         self, given: Mapping[str, list[Rule]], parameters: Iterable[Parameter], owner: str, place: str
@@ -85,7 +84,7 @@ class _Lookup:
 
     def at(self, tensor: str, t: float) -> Values:
         if not self._varying:
-            return self._shown  # one object for all tensors, so that whoever converts it can do so once
+            return self._shown  # one object for all tensors, so that a caller converts it once
         values = self._fixed.copy()
         for parameter, in_order in self._varying:
             values[parameter.name] = self._value(parameter, in_order, tensor, t)

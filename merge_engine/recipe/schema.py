@@ -33,7 +33,7 @@ _DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 
 
 class ModelEntry(BaseModel):
-    """One model to merge and the settings that are its own."""
+    """One model to merge, and its own settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -42,13 +42,13 @@ class ModelEntry(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A validated recipe. ``load_recipe`` makes one and words what is wrong.
+    """A checked recipe. ``load_recipe`` makes one, and raises ``RecipeError`` for problems.
 
-    ``merge_method``: the method's name. ``models``: at least one, in order. ``base_model``: what task
-    vectors are taken from. ``parameters``: settings for all models and tensors, weaker than a model's own.
+    ``merge_method``: the method's name. ``models``: at least one, in order. ``base_model``: the base of the task
+    vectors. ``parameters``: settings for all models and tensors; a model's own settings come before them.
 
-    ``dtype``: what inputs are cast to before merging (None: promoted per tensor). ``out_dtype``: what is
-    written (None: ``dtype``, else what the tensor was computed in). Both are one of bfloat16, float16,
+    ``dtype``: the type that inputs are rounded to before merging (None: promoted per tensor). ``out_dtype``: the
+    type of the output (None: ``dtype``, else the promoted type). Both are one of bfloat16, float16,
     float32 and float64.
 
     Ours beside mergekit's keys: ``arithmetic`` is ``exact``, or ``mergekit`` to repeat its rounding;
@@ -70,12 +70,12 @@ class Recipe(BaseModel):
 
     @property
     def working_dtype(self) -> DType | None:
-        """The type that inputs are cast to, or None: promoted tensor by tensor."""
+        """The type that inputs are rounded to; None if it is promoted tensor by tensor."""
         return None if self.dtype is None else BY_NAME[self.dtype]
 
     @property
     def output_dtype(self) -> DType | None:
-        """The type that is written, or None: the one each tensor was computed in."""
+        """The type of the output; None if each tensor has the working dtype of its inputs."""
         return self.working_dtype if self.out_dtype is None else BY_NAME[self.out_dtype]
 
     def to_yaml(self) -> str:
@@ -94,7 +94,7 @@ class Recipe(BaseModel):
 
 
 KNOWN_KEYS: dict[int, Iterable[str]] = {1: Recipe.model_fields, 3: ModelEntry.model_fields}
-"""The right keys by the length of a key's path: ``dtype`` and ``models[0].parameters``."""
+"""The known keys by the length of their path: ``dtype`` has length 1, ``models[0].parameters`` 3."""
 
 
 def _plain_entry(entry: ModelEntry) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _plain_entry(entry: ModelEntry) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes gradients on one line and everything in full: no anchors."""
+    """Writes gradients on one line, and no anchors: repeated values are written in full."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -115,7 +115,7 @@ def _represent_list(dumper: _Dumper, values: list[Any]) -> yaml.SequenceNode:
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # Outside double quotes PyYAML writes some line breaks (such as U+0085) that it reads back as spaces.
+    # Outside double quotes, PyYAML writes some line breaks (such as U+0085) but reads them as spaces.
     style = None if text.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

@@ -1,12 +1,12 @@
-"""The shapes a parameter's setting may have in a recipe, in mergekit's format.
+"""The forms that a parameter's setting may have in a recipe, in mergekit's format.
 
 - a scalar: the value for every tensor;
 - a list of scalars: a gradient over the layers (see ``gradients``);
-- a map ``{filter: TEXT, value: SCALAR OR GRADIENT}``: for tensors whose name contains TEXT as it stands;
+- a map ``{filter: TEXT, value: SCALAR OR GRADIENT}``: for tensors whose name contains TEXT exactly;
   no filter, or ``"*"``, is for all;
 - a list of such maps: the first that matches wins.
 
-Only the shape is checked here; kinds and ranges are the matter of the parameter (see ``parameters``).
+Only the form is checked here. ``parameters`` checks kinds and ranges.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _EVERY_TENSOR = ("", "*")
 
 @dataclass(frozen=True)
 class Rule:
-    """One value, or a gradient's several, and the tensors it is for.
+    """One value, or the values of a gradient, and a filter for tensors.
 
-    ``path``: where it stands in the recipe. ``filter``: part of the tensor's name; None matches all.
+    ``path``: the place in the recipe. ``filter``: part of the tensor's name; None matches all.
     """
 
     path: str
@@ -36,7 +36,7 @@ class Rule:
 
 
 def read_setting(raw: object) -> ParameterSetting:
-    """A plain copy of a setting. Raises ``InvalidValue`` with every place where its shape is wrong."""
+    """A plain copy of a setting. Raises ``InvalidValue`` with every place where its form is wrong."""
     problems: list[tuple[str, str]] = []
     setting = _read(raw, problems)
     if problems:
@@ -45,7 +45,7 @@ def read_setting(raw: object) -> ParameterSetting:
 
 
 def rules(setting: ParameterSetting, path: str) -> list[Rule]:
-    """The rules of a setting that ``read_setting`` has passed, in order. ``path``: its place."""
+    """The rules of a setting from ``read_setting``, in order. ``path``: its place in the recipe."""
     if isinstance(setting, dict):
         return [_rule(setting, path)]
     if isinstance(setting, list) and isinstance(setting[0], dict):

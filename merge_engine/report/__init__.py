@@ -1,4 +1,4 @@
-"""What became of the task vectors of a merge, as a page and as JSON. A layer above the engine."""
+"""The report on a merge: losses to the election, norms and angles of the task vectors, as a page and as JSON."""
 
 from merge_engine.report.writing import write_report
 

@@ -1,4 +1,4 @@
-"""The report as one page of HTML that needs nothing else: the values that ``page.html.jinja`` shows."""
+"""The report as one page of HTML without other files: the values for ``page.html.jinja``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_PAIRS = 6  # lines in one plot
 
 
 def render(record: Record, vectors: TaskVectors | None, missing: str) -> str:
-    """The page. ``missing`` says why there are no ``vectors``."""
+    """The page as HTML. ``missing`` is the reason why there are no ``vectors``, else ""."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -52,7 +52,7 @@ def render(record: Record, vectors: TaskVectors | None, missing: str) -> str:
 def _model(
     record: Record, vectors: TaskVectors | None, models: Sequence[int], position: int
 ) -> dict[str, Any]:
-    """What is said of one model."""
+    """The values of one model."""
     model = models[position]
     counts = record.discards.total[model]
     shown = {
@@ -75,7 +75,7 @@ def _model(
 
 
 def _bar(counts: ModelCounts) -> list[dict[str, str]]:
-    """The parts of a model's kept entries from left to right, those that are not empty."""
+    """The parts of a model's kept entries from left to right, without empty ones."""
     parts = {
         "retained": counts.retained - counts.saved_by_sign,
         "saved": counts.saved_by_sign,
@@ -89,7 +89,7 @@ def _bar(counts: ModelCounts) -> list[dict[str, str]]:
 
 
 def _agreement(record: Record, vectors: TaskVectors, models: Sequence[int]) -> dict[str, Any]:
-    """How far each pair of models agrees, and the plots by layer."""
+    """The cosine of each pair of task vectors, and the plots by layer."""
     pairs = list(combinations(models, 2))
     return {
         "pairs": [
@@ -106,7 +106,7 @@ def _agreement(record: Record, vectors: TaskVectors, models: Sequence[int]) -> d
 
 
 def _plot(svg: str | None) -> Any:
-    """A plot that the template takes as it is."""
+    """A plot that the template does not escape."""
     from markupsafe import Markup
 
     return None if svg is None else Markup(svg)

@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG text. Models are told apart by colour alone: the page names them."""
+"""The plots of a report, as SVG text. Each model has a colour; the page shows which."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INK = "#3c4350"
 _FAINT = "#d9dde3"
 _WIDTH = 7.4  # inches; the page scales it
 SMALLEST_KIND = 0.001
-"""Share of all kept entries that a kind of tensor must have to be drawn."""
+"""The least share of all kept entries for a kind of tensor to be drawn."""
 _MOST_KINDS = 24
 _MOST_STACKS = 4
 _STYLE: dict[Any, Any] = {
@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
 
 def colour(position: int) -> str:
-    """The colour of the ``position``-th model of a report; after eight they come again."""
+    """The colour of the model at ``position`` in a report, from 0; after eight the colours repeat."""
     return COLOURS[position % len(COLOURS)]
 
 
@@ -88,7 +88,7 @@ def cosines(vectors: TaskVectors, pairs: Sequence[tuple[int, int]]) -> str | Non
 def kinds(discards: Discards, models: Sequence[int]) -> str | None:
     """Share of kept entries lost to the election by kind of tensor, the kinds with most kept entries first.
 
-    Kinds with too few entries for a share to mean much are left out.
+    Kinds with a small share of all kept entries are left out (see ``SMALLEST_KIND``).
     """
     from matplotlib import rc_context
 
@@ -118,7 +118,7 @@ def kinds(discards: Discards, models: Sequence[int]) -> str | None:
 
 
 def _over_layers(lines: Sequence[Line], label: str) -> str | None:
-    """A panel for each stack of two or more layers, the largest first. Zero is always in sight."""
+    """A panel for each stack of two or more layers, the largest first. The axis always includes zero."""
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 
@@ -164,6 +164,6 @@ def _svg(figure: Figure) -> str:
 
 
 def _short(name: str) -> str:
-    """A name of one line that leaves room for the plot."""
+    """The name on one line, cut to 36 characters to leave room for the plot."""
     plain = "".join(letter if letter.isprintable() else "?" for letter in name)
     return plain if len(plain) <= 36 else f"{plain[:17]}…{plain[-18:]}"

@@ -1,4 +1,4 @@
-"""What a merge's manifest says, checked: nothing in a folder is trusted to be what a merge wrote."""
+"""The manifest of a merge, checked: a folder may hold a file that no merge wrote."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Tensor(BaseModel):
 
 
 class Input(BaseModel):
-    """One input: what it was when it was merged, and as what (``base``, or positions in the recipe)."""
+    """One input: its fingerprint when it was merged, and its roles (``base``, or recipe positions)."""
 
     fingerprint: str
     roles: tuple[str, ...] = ()
@@ -58,7 +58,10 @@ class Record:
     """
 
     def __init__(self, folder: Path):
-        """Read it. Raises ``ReportError`` when the folder holds no manifest, or one without counts."""
+        """Read the manifest in ``folder``.
+
+        Raises ``ReportError`` if there is none, if it is not one of ours, or if it has no counts.
+        """
         manifest = _read(folder / MANIFEST_NAME)
         self.folder = folder
         self.recipe: Recipe = load_recipe(manifest.recipe)
@@ -85,18 +88,18 @@ class Record:
 
     @property
     def elects(self) -> bool:
-        """Whether the method elects signs: without an election nothing is lost."""
+        """Whether the method elects signs. Without an election no entry is lost."""
         method = METHODS.get(self.recipe.merge_method)
         return method is not None and method.elects
 
     @property
     def trims_whole_model(self) -> bool:
-        """Whether one trim spans all tensors, so that what its slack saved is known in total alone."""
+        """Whether one trim spans all tensors, so that entries saved by its slack are counted in total only."""
         return self.recipe.parameters.get("trim_scope") == "model"
 
 
 def _without_common_folder(names: list[str]) -> list[str]:
-    """Names without the folders that all of them begin with: what is left still tells them apart."""
+    """Names without the folders that all of them begin with. The rest of each name is not empty."""
     parts = [name.split("/") for name in names]
     shared = 0
     while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):

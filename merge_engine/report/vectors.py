@@ -17,18 +17,18 @@ from merge_engine.planning import DEFAULT_MEMORY, Schedule, make_plan, measuring
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.report.record import Record
 
-_NOTHING = 1e-13  # of the squared norms that a squared distance is the difference of
+_NOTHING = 1e-13  # a product below this share of the squared norms in it is rounding error, and counts as 0
 
 
 @dataclass
 class Products:
-    """Inner products of the task vectors <d_i, d_j> by recipe positions i <= j, and the base's squared norm."""
+    """Inner products <d_i, d_j> of the task vectors by recipe positions i <= j, and the base's squared L2 norm."""
 
     base: float = 0.0
     between: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def add(self, other: Products) -> None:
-        """Add those of another tensor."""
+        """Add the products of another tensor."""
         self.base += other.base
         for pair, product in other.between.items():
             self.between[pair] = self.between.get(pair, 0.0) + product
@@ -38,11 +38,11 @@ class Products:
         return math.sqrt(self.between.get((model, model), 0.0))
 
     def relative_norm(self, model: int) -> float | None:
-        """The norm over that of the base's own weights; None where the base is zero."""
+        """The L2 norm of a task vector over that of the base; None if the base is zero."""
         return self.norm(model) / math.sqrt(self.base) if self.base else None
 
     def cosine(self, one: int, other: int) -> float | None:
-        """The cosine of the angle between two task vectors; None where one is zero."""
+        """The cosine of the angle between two task vectors; None if one of them is zero."""
         norms = self.norm(one) * self.norm(other)
         return self.between[min(one, other), max(one, other)] / norms if norms else None
 
@@ -58,10 +58,10 @@ class TaskVectors:
 def measure(
     record: Record, on_schedule: Callable[[Schedule], None], progress: Callable[[int], None]
 ) -> TaskVectors:
-    """Read the inputs of a merge again, as a merge does.
+    """Read the inputs of a merge again, as a merge does, and sum their products.
 
-    Raises ``ReportError`` when an input is not where it was or has been rewritten since, and other ``MergeError`` when
-    it cannot be read.
+    For ``on_schedule`` and ``progress`` see ``run``. Raises ``ReportError`` if an input is no longer at its path or
+    has been rewritten, and other ``MergeError`` if it cannot be read.
     """
     result = TaskVectors()
 
@@ -86,7 +86,7 @@ def measure(
 
 
 class _InnerProducts(Method):
-    """Only measures."""
+    """Measures the inner products of all inputs, and merges nothing."""
 
     name = "inner products"
 
@@ -100,7 +100,7 @@ class _InnerProducts(Method):
 
 
 def _at_paths(record: Record) -> Recipe:
-    """The recipe with the paths that its inputs had, so that a name on the hub is not fetched anew."""
+    """The recipe with the local paths of its inputs, so that a name on the hub is not downloaded again."""
     paths = {role: path for path, entry in record.inputs.items() for role in entry.roles}
     missing = [path for path in paths.values() if not Path(path).exists()]
     if missing:
@@ -109,7 +109,7 @@ def _at_paths(record: Record) -> Recipe:
         )
     if not {"base", *map(str, record.labels)} <= paths.keys():
         raise ReportError("the manifest does not say which input was what")
-    # A model without a role of its own is the base, listed once more.
+    # A model without a role of its own is the base, which the recipe also lists as a model.
     models = tuple(
         entry.model_copy(update={"model": ModelReference(path=paths.get(str(i), paths["base"]))})
         for i, entry in enumerate(record.recipe.models)
@@ -121,8 +121,8 @@ def _at_paths(record: Record) -> Recipe:
 def _products(task: Task, gram: Sequence[Sequence[float]]) -> Products:
     """From the Gram matrix of all inputs: <x - b, y - b> = <x, y> - <x, b> - <y, b> + <b, b>.
 
-    The matrix is summed in double, and exactly so for each product of two 32-bit values; what the difference
-    loses of a task vector a thousandth of its base's size is in the tenth digit.
+    The matrix is summed in float64, where each product of two 32-bit values is exact. For a task vector of a
+    thousandth of its base's norm, the difference is wrong in the tenth digit only.
     """
     models, n, base = task.models, len(task.models) + 1, gram[0][0]
 

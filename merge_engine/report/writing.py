@@ -25,13 +25,13 @@ def write_report(
 ) -> tuple[Path, Path]:
     """Write ``merge_report.html`` and ``merge_report.json`` into the output folder of a merge.
 
-    They show, for each model, the share of kept entries that the election discarded and that slack saved: in
-    all, by layer and by kind of tensor; how far the task vectors agree; and their norms. Counts come from the
-    merge's manifest. For the rest the inputs are read once more; if they are gone or have been rewritten, both
-    files say so. ``on_schedule`` and ``progress`` are as in ``run``.
+    They show, for each model, the shares of kept entries that the election discarded and that slack saved: in
+    total, by layer and by kind of tensor. They also show the norms of the task vectors and the cosines between
+    them. Counts come from the merge's manifest. For norms and cosines the inputs are read once more; if they are
+    gone or have been rewritten, both files say so. ``on_schedule`` and ``progress`` are as in ``run``.
 
-    Returns the paths of both files. Raises ``ReportError`` when the folder holds no merge with task vectors or
-    jinja2 or matplotlib is not installed, and ``OutputError`` when the files cannot be written.
+    Returns the paths of both files. Raises ``ReportError`` if the folder holds no merge with task vectors, or
+    jinja2 or matplotlib is not installed, and ``OutputError`` if the files cannot be written.
     """
     _require_extra()
     record = Record(Path(output))
@@ -42,7 +42,7 @@ def write_report(
         missing = str(error).splitlines()[0].rstrip(".")
     page, numbers = (record.folder / name for name in REPORT_NAMES)
     try:
-        # The name of a folder may hold bytes that are no UTF-8.
+        # The name of a folder may have bytes that are not UTF-8.
         page.write_text(render(record, vectors, missing), encoding="utf-8", errors="backslashreplace")
         numbers.write_text(json.dumps(_numbers(record, vectors, missing), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
@@ -61,7 +61,7 @@ def _require_extra() -> None:
 
 
 def _numbers(record: Record, vectors: TaskVectors | None, missing: str) -> dict[str, Any]:
-    """What the page shows, in full; shares from 0 to 1."""
+    """The numbers of the page, unrounded; shares are from 0 to 1."""
     layers = record.discards.by_layer
     return {
         "digest": record.digest,
@@ -106,5 +106,5 @@ def _products(record: Record, products: Products) -> dict[str, Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no NaN: what inputs with NaN or infinity lead to is null."""
+    """The value, or None (null) for NaN and infinity, which JSON does not have."""
     return value if value is not None and math.isfinite(value) else None

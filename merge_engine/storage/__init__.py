@@ -1,4 +1,4 @@
-"""Bytes: files opened once, read past the page cache or through it; mounts, and what this machine has."""
+"""Bytes: files opened once, read past the page cache or through it; mounts; processors and memory of this machine."""
 
 from merge_engine.storage.files import File, OpenFiles
 from merge_engine.storage.machine import available_memory, cores, processor

@@ -1,4 +1,4 @@
-"""Reading past the page cache, from a descriptor that takes whole pages only: pages, or any range into any memory."""
+"""Reading past the page cache (``O_DIRECT``): whole pages, or any range through a buffer of whole pages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from pathlib import Path
 
 from merge_engine.storage.memory import PAGE
 
-_BLOCK = 512  # of a disk; reads end between two blocks only where the file does
+_BLOCK = 512  # bytes of a disk's block; a read ends inside a block only at the end of the file
 _BUFFER = 2 << 20  # small enough to stay in the processor's cache until it is copied
 
 _local = threading.local()
 
 
 def open_direct(file: Path) -> int:
-    """A descriptor for ``read_direct``. Raises ``OSError`` where the file system has no such thing."""
+    """A descriptor for ``read_direct`` and ``read_pages``.
+
+    Raises ``OSError`` if the file system refuses direct reads.
+    """
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
     try:
-        os.preadv(descriptor, [memoryview(_buffer())[:PAGE]], 0)  # some refuse only now
+        os.preadv(
+            descriptor, [memoryview(_buffer())[:PAGE]], 0
+        )  # some file systems refuse only the first read
     except OSError:
         os.close(descriptor)
         raise
@@ -28,9 +33,10 @@ def open_direct(file: Path) -> int:
 
 
 def read_pages(descriptor: int, pages: memoryview, position: int, needed: int) -> int:
-    """Fill whole pages of memory from a page of the file on, at least the first ``needed`` bytes.
+    """Fill whole ``pages`` of memory from byte ``position`` of the file on, at least the first ``needed`` bytes.
 
-    Returns the number of bytes, which is smaller only where the file ends. Raises ``OSError``.
+    ``position`` is a multiple of the page size. Returns the number of bytes read, which is less than ``needed``
+    only at the end of the file. Raises ``OSError``.
     """
     got = 0
     while got < needed:
@@ -42,10 +48,10 @@ def read_pages(descriptor: int, pages: memoryview, position: int, needed: int) -
 
 
 def read_direct(descriptor: int, view: memoryview, position: int) -> int:
-    """Fill ``view`` from byte ``position`` of the file on, in part or whole; returns the number of bytes.
+    """Fill ``view``, or a first part of it, from byte ``position`` of the file on; returns the number of bytes.
 
-    Tensors of most files begin between pages, so the pages around the range go through a buffer of the
-    thread's own. Raises ``OSError``.
+    Tensors of most files begin inside a page, so the pages around the range are read into a buffer, one for each
+    thread, and copied from there. Raises ``OSError``.
     """
     before = position % PAGE
     length = min(-(-(before + view.nbytes) // PAGE) * PAGE, _BUFFER)
@@ -53,7 +59,7 @@ def read_direct(descriptor: int, view: memoryview, position: int) -> int:
     got = os.preadv(descriptor, [memoryview(buffer)[:length]], position - before)
     got = min(max(got - before, 0), view.nbytes)
     target, source = (ctypes.addressof(ctypes.c_char.from_buffer(memory)) for memory in (view, buffer))
-    ctypes.memmove(target, source + before, got)  # unlike a copy of slices, lets other threads run
+    ctypes.memmove(target, source + before, got)  # unlike a copy of slices, it releases Python's lock
     return got
 
 

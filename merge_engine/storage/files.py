@@ -1,4 +1,4 @@
-"""Files that are read: what they were when they were looked at, and what is open of them."""
+"""Input files: their size and time when their headers were read, and the open descriptors and mappings of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from merge_engine.storage.mounts import mount_of
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file as it was when its header was read: size in bytes, time of the last change in nanoseconds."""
+    """A file when its header was read: ``size`` in bytes, ``mtime_ns`` of the last change in nanoseconds."""
 
     path: Path
     size: int
@@ -27,7 +27,7 @@ class File:
 
     @classmethod
     def of(cls, path: Path) -> File:
-        """Look at a file. Raises ``CheckpointError`` when that is not allowed."""
+        """The file as it is now. Raises ``CheckpointError`` if it is missing or not accessible."""
         try:
             found = path.stat()
         except OSError as error:
@@ -48,7 +48,7 @@ class OpenFiles:
         return descriptor
 
     def direct_descriptor(self, file: File) -> int:
-        """A descriptor for reading whole pages past the page cache; -1 where the file system has no such thing.
+        """A descriptor for reading whole pages past the page cache; -1 if the file system refuses that.
 
         Raises ``CheckpointError`` when the file has another size.
         """
@@ -56,12 +56,18 @@ class OpenFiles:
         return descriptor
 
     def mapping(self, file: File) -> native.Mapping | None:
-        """The file in memory; None where it cannot be mapped, and on file systems that may be a network's."""
+        """The file in memory; None if it cannot be mapped, and on file systems that may be on a network.
+
+        Raises ``CheckpointError`` as ``descriptor`` does.
+        """
         mapping: native.Mapping | None = self._once("mapping", file, self._map)
         return mapping
 
     def kept(self, file: File, load: Callable[[Path], Any]) -> Any:
-        """What ``load`` makes of the file, made once. Raises ``CheckpointError`` when the file has another size."""
+        """The result of ``load(file.path)``, which is called once.
+
+        Raises ``CheckpointError`` as ``descriptor`` does.
+        """
         self.descriptor(file)
         return self._once("kept", file, lambda _: load(file.path))
 
@@ -99,14 +105,14 @@ class OpenFiles:
 
 
 def allow_many_files() -> None:
-    """Raise this process's limit of open files as far as it may.
+    """Raise this process's soft limit of open files to the hard limit, which the administrator sets.
 
-    Every shard of every input and of the output is open at once, and common soft limits (1024, 256) are
-    meant for programs that use ``select``; the hard limit is what the administrator allows.
+    Every shard of every input and of the output is open at once. Common soft limits (1024, 256) are meant for
+    programs that use ``select``.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(OSError, ValueError):  # systems where "unlimited" cannot be asked for
+        with contextlib.suppress(OSError, ValueError):  # some systems refuse "unlimited"
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -127,7 +133,7 @@ def _open_direct(file: File) -> int:
 
 
 def _of_same_size(file: File, descriptor: int) -> int:
-    """The descriptor, closed if the file has another size than it had."""
+    """The descriptor. Closes it and raises ``CheckpointError`` if the file has another size than before."""
     if os.fstat(descriptor).st_size != file.size:
         os.close(descriptor)
         raise CheckpointError(f"{file.path}: its size has changed since its header was read")

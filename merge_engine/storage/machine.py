@@ -1,8 +1,8 @@
-"""What this machine has for this process: processors and memory, as far as its control groups leave them.
+"""Processors and memory that this process may use, within the limits of its control groups.
 
-A container is a control group (cgroup) with limits. Groups lie inside each other, and each limits everything inside it.
-Version 2 has one tree of them, version 1 a tree for every kind of resource. Files that are missing, or hold anything
-but what is expected, limit nothing.
+A container is a control group (cgroup) with limits. Groups are nested, and each limits all groups inside it.
+Version 2 has one tree of groups, version 1 a tree for every kind of resource. Missing files, and files with
+unexpected content, limit nothing.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
-_MEMORY_FILES = (  # a group's limit, its use, and the prefix in memory.stat of entries that count the groups inside it
+_MEMORY_FILES = (  # limit, use, and the prefix of entries in memory.stat that include nested groups
     ("memory.max", "memory.current", ""),
-    ("memory.high", "memory.current", ""),  # above it the page cache shrinks
+    ("memory.high", "memory.current", ""),  # above it the system shrinks the page cache
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
 
 
 def processor() -> str:
-    """The processor's name."""
+    """The processor's model name, or the machine's architecture if the system does not give one."""
     for line in _text(PROC / "cpuinfo").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -31,10 +31,10 @@ def processor() -> str:
 
 
 def cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Processors that this process may keep busy, at least 1. A part of one counts as one."""
+    """Number of processors that this process may use, rounded up, at least 1."""
     count = len(os.sched_getaffinity(0))
     for group in _groups("cpu", proc, cgroups):
-        # Microseconds: processor time, and how often there is so much of it.
+        # Microseconds of processor time that the group gets in each period, and of the period.
         words = _text(group / "cpu.max").split()
         quota = _number(words[0]) if words else _number(_text(group / "cpu.cfs_quota_us"))
         period = _number(words[1]) if len(words) > 1 else _number(_text(group / "cpu.cfs_period_us"))
@@ -44,10 +44,10 @@ def cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
 
 
 def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Bytes that this process and the page cache of what it reads could take.
+    """Bytes of memory that this process, and the page cache of its files, could still take.
 
-    What the page cache holds already counts as available: it is given back when memory is needed. Raises ``OSError``
-    when the system does not say.
+    Memory of the page cache counts as available, because the system frees it when memory is needed. Raises
+    ``OSError`` if the system does not give the number.
     """
     kilobytes = _table(proc / "meminfo").get("MemAvailable:")
     if kilobytes is None:
@@ -64,9 +64,9 @@ def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
 
 
 def _groups(resource: str, proc: Path, cgroups: Path) -> Iterator[Path]:
-    """The folders of the control groups that this process is in, from the innermost outwards.
+    """The folders of the control groups of this process, the innermost first.
 
-    A container may see only a part of the tree, its own group as the root.
+    A container may see only the part of the tree inside its own group, with that group as the root.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
@@ -89,7 +89,7 @@ def _table(file: Path) -> dict[str, int]:
 
 
 def _number(text: str) -> int | None:
-    """A number that is not negative; None for "max", -1 and whatever else means no limit."""
+    """A number that is not negative; None for "max", -1 and any other text, which mean no limit."""
     try:
         number = int(text)
     except ValueError:
@@ -98,8 +98,8 @@ def _number(text: str) -> int | None:
 
 
 def _text(file: Path) -> str:
-    """What a file holds, nothing where it cannot be read."""
+    """The text of a file, "" if it cannot be read."""
     try:
         return os.fsdecode(file.read_bytes())
-    except (OSError, ValueError):  # ValueError: no path, with a zero byte in it
+    except (OSError, ValueError):  # ValueError: a path with a zero byte
         return ""

@@ -1,4 +1,4 @@
-"""Host memory as files and devices take it: whole pages, flat bytes."""
+"""Host memory for files and devices: whole pages, flat bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ def aligned(nbytes: int) -> int:
 
 
 def as_bytes(buffer: memoryview) -> memoryview:
-    """The same memory as a flat view of bytes."""
+    """A flat view of bytes on the same C-contiguous memory."""
     # A view with a zero in its shape cannot be cast.
     return buffer.cast("B") if buffer.nbytes else memoryview(b"")

@@ -1,4 +1,4 @@
-"""File systems: which one a folder lies on."""
+"""The mounted file system of a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Mount:
 
     @property
     def local(self) -> bool:
-        """Whether it is certainly not a network's, where mapped files are read a page at a time."""
+        """Whether it is certainly not on a network, where mapped files would be read one page at a time."""
         return self.kind in _LOCAL
 
     def __str__(self) -> str:
@@ -27,7 +27,7 @@ class Mount:
 
 
 def mount_of(path: Path) -> Mount:
-    """The file system that ``path`` lies on, or would lie on when it is made."""
+    """The file system of ``path``, which need not exist yet."""
     resolved = path.resolve()
     found = Mount("", "/", "unknown")
     for line in Path("/proc/self/mounts").read_text().splitlines():
@@ -39,5 +39,5 @@ def mount_of(path: Path) -> Mount:
 
 
 def _unescaped(word: str) -> str:
-    """Spaces and the like in mount points are written as octal numbers."""
+    """A word of /proc/self/mounts as text: spaces and some other characters are octal numbers there."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)

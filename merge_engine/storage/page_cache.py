@@ -1,4 +1,4 @@
-"""Which part of a file lies in the page cache, and so need not come from storage."""
+"""The share of a file that is in the page cache and need not come from storage."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 def cached_share(file: Path, files: int = 1) -> float:
     """The share of a file, from 0 to 1, that is in the page cache. Nothing is read.
 
-    Up to 64 windows of 1 MiB are looked at, evenly spread, or so many in all of several ``files``, so that a
-    checkpoint of any size takes no time. Raises ``OSError``. To users who neither own a file nor may write to it
-    the kernel calls all of it cached.
+    It is estimated from up to 64 evenly spread windows of 1 MiB, divided among the number of ``files`` that the
+    caller looks at, so that a large checkpoint takes no longer. For users who neither own the file nor may write to
+    it, the kernel reports all of it as cached. Raises ``OSError``.
     """
     size = file.stat().st_size
     windows = min(-(-size // _WINDOW), -(-_WINDOWS // files))

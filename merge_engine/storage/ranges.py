@@ -1,4 +1,4 @@
-"""Ranges of a file's bytes on their way into memory: past the page cache, mapped from it, or copied out of it."""
+"""Ranges of a file's bytes: read past the page cache, mapped from it, or copied out of it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from merge_engine._native import Mapping as NativeMapping
 
 Way = Literal["cached", "direct"]
-"""Through the page cache, where what is read can be used in place, or past it."""
+"""``cached``: through the page cache, where bytes can be used in place. ``direct``: past it."""
 
 FAULT = 64 << 10
-"""Bytes that a page fault maps at once: less is not worth a call of its own."""
+"""Bytes that one page fault maps: a range of at most so many is not loaded before its use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Bytes of a tensor in a file. In place they must lie at a multiple of ``alignment``, the bytes of an element.
+    """``nbytes`` bytes of a tensor in a file, from byte ``position`` of the file on.
 
-    ``name`` is the tensor's, for messages; ``position`` the first byte in the file.
+    ``name`` is the tensor's, for messages. Bytes are used in place only if ``position`` is a multiple of
+    ``alignment``, the size of an element.
     """
 
     file: File
@@ -37,9 +38,9 @@ class Extent:
 
 
 class ByteRange(ABC):
-    """Bytes on their way into memory.
+    """Bytes of an input, to be brought into memory.
 
-    ``length`` bytes must be read for them, and ``room`` is what they take of a ring, which is whole pages.
+    ``length`` bytes must be read to get them. ``room`` is the number of bytes that they take in a ring.
     """
 
     length: int
@@ -47,27 +48,30 @@ class ByteRange(ABC):
 
     @abstractmethod
     def view(self, memory: memoryview) -> memoryview:
-        """Where the bytes will be, given ``room`` bytes of memory from the start of a page on."""
+        """The memory where the bytes are after ``read``: a part of ``memory``, or memory of their own.
+
+        ``memory`` has at least ``room`` bytes and starts on a page.
+        """
 
     @abstractmethod
     def read(self, memory: memoryview, first: int, last: int) -> None:
-        """Bring bytes [first, last) of the length there; both are whole pages, or the end. Thread-safe.
+        """Read bytes [first, last) of ``length`` into ``memory``. Thread-safe.
 
-        Raises ``CheckpointError``.
+        ``first`` and ``last`` are multiples of the page size, or ``last`` is the end. Raises ``CheckpointError``.
         """
 
     def verify(self) -> None:  # noqa: B027
-        """Raise ``CheckpointError`` if what was used so far turned out not to be what the file holds."""
+        """Raise ``CheckpointError`` if bytes that were used so far are not those of the file."""
 
     def release(self) -> None:  # noqa: B027
         """The bytes are not needed any more."""
 
 
 def open_range(files: OpenFiles, extent: Extent, way: Way, in_place: bool) -> ByteRange:
-    """Bytes of a file, to be brought into memory in some way; through the page cache where that does not work.
+    """Bytes of a file, to be read in the given way, or copied through the page cache if that way does not work.
 
-    ``in_place``: the reader takes them at any multiple of the alignment, instead of at the start of a page. Raises
-    ``CheckpointError`` when the file cannot be opened or has changed.
+    ``in_place``: the reader can use bytes at any multiple of the alignment, not only from the start of a page. Raises
+    ``CheckpointError`` if the file cannot be opened or has changed.
     """
     in_place = in_place and extent.position % extent.alignment == 0
     if way == "direct" and (direct := files.direct_descriptor(extent.file)) >= 0:
@@ -78,7 +82,7 @@ def open_range(files: OpenFiles, extent: Extent, way: Way, in_place: bool) -> By
 
 
 class _CopiedRange(ByteRange):
-    """Copied out of the page cache."""
+    """A copy out of the page cache."""
 
     def __init__(self, descriptor: int, extent: Extent):
         self.length = self.room = extent.nbytes
@@ -139,7 +143,7 @@ class _DirectRange(ByteRange):
 
 
 class _MappedRange(ByteRange):
-    """In place: the page cache's own memory, read-only."""
+    """Used in place: the page cache's own memory, read-only."""
 
     room = 0
 
@@ -169,7 +173,7 @@ class _MappedRange(ByteRange):
         self._mapping.release(self._extent.position, self._extent.position + self._extent.nbytes)
 
     def _lost(self) -> CheckpointError:
-        """Why pages cannot be had: the file ends before them, or the disk fails."""
+        """The error for pages that are missing: the file ends before them, or the disk fails."""
         size = File.of(self._extent.file.path).size
         if size < self._extent.file.size:
             return _became_shorter(self._extent, size)

@@ -1,4 +1,4 @@
-"""How a run reads its inputs."""
+"""The decision how a run reads its inputs: through the page cache or past it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from merge_engine.storage.ranges import Way
 
 
 def choose_way(files: Collection[File], available: int) -> Way:
-    """Through the page cache where all inputs take at most half of the ``available`` bytes of memory, else past it.
+    """``cached`` if all inputs take at most half of the ``available`` bytes of memory, else ``direct``.
 
-    What the page cache keeps is there for the next merge of the same models. Larger inputs would push each other out of
+    The page cache keeps its files for the next merge of the same models. Larger inputs would push each other out of
     it. Nothing is timed or measured.
     """
     sizes = {file.path.resolve(): file.size for file in files}  # a hub's cache may link to a file twice

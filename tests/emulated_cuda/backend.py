@@ -50,7 +50,7 @@ def held() -> int:
 
 
 def set_schedule(seed: int) -> None:
-    """Let streams get on by themselves, in an order that the seed decides. With 0 they are as late as they may be."""
+    """Let streams do work early, in an order that the seed decides. With 0 they do all work as late as they may."""
     ctypes.c_uint64.in_dll(_device(), "schedule").value = seed
 
 
