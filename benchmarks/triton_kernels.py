@@ -11,7 +11,7 @@ from pathlib import Path
 
 import triton
 
-from merge_engine.kernels.compiling import (
+from benchmarks.compiling import (
     LOADS_OF_2_BYTES,
     LOADS_OF_16_BYTES,
     STORES_OF_16_BYTES,

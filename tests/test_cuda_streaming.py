@@ -85,7 +85,7 @@ def test_less_device_memory_means_smaller_pieces(backend, recipe: dict, monkeypa
     recipe |= {"merge_method": "ties", "parameters": METHODS["ties"]}
     expected = me.run(recipe, device="cpu")
     monkeypatch.setattr("merge_engine.engine.run.SMALLEST_DEVICE_MEMORY", 1000)
-    monkeypatch.setattr("merge_engine.backends.cuda_mirror.HEADROOM", 0)
+    monkeypatch.setattr("merge_engine.backends.cuda.mirror.HEADROOM", 0)
     free = 100_000
     monkeypatch.setattr(backend._native, "free_memory", lambda device: free)
     merged = me.run(recipe, backend=backend, memory="1MB")

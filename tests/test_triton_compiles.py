@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from merge_engine.kernels import compiling
-from merge_engine.kernels.compiling import LOADS_OF_2_BYTES, LOADS_OF_16_BYTES, Compiled
+from benchmarks import compiling
+from benchmarks.compiling import LOADS_OF_2_BYTES, LOADS_OF_16_BYTES, Compiled
 
 HOT = ("histogram", "consensus", "combine", "l1", "product")
 

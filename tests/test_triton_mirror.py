@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge_engine.backends.mirror import Mirror
+from merge_engine.backends.triton.mirror import TorchMirror
 
 
 class Region(bytearray):
@@ -48,7 +48,7 @@ class Device:
         )
 
 
-def mirror_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[Mirror, Device]:
+def mirror_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[TorchMirror, Device]:
     device = Device(region)
     for name, stand_in in {
         "memory_reserved": lambda _: 0,
@@ -62,7 +62,7 @@ def mirror_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[Mirror, 
     monkeypatch.setattr(
         torch.Tensor, "record_stream", lambda tensor, stream: device.note("use", tensor.numel(), id(stream))
     )
-    return Mirror(memoryview(region), 0, torch.device("cpu")), device
+    return TorchMirror(memoryview(region), 0, torch.device("cpu")), device
 
 
 @pytest.mark.parametrize("closed", (True, False))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from merge_engine.backends import Backend
-from merge_engine.backends.cpu import identical
+from merge_engine.backends.memory import identical
 from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, Line, Outcome
 from merge_engine.engine.measuring import Measurement, SharedAnswers
 from merge_engine.errors import NonFiniteError, PlanError

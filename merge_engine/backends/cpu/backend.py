@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import merge_engine._native as _native
 from merge_engine.backends import structures
 from merge_engine.backends.base import Backend
+from merge_engine.backends.memory import address_of
 from merge_engine.backends.operations import (
     Chunk,
     Combine,
@@ -82,11 +83,6 @@ class _Noted(NamedTuple):
     mask: Mask
     address: int
     memory: bytearray
-
-
-def address_of(memory: memoryview) -> int:
-    """Where a buffer lies."""
-    return _native.address_of(memory)
 
 
 class CpuBackend(Backend):
@@ -324,15 +320,6 @@ def _note(chunk: Chunk, model: int, mask: Mask) -> int:
     address = address_of(memoryview(memory)) if memory else 0
     chunk.noted = {**(chunk.noted or {}), model: _Noted(mask, address, memory)}
     return address
-
-
-def identical(memories: Sequence[memoryview], dtype: DType | None) -> bool:
-    """Whether all buffers hold the same bytes and, if they are floats of ``dtype``, no negative zero."""
-    size = len(memories[0])
-    if any(len(memory) != size for memory in memories):
-        return False
-    itemsize = dtype.itemsize if dtype is not None else 0
-    return bool(_native.identical([address_of(memory) for memory in memories], size, itemsize))
 
 
 def _found(found: Any) -> Any:

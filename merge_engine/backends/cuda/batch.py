@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from merge_engine.backends import structures
-from merge_engine.backends.cuda_handles import (
+from merge_engine.backends.cuda.handles import (
     DeviceArray,
     DeviceCounts,
     PendingFound,

@@ -8,28 +8,19 @@ busy at the same time.
 from __future__ import annotations
 
 import itertools
-from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from merge_engine.backends.base import Backend
-from merge_engine.backends.mirror import Copy, Mirror
 from merge_engine.backends.operations import (
-    Band,
     Chunk,
     Combine,
     Consensus,
-    Counts,
-    Dense,
-    Draw,
-    Found,
     KeyColumn,
     Mask,
-    Outcome,
     Rank,
     RankBand,
     Ranked,
@@ -38,13 +29,22 @@ from merge_engine.backends.operations import (
 from merge_engine.backends.statistics import (
     NEXT_BITS,
     SUM_BLOCK,
-    BlockSums,
     KeyPlaces,
-    KeyTable,
     level_bins,
     level_shift,
 )
 from merge_engine.backends.structures import check, check_combination
+from merge_engine.backends.triton.handles import (
+    FoundRow,
+    KeptWithoutSlack,
+    PendingRows,
+    PendingSums,
+    SolvedRow,
+    TorchArray,
+    TorchCounts,
+)
+from merge_engine.backends.triton.mirror import Copy, TorchMirror
+from merge_engine.backends.triton.rows import described_band, found_row, kind_of, mask_row
 from merge_engine.dtypes import BY_NAME, F64, DType
 from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels import bands as bands_kernels
@@ -55,109 +55,6 @@ from merge_engine.kernels import launching, locate, masks, norms, ranks
 from merge_engine.kernels import select as select_kernels
 
 BITS = {16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
-_LARGEST = 2**63 - 1
-
-
-@dataclass
-class DeviceArray:
-    """Elements in device memory, as unsigned integers. An output may have host memory that it is copied to."""
-
-    bits: torch.Tensor
-    dtype: DType
-    host: torch.Tensor | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return self.bits.numel()
-
-
-@dataclass(frozen=True)
-class TorchCounts:
-    """Counts of keys at a level, [slots, COPIES, bins] int64, to be added over the copies.
-
-    ``within``: [slots, 3] int64, what was found one level above, zeros at level 0.
-    """
-
-    level: int
-    within: torch.Tensor
-    of_bins: torch.Tensor
-
-    def fetch(self) -> list[KeyTable]:
-        """Wait for all that was counted."""
-        counts = self.of_bins.sum(1).tolist()
-        return [
-            KeyTable(self.level, key if self.level else None, array("Q", of_bins))
-            for (key, _, _), of_bins in zip(self.within.tolist(), counts, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class FoundRow:
-    """A ``Found`` in device memory."""
-
-    row: torch.Tensor
-    copy: Copy
-    place: int
-
-    def fetch(self) -> Found:
-        """Wait for the numbers. Raises ``IndexError`` when nothing was found."""
-        found = Found(*self.copy.wait()[self.place].tolist())
-        if not found.equal:
-            raise IndexError("no key of this rank was counted")
-        return found
-
-
-@dataclass(frozen=True)
-class SolvedMask:
-    """A band in device memory."""
-
-    row: torch.Tensor
-    copy: Copy
-    place: int
-    by_draw: bool
-
-
-@dataclass(frozen=True)
-class PendingSums:
-    """Sums of the blocks of a chunk that begins at element ``start``, on their way: [blocks, columns] float64."""
-
-    copy: Copy
-    start: int
-
-    def fetch(self) -> BlockSums:
-        """Wait for the sums."""
-        rows = self.copy.wait()
-        sums = array("d", bytes(8 * rows.numel()))
-        if sums:
-            torch.frombuffer(sums, dtype=torch.float64).copy_(rows.reshape(-1))
-        return BlockSums.of(self.start, rows.shape[1], sums)
-
-
-@dataclass(frozen=True)
-class KeptWithoutSlack:
-    """How many entries a solved band would keep without slack."""
-
-    mask: SolvedMask
-
-    def fetch(self) -> int:
-        """Wait for the number."""
-        return int(self.mask.copy.wait()[self.mask.place, masks.KEPT_WITHOUT_SLACK.value])
-
-
-@dataclass(frozen=True)
-class PendingOutcome:
-    """An ``Outcome`` whose counts are on their way. ``counted`` says how many models have counts."""
-
-    copy: Copy
-    counted: int
-
-    def fetch(self) -> Outcome:
-        """Wait for the operation and for its output to be written."""
-        rows = self.copy.wait().tolist()
-        non_finite = [row[-1] for row in rows]
-        counts = tuple(Counts(*row[:3]) for row in rows[1 : 1 + self.counted])
-        return Outcome(counts, tuple(non_finite[:-1]), non_finite[-1])
 
 
 class TritonBackend(Backend):
@@ -182,12 +79,12 @@ class TritonBackend(Backend):
                 raise BackendError(f"there is no GPU {index}, only 0 to {torch.cuda.device_count() - 1}")
             self.device = torch.device("cuda", index)
         self.depth = 1 if launching.INTERPRETED else 3
-        self._mirror: Mirror | None = None
+        self._mirror: TorchMirror | None = None
 
     def attach(self, memory: memoryview, scratch: int) -> None:
         """Give host memory a mirror on the device (see ``Backend.attach``)."""
         if not launching.INTERPRETED:
-            self._mirror = Mirror(memory, scratch, self.device)
+            self._mirror = TorchMirror(memory, scratch, self.device)
 
     def detach(self) -> None:
         """Let go of the mirror (see ``Backend.detach``)."""
@@ -200,7 +97,7 @@ class TritonBackend(Backend):
         if isinstance(value, TorchCounts):
             with self._working():
                 return value.fetch()
-        if isinstance(value, FoundRow | KeptWithoutSlack | PendingOutcome | PendingSums):
+        if isinstance(value, FoundRow | KeptWithoutSlack | PendingRows | PendingSums):
             return value.fetch()
         if isinstance(value, Copy):
             value.wait()
@@ -212,33 +109,33 @@ class TritonBackend(Backend):
         with self._working():
             return Copy.of(torch.empty(0, dtype=torch.int64, device=self.device))
 
-    def array(self, memory: memoryview, dtype: DType) -> DeviceArray:
+    def array(self, memory: memoryview, dtype: DType) -> TorchArray:
         """Copy host memory to the device; interpreted, wrap it (see ``Backend.array``)."""
         if self._mirror is None:
-            return DeviceArray(self._wrapped(memory).view(BITS[dtype.bits]), dtype)
-        return DeviceArray(self._mirror.upload(memory).view(BITS[dtype.bits]), dtype)
+            return TorchArray(self._wrapped(memory).view(BITS[dtype.bits]), dtype)
+        return TorchArray(self._mirror.upload(memory).view(BITS[dtype.bits]), dtype)
 
-    def output(self, memory: memoryview, dtype: DType) -> DeviceArray:
+    def output(self, memory: memoryview, dtype: DType) -> TorchArray:
         """Take host memory as an output (see ``Backend.output``)."""
         if self._mirror is None:
             return self.array(memory, dtype)
         host, mirrored = self._mirror.pieces(memory)
-        return DeviceArray(mirrored.view(BITS[dtype.bits]), dtype, host)
+        return TorchArray(mirrored.view(BITS[dtype.bits]), dtype, host)
 
-    def tensor(self, tensor: torch.Tensor) -> DeviceArray:
+    def tensor(self, tensor: torch.Tensor) -> TorchArray:
         """Wrap a contiguous tensor on the device (see ``Backend.tensor``)."""
         if tensor.device != self.device or not tensor.is_contiguous():
             raise BackendError(
                 f"the triton backend on {self.device} needs contiguous tensors there, got one on {tensor.device}"
             )
         dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
-        return DeviceArray(tensor.detach().view(-1).view(BITS[dtype.bits]), dtype)
+        return TorchArray(tensor.detach().view(-1).view(BITS[dtype.bits]), dtype)
 
     def new_counts(self, level: int, within: Sequence[Any]) -> TorchCounts:
         """Make empty counts (see ``Backend.new_counts``)."""
         shape = (len(within), histogram_kernels.COPIES.value, level_bins(level))
         with self._working():
-            found = self._rows([_found(one) for one in within]).view(-1, 3)
+            found = self._rows([found_row(one) for one in within]).view(-1, 3)
             counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
             return TorchCounts(level, found, counts)
 
@@ -274,9 +171,9 @@ class TritonBackend(Backend):
         if not bands:
             return []
         with self._working():
-            described = self._integers([_described(band) for band in bands])
+            described = self._integers([described_band(band) for band in bands])
             low, high = (
-                self._rows([_found(found) for found in side])
+                self._rows([found_row(found) for found in side])
                 for side in ([band.low for band in bands], [band.high for band in bands])
             )
             rows = torch.empty((len(bands), masks.ROW.value), dtype=torch.int64, device=self.device)
@@ -285,7 +182,7 @@ class TritonBackend(Backend):
             copy = Copy.of(rows)
         solved = []
         for i, band in enumerate(bands):
-            mask = SolvedMask(rows[i], copy, i, band.ties == "spread")
+            mask = SolvedRow(rows[i], copy, i, band.ties == "spread")
             solved.append(SolvedBand(mask, KeptWithoutSlack(mask) if band.slack > 0 else None))
         return solved
 
@@ -304,7 +201,7 @@ class TritonBackend(Backend):
         check(chunk)
         with self._working():
             sums = norms.block_sums(chunk.count, 2 * len(masks), self.device)
-            rows = self._rows([_row(mask) for mask in masks])
+            rows = self._rows([mask_row(mask) for mask in masks])
             for i, (model, mask) in enumerate(zip(chunk.models, masks, strict=True)):
                 norms.l1_norms(
                     chunk.base.bits,
@@ -312,7 +209,7 @@ class TritonBackend(Backend):
                     _codes(chunk.base, model),
                     chunk.working.code,
                     chunk.start,
-                    _kind(mask),
+                    kind_of(mask),
                     rows[i],
                     self._thresholds(chunk, model, mask),
                     storage_rounding,
@@ -331,7 +228,7 @@ class TritonBackend(Backend):
                 norms.product(left.bits, right.bits, codes, chunk.working.code, sums[:, column:])
             return _pending_sums(sums, chunk)
 
-    def consensus(self, chunk: Chunk, operation: Consensus, output: DeviceArray) -> PendingOutcome:
+    def consensus(self, chunk: Chunk, operation: Consensus, output: TorchArray) -> PendingRows:
         """Merge task vectors (see ``Backend.consensus``)."""
         check(chunk, output)
         entries = operation.entries
@@ -349,8 +246,8 @@ class TritonBackend(Backend):
                 _codes(chunk.base, *chunk.models, output),
                 chunk.working.code,
                 chunk.start,
-                [_kind(entry.mask) for entry in entries],
-                self._rows([_row(entry.mask) for entry in entries]),
+                [kind_of(entry.mask) for entry in entries],
+                self._rows([mask_row(entry.mask) for entry in entries]),
                 [
                     self._thresholds(chunk, model, entry.mask)
                     for model, entry in zip(chunk.models, entries, strict=True)
@@ -363,9 +260,9 @@ class TritonBackend(Backend):
                 vote_slack=any(entry.vote_slack != 0 for entry in entries),
                 retain_slack=any(entry.retain_slack != 0 for entry in entries),
             )
-            return PendingOutcome(self._finished(output, counts), len(entries))
+            return PendingRows(self._finished(output, counts), len(entries))
 
-    def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
+    def combine(self, chunk: Chunk, operation: Combine, output: TorchArray) -> PendingRows:
         """Write a linear combination (see ``Backend.combine``)."""
         check_combination(chunk, operation, output)
         if operation.fused and chunk.working == F64:
@@ -382,7 +279,7 @@ class TritonBackend(Backend):
                 divides=operation.divisor is not None,
                 fused=operation.fused,
             )
-            return PendingOutcome(self._finished(output, counts), 0)
+            return PendingRows(self._finished(output, counts), 0)
 
     def _working(self) -> AbstractContextManager[Any]:
         """Makes the stream current that kernels go to: the mirror's, or else torch's own."""
@@ -390,7 +287,7 @@ class TritonBackend(Backend):
             return torch.cuda.stream(self._mirror.compute)
         return nullcontext() if launching.INTERPRETED else torch.cuda.device(self.device)
 
-    def _finished(self, output: DeviceArray, counts: torch.Tensor) -> Copy:
+    def _finished(self, output: TorchArray, counts: torch.Tensor) -> Copy:
         if self._mirror is not None and output.host is not None:
             return self._mirror.download(output.bits.view(torch.uint8), output.host, counts)
         return Copy.of(counts)
@@ -425,7 +322,7 @@ class TritonBackend(Backend):
         uploaded = iter(self._integers(known))
         return torch.stack([row if isinstance(row, torch.Tensor) else next(uploaded) for row in rows])
 
-    def _thresholds(self, chunk: Chunk, model: DeviceArray, mask: Mask) -> torch.Tensor:
+    def _thresholds(self, chunk: Chunk, model: TorchArray, mask: Mask) -> torch.Tensor:
         """The thresholds of a ranked mask; for others, something to point at."""
         if not isinstance(mask, Ranked):
             unused: torch.Tensor = chunk.base.bits
@@ -453,68 +350,5 @@ def _pending_sums(sums: torch.Tensor, chunk: Chunk) -> PendingSums:
     return PendingSums(Copy.of(sums[:blocks]), chunk.start)
 
 
-def _codes(*arrays: DeviceArray) -> tuple[str, ...]:
+def _codes(*arrays: TorchArray) -> tuple[str, ...]:
     return tuple(array.dtype.code for array in arrays)
-
-
-def _signed(value: int) -> int:
-    """The int64 of the same bits."""
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _bounded(*values: int) -> list[int]:
-    """Bounds of 64 bits as int64, which no key and no index exceeds."""
-    return [min(value, _LARGEST) for value in values]
-
-
-def _found(found: Found | FoundRow | None) -> Sequence[int] | torch.Tensor:
-    if isinstance(found, FoundRow):
-        return found.row
-    return list(found or Found(0, 0, 0))
-
-
-def _described(band: RankBand) -> list[int]:
-    """The columns of kernels/bands.py, up to what was found."""
-    return [
-        band.first,
-        band.last,
-        band.slack > 0,
-        band.high is not None,
-        band.ties == "spread",
-        band.ties == "all",
-        *_bounded(*band.low_positions, *band.high_positions),
-        _signed(band.random_key),
-    ]
-
-
-def _kind(mask: Any) -> int:
-    match mask:
-        case Dense():
-            kind = masks.DENSE
-        case Draw():
-            kind = masks.DRAW
-        case Ranked(inverse_probability=inverse):
-            kind = masks.RANKED_INVERSE if inverse else masks.RANKED
-        case Band(by_draw=by_draw) | SolvedMask(by_draw=by_draw):
-            kind = masks.BAND_BY_DRAW if by_draw else masks.BAND_BY_INDEX
-        case _:
-            raise TypeError(f"not a mask: {mask!r}")
-    result: int = kind.value
-    return result
-
-
-def _row(mask: Any) -> Sequence[int] | torch.Tensor:
-    """The eight numbers of kernels/masks.py."""
-    match mask:
-        case SolvedMask():
-            return mask.row
-        case Band():
-            places = _bounded(*mask.low_positions, *mask.high_positions)
-            return [*_bounded(mask.low, mask.high), *places, _signed(mask.random_key), 0]
-        case Draw():
-            first, last = (0, mask.below - 1) if mask.below else (1, 0)
-            return [0, 0, first, last, 0, 0, _signed(mask.random_key), 0]
-        case Ranked():
-            return [0, 0, 0, 0, 0, 0, _signed(mask.random_key), 0]
-        case _:
-            return [0] * masks.ROW.value

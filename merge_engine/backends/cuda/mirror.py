@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from merge_engine.backends.base import HEADROOM
-from merge_engine.backends.cpu import address_of
-from merge_engine.backends.cuda_handles import DeviceArray, Results
+from merge_engine.backends.cuda.handles import DeviceArray, Results
+from merge_engine.backends.memory import address_of
 from merge_engine.errors import BackendError, DeviceMemoryError
 
 PAGE = 4096

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import structures
 from merge_engine.backends.base import Backend
-from merge_engine.backends.cuda_batch import Batch
-from merge_engine.backends.cuda_handles import (
+from merge_engine.backends.cuda.batch import Batch
+from merge_engine.backends.cuda.handles import (
     DeviceArray,
     DeviceCounts,
     Pending,
@@ -28,7 +28,7 @@ from merge_engine.backends.cuda_handles import (
     PendingSums,
     Results,
 )
-from merge_engine.backends.cuda_mirror import Mirror
+from merge_engine.backends.cuda.mirror import Mirror
 from merge_engine.backends.operations import (
     Chunk,
     Combine,

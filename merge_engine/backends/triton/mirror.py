@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from merge_engine.backends.base import HEADROOM
-from merge_engine.backends.cpu import address_of
+from merge_engine.backends.memory import address_of
 from merge_engine.errors import DeviceMemoryError
 
 
@@ -39,7 +39,7 @@ class Copy:
         return self.host
 
 
-class Mirror:
+class TorchMirror:
     """As many bytes on ``device`` as ``memory`` has, a byte for a byte.
 
     Whoever uses a piece of the memory again must have waited for what used it before. A mirror that dies without

@@ -1,0 +1,22 @@
+"""Host memory as native code sees it: where it lies, and whether several pieces hold the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import merge_engine._native as _native
+from merge_engine.dtypes import DType
+
+
+def address_of(memory: memoryview) -> int:
+    """Where a buffer lies."""
+    return _native.address_of(memory)
+
+
+def identical(memories: Sequence[memoryview], dtype: DType | None) -> bool:
+    """Whether all buffers hold the same bytes and, if they are floats of ``dtype``, no negative zero."""
+    size = len(memories[0])
+    if any(len(memory) != size for memory in memories):
+        return False
+    itemsize = dtype.itemsize if dtype is not None else 0
+    return bool(_native.identical([address_of(memory) for memory in memories], size, itemsize))

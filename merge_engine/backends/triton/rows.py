@@ -1,0 +1,82 @@
+"""Masks, bands and keys as rows of int64, the way that kernels/masks.py and kernels/bands.py take them.
+
+Some rows are known to the host, others are in device memory already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from merge_engine.backends.operations import Band, Dense, Draw, Found, RankBand, Ranked
+from merge_engine.backends.triton.handles import FoundRow, SolvedRow
+from merge_engine.kernels import masks
+
+_LARGEST = 2**63 - 1
+
+
+def signed(value: int) -> int:
+    """The int64 of the same bits."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def bounded(*values: int) -> list[int]:
+    """Bounds of 64 bits as int64, which no key and no index exceeds."""
+    return [min(value, _LARGEST) for value in values]
+
+
+def found_row(found: Found | FoundRow | None) -> Sequence[int] | torch.Tensor:
+    """Key, how many are larger, how many equal; zeros for none."""
+    if isinstance(found, FoundRow):
+        return found.row
+    return list(found or Found(0, 0, 0))
+
+
+def described_band(band: RankBand) -> list[int]:
+    """The columns of kernels/bands.py, up to what was found."""
+    return [
+        band.first,
+        band.last,
+        band.slack > 0,
+        band.high is not None,
+        band.ties == "spread",
+        band.ties == "all",
+        *bounded(*band.low_positions, *band.high_positions),
+        signed(band.random_key),
+    ]
+
+
+def kind_of(mask: Any) -> int:
+    """The number of a mask's kind in kernels/masks.py. Raises ``TypeError`` for anything else."""
+    match mask:
+        case Dense():
+            kind = masks.DENSE
+        case Draw():
+            kind = masks.DRAW
+        case Ranked(inverse_probability=inverse):
+            kind = masks.RANKED_INVERSE if inverse else masks.RANKED
+        case Band(by_draw=by_draw) | SolvedRow(by_draw=by_draw):
+            kind = masks.BAND_BY_DRAW if by_draw else masks.BAND_BY_INDEX
+        case _:
+            raise TypeError(f"not a mask: {mask!r}")
+    result: int = kind.value
+    return result
+
+
+def mask_row(mask: Any) -> Sequence[int] | torch.Tensor:
+    """The eight numbers of kernels/masks.py."""
+    match mask:
+        case SolvedRow():
+            return mask.row
+        case Band():
+            places = bounded(*mask.low_positions, *mask.high_positions)
+            return [*bounded(mask.low, mask.high), *places, signed(mask.random_key), 0]
+        case Draw():
+            first, last = (0, mask.below - 1) if mask.below else (1, 0)
+            return [0, 0, first, last, 0, 0, signed(mask.random_key), 0]
+        case Ranked():
+            return [0, 0, 0, 0, 0, 0, signed(mask.random_key), 0]
+        case _:
+            return [0] * masks.ROW.value
