@@ -27,7 +27,16 @@ import torch
 
 import merge_engine as me
 from merge_engine.backends import Backend, create_backend
-from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, KeyColumn, Rank, RankBand
+from merge_engine.backends.operations import (
+    Chunk,
+    Combine,
+    Consensus,
+    Entry,
+    FoundBand,
+    KeyColumn,
+    Rank,
+    RankMask,
+)
 from merge_engine.bench.checkpoints import Family, weight_bytes
 from merge_engine.bench.contestants import METHODS
 from merge_engine.bench.machine import describe
@@ -119,7 +128,7 @@ def kernels(backend: Backend, models: int, count: int, device: torch.device) -> 
 
     def masks() -> list[Any]:
         found = backend.find(histogram(), [Rank(model, rank) for model in range(models)])
-        bands = [RankBand(1, rank, key, random_key=model) for model, key in enumerate(found)]
+        bands = [FoundBand(RankMask(1, rank, random_key=model), key) for model, key in enumerate(found)]
         return [solved.mask for solved in backend.bands(bands, BF16)]
 
     def consensus(kept: list[Any]) -> Any:

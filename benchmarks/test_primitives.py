@@ -24,12 +24,13 @@ from merge_engine.backends.operations import (
     Dense,
     Draw,
     Entry,
+    FoundBand,
     KeyColumn,
     Line,
     Mask,
     Rank,
-    RankBand,
     Ranked,
+    RankMask,
     Sought,
 )
 from merge_engine.bench.checkpoints import draw_base, draw_tuned
@@ -93,7 +94,7 @@ def threshold(backend: CpuBackend, chunk: Chunk, model: int) -> Mask:
     """The mask that keeps the top fifth of a model's entries, ties decided by draws."""
     rank = int(DENSITY * chunk.count)
     [[found]] = backend.find_all(chunk, 0, [Sought(model, (rank,))])
-    return backend.bands([RankBand(1, rank, found, random_key=model)], chunk.working)[0].mask
+    return backend.bands([FoundBand(RankMask(1, rank, random_key=model), found)], chunk.working)[0].mask
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["all keys", "a rank"])

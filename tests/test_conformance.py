@@ -23,13 +23,14 @@ from merge_engine.backends.operations import (
     Draw,
     Entry,
     Found,
+    FoundBand,
     KeyColumn,
     Line,
     Mask,
     Outcome,
     Rank,
-    RankBand,
     Ranked,
+    RankMask,
     Sought,
 )
 from merge_engine.backends.reference import ReferenceBackend, add_in_order, draws, keys_of
@@ -264,7 +265,10 @@ def test_what_is_counted_can_be_taken_elsewhere(backend: Backend, dtype: torch.d
             ]
         whole = chunk_of(REFERENCE, base, models)
         assert found == found_by_counting(REFERENCE, [whole], asked)
-        bands = [RankBand(1, rank, low, random_key=3) for (_, rank), low in zip(asked, found, strict=True)]
+        bands = [
+            FoundBand(RankMask(1, rank, random_key=3), low)
+            for (_, rank), low in zip(asked, found, strict=True)
+        ]
         for solved, expected in zip(
             b.bands(bands, whole.working), REFERENCE.bands(bands, whole.working), strict=True
         ):
@@ -316,7 +320,9 @@ def test_bands(dtype: torch.dtype, ties: Literal["spread", "all", "index"]) -> N
                 found = found_by_counting(b, [chunk], [(0, last), (0, first)])
                 high = found[1] if first > 1 else None
                 positions = ((0, size // 2), (size // 3, 2**64 - 1))
-                band = RankBand(first, last, found[0], high, slack, ties, *positions, random_key=41)
+                band = FoundBand(
+                    RankMask(first, last, slack, ties, random_key=41), found[0], high, *positions
+                )
                 [(mask, plain)] = b.bands([band], working)
                 output = on(b, torch.empty_like(base))
                 operation = Consensus((Entry(mask, 1.0), Entry(Dense(), 0.5)), "sum", True)
@@ -331,7 +337,7 @@ def test_shares_of_draws_are_exact() -> None:
     """floor(2^32 * kept / equal), also where the product needs more than 64 bits."""
     for kept, equal in ((1, 3), (2**33 + 1, 2**34 + 5), (2**40 - 1, 2**40), (5, 5), (0, 9), (1, 2**40)):
         low = Found(7, 3, equal)
-        band = RankBand(1, kept + 3, low, ties="spread")
+        band = FoundBand(RankMask(1, kept + 3), low)
         expected = REFERENCE.bands([band], BY_NAME["bfloat16"])[0].mask
         mask = CpuBackend().bands([band], BY_NAME["bfloat16"])[0].mask
         assert mask.low_positions == expected.low_positions

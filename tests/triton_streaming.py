@@ -12,7 +12,7 @@ from test_invariance import digests
 
 import merge_engine as me
 from merge_engine.backends import create_backend
-from merge_engine.backends.operations import Found, RankBand
+from merge_engine.backends.operations import Found, FoundBand, RankMask
 from merge_engine.backends.reference import ReferenceBackend
 from merge_engine.dtypes import BF16
 from merge_engine.errors import BackendError
@@ -60,7 +60,7 @@ def test_a_run_gives_the_bytes_of_the_cpu_backend(
 def test_shares_of_draws_are_exact() -> None:
     """floor(2^32 * kept / equal), also where the product needs more than 64 bits."""
     shares = ((1, 3), (2**33 + 1, 2**34 + 5), (2**40 - 1, 2**40), (5, 5), (0, 9), (1, 2**40))
-    bands = [RankBand(1, kept + 3, Found(7, 3, equal), ties="spread") for kept, equal in shares]
+    bands = [FoundBand(RankMask(1, kept + 3), Found(7, 3, equal)) for kept, equal in shares]
     expected = [solved.mask.low_positions for solved in ReferenceBackend().bands(bands, BF16)]
     rows = [solved.mask.row for solved in create_backend("triton").bands(bands, BF16)]
     assert [(int(row[LOW_FIRST.value]), int(row[LOW_LAST.value])) for row in rows] == expected

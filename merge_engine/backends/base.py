@@ -15,10 +15,10 @@ from merge_engine.backends.operations import (
     Chunk,
     Combine,
     Consensus,
+    FoundBand,
     KeyColumn,
     Mask,
     Rank,
-    RankBand,
     SolvedBand,
     Sought,
 )
@@ -121,7 +121,7 @@ class Backend(ABC):
         return [[next(found) for _ in one.ranks] for one in sought]
 
     @abstractmethod
-    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+    def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks and what was found for them into masks."""
 
     @abstractmethod

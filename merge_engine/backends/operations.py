@@ -208,30 +208,21 @@ class Sought(NamedTuple):
     within: Any = None
 
 
-@dataclass(frozen=True)
-class RankBand:
-    """Keeps the magnitudes of descending rank ``first`` to ``last`` (from 1, both included) of a task vector.
+class FoundBand(NamedTuple):
+    """A mask by rank, and what was found for it: ``low`` for its last rank, ``high`` for its first if that is not 1.
 
-    ``low`` is what was found for ``last``, ``high`` for ``first``, None when nothing is dropped above; each a
-    ``Found`` or a backend's handle to one. With
-    ``slack`` the lower threshold t gives way to RN(float32(1 - slack) * t). Keys equal to a threshold stay where
-    ``low_positions`` and ``high_positions`` say, or with ``ties`` "spread" where their draws fall below the share of
-    them that is to stay.
+    Keys equal to a threshold stay where ``low_positions`` and ``high_positions`` say, unless their ties are spread.
     """
 
-    first: int
-    last: int
+    mask: RankMask
     low: Any
     high: Any = None
-    slack: float = 0.0
-    ties: Literal["spread", "index", "all"] = "spread"
     low_positions: Positions = EVERY_POSITION
     high_positions: Positions = EVERY_POSITION
-    random_key: int = 0
 
 
 class SolvedBand(NamedTuple):
-    """The mask of a ``RankBand``, and how many entries it would keep without slack (None when it has none)."""
+    """What a ``FoundBand`` keeps, and how many entries it would keep without slack (None when it has none)."""
 
     mask: Any
     kept_without_slack: Any

@@ -26,13 +26,13 @@ from merge_engine.backends.operations import (
     Dense,
     Draw,
     Found,
+    FoundBand,
     KeyColumn,
     Line,
     Mask,
     Outcome,
     Positions,
     Rank,
-    RankBand,
     Ranked,
     SolvedBand,
 )
@@ -166,35 +166,35 @@ def relaxed_key(key: int, slack: float, working: DType) -> int:
     return int(keys_of(torch.tensor(1.0 - slack, dtype=real) * magnitude, working))
 
 
-def solve_band(band: RankBand, working: DType) -> SolvedBand:
+def solve_band(band: FoundBand, working: DType) -> SolvedBand:
     """The keys that a trim keeps, and what becomes of the ties at its thresholds.
 
     A zero carries nothing, so zeros are never kept.
     """
-    low, high = band.low, band.high
-    low_kept = band.last - low.above
-    high_kept = 0 if high is None else high.equal - (band.first - 1 - high.above)
-    if high is not None and high.key == low.key and band.slack == 0:
-        low_kept = high_kept = band.last - band.first + 1
+    asked, low, high = band.mask, band.low, band.high
+    low_kept = asked.last - low.above
+    high_kept = 0 if high is None else high.equal - (asked.first - 1 - high.above)
+    if high is not None and high.key == low.key and asked.slack == 0:
+        low_kept = high_kept = asked.last - asked.first + 1
 
     low_key, kept_without_slack = low.key, None
-    low_positions = _share(low_kept, low.equal) if band.ties == "spread" else band.low_positions
-    if band.slack > 0:
-        every = band.ties == "all"
-        top = high.above if high is not None and every else band.first - 1
-        bottom = low.above if low.key == 0 else low.above + low.equal if every else band.last
+    low_positions = _share(low_kept, low.equal) if asked.ties == "spread" else band.low_positions
+    if asked.slack > 0:
+        every = asked.ties == "all"
+        top = high.above if high is not None and every else asked.first - 1
+        bottom = low.above if low.key == 0 else low.above + low.equal if every else asked.last
         kept_without_slack = max(bottom - top, 0)  # 0: the band lies among the zeros
-        low_key, low_positions = relaxed_key(low.key, band.slack, working), EVERY_POSITION
+        low_key, low_positions = relaxed_key(low.key, asked.slack, working), EVERY_POSITION
     if low_key == 0:
         low_key, low_positions = 1, EVERY_POSITION
-    by_draw = band.ties == "spread"
+    by_draw = asked.ties == "spread"
     if high is None:
-        mask: Mask = Band(low_key, low_positions=low_positions, by_draw=by_draw, random_key=band.random_key)
+        mask: Mask = Band(low_key, low_positions=low_positions, by_draw=by_draw, random_key=asked.random_key)
         return SolvedBand(mask, kept_without_slack)
     if high.key < low_key:
         return SolvedBand(NOTHING, kept_without_slack)
     high_positions = _share(high_kept, high.equal) if by_draw else band.high_positions
-    mask = Band(low_key, high.key, low_positions, high_positions, by_draw, band.random_key)
+    mask = Band(low_key, high.key, low_positions, high_positions, by_draw, asked.random_key)
     return SolvedBand(mask, kept_without_slack)
 
 
@@ -265,7 +265,7 @@ class ReferenceBackend(Backend):
             result.append(Found(key << NEXT_BITS | bin_, above + int(at_least[bin_]) - equal, equal))
         return result
 
-    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+    def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks (see ``Backend.bands``)."""
         return [solve_band(band, working) for band in bands]
 

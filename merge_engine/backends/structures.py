@@ -15,7 +15,7 @@ from merge_engine.backends.operations import (
     Consensus,
     Dense,
     Draw,
-    RankBand,
+    FoundBand,
     Ranked,
 )
 from merge_engine.dtypes import DType
@@ -65,18 +65,18 @@ def noted(native: Any, address: int) -> Any:
     return result
 
 
-def rank_band(native: Any, band: RankBand) -> Any:
+def rank_band(native: Any, band: FoundBand) -> Any:
     """A band of ranks, without what was found for them."""
     return native.RankBand(
-        band.first,
-        band.last,
-        band.slack,
+        band.mask.first,
+        band.mask.last,
+        band.mask.slack,
         band.high is not None,
-        band.ties == "spread",
-        band.ties == "all",
+        band.mask.ties == "spread",
+        band.mask.ties == "all",
         band.low_positions,
         band.high_positions,
-        band.random_key,
+        band.mask.random_key,
     )
 
 

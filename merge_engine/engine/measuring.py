@@ -19,11 +19,11 @@ from merge_engine.backends.operations import (
     NO_POSITION,
     Chunk,
     Found,
+    FoundBand,
     KeyColumn,
     Mask,
     Positions,
     Rank,
-    RankBand,
     RankMask,
     SolvedBand,
     Sought,
@@ -216,19 +216,15 @@ class Measurement(Mapping[Need, Any]):
         handles[:] = [sums]
         return sums.totals()
 
-    def _band(self, task: Task, model: int, mask: RankMask) -> RankBand:
+    def _band(self, task: Task, model: int, mask: RankMask) -> FoundBand:
         source = self._shared if mask.whole_model and self._shared is not None else self
         high = mask.first if mask.first > 1 else None
-        return RankBand(
-            mask.first,
-            mask.last,
+        return FoundBand(
+            mask,
             source._found[model, mask.last],
             None if high is None else source._found[model, high],
-            mask.slack,
-            mask.ties,
             _positions(task, source._places.get((model, mask.last)), mask.stable_ascending),
             _positions(task, source._places.get((model, mask.first)), False),
-            mask.random_key,
         )
 
 

@@ -19,11 +19,11 @@ from merge_engine.backends.operations import (
     Counts,
     Draw,
     Found,
+    FoundBand,
     KeyColumn,
     Mask,
     Outcome,
     Rank,
-    RankBand,
     Ranked,
     SolvedBand,
     Sought,
@@ -169,7 +169,7 @@ class CpuBackend(Backend):
         )
         return found
 
-    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+    def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks (see ``Backend.bands``)."""
         result = []
         for band in bands:
@@ -179,7 +179,7 @@ class CpuBackend(Backend):
                 _found(band.high),
                 structures.dtype(_native, working),
             )
-            kept = solved.kept_without_slack if band.slack > 0 else None
+            kept = solved.kept_without_slack if band.mask.slack > 0 else None
             result.append(SolvedBand(solved.mask, kept))
         return result
 

@@ -34,9 +34,9 @@ from merge_engine.backends.operations import (
     Combine,
     Consensus,
     Found,
+    FoundBand,
     KeyColumn,
     Rank,
-    RankBand,
     SolvedBand,
 )
 from merge_engine.backends.statistics import KeyPlaces, KeyTable, level_bins
@@ -155,7 +155,7 @@ class CudaBackend(Backend):
         self._asked()
         return list(found)
 
-    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+    def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks, on the device (see ``Backend.bands``)."""
         solved = self._batch.bands(bands, working)
         self._asked()

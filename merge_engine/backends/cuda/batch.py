@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from merge_engine.backends import structures
@@ -30,9 +29,9 @@ from merge_engine.backends.operations import (
     Combine,
     Consensus,
     Found,
+    FoundBand,
     KeyColumn,
     Rank,
-    RankBand,
     Ranked,
     SolvedBand,
 )
@@ -58,7 +57,7 @@ class Batch:
         self._given = Results()
         self._counted: dict[int, list[tuple[Chunk, Sequence[KeyColumn], DeviceCounts]]] = defaultdict(list)
         self._sought: dict[int, list[tuple[DeviceCounts, Rank, Piece]]] = defaultdict(list)
-        self._banded: list[tuple[RankBand, DType, Piece]] = []  # low and high are on the device
+        self._banded: list[tuple[FoundBand, DType, Piece]] = []  # low and high are on the device
         self._summed: list[tuple[Chunk, Sequence[Any], bool, PendingSums]] = []
         self._multiplied: list[tuple[Chunk, PendingSums]] = []
         self._merged: list[tuple[Chunk, Consensus, DeviceArray, Piece]] = []
@@ -82,14 +81,14 @@ class Batch:
         ]
         return [PendingFound(piece) for piece in pieces]
 
-    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+    def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """See ``Backend.bands``."""
         solved = []
         for band in bands:
             piece = self.results.piece(self._native.SOLVED_BYTES)
             low, high = self._on_device(band.low), self._on_device(band.high)
-            self._banded.append((replace(band, low=low, high=high), working, piece))
-            kept = PendingNumber(piece.part(self._native.KEPT_OFFSET, 8)) if band.slack > 0 else None
+            self._banded.append((band._replace(low=low, high=high), working, piece))
+            kept = PendingNumber(piece.part(self._native.KEPT_OFFSET, 8)) if band.mask.slack > 0 else None
             solved.append(SolvedBand(SolvedMask(piece), kept))
         return solved
 
@@ -173,7 +172,7 @@ class Batch:
         shift = level_shift(chunk.working, counts.level)
         return native.HistogramCall(chunk.base.native, filled, working, shift, chunk.count)
 
-    def _band_query(self, band: RankBand, working: DType, solved: Piece) -> Any:
+    def _band_query(self, band: FoundBand, working: DType, solved: Piece) -> Any:
         native = self._native
         return native.BandQuery(
             structures.rank_band(native, band),

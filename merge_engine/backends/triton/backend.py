@@ -19,10 +19,10 @@ from merge_engine.backends.operations import (
     Chunk,
     Combine,
     Consensus,
+    FoundBand,
     KeyColumn,
     Mask,
     Rank,
-    RankBand,
     Ranked,
     SolvedBand,
 )
@@ -166,7 +166,7 @@ class TritonBackend(Backend):
             copy = Copy.of(found)
         return [FoundRow(found[i], copy, i) for i in range(len(ranks))]
 
-    def bands(self, bands: Sequence[RankBand], working: DType) -> list[SolvedBand]:
+    def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks (see ``Backend.bands``)."""
         if not bands:
             return []
@@ -177,13 +177,13 @@ class TritonBackend(Backend):
                 for side in ([band.low for band in bands], [band.high for band in bands])
             )
             rows = torch.empty((len(bands), masks.ROW.value), dtype=torch.int64, device=self.device)
-            factors = self._doubles([1.0 - band.slack for band in bands])
+            factors = self._doubles([1.0 - band.mask.slack for band in bands])
             bands_kernels.bands(torch.cat([described, low, high], 1), factors, rows, working.code)
             copy = Copy.of(rows)
         solved = []
         for i, band in enumerate(bands):
-            mask = SolvedRow(rows[i], copy, i, band.ties == "spread")
-            solved.append(SolvedBand(mask, KeptWithoutSlack(mask) if band.slack > 0 else None))
+            mask = SolvedRow(rows[i], copy, i, band.mask.ties == "spread")
+            solved.append(SolvedBand(mask, KeptWithoutSlack(mask) if band.mask.slack > 0 else None))
         return solved
 
     def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from merge_engine.backends.operations import Band, Dense, Draw, Found, RankBand, Ranked
+from merge_engine.backends.operations import Band, Dense, Draw, Found, FoundBand, Ranked
 from merge_engine.backends.triton.handles import FoundRow, SolvedRow
 from merge_engine.kernels import masks
 
@@ -34,17 +34,17 @@ def found_row(found: Found | FoundRow | None) -> Sequence[int] | torch.Tensor:
     return list(found or Found(0, 0, 0))
 
 
-def described_band(band: RankBand) -> list[int]:
+def described_band(band: FoundBand) -> list[int]:
     """The columns of kernels/bands.py, up to what was found."""
     return [
-        band.first,
-        band.last,
-        band.slack > 0,
+        band.mask.first,
+        band.mask.last,
+        band.mask.slack > 0,
         band.high is not None,
-        band.ties == "spread",
-        band.ties == "all",
+        band.mask.ties == "spread",
+        band.mask.ties == "all",
         *bounded(*band.low_positions, *band.high_positions),
-        signed(band.random_key),
+        signed(band.mask.random_key),
     ]
 
 
