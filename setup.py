@@ -57,7 +57,7 @@ PER_INSTRUCTION_SET = [
         "norms.cpp",
         "ranks.cpp",
         "consensus.cpp",
-        "any_merge.cpp",
+        "consensus_general.cpp",
         "combine.cpp",
         "table.cpp",
     )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_conformance import REFERENCE, apply, chunk_of, dtype_of, same_bytes
 from under_test import INSTRUCTION_SETS
 
-from merge_engine.backends import cpu
+from merge_engine import _native
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import Band, Combine, Consensus, Dense, Draw, Entry, Line, Mask, Ranked
 from merge_engine.backends.reference import keys_of
@@ -276,13 +276,13 @@ def test_norms_of_masked_task_vectors(dtype: torch.dtype, start: int) -> None:
 
 def test_a_chunk_is_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Although its norms are summed before it is merged; another chunk is ranked anew."""
-    calls, rank = [], cpu._native.note_ranks
+    calls, rank = [], _native.note_ranks
 
     def counted(*arguments: object) -> None:
         calls.append(arguments)
         rank(*arguments)
 
-    monkeypatch.setattr(cpu._native, "note_ranks", counted)
+    monkeypatch.setattr(_native, "note_ranks", counted)
     masks = [mask_of("ranked", torch.bfloat16, TILE, 0, model) for model in range(2)]
     operation = Consensus(tuple(Entry(mask, weight=0.5) for mask in masks), election="sum", normalize=True)
     backend = CpuBackend(threads=1)

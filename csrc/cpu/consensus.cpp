@@ -1,8 +1,8 @@
 // Task vectors, trim, sign election and disjoint mean in one read of every input.
 #include <algorithm>
 
-#include "any_merge.h"
-#include "plain_merge.h"
+#include "consensus_general.h"
+#include "consensus_fast.h"
 #include "pool.h"
 #include "primitives.h"
 
@@ -39,12 +39,12 @@ void consensus(const Consensus& op, uint64_t start, uint64_t count, int threads,
     };
     with_dtype(op.working, [&](auto dtype) {
         if constexpr (dtype() != DType::F64) {
-            if (PlainMerger<dtype()>::serves(op)) {
-                const PlainMerger<dtype()> merger(op);
+            if (ConsensusFast<dtype()>::serves(op)) {
+                const ConsensusFast<dtype()> merger(op);
                 return merge_with([&](auto... part) { merger.merge(part...); });
             }
         }
-        merge_with([&](auto... part) { merge_any(op, part...); });
+        merge_with([&](auto... part) { consensus_general(op, part...); });
     });
 }
 

@@ -1,7 +1,7 @@
 // Counting how many magnitudes lie at or above each of a few edges.
 //
-// An edge costs a comparison, but not of every element: once few are not below an edge, these are put aside, and only
-// they are compared with the next.
+// An edge costs a comparison, but not of every element: once few elements reach an edge, they are compacted, and only
+// they are compared with the next edges.
 #pragma once
 
 #include <algorithm>
@@ -9,21 +9,21 @@
 #include <utility>
 #include <vector>
 
-#include "sieve.h"
+#include "mask_kernel.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 
-// Counts task vector entries of one model. They are looked at before rounding, as a Sieve does it.
+// Counts task vector entries of one model. They are looked at before rounding, as a MaskKernel does it.
 template <DType Working>
 class EdgeCounter {
   public:
     using Bits = typename Storage<Working>::Bits;
-    using Magnitude = typename Sieve<Working>::Magnitude;
+    using Magnitude = typename MaskKernel<Working>::Magnitude;
 
     // The edges ascend.
     explicit EdgeCounter(std::vector<Magnitude> edges) : edges_(std::move(edges)), found_(edges_.size()) {
-        if (edges_.size() > AT_A_TIME) aside_.resize(ROOM + LANES);
+        if (edges_.size() > AT_A_TIME) compacted_.resize(ROOM + LANES);
     }
 
     // Elements of a tile.
@@ -32,7 +32,7 @@ class EdgeCounter {
         if constexpr (Working != DType::F64) {
             counted = count / GROUP * GROUP;
             if (size_ + counted > ROOM || !rare(of_all_ - 1)) {
-                settle();
+                compare_compacted();
                 for (of_all_ = AT_A_TIME; of_all_ < edges_.size() && !rare(of_all_ - 1);) of_all_ += AT_A_TIME;
             }
             for (size_t first = 0; first < std::min(of_all_, edges_.size()); first += AT_A_TIME) {
@@ -50,13 +50,13 @@ class EdgeCounter {
         for (int j = counted; j < count; ++j) {
             const Real delta =
                 Storage<Working>::template load<Real>(model[j]) - Storage<Working>::template load<Real>(base[j]);
-            const Magnitude magnitude = bits_of<Magnitude>(delta) & ~Sieve<Working>::SIGN;
+            const Magnitude magnitude = bits_of<Magnitude>(delta) & ~MaskKernel<Working>::SIGN;
             for (size_t e = 0; e < edges_.size(); ++e) found_[e] += magnitude >= edges_[e];
         }
     }
     // For each edge, how many were at or above it.
     const std::vector<uint64_t>& found() {
-        settle();
+        compare_compacted();
         return found_;
     }
 
@@ -78,9 +78,9 @@ class EdgeCounter {
         return edge >= edges_.size() || found_[edge] * WORTH_COMPRESSING <= seen_;
     }
 
-    // The edges [first, first + E) and their counts, in registers. With `PutAside`, what is not below the last of them is
-    // put aside.
-    template <int E, bool PutAside>
+    // The edges [first, first + E) and their counts, in registers. With `Compact`, elements that reach the last of them
+    // are compacted.
+    template <int E, bool Compact>
     class Registers {
       public:
         explicit Registers(EdgeCounter& counter, size_t first) : counter_(counter), first_(first) {
@@ -96,7 +96,9 @@ class EdgeCounter {
                 above = less(below_[e], magnitudes);
                 counted_[e] = count(counted_[e], above);
             }
-            if (PutAside) counter_.size_ += compress(above, magnitudes, counter_.aside_.data() + counter_.size_);
+            if (Compact) {
+                counter_.size_ += compress(above, magnitudes, counter_.compacted_.data() + counter_.size_);
+            }
         }
 
       private:
@@ -105,10 +107,10 @@ class EdgeCounter {
         Ints below_[E], counted_[E] = {};
     };
 
-    template <int E, bool PutAside>
+    template <int E, bool Compact>
     void count_groups(const Bits* base, const Bits* model, int count, size_t first) {
         using Vectors = StorageLanes<Working>;
-        Registers<E, PutAside> registers(*this, first);
+        Registers<E, Compact> registers(*this, first);
         const auto look = [&](auto half, int at, int j) {
             const Floats delta =
                 Vectors::template load<half()>(model + at, j) - Vectors::template load<half()>(base + at, j);
@@ -122,15 +124,15 @@ class EdgeCounter {
             }
         }
     }
-    // What was put aside is compared with the rest of the edges, and dwindles. Zeros fill its last vector: only the
+    // Compares what was compacted with the rest of the edges, and compacts it on. Zeros fill its last vector: only the
     // first edge may be as low.
-    void settle() {
+    void compare_compacted() {
         for (size_t first = of_all_; first < edges_.size() && size_; first += AT_A_TIME) {
-            const int put_aside = std::exchange(size_, 0);
-            store(aside_.data() + put_aside, Ints{});
+            const int compacted = std::exchange(size_, 0);
+            store(compacted_.data() + compacted, Ints{});
             with_number(edges_.size() - first, [&](auto number) {
                 Registers<number(), true> registers(*this, first);
-                for (int at = 0; at < put_aside; at += LANES) registers.look(load<Ints>(aside_.data() + at));
+                for (int at = 0; at < compacted; at += LANES) registers.look(load<Ints>(compacted_.data() + at));
             });
         }
         size_ = 0;
@@ -140,8 +142,8 @@ class EdgeCounter {
     std::vector<uint64_t> found_;
     size_t of_all_ = AT_A_TIME;   // edges that all elements are compared with
     uint64_t seen_ = 0;           // elements
-    std::vector<int32_t> aside_;  // and room for a vector
-    int size_ = 0;
+    std::vector<int32_t> compacted_;  // and room for a vector
+    int size_ = 0;                    // elements in it
 };
 
 }  // namespace ME_ISA

@@ -164,8 +164,8 @@ struct PlacesOfByte {
     }
 };
 
-// Stores the numbers of those lanes side by side, and then some, a vector in all. Returns how many there are. It pays off
-// where it spares work for all lanes but one in WORTH_COMPRESSING.
+// Stores the numbers of those lanes side by side, and returns how many there are. Always writes a full vector. It pays
+// off where it spares work for all lanes but one in WORTH_COMPRESSING.
 static ME_INLINE int compress(Truth those, Ints numbers, int32_t* to) {
 #if defined(__AVX512F__)
     store(to, (Ints)_mm512_maskz_compress_epi32(those, (__m512i)numbers));

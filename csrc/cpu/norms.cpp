@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "primitives.h"
-#include "sieve.h"
+#include "mask_kernel.h"
 #include "storage_lanes.h"
 #include "sums.h"
 
@@ -17,15 +17,15 @@ struct Sums {
 };
 
 template <DType Working, class Rounding>
-Sums sums_of_block(const Array& base, const Array& model, const Sieve<Working>& sieve, uint64_t start, uint64_t first,
-                   uint64_t last, uint64_t* notes) {
+Sums sums_of_block(const Array& base, const Array& model, const MaskKernel<Working>& mask, uint64_t start,
+                   uint64_t first, uint64_t last, uint64_t* notes) {
     typename RealOf<Working>::Type b[TILE], magnitudes[TILE];
     uint32_t kept[TILE];
     LaneSum before, after;
     for (uint64_t at = first; at < last; at += TILE) {
         const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
         load_tile<Working>(base, at, n, b);
-        sieve.template read<Rounding>(model, b, start + at, at, n, magnitudes, kept);
+        mask.template read<Rounding>(model, b, start + at, at, n, magnitudes, kept);
         if (notes) note(bits_where(n, [&](int j) { return less(Words{}, load<Words>(kept + j)); }), at, notes);
         for (int j = 0; j < n; ++j) magnitudes[j] = magnitudes[j] < 0 ? -magnitudes[j] : magnitudes[j];
         before.add(n, [&](int j) { return static_cast<double>(magnitudes[j]); });
@@ -77,7 +77,7 @@ class PlainSums {
 };
 
 template <DType Working>
-Sums plain_sums_of_block(const Array& base, const Array& model, const Sieve<Working>& sieve, uint64_t start,
+Sums plain_sums_of_block(const Array& base, const Array& model, const MaskKernel<Working>& mask, uint64_t start,
                          uint64_t first, uint64_t last, uint64_t* notes) {
     typename Storage<Working>::Bits base_room[TILE], model_room[TILE];
     PlainSums<Working> sums;
@@ -87,12 +87,12 @@ Sums plain_sums_of_block(const Array& base, const Array& model, const Sieve<Work
         const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
         const auto* b = whole_groups<Working>(base, at, n, base_room);
         const auto* x = whole_groups<Working>(model, at, n, model_room);
-        if (sieve.drawn()) {
-            kept = sieve.placed(start + at, at, n);
+        if (mask.drawn()) {
+            kept = mask.placed(start + at, at, n);
             if (notes) note(kept, at, notes);
             for (uint64_t& word : kept.word) word = StorageLanes<Working>::ordered(word);
         } else {
-            sieve.keep(x, b, start + at, at, n, kept, largest);
+            mask.keep(x, b, start + at, at, n, kept, largest);
             if (notes) {
                 TileBits natural;
                 for (int w = 0; w < TileBits::WORDS; ++w) {
@@ -109,14 +109,14 @@ Sums plain_sums_of_block(const Array& base, const Array& model, const Sieve<Work
 template <DType Working, class Rounding>
 void l1_norms_of(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
                  const std::vector<uint64_t*>& notes, uint64_t start, uint64_t count, int threads, double* sums) {
-    const std::vector<Sieve<Working>> sieves(masks.begin(), masks.end());
+    const std::vector<MaskKernel<Working>> kernels(masks.begin(), masks.end());
     sum_blocks(count, 2 * models.size(), threads, sums, [&](uint64_t first, uint64_t last, double* out) {
         for (size_t m = 0; m < models.size(); ++m) {
             Sums found;
             if constexpr (Working != DType::F64 && std::is_same_v<Rounding, Unrounded>) {
-                found = plain_sums_of_block(base, models[m], sieves[m], start, first, last, notes[m]);
+                found = plain_sums_of_block(base, models[m], kernels[m], start, first, last, notes[m]);
             } else {
-                found = sums_of_block<Working, Rounding>(base, models[m], sieves[m], start, first, last, notes[m]);
+                found = sums_of_block<Working, Rounding>(base, models[m], kernels[m], start, first, last, notes[m]);
             }
             out[2 * m] = found.before;
             out[2 * m + 1] = found.after;

@@ -151,9 +151,9 @@ void count_edges(const Array& base, const std::vector<Sought>& sought, int shift
                  std::vector<RankSearch>& searches) {
     std::vector<EdgeCounter<Working>> none;
     for (const RankSearch& search : searches) {
-        std::vector<typename Sieve<Working>::Magnitude> edges;
+        std::vector<typename MaskKernel<Working>::Magnitude> edges;
         for (const Bin edge : search.edges()) {
-            edges.push_back(Sieve<Working>::first_of(static_cast<uint64_t>(edge) << shift));
+            edges.push_back(MaskKernel<Working>::first_of(static_cast<uint64_t>(edge) << shift));
         }
         none.emplace_back(std::move(edges));
     }

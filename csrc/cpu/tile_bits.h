@@ -11,9 +11,9 @@ namespace ME_ISA {
 struct TileBits {
     static constexpr int WORDS = TILE / 64;
     uint64_t word[WORDS];
-    uint32_t beyond = 0;  // may be read, and means nothing
+    uint32_t padding = 0;  // lanes() may read it
 
-    // Those of LANES elements from the j-th.
+    // The bits of elements j to j + LANES.
     ME_INLINE Truth lanes(int j) const {
         uint32_t bits;
         std::memcpy(&bits, reinterpret_cast<const char*>(word) + j / 8, sizeof(bits));
@@ -32,7 +32,7 @@ struct TileBits {
     }
 };
 
-// The elements for which truth(j) holds, where it speaks of LANES elements from the j-th. Beyond `count` is nothing.
+// The elements for which truth holds: truth(j) covers elements j to j + LANES. Beyond `count` no bit is set.
 template <class F>
 static ME_INLINE TileBits bits_where(int count, F&& truth) {
     TileBits bits = {};
@@ -64,8 +64,8 @@ static ME_INLINE void note(const TileBits& bits, uint64_t first, uint64_t* notes
     std::memcpy(notes + first / 64, bits.word, sizeof(bits.word));
 }
 
-// Writes the places of the bits, in order and then some, and returns how many there are. How many a part has is hard to
-// predict, so that the same is written for all.
+// Writes the places of the bits in order, and returns how many there are. A processor could not predict how many
+// a part has, so every part writes as many places, some of them meaningless.
 constexpr int MORE_PLACES = 16;
 template <int N>
 static inline int list_places(const uint64_t (&words)[N], uint32_t (&places)[64 * N + MORE_PLACES]) {

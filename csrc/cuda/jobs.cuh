@@ -1,5 +1,5 @@
-// Many tensors in one launch. Each has its share of the blocks, and a block looks up whose it is. A single tensor is a
-// list of one, for which there is nothing to look up.
+// Many tensors in one launch. Each job has its share of the blocks, and a block finds its job by bisection. A single
+// tensor is a list of one, for which there is nothing to find.
 #pragma once
 
 #include "runtime.h"

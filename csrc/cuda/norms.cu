@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(LANES, 1) gram_blocks(const List<GramJob> jobs
                 for (uint64_t at = block * SUM_BLOCK + threadIdx.x; at < last; at += LANES) {
                     const auto x = load_pack<Working, 1>(inputs[job.first_input + i], at);
                     const auto y = load_pack<Working, 1>(inputs[job.first_input + k], at);
-                    lane += static_cast<double>(x.template value<Real>(0)) * static_cast<double>(y.template value<Real>(0));
+                    lane += static_cast<double>(x.template value<Real>(0)) *
+                            static_cast<double>(y.template value<Real>(0));
                 }
                 const double sum = sum_lanes(lane, memory);
                 if (threadIdx.x == 0) *sums = sum;

@@ -40,7 +40,7 @@ WRITE_THREADS = min(max(2, cores() // 2), 8)
 READ_PIECE = 16 << 20
 """Bytes of one read: several threads share the reading of one large tensor."""
 
-_LOADED = 4
+_LOADED = 24
 """Most batches that are read ahead. The ring sets a lower limit, except where inputs are used in place."""
 
 _Queue: TypeAlias = "queue.Queue[Batch | BaseException | None]"

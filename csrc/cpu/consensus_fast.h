@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "any_merge.h"
-#include "sieve.h"
+#include "consensus_general.h"
+#include "mask_kernel.h"
 
 namespace merge_engine {
 namespace ME_ISA {
@@ -13,9 +13,10 @@ namespace ME_ISA {
 // Steps 1 to 8 for dtypes that compute in float32, without rounding in between, slack or votes by count.
 //
 // A tile has two passes: which elements does each model keep, and what becomes of them. In the second, an element that
-// is kept has a vote that is not 0, and nothing is NaN or infinite. Tiles that are not like that are left to merge_any.
+// is kept has a vote that is not 0, and nothing is NaN or infinite. Tiles that are not like that are left to
+// consensus_general.
 template <DType Working>
-class PlainMerger {
+class ConsensusFast {
   public:
     static bool serves(const Consensus& op) {
         const auto slack = [](const Entry& entry) { return entry.vote_slack != 0 || entry.retain_slack != 0; };
@@ -24,15 +25,15 @@ class PlainMerger {
                std::none_of(op.entries.begin(), op.entries.end(), slack);
     }
 
-    explicit PlainMerger(const Consensus& op) : op_(op), merge_tile_(merge_for(op)) {
+    explicit ConsensusFast(const Consensus& op) : op_(op), merge_tile_(merge_for(op)) {
         for (const Entry& entry : op.entries) {
-            sieves_.emplace_back(entry.mask, entry.weight != 0);
+            masks_.emplace_back(entry.mask, entry.weight != 0);
             const float rescale = static_cast<float>(entry.rescale), weight = static_cast<float>(entry.weight);
-            const uint32_t audible = first_that(Sieve<Working>::SIGN, [&](uint32_t magnitude) {
+            const uint32_t smallest = first_that(MaskKernel<Working>::SIGN, [&](uint32_t magnitude) {
                 const float scaled = bits_of<float>(magnitude) * rescale;
                 return scaled != 0 && (scaled * weight != 0 || weight == 0);
             });
-            audible_.push_back(audible > sieves_.back().smallest_kept() ? audible : 0);
+            smallest_nonzero_vote_.push_back(smallest > masks_.back().smallest_kept() ? smallest : 0);
         }
     }
 
@@ -41,7 +42,7 @@ class PlainMerger {
         for (uint64_t at = first; at < last; at += TILE) {
             const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
             if ((this->*merge_tile_)(start, at, width, counts)) continue;
-            merge_any(op_, start, at, at + static_cast<uint64_t>(width), counts, non_finite);
+            consensus_general(op_, start, at, at + static_cast<uint64_t>(width), counts, non_finite);
         }
     }
 
@@ -77,7 +78,7 @@ class PlainMerger {
         Factors rescale;
     };
 
-    using MergeTile = bool (PlainMerger::*)(uint64_t, uint64_t, int, Counts*) const;
+    using MergeTile = bool (ConsensusFast::*)(uint64_t, uint64_t, int, Counts*) const;
     static MergeTile merge_for(const Consensus& op) {
         switch (op.entries.size()) {
             case 1: return merge_for<1>(op);
@@ -96,11 +97,11 @@ class PlainMerger {
     template <size_t N, bool Scales>
     static MergeTile merge_for(const Consensus& op) {
         if (op.election == Election::None) {
-            return op.normalize ? &PlainMerger::merge_tile<N, Scales, false, true>
-                                : &PlainMerger::merge_tile<N, Scales, false, false>;
+            return op.normalize ? &ConsensusFast::merge_tile<N, Scales, false, true>
+                                : &ConsensusFast::merge_tile<N, Scales, false, false>;
         }
-        return op.normalize ? &PlainMerger::merge_tile<N, Scales, true, true>
-                            : &PlainMerger::merge_tile<N, Scales, true, false>;
+        return op.normalize ? &ConsensusFast::merge_tile<N, Scales, true, true>
+                            : &ConsensusFast::merge_tile<N, Scales, true, false>;
     }
 
     // False, with nothing counted, if the tile is not as it must be.
@@ -116,9 +117,10 @@ class PlainMerger {
         for (size_t i = 0; i < n; ++i) {
             Part& part = parts[i];
             part.bits = whole_groups<Working>(op_.entries[i].model, at, width, room[i]);
-            sieves_[i].keep(part.bits, base, start + at, at, width, part.kept, largest);
+            masks_[i].keep(part.bits, base, start + at, at, width, part.kept, largest);
             part.votes = op_.entries[i].weight != 0 ? &part.kept : &none;
-            if (audible_[i] && sieves_[i].any_below(audible_[i], part.bits, base, width)) return false;
+            const uint32_t needed = smallest_nonzero_vote_[i];
+            if (needed && masks_[i].any_below(needed, part.bits, base, width)) return false;
             if (Scales) set_factors(i, at, width, part.rescale);
         }
         uint64_t retained[N] = {};
@@ -193,8 +195,8 @@ class PlainMerger {
     }
 
     const Consensus& op_;
-    std::vector<Sieve<Working>> sieves_;
-    std::vector<uint32_t> audible_;  // magnitudes from which on votes are not rounded to 0, or 0 if all that is kept is
+    std::vector<MaskKernel<Working>> masks_;
+    std::vector<uint32_t> smallest_nonzero_vote_;  // smallest magnitude whose weighted vote is not 0; 0: not to check
     const MergeTile merge_tile_;
 };
 

@@ -1,9 +1,9 @@
 // The formulas of a merge, a tile and a step at a time.
-#include "any_merge.h"
+#include "consensus_general.h"
 
 #include <vector>
 
-#include "sieve.h"
+#include "mask_kernel.h"
 
 namespace merge_engine {
 namespace ME_ISA {
@@ -16,13 +16,13 @@ struct Scale {
 };
 
 template <DType Working, class Rounding>
-class AnyMerger {
+class ConsensusGeneral {
   public:
     using Real = typename RealOf<Working>::Type;
 
-    explicit AnyMerger(const Consensus& op) : op_(op) {
+    explicit ConsensusGeneral(const Consensus& op) : op_(op) {
         for (const Entry& entry : op.entries) {
-            sieves_.emplace_back(entry.mask);
+            masks_.emplace_back(entry.mask);
             scales_.push_back({Rounding::round(static_cast<Real>(by_probability(entry) ? 1 : entry.rescale)),
                                Rounding::round(static_cast<Real>(entry.weight)),
                                static_cast<Real>(1.0 + entry.vote_slack), static_cast<Real>(entry.retain_slack)});
@@ -45,7 +45,7 @@ class AnyMerger {
                 Real* delta = deltas.data() + i * TILE;
                 uint32_t* stays = kept.data() + i * TILE;
                 non_finite[1 + i] +=
-                    sieves_[i].template read<Rounding>(entry.model, b, start + at, at, width, delta, stays);
+                    masks_[i].template read<Rounding>(entry.model, b, start + at, at, width, delta, stays);
                 if (by_probability(entry)) divide_by_probability(entry.mask.thresholds + at, width, delta, stays);
             }
             merge_tile(deltas.data(), kept.data(), b, width, merged, counts);
@@ -174,20 +174,20 @@ class AnyMerger {
     }
 
     const Consensus& op_;
-    std::vector<Sieve<Working>> sieves_;
+    std::vector<MaskKernel<Working>> masks_;
     std::vector<Scale<Real>> scales_;
     bool slack_votes_ = false, retains_ = false;
 };
 
 }  // namespace
 
-void merge_any(const Consensus& op, uint64_t start, uint64_t first, uint64_t last, Counts* counts,
+void consensus_general(const Consensus& op, uint64_t start, uint64_t first, uint64_t last, Counts* counts,
                uint64_t* non_finite) {
     with_dtype(op.working, [&](auto dtype) {
         if (op.storage_rounding) {
-            AnyMerger<dtype(), RoundedTo<dtype()>>(op).merge(start, first, last, counts, non_finite);
+            ConsensusGeneral<dtype(), RoundedTo<dtype()>>(op).merge(start, first, last, counts, non_finite);
         } else {
-            AnyMerger<dtype(), Unrounded>(op).merge(start, first, last, counts, non_finite);
+            ConsensusGeneral<dtype(), Unrounded>(op).merge(start, first, last, counts, non_finite);
         }
     });
 }

@@ -28,26 +28,26 @@ static Magnitude first_that(Magnitude end, F&& holds) {
 // A mask, made ready for many tiles.
 //
 // The keys of a band are looked for in the bits of |d| before rounding: because rounding is monotone, the magnitudes
-// of a key are a range of them, and no element needs rounding. A mask keeps what is inside its band and not put out by
-// its position.
+// of a key are a range of them, and no element needs rounding. A mask keeps the elements inside its band, except for
+// ties at its bounds whose positions are outside their range.
 template <DType Working>
-class Sieve {
+class MaskKernel {
   public:
     using Real = typename RealOf<Working>::Type;
     using Bits = typename Storage<Working>::Bits;
     using Magnitude = std::conditional_t<sizeof(Real) == 8, uint64_t, uint32_t>;  // the bits of a Real, without sign
     static constexpr Magnitude SIGN = Magnitude{1} << (8 * sizeof(Real) - 1);     // above all magnitudes
 
-    // `shows`: what keep() keeps will be looked at, and need not be finite.
-    explicit Sieve(const Mask& mask, bool shows = false)
-        : mask_(mask), keys_(mask.random_key), open_(shows && mask.kind != MaskKind::Band) {
+    // `reaches_output`: whoever calls keep() finds a value that is not finite in what it makes of the kept elements.
+    explicit MaskKernel(const Mask& mask, bool reaches_output = false)
+        : mask_(mask), keys_(mask.random_key), unbounded_(reaches_output && mask.kind != MaskKind::Band) {
         if (mask.kind != MaskKind::Band) return;
         const Magnitude low = first_of(mask.low), above_low = first_above(mask.low);
         const Magnitude high = first_of(mask.high), above_high = first_above(mask.high);
         band_ = {low, above_high > low ? above_high - low : 0};
-        open_ = shows && above_high == SIGN && decided(mask.high_positions);
-        if (!decided(mask.low_positions)) low_ties_ = {low, above_low - low};
-        if (!decided(mask.high_positions)) high_ties_ = {high, above_high - high};
+        unbounded_ = reaches_output && above_high == SIGN && keeps_all_ties(mask.high_positions);
+        if (!keeps_all_ties(mask.low_positions)) low_ties_ = {low, above_low - low};
+        if (!keeps_all_ties(mask.high_positions)) high_ties_ = {high, above_high - high};
     }
 
     // Reads d = x - b of one tile, and sets kept[j] to 1 where the mask keeps the element, else to 0. `index` is the
@@ -65,34 +65,34 @@ class Sieve {
             kept[j] = band_.holds(magnitude(delta[j]));
         }
         TileBits stay = placed(index, offset, count);
-        settle(low_ties_, mask_.low_positions, delta, index, count, stay);
-        settle(high_ties_, mask_.high_positions, delta, index, count, stay);
+        drop_ties_by_position(low_ties_, mask_.low_positions, delta, index, count, stay);
+        drop_ties_by_position(high_ties_, mask_.high_positions, delta, index, count, stay);
         for (int j = 0; j < count; j += LANES) {  // arrays of a tile are whole vectors
             store(kept + j, where(stay.lanes(j), load<Floats>(kept + j), Floats{}));
         }
         return non_finite;
     }
 
-    // Sets `kept` to those of a tile that the mask keeps and that are not zero, ordered (see StorageLanes). Raises
-    // `largest` to their magnitudes; not to those that are kept and will be looked at.
+    // Sets `kept` to those elements of a tile that the mask keeps and that are not zero, ordered (see StorageLanes).
+    // Raises `largest` to the magnitudes of all elements, except where kept elements reach the output.
     // Whole groups are read; elements beyond `count` must be there, and be zero.
     void keep(const Bits* model, const Bits* base, uint64_t index, uint64_t offset, int count, TileBits& kept,
               Ints& largest) const {
         TileBits tied;
         const Window inside = not_zero(band_);
-        if (open_ && drawn()) {
+        if (unbounded_ && drawn()) {
             scan_unequal(model, base, count, kept, largest);
-        } else if (open_ && low_ties_.span) {
+        } else if (unbounded_ && low_ties_.span) {
             scan<true, true>(model, base, count, inside, kept, low_ties_.span, tied, largest);
-        } else if (open_) {
+        } else if (unbounded_) {
             scan<true, false>(model, base, count, inside, kept, 0, tied, largest);
         } else {
             scan<false, true>(model, base, count, inside, kept, low_ties_.span, tied, largest);
         }
-        if (low_ties_.span) put_out(tied, mask_.low_positions, index, count, kept);
+        if (low_ties_.span) drop_ties_by_position(tied, mask_.low_positions, index, count, kept);
         if (high_ties_.span) {
             scan<false, false>(model, base, count, not_zero(high_ties_), tied, 0, tied, largest);
-            put_out(tied, mask_.high_positions, index, count, kept);
+            drop_ties_by_position(tied, mask_.high_positions, index, count, kept);
         }
         if (drawn()) {
             const TileBits stay = placed(index, offset, count);
@@ -101,7 +101,7 @@ class Sieve {
     }
     // Whether draws or ranks decide, and magnitudes do not.
     bool drawn() const { return mask_.kind != MaskKind::Band && mask_.kind != MaskKind::Dense; }
-    // The elements that draws or ranks keep, which of a mask with a band or without any of these are all.
+    // The elements that draws or ranks keep: all of them where neither decides.
     TileBits placed(uint64_t index, uint64_t offset, int count) const {
         if (mask_.kind == MaskKind::Noted) return noted(mask_.notes, offset);
         if (mask_.kind == MaskKind::Draw) return drawn_within(mask_.low_positions, nullptr, index, count);
@@ -122,7 +122,7 @@ class Sieve {
         scan<false, false>(model, base, count, not_zero({0, limit}), below, 0, below, largest);
         return !below.empty();
     }
-    // No magnitude that is kept is smaller, zero apart: what dtype and band say about that.
+    // A lower bound of the magnitudes that are kept and not zero, from the dtype and the band.
     Magnitude smallest_kept() const {
         return std::max(band_.first, bits_of<Magnitude>(Storage<Working>::template load<Real>(1)));
     }
@@ -148,14 +148,13 @@ class Sieve {
 
     static Magnitude first_above(uint64_t key) { return key == ~0ull ? SIGN : first_of(key + 1); }
 
-    // Whether all ties stay.
-    bool decided(const Range& positions) const {
+    bool keeps_all_ties(const Range& positions) const {
         return positions.first == 0 && positions.last >= (mask_.by_draw ? 0xFFFFFFFFull : ~0ull);
     }
 
-    // Finds the elements whose magnitudes lie in a window, which an open one has no upper end for, and those in its
-    // first part; both ordered.
-    template <bool Open, bool HasPart>
+    // Finds the elements with magnitudes in [first, first + span) (with Unbounded: at or above first), and those in
+    // [first, first + part). Bits are in the order of lanes.
+    template <bool Unbounded, bool HasPart>
     static ME_INLINE void scan(const Bits* model, const Bits* base, int count, const Window& window, TileBits& inside,
                                Magnitude part, TileBits& in_part, Ints& largest) {
         const Words first = Words{} + window.first, span = Words{} + window.span;
@@ -167,11 +166,12 @@ class Sieve {
                 const Floats delta = Vectors::template load<half()>(model + at, j) -
                                      Vectors::template load<half()>(base + at, j);
                 const Words magnitude = (Words)delta & 0x7FFFFFFFu, from_first = magnitude - first;
-                if (!Open) highest = larger(highest, (Ints)magnitude);
-                const Truth within = Open ? at_least(magnitude, first) : less(from_first, span);
+                if (!Unbounded) highest = larger(highest, (Ints)magnitude);
+                const Truth within = Unbounded ? at_least(magnitude, first) : less(from_first, span);
                 found |= bits_of_lanes(within) << (half() * HALF + j);
                 if (!HasPart) return;
-                const Truth within_part = Open ? less_among(within, magnitude, part_end) : less(from_first, part_span);
+                const Truth within_part =
+                    Unbounded ? less_among(within, magnitude, part_end) : less(from_first, part_span);
                 found_in_part |= bits_of_lanes(within_part) << (half() * HALF + j);
             };
 #pragma GCC unroll 8
@@ -189,8 +189,8 @@ class Sieve {
         largest = highest;
     }
 
-    // Finds the elements that differ from the base, ordered: no difference is rounded to 0. What is kept of them and of
-    // the base will be looked at, so that `largest` need only tell whether the model is finite.
+    // Finds the elements that differ from the base, in the order of lanes: no difference is rounded to 0. The kept ones
+    // and the base reach the output, so `largest` need only tell whether the model is finite.
     static ME_INLINE void scan_unequal(const Bits* model, const Bits* base, int count, TileBits& unequal,
                                        Ints& largest) {
         typename Vectors::Magnitudes highest = {};
@@ -213,9 +213,9 @@ class Sieve {
         if (any_at_least(highest, Vectors::INFINITE)) largest = Ints{} + StorageLanes<DType::F32>::INFINITE;
     }
 
-    // Takes away the elements whose magnitudes lie in a window and whose positions are not in the range.
-    void settle(const Window& window, const Range& positions, const Real* delta, uint64_t index, int count,
-                TileBits& stay) const {
+    // Takes the elements out of `stay` whose magnitudes lie in a window and whose positions are not in the range.
+    void drop_ties_by_position(const Window& window, const Range& positions, const Real* delta, uint64_t index,
+                               int count, TileBits& stay) const {
         if (window.span == 0) return;
         TileBits tied = {};
         for (int j = 0; j < count; ++j) {
@@ -224,8 +224,9 @@ class Sieve {
         const TileBits stays = within(positions, tied, index, count);
         for (int w = 0; w < TileBits::WORDS; ++w) stay.word[w] &= ~tied.word[w] | stays.word[w];
     }
-    // The same, when all are ordered and it is known which elements are tied.
-    void put_out(const TileBits& tied, const Range& positions, uint64_t index, int count, TileBits& stay) const {
+    // The same for elements in the order of lanes, of which it is known which are tied.
+    void drop_ties_by_position(const TileBits& tied, const Range& positions, uint64_t index, int count,
+                               TileBits& stay) const {
         TileBits natural;
         for (int w = 0; w < TileBits::WORDS; ++w) natural.word[w] = Vectors::unordered(tied.word[w]);
         const TileBits stays = within(positions, natural, index, count);
@@ -234,7 +235,7 @@ class Sieve {
         }
     }
 
-    // Those of a set whose positions lie in a range; others may be among them.
+    // The elements of a set whose positions lie in a range. May over-report outside the set.
     TileBits within(const Range& positions, const TileBits& set, uint64_t index, int count) const {
         return mask_.by_draw ? drawn_within(positions, &set, index, count) : indices_within(positions, index, count);
     }
@@ -249,7 +250,7 @@ class Sieve {
         for (int w = 0; w < TileBits::WORDS; ++w) bits.word[w] &= ~before.word[w];
         return bits;
     }
-    // The elements whose draws lie in a range; if it is only about a set, others may be among them.
+    // The elements whose draws lie in a range; with a set, may over-report outside it.
     TileBits drawn_within(const Range& positions, const TileBits* set, uint64_t index, int count) const {
         constexpr int MANY = TILE / 5;  // to draw for all is cheaper
         if (positions.first > positions.last) return {};
@@ -261,7 +262,7 @@ class Sieve {
     const Mask& mask_;
     RoundKeys keys_;
     Window band_{0, static_cast<Magnitude>(~Magnitude{0})};
-    bool open_;  // what is not smaller than the band is kept, and looked at
+    bool unbounded_;  // keep() keeps everything that is not below the band, and it reaches the output
     Window low_ties_{0, 0}, high_ties_{0, 0};  // at the bounds, where positions decide
 };
 
