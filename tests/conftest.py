@@ -12,6 +12,9 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
+# Threads of torch's own fight over the cores with those under test: the reference takes minutes instead of seconds.
+torch.set_num_threads(1)
+
 # On a shared machine the time of an example means nothing.
 settings.register_profile("merge_engine", deadline=None)
 settings.load_profile("merge_engine")
