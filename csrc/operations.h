@@ -87,8 +87,16 @@ struct Combine {
 constexpr uint64_t SUM_BLOCK = 4096;
 constexpr uint64_t SUM_LANES = 64;
 
-// Keys are histogrammed from the top: first the highest 15 bits, then 16 at a time.
+// Keys are counted from the top: first by their highest 15 bits, then by 16 at a time.
 constexpr int FIRST_BITS = 15;
 constexpr int NEXT_BITS = 16;
+
+constexpr int level_bits(int level) { return level == 0 ? FIRST_BITS : NEXT_BITS; }
+
+// How far a key is shifted right to give its bin at a level, with the prefix above.
+constexpr int level_shift(DType working, int level) {
+    const int key_bits = working == DType::F64 ? 63 : working == DType::F32 ? 31 : 15;
+    return key_bits - FIRST_BITS - level * NEXT_BITS;
+}
 
 }  // namespace merge_engine

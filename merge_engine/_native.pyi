@@ -1,21 +1,119 @@
-"""Types of the CPU module, see csrc/cpu/binding.cpp."""
+"""Types of the CPU module, see csrc/cpu/binding.cpp and csrc/cpu/binding_kernels.h.
+
+Addresses are those of host memory. Lines are (length, stride). What a chunk's inputs begin with is the base, where
+one is needed; models are counted from 0 behind it.
+"""
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import overload
 
-SUM_BLOCK: int
-DType: Any
-MaskKind: Any
-Election: Any
-Array: Any
-Sought: Any
-Mask: Any
-Entry: Any
-Consensus: Any
-Combine: Any
-Found: Any
-RankBand: Any
+from merge_engine._native_types import DType as DType
+from merge_engine._native_types import Election as Election
+from merge_engine._native_types import Mask as Mask
+from merge_engine._native_types import RankBand as RankBand
+
+class HostArray:
+    @overload
+    def __init__(self, memory: memoryview, dtype: DType) -> None: ...
+    @overload
+    def __init__(self, address: int, count: int, dtype: DType, owner: object) -> None: ...
+    @property
+    def count(self) -> int: ...
+
+class Found:
+    def __init__(self, found: tuple[int, int, int]) -> None: ...
+    @property
+    def key(self) -> int: ...
+    @property
+    def above(self) -> int: ...
+    @property
+    def equal(self) -> int: ...
+
+class Kernels:
+    def __init__(self, instruction_set: str, threads: int) -> None: ...
+    def count_keys(
+        self,
+        inputs: Sequence[HostArray],
+        columns: Sequence[tuple[int, int, int]],
+        working: DType,
+        level: int,
+        count: int,
+        slots: int,
+        counts: array[int],
+    ) -> None: ...
+    def find_all(
+        self,
+        inputs: Sequence[HostArray],
+        sought: Sequence[tuple[int, Sequence[int], Found | tuple[int, int, int] | None]],
+        working: DType,
+        level: int,
+        count: int,
+    ) -> list[list[Found]]: ...
+    def locate(
+        self, inputs: Sequence[HostArray], model: int, working: DType, key: int, nth: int, count: int
+    ) -> tuple[int, int]: ...
+    def l1_norms(
+        self,
+        inputs: Sequence[HostArray],
+        masks: Sequence[Mask],
+        notes: Sequence[int],
+        working: DType,
+        storage_rounding: bool,
+        start: int,
+        count: int,
+        sums: array[float],
+    ) -> None: ...
+    def gram(self, inputs: Sequence[HostArray], working: DType, count: int, sums: array[float]) -> None: ...
+    def rank_thresholds(
+        self,
+        inputs: Sequence[HostArray],
+        model: int,
+        working: DType,
+        line: tuple[int, int],
+        density: float,
+        epsilon: float,
+        count: int,
+        thresholds: int,
+    ) -> None: ...
+    def note_ranks(
+        self,
+        inputs: Sequence[HostArray],
+        model: int,
+        working: DType,
+        line: tuple[int, int],
+        density: float,
+        epsilon: float,
+        random_key: int,
+        start: int,
+        count: int,
+        notes: int,
+    ) -> None: ...
+    def consensus(
+        self,
+        inputs: Sequence[HostArray],
+        output: HostArray,
+        masks: Sequence[Mask],
+        entries: Sequence[tuple[float, float, float, float]],
+        working: DType,
+        election: Election,
+        normalize: bool,
+        storage_rounding: bool,
+        scale: float,
+        divisor: float,
+        start: int,
+        count: int,
+    ) -> tuple[list[tuple[int, int, int]], list[int]]: ...
+    def combine(
+        self,
+        inputs: Sequence[HostArray],
+        output: HostArray,
+        coefficients: Sequence[float],
+        divisor: float | None,
+        fused: bool,
+        working: DType,
+        count: int,
+    ) -> list[int]: ...
 
 class Mapping:
     def __init__(self, descriptor: int, size: int) -> None: ...
@@ -25,82 +123,17 @@ class Mapping:
     @property
     def torn(self) -> bool: ...
 
-def address_of(memory: memoryview) -> int: ...
 def instruction_set() -> str: ...
 def runs(instruction_set: str) -> bool: ...
-def solve_band(band: Any, low: Any, high: Any, working: Any) -> Any: ...
-def identical(addresses: Sequence[int], size: int, element_bytes: int) -> bool: ...
-def count_keys(
-    instruction_set: str,
-    base: Any,
-    columns: Sequence[tuple[Any, int, int]],
-    working: Any,
-    shift: int,
-    count: int,
-    threads: int,
-    bits: int,
-    slots: int,
-    counts: array[int],
-) -> None: ...
-def find_all(
-    instruction_set: str,
-    base: Any,
-    sought: Sequence[Any],
-    working: Any,
-    shift: int,
-    count: int,
-    threads: int,
-) -> list[list[Any]]: ...
-def find_in_counts(counts: array[int] | memoryview, bits: int, within: Any, rank: int) -> Any: ...
-def locate(
-    isa: str, base: Any, model: Any, working: Any, key: int, nth: int, count: int, threads: int
-) -> tuple[int, int]: ...
-def l1_norms(
-    isa: str,
-    base: Any,
-    models: Sequence[Any],
-    masks: Sequence[Any],
-    notes: Sequence[int],
-    working: Any,
-    storage_rounding: bool,
-    start: int,
-    count: int,
-    threads: int,
-    sums: array[float],
-) -> None: ...
-def gram(
-    isa: str, inputs: Sequence[Any], working: Any, count: int, threads: int, sums: array[float]
-) -> None: ...
+def find_in_counts(
+    counts: array[int] | memoryview, level: int, within: Found | tuple[int, int, int] | None, rank: int
+) -> Found: ...
 def add_in_order(sums: array[float], totals: array[float]) -> None: ...
-def rank_thresholds(
-    isa: str,
-    base: Any,
-    model: Any,
-    working: Any,
-    length: int,
-    stride: int,
-    density: float,
-    epsilon: float,
-    count: int,
-    threads: int,
-    thresholds: int,
-) -> None: ...
-def note_ranks(
-    isa: str,
-    base: Any,
-    model: Any,
-    working: Any,
-    length: int,
-    stride: int,
-    density: float,
-    epsilon: float,
-    random_key: int,
-    start: int,
-    count: int,
-    threads: int,
-    notes: int,
-) -> None: ...
-def consensus(
-    isa: str, operation: Any, start: int, count: int, threads: int
-) -> tuple[list[tuple[int, int, int]], list[int]]: ...
-def combine(isa: str, operation: Any, count: int, threads: int) -> list[int]: ...
+def solve_band(
+    band: RankBand,
+    low: Found | tuple[int, int, int],
+    high: Found | tuple[int, int, int] | None,
+    working: DType,
+) -> tuple[Mask, int]: ...
+def address_of(memory: memoryview) -> int: ...
+def identical(memories: Sequence[memoryview], element_bytes: int) -> bool: ...

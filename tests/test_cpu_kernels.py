@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from test_conformance import REFERENCE, apply, chunk_of, dtype_of, same_bytes
 from under_test import INSTRUCTION_SETS
 
-from merge_engine import _native
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import Band, Combine, Consensus, Dense, Draw, Entry, Line, Mask, Ranked
 from merge_engine.backends.reference import keys_of
@@ -274,27 +273,29 @@ def test_norms_of_masked_task_vectors(dtype: torch.dtype, start: int) -> None:
             assert backend.l1_norms(chunk, [mask], False) == expected, (kind, backend.instruction_set)
 
 
-def test_a_chunk_is_ranked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although its norms are summed before it is merged; another chunk is ranked anew."""
-    calls, rank = [], _native.note_ranks
-
-    def counted(*arguments: object) -> None:
-        calls.append(arguments)
-        rank(*arguments)
-
-    monkeypatch.setattr(_native, "note_ranks", counted)
+def test_a_chunk_is_ranked_once() -> None:
+    """When its norms are summed: what was kept then is merged, whatever the ranks are now. Another is ranked anew."""
     masks = [mask_of("ranked", torch.bfloat16, TILE, 0, model) for model in range(2)]
-    operation = Consensus(tuple(Entry(mask, weight=0.5) for mask in masks), election="sum", normalize=True)
+    operation = Consensus((Entry(masks[0], 1.0), Entry(masks[1], 2.0)), election="none")
     backend = CpuBackend(threads=1)
     for seed in range(2):
         g = generator(seed, TILE)
-        base, *models = (torch.randn(TILE, generator=g).to(torch.bfloat16) for _ in range(3))
+        base = torch.zeros(TILE, dtype=torch.bfloat16)
+        models = [torch.randn(TILE, generator=g).to(torch.bfloat16) for _ in range(2)]
+        each = [
+            apply(REFERENCE, Consensus((Entry(mask, 1.0),)), base, [model])[0]
+            for model, mask in zip(models, masks, strict=True)
+        ]
+        kept = [(merged != 0).to(torch.bfloat16) for merged in each]
         chunk, output = chunk_of(backend, base, models), torch.empty_like(base)
         backend.l1_norms(chunk, masks, False)
+        for model in models:
+            model.fill_(1.0)  # the chunk's own memory
         backend.consensus(chunk, operation, backend.tensor(output))
-        assert len(calls) == 2 * (seed + 1)
-        expected, _ = apply(REFERENCE, operation, base, models)
-        assert same_bytes(output, expected)
+        assert torch.equal(output, kept[0] + 2 * kept[1])
+        anew, _ = apply(backend, operation, base, models)
+        assert same_bytes(anew, apply(REFERENCE, operation, base, models)[0])
+        assert not torch.equal(anew, output)
 
 
 def test_several_callers_at_a_time() -> None:

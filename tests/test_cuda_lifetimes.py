@@ -172,11 +172,11 @@ class Failing:
         if not (makes_work or name in ("Queue", "Event", "DeviceMemory", "HostMemory")):
             return value
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             self.calls += 1
             if self.calls == self.fails + 1:
                 raise RuntimeError(f"call {self.fails} fails")
-            return value(*arguments)
+            return value(*arguments, **named)
 
         return call
 

@@ -1,5 +1,5 @@
-// The Python module merge_engine._cuda: devices, memory, and the CUDA primitives. The GIL is released while a call
-// hands work to a device or waits for it.
+// The Python module merge_engine._cuda: devices, memory, and the CUDA primitives. The GIL is released while a
+// call hands work to a device or waits for it. Its Python types are in merge_engine/_cuda.pyi.
 #include <cstddef>
 
 #include "../binding_types.h"
@@ -20,19 +20,20 @@ void bind_devices(py::module_& m) {
         for (const Device& d : devices()) rows.emplace_back(d.name, d.major, d.minor, d.memory);
         return rows;
     });
-    m.def("free_memory", &free_memory);
+    m.def("free_memory", &free_memory, py::arg("device"));
     const py::module_local local;
+    const auto queue = py::arg("queue"), bytes = py::arg("nbytes"), at = py::arg("at");
     py::class_<Queue>(m, "Queue", local)
-        .def(py::init(&new_queue))
-        .def(py::init(&callers_queue))
+        .def(py::init(&new_queue), py::arg("device"))
+        .def(py::init(&callers_queue), py::arg("device"), py::arg("stream"))
         .def("wait", &wait_for, Released());
     py::class_<Event, std::shared_ptr<Event>>(m, "Event", local)
-        .def(py::init<const Queue&>())
+        .def(py::init<const Queue&>(), queue)
         .def("wait", &Event::wait, Released())
-        .def("hold_back", &Event::hold_back);
+        .def("hold_back", &Event::hold_back, queue);
     py::class_<DeviceMemory>(m, "DeviceMemory", local)
-        .def(py::init<const Queue&, uint64_t, bool>())
-        .def(py::init<const Queue&, const std::string&>())
+        .def(py::init<const Queue&, uint64_t, bool>(), queue, bytes, py::arg("zero"))
+        .def(py::init<const Queue&, const std::string&>(), queue, py::arg("contents"))
         .def_property_readonly("address", &DeviceMemory::address);
     // A caller's memory stays where it is at least as long.
     const auto callers_memory = [](const py::buffer& buffer) {
@@ -41,81 +42,140 @@ void bind_devices(py::module_& m) {
         return std::make_unique<HostMemory>(memory.ptr, static_cast<uint64_t>(memory.size * memory.itemsize));
     };
     py::class_<HostMemory>(m, "HostMemory", local)
-        .def(py::init<uint64_t>(), Released())
-        .def(py::init(callers_memory), py::keep_alive<1, 2>())
+        .def(py::init<uint64_t>(), bytes, Released())
+        .def(py::init(callers_memory), py::arg("memory"), py::keep_alive<1, 2>())
         .def_property_readonly("address", &HostMemory::address);
-    m.def("upload", &upload, Released());
-    m.def("download", &download, Released());
-    m.def("read", [](const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t bytes) {
-        std::string contents;
-        {
-            const py::gil_scoped_release released;
-            contents = merge_engine::read(queue, memory, at, bytes);
-        }
-        return py::bytes(contents);
-    });
+    m.def("upload", &upload, queue, py::arg("to"), py::arg("source"), at, bytes, Released());
+    m.def("download", &download, queue, py::arg("to"), py::arg("source"), at, bytes, Released());
+    m.def(
+        "read",
+        [](const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t nbytes) {
+            std::string contents;
+            {
+                const py::gil_scoped_release released;
+                contents = merge_engine::read(queue, memory, at, nbytes);
+            }
+            return py::bytes(contents);
+        },
+        queue, py::arg("memory"), at, bytes);
 }
 
-void bind_primitives(py::module_& m) {
+// What kernels are told. Addresses are those of device memory; 0 where there is nothing.
+void bind_calls(py::module_& m) {
     const py::module_local local;
+    const auto base = py::arg("base"), model = py::arg("model"), models = py::arg("models"),
+               working = py::arg("working");
+    const auto start = py::arg("start"), count = py::arg("count"), sums = py::arg("sums");
+    const auto operation = py::arg("operation"), output = py::arg("output"),
+               non_finite = py::arg("non_finite");
     m.attr("FOUND_BYTES") = sizeof(Found);
     m.attr("SOLVED_BYTES") = sizeof(SolvedBand);
     m.attr("KEPT_OFFSET") = offsetof(SolvedBand, kept_without_slack);
-    py::class_<HistogramColumn>(m, "HistogramColumn", local).def(py::init([](const Array& model, uintptr_t within, uintptr_t counts) {
-        return HistogramColumn{model, pointer<const Found>(within), pointer<uint64_t>(counts)};
-    }));
+    py::class_<Array>(m, "Array", local)
+        .def(py::init([](uintptr_t address, DType dtype) { return Array{pointer<void>(address), dtype}; }),
+             py::arg("address"), py::arg("dtype"));
+    py::class_<HistogramColumn>(m, "HistogramColumn", local)
+        .def(py::init([](const Array& model, uintptr_t within, uintptr_t counts) {
+                 return HistogramColumn{model, pointer<const Found>(within), pointer<uint64_t>(counts)};
+             }),
+             model, py::arg("within"), py::arg("counts"));
     py::class_<HistogramCall>(m, "HistogramCall", local)
-        .def(py::init([](const Array& base, const std::vector<HistogramColumn>& columns, DType working, int shift,
-                         uint64_t count) { return HistogramCall{base, columns, working, shift, count}; }));
+        .def(py::init([](const Array& base, const std::vector<HistogramColumn>& columns, DType working,
+                         int level, uint64_t count) {
+                 return HistogramCall{base, columns, working, level_shift(working, level), count};
+             }),
+             base, py::arg("columns"), working, py::arg("level"), count);
     py::class_<RankQuery>(m, "RankQuery", local)
         .def(py::init([](uintptr_t counts, uintptr_t within, uint64_t rank, uintptr_t found) {
-            return RankQuery{pointer<const uint64_t>(counts), pointer<const Found>(within), rank, pointer<Found>(found)};
-        }));
+                 return RankQuery{pointer<const uint64_t>(counts), pointer<const Found>(within), rank,
+                                  pointer<Found>(found)};
+             }),
+             py::arg("counts"), py::arg("within"), py::arg("rank"), py::arg("found"));
     py::class_<BandQuery>(m, "BandQuery", local)
-        .def(py::init([](const RankBand& band, DType working, uintptr_t low, uintptr_t high, uintptr_t solved) {
-            return BandQuery{band, working, pointer<const Found>(low), pointer<const Found>(high),
-                             pointer<SolvedBand>(solved)};
-        }));
+        .def(py::init(
+                 [](const RankBand& band, DType working, uintptr_t low, uintptr_t high, uintptr_t solved) {
+                     return BandQuery{band, working, pointer<const Found>(low), pointer<const Found>(high),
+                                      pointer<SolvedBand>(solved)};
+                 }),
+             py::arg("band"), working, py::arg("low"), py::arg("high"), py::arg("solved"));
     py::class_<NormCall>(m, "NormCall", local)
         .def(py::init([](const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
-                         DType working, bool storage_rounding, uint64_t start, uint64_t count, uintptr_t sums) {
-            return NormCall{base, models, masks, working, storage_rounding, start, count, pointer<double>(sums)};
-        }));
+                         DType working, bool storage_rounding, uint64_t start, uint64_t count,
+                         uintptr_t sums) {
+                 return NormCall{
+                     base, models, masks, working, storage_rounding, start, count, pointer<double>(sums)};
+             }),
+             base, models, py::arg("masks"), working, py::arg("storage_rounding"), start, count, sums);
     py::class_<GramCall>(m, "GramCall", local)
         .def(py::init([](const std::vector<Array>& inputs, DType working, uint64_t count, uintptr_t sums) {
-            return GramCall{inputs, working, count, pointer<double>(sums)};
-        }));
+                 return GramCall{inputs, working, count, pointer<double>(sums)};
+             }),
+             py::arg("inputs"), working, count, sums);
     py::class_<RankCall>(m, "RankCall", local)
-        .def(py::init([](const Array& base, const Array& model, DType working, uint64_t length, uint64_t stride,
-                         double density, double epsilon, uint64_t count, uintptr_t thresholds) {
-            return RankCall{base,    model,   working, length,
-                            stride,  density, epsilon, count,
-                            pointer<uint32_t>(thresholds)};
-        }));
+        .def(py::init([](const Array& base, const Array& model, DType working,
+                         const std::pair<uint64_t, uint64_t>& line, double density, double epsilon,
+                         uint64_t count, uintptr_t thresholds) {
+                 return RankCall{base,       model,       working,
+                                 line.first, line.second, density,
+                                 epsilon,    count,       pointer<uint32_t>(thresholds)};
+             }),
+             base, model, working, py::arg("line"), py::arg("density"), py::arg("epsilon"), count,
+             py::arg("thresholds"));
+    py::class_<Entry>(m, "Entry", local)
+        .def(py::init([](const Array& model, const Mask& mask, double weight, double rescale,
+                         double vote_slack, double retain_slack) {
+                 return Entry{model, mask, rescale, weight, vote_slack, retain_slack};
+             }),
+             model, py::arg("mask"), py::arg("weight"), py::arg("rescale"), py::arg("vote_slack"),
+             py::arg("retain_slack"));
     py::class_<ConsensusCall>(m, "ConsensusCall", local)
-        .def(py::init([](const Consensus& operation, uint64_t start, uint64_t count, uintptr_t counts,
-                         uintptr_t non_finite) {
-            return ConsensusCall{operation, start, count, pointer<Counts>(counts), pointer<uint64_t>(non_finite)};
-        }));
+        .def(py::init([](const Array& base, const Array& output, DType working,
+                         const std::vector<Entry>& entries, Election election, bool normalize,
+                         bool storage_rounding, double scale, double divisor, uint64_t start, uint64_t count,
+                         uintptr_t counts, uintptr_t non_finite) {
+                 const Consensus operation{base,      output,           working, entries, election,
+                                           normalize, storage_rounding, scale,   divisor};
+                 return ConsensusCall{operation, start, count, pointer<Counts>(counts),
+                                      pointer<uint64_t>(non_finite)};
+             }),
+             base, output, working, py::arg("entries"), py::arg("election"), py::arg("normalize"),
+             py::arg("storage_rounding"), py::arg("scale"), py::arg("divisor"), start, count,
+             py::arg("counts"), non_finite);
     py::class_<CombineCall>(m, "CombineCall", local)
-        .def(py::init([](const Combine& operation, uint64_t count, uintptr_t non_finite) {
-            return CombineCall{operation, count, pointer<uint64_t>(non_finite)};
-        }));
-    m.def("histogram", &histogram, Released());
-    m.def("select", &merge_engine::select, Released());  // not that of POSIX
-    m.def("solve_bands", &solve_bands, Released());
-    m.def("l1_norms", &l1_norms, Released());
-    m.def("gram", &gram, Released());
-    m.def("rank_thresholds", &rank_thresholds, Released());
-    m.def("consensus", &consensus, Released());
-    m.def("combine", &combine, Released());
+        .def(py::init([](const std::vector<Array>& inputs, const Array& output,
+                         const std::vector<double>& coefficients, std::optional<double> divisor, bool fused,
+                         DType working, uint64_t count, uintptr_t non_finite) {
+                 const Combine operation{
+                     inputs, coefficients, output, working, divisor.has_value(), divisor.value_or(1), fused};
+                 return CombineCall{operation, count, pointer<uint64_t>(non_finite)};
+             }),
+             py::arg("inputs"), output, py::arg("coefficients"), py::arg("divisor"), py::arg("fused"),
+             working, count, non_finite);
+}
+
+void bind_primitives(py::module_& m) {
+    const auto queue = py::arg("queue"), calls = py::arg("calls"), queries = py::arg("queries");
+    m.def("histogram", &histogram, queue, calls, Released());
+    m.def(
+        "select",
+        [](const Queue& queue, const std::vector<RankQuery>& queries, int level) {
+            merge_engine::select(queue, queries, uint64_t{1} << level_bits(level));  // not that of POSIX
+        },
+        queue, queries, py::arg("level"), Released());
+    m.def("solve_bands", &solve_bands, queue, queries, Released());
+    m.def("l1_norms", &l1_norms, queue, calls, Released());
+    m.def("gram", &gram, queue, calls, Released());
+    m.def("rank_thresholds", &rank_thresholds, queue, calls, Released());
+    m.def("consensus", &consensus, queue, calls, Released());
+    m.def("combine", &combine, queue, calls, Released());
     m.def(
         "locate",
-        [](const Queue& queue, const Array& base, const Array& model, DType working, uint64_t key, uint64_t nth,
-           uint64_t count, uintptr_t located) {
+        [](const Queue& queue, const Array& base, const Array& model, DType working, uint64_t key,
+           uint64_t nth, uint64_t count, uintptr_t located) {
             locate(queue, base, model, working, key, nth, count, pointer<Located>(located));
         },
-        Released());
+        queue, py::arg("base"), py::arg("model"), py::arg("working"), py::arg("key"), py::arg("nth"),
+        py::arg("count"), py::arg("located"), Released());
 }
 
 }  // namespace
@@ -124,5 +184,6 @@ PYBIND11_MODULE(ME_MODULE, m) {
     m.doc() = "CUDA kernels of merge_engine. Use merge_engine.backends instead of calling this directly.";
     bind_devices(m);
     bind_operations(m);
+    bind_calls(m);
     bind_primitives(m);
 }

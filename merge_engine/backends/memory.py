@@ -15,8 +15,4 @@ def address_of(memory: memoryview) -> int:
 
 def identical(memories: Sequence[memoryview], dtype: DType | None) -> bool:
     """Whether all buffers hold the same bytes and, if they are floats of ``dtype``, no negative zero."""
-    size = len(memories[0])
-    if any(len(memory) != size for memory in memories):
-        return False
-    itemsize = dtype.itemsize if dtype is not None else 0
-    return bool(_native.identical([address_of(memory) for memory in memories], size, itemsize))
+    return _native.identical(memories, element_bytes=dtype.itemsize if dtype is not None else 0)

@@ -33,14 +33,9 @@ def level_shift(working: DType, level: int) -> int:
     return working.bits - 1 - FIRST_BITS - level * NEXT_BITS
 
 
-def level_bits(level: int) -> int:
-    """Bits of a key that a level resolves."""
-    return NEXT_BITS if level else FIRST_BITS
-
-
 def level_bins(level: int) -> int:
     """Bins of a table of counts at a level."""
-    return 1 << level_bits(level)
+    return 1 << (NEXT_BITS if level else FIRST_BITS)
 
 
 class Run(NamedTuple):
@@ -137,10 +132,7 @@ class KeyTable:
         """
         if (None if within is None else within.key) != self.within:
             raise ValueError("this table counts other keys than those that the rank lies among")
-        above = _native.Found(*(within or ()))
-        found = _native.find_in_counts(
-            counts=self.counts, bits=level_bits(self.level), within=above, rank=rank
-        )
+        found = _native.find_in_counts(counts=self.counts, level=self.level, within=within, rank=rank)
         return Found(found.key, found.above, found.equal)
 
 

@@ -1,119 +1,78 @@
-"""From what a backend is asked for to the structures of the native modules, which know addresses only.
-
-``native`` is the module to build them with: each has types of its own.
-"""
+"""From what a backend is asked for to the structures of a native module, each of which has types of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from merge_engine.backends.operations import (
-    Band,
-    Chunk,
-    Combine,
-    Consensus,
-    Dense,
-    Draw,
-    FoundBand,
-    Ranked,
-)
-from merge_engine.dtypes import DType
+from merge_engine.backends.operations import Band, Chunk, Combine, Dense, Draw, FoundBand, Ranked
+from merge_engine.dtypes import MERGEABLE, DType
+
+if TYPE_CHECKING:
+    from merge_engine import _native_types
 
 
-def dtype(native: Any, dtype: DType) -> Any:
-    """A dtype of the module."""
-    return getattr(native.DType, dtype.code)
+class Structures:
+    """Builds those of one native module."""
 
+    def __init__(self, native: _native_types.NativeTypes):
+        self._native = native
+        self._dtypes = {dtype.code: getattr(native.DType, dtype.code) for dtype in MERGEABLE}
+        self._elections = {name: getattr(native.Election, name) for name in ("none", "sum", "count")}
 
-def array(native: Any, address: int, of: DType) -> Any:
-    """Elements at an address."""
-    return native.Array(address, dtype(native, of))
+    def dtype(self, dtype: DType) -> _native_types.DType:
+        """A dtype that can be merged."""
+        result: _native_types.DType = self._dtypes[dtype.code]
+        return result
 
+    def election(self, election: str) -> _native_types.Election:
+        """How signs are elected: see ``Consensus``."""
+        result: _native_types.Election = self._elections[election]
+        return result
 
-def mask(native: Any, mask: Any) -> Any:
-    """A mask; one that a module solved is its own already. The thresholds of a ``Ranked`` one are still to be set."""
-    if isinstance(mask, native.Mask):
-        return mask
-    result = native.Mask()
-    match mask:
-        case Dense():
-            result.kind = native.MaskKind.Dense
-        case Band():
-            result.kind = native.MaskKind.Band
-            result.low, result.high = mask.low, mask.high
-            result.set_low_positions(*mask.low_positions)
-            result.set_high_positions(*mask.high_positions)
-            result.by_draw, result.random_key = mask.by_draw, mask.random_key
-        case Draw():
-            result.kind = native.MaskKind.Draw
-            result.set_low_positions(*((0, mask.below - 1) if mask.below else (1, 0)))
-            result.random_key = mask.random_key
-        case Ranked():
-            result.kind = native.MaskKind.Ranked
-            result.inverse_probability, result.random_key = mask.inverse_probability, mask.random_key
-        case _:
-            raise TypeError(f"not a mask: {mask!r}")
-    return result
+    def mask(self, mask: Any, thresholds: int = 0) -> _native_types.Mask:
+        """A mask; one that the module made is its own already. ``thresholds`` is where those of a ranked one are."""
+        native = self._native.Mask
+        if isinstance(mask, native):
+            return mask
+        match mask:
+            case Dense():
+                return native.dense()
+            case Band():
+                return native.band(
+                    low=mask.low,
+                    high=mask.high,
+                    low_positions=mask.low_positions,
+                    high_positions=mask.high_positions,
+                    by_draw=mask.by_draw,
+                    random_key=mask.random_key,
+                )
+            case Draw():
+                return native.draw(below=mask.below, random_key=mask.random_key)
+            case Ranked():
+                return native.ranked(
+                    thresholds=thresholds,
+                    inverse_probability=mask.inverse_probability,
+                    random_key=mask.random_key,
+                )
+        raise TypeError(f"not a mask: {mask!r}")
 
-
-def noted(native: Any, address: int) -> Any:
-    """A mask of what was noted before: a bit for each element of a chunk."""
-    result = native.Mask()
-    result.kind = native.MaskKind.Noted
-    result.set_notes(address)
-    return result
-
-
-def rank_band(native: Any, band: FoundBand) -> Any:
-    """A band of ranks, without what was found for them."""
-    return native.RankBand(
-        band.mask.first,
-        band.mask.last,
-        band.mask.slack,
-        band.high is not None,
-        band.mask.ties == "spread",
-        band.mask.ties == "all",
-        band.low_positions,
-        band.high_positions,
-        band.mask.random_key,
-    )
-
-
-def consensus(native: Any, chunk: Chunk, operation: Consensus, output: Any, masks: Sequence[Any]) -> Any:
-    """A consensus over a chunk, with native masks."""
-    entries = [
-        native.Entry(model.native, mask, entry.rescale, entry.weight, entry.vote_slack, entry.retain_slack)
-        for model, mask, entry in zip(chunk.models, masks, operation.entries, strict=True)
-    ]
-    return native.Consensus(
-        chunk.base.native,
-        output.native,
-        dtype(native, chunk.working),
-        entries,
-        getattr(native.Election, operation.election),
-        operation.normalize,
-        operation.storage_rounding,
-        operation.scale,
-        operation.divisor,
-    )
-
-
-def combine(native: Any, chunk: Chunk, operation: Combine, output: Any) -> Any:
-    """A linear combination of a chunk's inputs."""
-    return native.Combine(
-        [array.native for array in chunk.inputs],
-        list(operation.coefficients),
-        output.native,
-        dtype(native, chunk.working),
-        operation.divisor is not None,
-        1.0 if operation.divisor is None else operation.divisor,
-        operation.fused,
-    )
+    def rank_band(self, band: FoundBand) -> _native_types.RankBand:
+        """A band of ranks, without what was found for them."""
+        return self._native.RankBand(
+            first=band.mask.first,
+            last=band.mask.last,
+            slack=band.mask.slack,
+            has_high=band.high is not None,
+            spread=band.mask.ties == "spread",
+            every_tie=band.mask.ties == "all",
+            low_positions=band.low_positions,
+            high_positions=band.high_positions,
+            random_key=band.mask.random_key,
+        )
 
 
 def check(chunk: Chunk, output: Any = None) -> None:
-    """Native code trusts addresses and counts, so they are checked here."""
+    """What works on a device trusts addresses and counts, so they are checked here."""
     for array in chunk.inputs if output is None else [*chunk.inputs, output]:
         if array.count != chunk.count:
             raise ValueError(f"a chunk of {chunk.count} elements got an array of {array.count}")

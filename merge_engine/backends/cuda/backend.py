@@ -10,13 +10,13 @@ What is asked for is written down first and launched at once, or together with w
 
 from __future__ import annotations
 
+import importlib
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from merge_engine.backends import structures
 from merge_engine.backends.base import Backend
 from merge_engine.backends.cuda.batch import Batch
 from merge_engine.backends.cuda.handles import (
@@ -40,11 +40,14 @@ from merge_engine.backends.operations import (
     SolvedBand,
 )
 from merge_engine.backends.statistics import KeyPlaces, KeyTable, level_bins
+from merge_engine.backends.structures import Structures, check, check_combination
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError, NoDeviceError, NotBuiltError
 
 if TYPE_CHECKING:
     import torch
+
+    from merge_engine._cuda import Native, Queue
 
 COUNTS_BYTES = 128 << 20
 """Counts of a batch take no more than this: the tensors that they are for are launched, and others follow."""
@@ -63,13 +66,14 @@ class CudaBackend(Backend):
     depth = 3
     has_link = True
 
-    def __init__(self, device: int = 0, native: Any = None):
+    def __init__(self, device: int = 0, native: Native | None = None):
         self._native = native if native is not None else _module()
+        self._structures = Structures(self._native)
         self.device = device
         self.label = _examine(self._native, device)
         self._mirror = Mirror(self._native, device)
         self._aside = self._native.Queue(device)
-        self._batch = Batch(self._native)
+        self._batch = self._new_batch()
         self._more_to_come = False
 
     def attach(self, memory: memoryview, scratch: int) -> None:
@@ -89,7 +93,7 @@ class CudaBackend(Backend):
             self._launch()
         finally:
             self._more_to_come = False
-            self._batch = Batch(self._native)
+            self._batch = self._new_batch()
 
     def array(self, memory: memoryview, dtype: DType) -> DeviceArray:
         """Send attached host memory up (see ``Backend.array``)."""
@@ -101,7 +105,7 @@ class CudaBackend(Backend):
     def output(self, memory: memoryview, dtype: DType) -> DeviceArray:
         """Make room for what will come down to attached host memory (see ``Backend.output``)."""
         address = self._mirror.address(memory)
-        native = structures.array(self._native, address, dtype)
+        native = self._native.Array(address=address, dtype=self._structures.dtype(dtype))
         return DeviceArray(native, address, len(memory) // dtype.itemsize, dtype, mirrors=True)
 
     def tensor(self, tensor: torch.Tensor) -> DeviceArray:
@@ -111,8 +115,9 @@ class CudaBackend(Backend):
                 f"this backend needs contiguous tensors on CUDA device {self.device}, got one on {tensor.device}"
             )
         dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
-        native = structures.array(self._native, tensor.data_ptr(), dtype)
-        return DeviceArray(native, tensor.data_ptr(), tensor.numel(), dtype, owner=tensor)
+        address = tensor.data_ptr()
+        native = self._native.Array(address=address, dtype=self._structures.dtype(dtype))
+        return DeviceArray(native, address, tensor.numel(), dtype, owner=tensor)
 
     def fetch(self, value: Any) -> Any:
         """Wait for what a handle stands for (see ``Backend.fetch``)."""
@@ -124,6 +129,7 @@ class CudaBackend(Backend):
         if results is self._batch.results:
             self._launch()
         if isinstance(value, Results):
+            assert value.ready is not None, "launched just now, or before"
             value.ready.wait()
             return None
         return value.value(results.data(self._native, self._aside))
@@ -145,7 +151,7 @@ class CudaBackend(Backend):
 
     def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: DeviceCounts) -> None:
         """Count magnitude keys (see ``Backend.count``)."""
-        structures.check(chunk)
+        check(chunk)
         self._batch.count(chunk, columns, counts)
         self._asked()
 
@@ -163,44 +169,44 @@ class CudaBackend(Backend):
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: DeviceArray) -> PendingOutcome:
         """Merge task vectors (see ``Backend.consensus``)."""
-        structures.check(chunk, output)
+        check(chunk, output)
         outcome = self._batch.consensus(chunk, operation, output)
         return self._brought_down(outcome, output)
 
     def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
         """Write a linear combination (see ``Backend.combine``)."""
-        structures.check_combination(chunk, operation, output)
+        check_combination(chunk, operation, output)
         outcome = self._batch.combine(chunk, operation, output)
         return self._brought_down(outcome, output)
 
     def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key; waits for the device (see ``Backend.locate``)."""
-        structures.check(chunk)
+        check(chunk)
         self._launch()
-        located = self._native.DeviceMemory(self._queue(), 16, False)
+        located = self._native.DeviceMemory(self._queue(), nbytes=16, zero=False)
         self._native.locate(
             self._queue(),
-            chunk.base.native,
-            chunk.models[model].native,
-            structures.dtype(self._native, chunk.working),
-            key,
-            nth,
-            chunk.count,
-            located.address,
+            base=chunk.base.native,
+            model=chunk.models[model].native,
+            working=self._structures.dtype(chunk.working),
+            key=key,
+            nth=nth,
+            count=chunk.count,
+            located=located.address,
         )
-        total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located, 0, 16))
+        total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located, at=0, nbytes=16))
         return KeyPlaces.of(chunk.start, total), offset if offset != 2**64 - 1 else None
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """Sum magnitudes, on the device (see ``Backend.l1_norms``)."""
-        structures.check(chunk)
+        check(chunk)
         sums = self._batch.l1_norms(chunk, masks, storage_rounding)
         self._asked()
         return sums
 
     def gram(self, chunk: Chunk) -> PendingSums:
         """Sum inner products, on the device (see ``Backend.gram``)."""
-        structures.check(chunk)
+        check(chunk)
         sums = self._batch.gram(chunk)
         self._asked()
         return sums
@@ -208,7 +214,8 @@ class CudaBackend(Backend):
     def _tables(self, counts: DeviceCounts) -> list[KeyTable]:
         """Wait for all that was counted, and what it was counted within."""
         self._launch()
-        data = self._native.read(self._queue(), counts.memory, counts.offset, counts.nbytes)
+        assert counts.memory is not None, "launched just now, or before"
+        data = self._native.read(self._queue(), counts.memory, at=counts.offset, nbytes=counts.nbytes)
         size = counts.nbytes // max(len(counts.within), 1)
         return [
             KeyTable(
@@ -232,7 +239,7 @@ class CudaBackend(Backend):
 
     def _launch(self) -> None:
         """Hand over what was asked for so far."""
-        batch, self._batch = self._batch, Batch(self._native)
+        batch, self._batch = self._batch, self._new_batch()
         queue = self._queue()
         self._mirror.upload(batch.uploads)
         batch.launch(queue)
@@ -240,7 +247,10 @@ class CudaBackend(Backend):
         if batch.downloads:
             self._mirror.download(batch.downloads, batch.results)
 
-    def _queue(self) -> Any:
+    def _new_batch(self) -> Batch:
+        return Batch(self._native, self._structures)
+
+    def _queue(self) -> Queue:
         """The stream to work on: our own while host memory is attached, else the caller's."""
         if self._mirror.attached:
             return self._mirror.compute
@@ -255,18 +265,17 @@ class CudaBackend(Backend):
         return tensor.device.type == "cuda" and tensor.device.index == self.device
 
 
-def _module() -> Any:
+def _module() -> Native:
     try:
-        import merge_engine._cuda as native
+        return cast("Native", importlib.import_module("merge_engine._cuda"))
     except ImportError:
         raise NotBuiltError(
             "merge_engine was built without CUDA: install nvcc (the CUDA toolkit) and build it again, or use "
             "the triton backend"
         ) from None
-    return native
 
 
-def _examine(native: Any, device: int) -> str:
+def _examine(native: Native, device: int) -> str:
     """What the device is. Raises ``BackendError`` if it cannot be used."""
     try:
         found = native.devices()

@@ -10,9 +10,8 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from merge_engine.backends import structures
 from merge_engine.backends.cuda.handles import (
     DeviceArray,
     DeviceCounts,
@@ -35,8 +34,22 @@ from merge_engine.backends.operations import (
     Ranked,
     SolvedBand,
 )
-from merge_engine.backends.statistics import SUM_BLOCK, level_bins, level_shift
+from merge_engine.backends.statistics import SUM_BLOCK
+from merge_engine.backends.structures import Structures
 from merge_engine.dtypes import DType
+
+if TYPE_CHECKING:
+    from merge_engine._cuda import (
+        BandQuery,
+        CombineCall,
+        ConsensusCall,
+        DeviceMemory,
+        HistogramCall,
+        Mask,
+        Native,
+        Queue,
+        RankQuery,
+    )
 
 
 class Batch:
@@ -45,8 +58,9 @@ class Batch:
     ``uploads`` and ``downloads`` are for its owner to copy before and after.
     """
 
-    def __init__(self, native: Any):
+    def __init__(self, native: Native, structures: Structures):
         self._native = native
+        self._structures = structures
         self.results = Results()
         self.uploads: list[DeviceArray] = []
         self.downloads: list[DeviceArray] = []
@@ -127,141 +141,178 @@ class Batch:
         self._combined.append((chunk, operation, output, piece))
         return PendingOutcome(piece, 0)
 
-    def launch(self, queue: Any) -> None:
+    def launch(self, queue: Queue) -> None:
         """Hand everything to the device."""
         native = self._native
         if self.results.pieces:
-            self.results.memory = native.DeviceMemory(queue, self.results.nbytes, True)
+            self.results.memory = native.DeviceMemory(queue, nbytes=self.results.nbytes, zero=True)
         if self._told:
             numbers = [number for found in self._told for number in found]
             data = struct.pack(f"<{len(numbers)}Q", *numbers)
-            self._given.tell(native.DeviceMemory(queue, data), data)
+            self._given.tell(native.DeviceMemory(queue, contents=data), data)
         self._make_counts(queue)
         for level in sorted(self._counted.keys() | self._sought.keys()):
             native.histogram(queue, [self._histogram_call(*asked) for asked in self._counted[level]])
-            queries = [
-                native.RankQuery(
-                    counts.address(rank.slot), _address(counts.within[rank.slot]), rank.rank, piece.address
-                )
-                for counts, rank, piece in self._sought[level]
-            ]
-            native.select(queue, queries, level_bins(level))
+            native.select(queue, [self._rank_query(*asked) for asked in self._sought[level]], level)
         native.solve_bands(queue, [self._band_query(*asked) for asked in self._banded])
         self._sum(queue)
-        self._multiply(queue)
         self._merge(queue)
 
-    def _make_counts(self, queue: Any) -> None:
+    def _make_counts(self, queue: Queue) -> None:
         nbytes = 0
         for counts in self.counts:
             counts.offset = nbytes
             nbytes += counts.nbytes
         if nbytes:
-            memory = self._native.DeviceMemory(queue, nbytes, True)
+            memory = self._native.DeviceMemory(queue, nbytes=nbytes, zero=True)
             for counts in self.counts:
                 counts.memory = memory
 
-    def _histogram_call(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: DeviceCounts) -> Any:
-        native = self._native
+    def _histogram_call(
+        self, chunk: Chunk, columns: Sequence[KeyColumn], counts: DeviceCounts
+    ) -> HistogramCall:
         models = chunk.models
         filled = [
-            native.HistogramColumn(models[model].native, _address(counts.within[slot]), counts.address(slot))
+            self._native.HistogramColumn(
+                model=models[model].native, within=counts.within_address(slot), counts=counts.address(slot)
+            )
             for slot, model in columns
         ]
-        working = structures.dtype(native, chunk.working)
-        shift = level_shift(chunk.working, counts.level)
-        return native.HistogramCall(chunk.base.native, filled, working, shift, chunk.count)
-
-    def _band_query(self, band: FoundBand, working: DType, solved: Piece) -> Any:
-        native = self._native
-        return native.BandQuery(
-            structures.rank_band(native, band),
-            structures.dtype(native, working),
-            _address(band.low),
-            _address(band.high),
-            solved.address,
+        return self._native.HistogramCall(
+            base=chunk.base.native,
+            columns=filled,
+            working=self._structures.dtype(chunk.working),
+            level=counts.level,
+            count=chunk.count,
         )
 
-    def _sum(self, queue: Any) -> None:
-        native = self._native
-        masks, _thresholds = native_masks(native, queue, [(chunk, kept) for chunk, kept, *_ in self._summed])
-        calls = []
-        for (chunk, _, storage_rounding, sums), of_models in zip(self._summed, masks, strict=True):
-            models = [model.native for model in chunk.models]
-            working = structures.dtype(native, chunk.working)
-            where = chunk.start, chunk.count, sums.piece.address
-            calls.append(
-                native.NormCall(chunk.base.native, models, of_models, working, storage_rounding, *where)
+    def _rank_query(self, counts: DeviceCounts, rank: Rank, found: Piece) -> RankQuery:
+        return self._native.RankQuery(
+            counts=counts.address(rank.slot),
+            within=counts.within_address(rank.slot),
+            rank=rank.rank,
+            found=found.address,
+        )
+
+    def _band_query(self, band: FoundBand, working: DType, solved: Piece) -> BandQuery:
+        return self._native.BandQuery(
+            band=self._structures.rank_band(band),
+            working=self._structures.dtype(working),
+            low=band.low.piece.address,
+            high=0 if band.high is None else band.high.piece.address,
+            solved=solved.address,
+        )
+
+    def _sum(self, queue: Queue) -> None:
+        native, structures = self._native, self._structures
+        masks, _thresholds = self._masks(queue, [(chunk, kept) for chunk, kept, *_ in self._summed])
+        norms = [
+            native.NormCall(
+                base=chunk.base.native,
+                models=[model.native for model in chunk.models],
+                masks=of_models,
+                working=structures.dtype(chunk.working),
+                storage_rounding=storage_rounding,
+                start=chunk.start,
+                count=chunk.count,
+                sums=sums.piece.address,
             )
-        native.l1_norms(queue, calls)
+            for (chunk, _, storage_rounding, sums), of_models in zip(self._summed, masks, strict=True)
+        ]
+        native.l1_norms(queue, norms)
+        products = [
+            native.GramCall(
+                inputs=[array.native for array in chunk.inputs],
+                working=structures.dtype(chunk.working),
+                count=chunk.count,
+                sums=sums.piece.address,
+            )
+            for chunk, sums in self._multiplied
+        ]
+        native.gram(queue, products)
 
-    def _multiply(self, queue: Any) -> None:
-        native = self._native
-        calls = []
-        for chunk, sums in self._multiplied:
-            inputs = [array.native for array in chunk.inputs]
-            working = structures.dtype(native, chunk.working)
-            calls.append(native.GramCall(inputs, working, chunk.count, sums.piece.address))
-        native.gram(queue, calls)
-
-    def _merge(self, queue: Any) -> None:
-        native = self._native
+    def _merge(self, queue: Queue) -> None:
         asked = [(chunk, [e.mask for e in operation.entries]) for chunk, operation, _, _ in self._merged]
-        masks, _thresholds = native_masks(native, queue, asked)
-        calls = []
-        for (chunk, operation, output, counters), of_entries in zip(self._merged, masks, strict=True):
-            consensus = structures.consensus(native, chunk, operation, output, of_entries)
-            non_finite = counters.address + 8 * 3 * len(chunk.models)
-            calls.append(
-                native.ConsensusCall(consensus, chunk.start, chunk.count, counters.address, non_finite)
+        masks, _thresholds = self._masks(queue, asked)
+        merges = [self._consensus_call(*asked, of) for asked, of in zip(self._merged, masks, strict=True)]
+        self._native.consensus(queue, merges)
+        self._native.combine(queue, [self._combine_call(*asked) for asked in self._combined])
+
+    def _consensus_call(
+        self, chunk: Chunk, operation: Consensus, output: DeviceArray, counters: Piece, masks: Sequence[Mask]
+    ) -> ConsensusCall:
+        native, structures = self._native, self._structures
+        entries = [
+            native.Entry(
+                model=model.native,
+                mask=mask,
+                weight=entry.weight,
+                rescale=entry.rescale,
+                vote_slack=entry.vote_slack,
+                retain_slack=entry.retain_slack,
             )
-        native.consensus(queue, calls)
-        native.combine(
-            queue,
-            [
-                native.CombineCall(
-                    structures.combine(native, chunk, operation, output), chunk.count, counters.address
-                )
-                for chunk, operation, output, counters in self._combined
-            ],
+            for model, mask, entry in zip(chunk.models, masks, operation.entries, strict=True)
+        ]
+        return native.ConsensusCall(
+            base=chunk.base.native,
+            output=output.native,
+            working=structures.dtype(chunk.working),
+            entries=entries,
+            election=structures.election(operation.election),
+            normalize=operation.normalize,
+            storage_rounding=operation.storage_rounding,
+            scale=operation.scale,
+            divisor=operation.divisor,
+            start=chunk.start,
+            count=chunk.count,
+            counts=counters.address,
+            non_finite=counters.address + 8 * 3 * len(entries),
         )
 
+    def _combine_call(
+        self, chunk: Chunk, operation: Combine, output: DeviceArray, counters: Piece
+    ) -> CombineCall:
+        return self._native.CombineCall(
+            inputs=[array.native for array in chunk.inputs],
+            output=output.native,
+            coefficients=operation.coefficients,
+            divisor=operation.divisor,
+            fused=operation.fused,
+            working=self._structures.dtype(chunk.working),
+            count=chunk.count,
+            non_finite=counters.address,
+        )
 
-def native_masks(
-    native: Any, queue: Any, asked: Sequence[tuple[Chunk, Sequence[Any]]]
-) -> tuple[list[list[Any]], Any]:
-    """Native masks for the models of each chunk, and memory that they point to, which must outlive the launch."""
-    nbytes = sum(4 * chunk.count for chunk, masks in asked for mask in masks if isinstance(mask, Ranked))
-    thresholds = native.DeviceMemory(queue, nbytes, False) if nbytes else None
-    place = thresholds.address if thresholds is not None else 0
-    result, ranked = [], []
-    for chunk, masks in asked:
-        made = []
-        for model, mask in zip(chunk.models, masks, strict=True):
-            if isinstance(mask, SolvedMask):
-                made.append(native.Mask())
-                made[-1].set_solved(mask.piece.address)
-                continue
-            made.append(structures.mask(native, mask))
-            if isinstance(mask, Ranked) and chunk.count:
-                made[-1].set_thresholds(place)
-                ranked.append(
-                    native.RankCall(
-                        chunk.base.native,
-                        model.native,
-                        structures.dtype(native, chunk.working),
-                        *chunk.line,
-                        mask.density,
-                        mask.epsilon,
-                        chunk.count,
-                        place,
+    def _masks(
+        self, queue: Queue, asked: Sequence[tuple[Chunk, Sequence[Any]]]
+    ) -> tuple[list[list[Mask]], DeviceMemory | None]:
+        """Native masks for the models of each chunk, and memory that they need until they were launched."""
+        native, structures = self._native, self._structures
+        nbytes = sum(4 * chunk.count for chunk, masks in asked for mask in masks if isinstance(mask, Ranked))
+        thresholds = native.DeviceMemory(queue, nbytes=nbytes, zero=False) if nbytes else None
+        place = thresholds.address if thresholds is not None else 0
+        result, ranked = [], []
+        for chunk, masks in asked:
+            made = []
+            for model, mask in zip(chunk.models, masks, strict=True):
+                if isinstance(mask, SolvedMask):
+                    made.append(native.Mask.solved(address=mask.piece.address))
+                    continue
+                made.append(structures.mask(mask, thresholds=place))
+                if isinstance(mask, Ranked) and chunk.count:
+                    ranked.append(
+                        native.RankCall(
+                            base=chunk.base.native,
+                            model=model.native,
+                            working=structures.dtype(chunk.working),
+                            line=chunk.line,
+                            density=mask.density,
+                            epsilon=mask.epsilon,
+                            count=chunk.count,
+                            thresholds=place,
+                        )
                     )
-                )
-                place += 4 * chunk.count
-        result.append(made)
-    native.rank_thresholds(queue, ranked)
-    return result, thresholds
-
-
-def _address(pending: PendingFound | None) -> int:
-    return 0 if pending is None else pending.piece.address
+                    place += 4 * chunk.count
+            result.append(made)
+        native.rank_thresholds(queue, ranked)
+        return result, thresholds

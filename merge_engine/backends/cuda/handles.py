@@ -6,18 +6,21 @@ import struct
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends.operations import Counts, Found, Outcome
 from merge_engine.backends.statistics import BlockSums, level_bins
 from merge_engine.dtypes import DType
+
+if TYPE_CHECKING:
+    from merge_engine._cuda import Array, DeviceMemory, Event, Native, Queue
 
 
 @dataclass
 class DeviceArray:
     """Elements in device memory: those that mirror host memory, or a tensor's, which ``owner`` keeps alive."""
 
-    native: Any
+    native: Array
     address: int
     count: int
     dtype: DType
@@ -39,7 +42,7 @@ class DeviceCounts:
     def __init__(self, level: int, within: Sequence[PendingFound | None]):
         self.level = level
         self.within = within
-        self.memory: Any = None
+        self.memory: DeviceMemory | None = None
         self.offset = 0
 
     @property
@@ -49,7 +52,13 @@ class DeviceCounts:
 
     def address(self, slot: int) -> int:
         """Where the counts of a slot are."""
-        return int(self.memory.address) + self.offset + 8 * level_bins(self.level) * slot
+        assert self.memory is not None, "counts are launched before what is found in them"
+        return self.memory.address + self.offset + 8 * level_bins(self.level) * slot
+
+    def within_address(self, slot: int) -> int:
+        """Where that is which was found one level above, 0 at level 0."""
+        within = self.within[slot]
+        return 0 if within is None else within.piece.address
 
 
 class Results:
@@ -61,8 +70,8 @@ class Results:
 
     def __init__(self) -> None:
         self.pieces = self.nbytes = 0
-        self.memory: Any = None
-        self.ready: Any = None
+        self.memory: DeviceMemory | None = None
+        self.ready: Event | None = None
         self.arrived: Callable[[], bytes] | None = None
         self._data: bytes | None = None
 
@@ -73,17 +82,18 @@ class Results:
         self.nbytes += nbytes
         return piece
 
-    def tell(self, memory: Any, data: bytes) -> None:
+    def tell(self, memory: DeviceMemory, data: bytes) -> None:
         """These numbers came from the host, and are in memory of the device."""
         self.memory, self._data = memory, data
 
-    def data(self, native: Any, aside: Any) -> bytes:
+    def data(self, native: Native, aside: Queue) -> bytes:
         """Wait for the numbers. They are copied once, on the stream ``aside`` if they do not come by themselves."""
         if self._data is None and self.arrived is not None:
             self._data = self.arrived()
         elif self._data is None:
+            assert self.ready is not None and self.memory is not None, "what is looked at was launched"
             self.ready.hold_back(aside)  # not behind what was asked for since
-            self._data = bytes(native.read(aside, self.memory, 0, self.nbytes))
+            self._data = native.read(aside, self.memory, at=0, nbytes=self.nbytes)
         return self._data
 
 
@@ -98,7 +108,8 @@ class Piece:
     @property
     def address(self) -> int:
         """Where they are on the device."""
-        return int(self.results.memory.address) + self.offset
+        assert self.results.memory is not None, "memory for results is there before they are asked for"
+        return self.results.memory.address + self.offset
 
     def part(self, offset: int, nbytes: int) -> Piece:
         """Some of these."""

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from merge_engine.backends.base import HEADROOM
 from merge_engine.backends.cuda.handles import DeviceArray, Results
 from merge_engine.backends.memory import address_of
 from merge_engine.errors import BackendError, DeviceMemoryError
 
+if TYPE_CHECKING:
+    from merge_engine._cuda import DeviceMemory, HostMemory, Native
+
 PAGE = 4096
 """Where inputs and outputs start in attached memory (see ``Backend.attach``)."""
 
 DETOUR = 64 << 10
 """Bytes that are copied in about the time that starting another copy takes."""
+
+
+class _Mirrored(NamedTuple):
+    device: DeviceMemory
+    host: HostMemory
 
 
 class Mirror:
@@ -25,18 +33,17 @@ class Mirror:
     is kept until all copies are done: native memory sees to that itself.
     """
 
-    def __init__(self, native: Any, device: int):
+    def __init__(self, native: Native, device: int):
         self._native = native
         self._device = device
         self._up, self.compute, self._down = (native.Queue(device) for _ in range(3))
-        self._memory: Any = None
-        self._host: Any = None
-        self._spare: list[tuple[int, Any]] = []  # pinned memory for results, with its size
+        self._mirrored: _Mirrored | None = None
+        self._spare: list[tuple[int, HostMemory]] = []  # pinned memory for results, with its size
 
     @property
     def attached(self) -> bool:
         """Whether there is a mirror."""
-        return self._memory is not None
+        return self._mirrored is not None
 
     def attach(self, memory: memoryview, scratch: int) -> None:
         """Mirror host memory, and pin it (see ``Backend.attach``)."""
@@ -44,13 +51,13 @@ class Mirror:
         try:
             if self._native.free_memory(self._device) < needed:
                 raise MemoryError
-            mirrored = self._native.DeviceMemory(self.compute, len(memory), False)
+            mirrored = self._native.DeviceMemory(self.compute, nbytes=len(memory), zero=False)
         except MemoryError:
             raise DeviceMemoryError(
                 f"CUDA device {self._device} has less than {needed / 2**20:,.0f} MiB of free memory"
             ) from None
         self.compute.wait()  # the mirror is there for the other streams too
-        self._memory, self._host = mirrored, self._native.HostMemory(memory)
+        self._mirrored = _Mirrored(mirrored, self._native.HostMemory(memory))
 
     def detach(self) -> None:
         """Wait for all work, and let go of the memory."""
@@ -58,14 +65,13 @@ class Mirror:
             for queue in (self._up, self.compute, self._down):
                 queue.wait()
         finally:
-            self._memory = self._host = None
+            self._mirrored = None
             self._spare.clear()
 
     def address(self, memory: memoryview) -> int:
         """Where a view of the attached memory is mirrored."""
-        if self._memory is None:
-            raise BackendError("the cuda backend takes host memory only while it is attached")
-        return int(self._memory.address) + (address_of(memory) - self._host.address if memory else 0)
+        device, host = self._attached()
+        return device.address + (address_of(memory) - host.address if memory else 0)
 
     def upload(self, arrays: Sequence[DeviceArray]) -> None:
         """Copy the inputs of a batch to the device; kernels wait for them.
@@ -74,8 +80,9 @@ class Mirror:
         """
         copied = None
         for first, last in _joined(arrays, DETOUR):
-            at = first - self._memory.address
-            copied = self._native.upload(self._up, self._memory, self._host, at, last - first)
+            device, host = self._attached()
+            at = first - device.address
+            copied = self._native.upload(self._up, to=device, source=host, at=at, nbytes=last - first)
         if copied is not None:
             copied.hold_back(self.compute)
 
@@ -84,16 +91,23 @@ class Mirror:
 
         Between two outputs may be one that the host has written, but not within a page.
         """
+        assert results.ready is not None and results.memory is not None, "the batch was launched"
         results.ready.hold_back(self._down)
         for first, last in _joined(outputs, PAGE - 1):
-            at = first - self._memory.address
-            self._native.download(self._down, self._host, self._memory, at, last - first)
+            device, host = self._attached()
+            at = first - device.address
+            self._native.download(self._down, to=host, source=device, at=at, nbytes=last - first)
         results.arrived = self._bring_down(results.memory, results.nbytes)
 
-    def _bring_down(self, memory: Any, nbytes: int) -> Callable[[], bytes]:
+    def _attached(self) -> _Mirrored:
+        if self._mirrored is None:
+            raise BackendError("the cuda backend takes host memory only while it is attached")
+        return self._mirrored
+
+    def _bring_down(self, memory: DeviceMemory, nbytes: int) -> Callable[[], bytes]:
         """Copy a few bytes to pinned memory. What is returned waits for them and all that comes down before."""
         capacity, pinned = self._take_pinned(nbytes)
-        done = self._native.download(self._down, pinned, memory, 0, nbytes)
+        done = self._native.download(self._down, to=pinned, source=memory, at=0, nbytes=nbytes)
 
         def arrived() -> bytes:
             done.wait()
@@ -103,11 +117,11 @@ class Mirror:
 
         return arrived
 
-    def _take_pinned(self, nbytes: int) -> tuple[int, Any]:
+    def _take_pinned(self, nbytes: int) -> tuple[int, HostMemory]:
         for i, (capacity, _) in enumerate(self._spare):
             if capacity >= nbytes:
                 return self._spare.pop(i)
-        return nbytes, self._native.HostMemory(nbytes)
+        return nbytes, self._native.HostMemory(nbytes=nbytes)
 
 
 def _joined(arrays: Sequence[DeviceArray], gap: int) -> list[tuple[int, int]]:
