@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -71,3 +73,13 @@ def test_devices_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(native, "devices", lambda found=found: found)
         with pytest.raises(BackendError, match=message):
             CudaBackend(0, native)
+
+
+def test_a_device_loads_neither_the_cpu_backend_nor_torch() -> None:
+    """What the engine and a device need of host memory is in a module of its own."""
+    code = (
+        "import sys, merge_engine.engine.work, merge_engine.backends.cuda\n"
+        "loaded = {'torch', 'merge_engine.backends.cpu', 'merge_engine.backends.triton'} & sys.modules.keys()\n"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

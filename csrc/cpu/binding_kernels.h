@@ -8,6 +8,8 @@
 #include "../binding_types.h"
 #include "primitives.h"
 
+namespace merge_engine {
+
 // Lets other Python threads run while a primitive does. Not for a few elements: getting the lock back would
 // take longer.
 class Released {
@@ -270,3 +272,5 @@ inline void bind_kernels(py::module_& m) {
         .def("combine", &Kernels::combine, inputs, py::arg("output"), py::arg("coefficients"),
              py::arg("divisor"), py::arg("fused"), working, count);
 }
+
+}  // namespace merge_engine

@@ -66,8 +66,7 @@ void bind_calls(py::module_& m) {
     const auto base = py::arg("base"), model = py::arg("model"), models = py::arg("models"),
                working = py::arg("working");
     const auto start = py::arg("start"), count = py::arg("count"), sums = py::arg("sums");
-    const auto operation = py::arg("operation"), output = py::arg("output"),
-               non_finite = py::arg("non_finite");
+    const auto output = py::arg("output"), non_finite = py::arg("non_finite");
     m.attr("FOUND_BYTES") = sizeof(Found);
     m.attr("SOLVED_BYTES") = sizeof(SolvedBand);
     m.attr("KEPT_OFFSET") = offsetof(SolvedBand, kept_without_slack);

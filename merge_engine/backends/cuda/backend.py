@@ -28,7 +28,7 @@ from merge_engine.backends.cuda.handles import (
     PendingSums,
     Results,
 )
-from merge_engine.backends.cuda.mirror import Mirror
+from merge_engine.backends.cuda.mirror import DeviceMirror
 from merge_engine.backends.operations import (
     Chunk,
     Combine,
@@ -71,7 +71,7 @@ class CudaBackend(Backend):
         self._structures = Structures(self._native)
         self.device = device
         self.label = _examine(self._native, device)
-        self._mirror = Mirror(self._native, device)
+        self._mirror = DeviceMirror(self._native, device)
         self._aside = self._native.Queue(device)
         self._batch = self._new_batch()
         self._more_to_come = False

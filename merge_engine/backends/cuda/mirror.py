@@ -26,7 +26,7 @@ class _Mirrored(NamedTuple):
     host: HostMemory
 
 
-class Mirror:
+class DeviceMirror:
     """While host memory is attached, as many bytes on the device, each in the same place.
 
     Whoever uses a piece of the memory again must have waited for what used it before. Memory that is let go of earlier

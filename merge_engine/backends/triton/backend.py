@@ -38,8 +38,8 @@ from merge_engine.backends.triton.handles import (
     FoundRow,
     KeptWithoutSlack,
     PendingRows,
-    PendingSums,
     SolvedRow,
+    SumRows,
     TorchArray,
     TorchCounts,
 )
@@ -97,7 +97,7 @@ class TritonBackend(Backend):
         if isinstance(value, TorchCounts):
             with self._working():
                 return value.fetch()
-        if isinstance(value, FoundRow | KeptWithoutSlack | PendingRows | PendingSums):
+        if isinstance(value, FoundRow | KeptWithoutSlack | PendingRows | SumRows):
             return value.fetch()
         if isinstance(value, Copy):
             value.wait()
@@ -196,7 +196,7 @@ class TritonBackend(Backend):
             )
         return KeyPlaces.of(chunk.start, found), offset
 
-    def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
+    def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> SumRows:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
         check(chunk)
         with self._working():
@@ -215,9 +215,9 @@ class TritonBackend(Backend):
                     storage_rounding,
                     sums[:, 2 * i :],
                 )
-            return _pending_sums(sums, chunk)
+            return _sum_rows(sums, chunk)
 
-    def gram(self, chunk: Chunk) -> PendingSums:
+    def gram(self, chunk: Chunk) -> SumRows:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
         check(chunk)
         pairs = list(itertools.combinations_with_replacement(chunk.inputs, 2))
@@ -226,7 +226,7 @@ class TritonBackend(Backend):
             for column, (left, right) in enumerate(pairs):
                 codes = _codes(left, right)
                 norms.product(left.bits, right.bits, codes, chunk.working.code, sums[:, column:])
-            return _pending_sums(sums, chunk)
+            return _sum_rows(sums, chunk)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: TorchArray) -> PendingRows:
         """Merge task vectors (see ``Backend.consensus``)."""
@@ -345,9 +345,9 @@ class TritonBackend(Backend):
         return result
 
 
-def _pending_sums(sums: torch.Tensor, chunk: Chunk) -> PendingSums:
+def _sum_rows(sums: torch.Tensor, chunk: Chunk) -> SumRows:
     blocks = -(-chunk.count // SUM_BLOCK)
-    return PendingSums(Copy.of(sums[:blocks]), chunk.start)
+    return SumRows(Copy.of(sums[:blocks]), chunk.start)
 
 
 def _codes(*arrays: TorchArray) -> tuple[str, ...]:

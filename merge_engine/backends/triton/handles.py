@@ -75,7 +75,7 @@ class SolvedRow:
 
 
 @dataclass(frozen=True)
-class PendingSums:
+class SumRows:
     """Sums of the blocks of a chunk that begins at element ``start``, on their way: [blocks, columns] float64."""
 
     copy: Copy
