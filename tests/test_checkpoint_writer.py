@@ -51,15 +51,21 @@ def states(draw: st.DrawFn) -> State:
     return state
 
 
-@settings(max_examples=60, deadline=None)
-@given(states(), st.sampled_from([3000, 20_000, 10**9]), st.integers(0, 2**32))
-def test_any_order_any_pieces_any_thread(state: State, limit: int, seed: int) -> None:
-    random = Random(seed)
+def cut(state: State, random: Random) -> list[tuple[str, int, memoryview]]:
+    """Up to five pieces of each tensor: its name, the offset, the bytes."""
     pieces = []
     for name, tensor in state.items():
         data = raw(tensor)
         cuts = sorted({0, len(data), *(random.randint(0, len(data)) for _ in range(4))})
         pieces += [(name, a, memoryview(data)[a:b]) for a, b in itertools.pairwise(cuts)]
+    return pieces
+
+
+@settings(max_examples=60, deadline=None)
+@given(states(), st.sampled_from([3000, 20_000, 10**9]), st.integers(0, 2**32))
+def test_any_order_any_pieces_any_thread(state: State, limit: int, seed: int) -> None:
+    random = Random(seed)
+    pieces = cut(state, random)
     random.shuffle(pieces)
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top) / "out"
@@ -82,11 +88,7 @@ def test_any_order_any_pieces_any_thread(state: State, limit: int, seed: int) ->
 @given(states(), st.sampled_from([3000, 20_000, 10**9]), st.integers(0, 2**32))
 def test_batches_of_any_pieces(state: State, limit: int, seed: int) -> None:
     random = Random(seed)
-    pieces = []
-    for name, tensor in state.items():
-        data = raw(tensor)
-        cuts = sorted({0, len(data), *(random.randint(0, len(data)) for _ in range(4))})
-        pieces += [(name, a, memoryview(data)[a:b]) for a, b in itertools.pairwise(cuts)]
+    pieces = cut(state, random)
     if random.random() < 0.5:
         random.shuffle(pieces)
     edges = sorted({0, len(pieces), *(random.randint(0, len(pieces)) for _ in range(3))})
