@@ -90,8 +90,6 @@ Mapping::Mapping(int descriptor, uint64_t size) : size_(size), range_(take_range
         throw std::system_error(error, std::generic_category());
     }
     data_ = static_cast<const char*>(memory);
-    // What has to come from storage then comes in folios of 2 MiB: at the disk's rate, and mapped with next to no work.
-    madvise(memory, size, MADV_HUGEPAGE);  // a hint: where it means nothing, nothing is lost
     range_->first = reinterpret_cast<uintptr_t>(data_);
     range_->last = range_->first + (size + page_size - 1) / page_size * page_size;
 }

@@ -18,6 +18,7 @@ from merge_engine.checkpoint import (
     merged_config,
     parse_size,
 )
+from merge_engine.engine.collecting import seldom_collected
 from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.pipeline import Pipeline
 from merge_engine.engine.scheduling import open_access, schedule_for
@@ -106,24 +107,25 @@ def run(
     for NaN or infinity in an input or output, ``OutputError`` when writing fails. After an error the output folder
     holds its earlier output or no model.
     """
-    notes: list[str] = []
-    chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device, notes)
-    planned = (
-        recipe
-        if isinstance(recipe, MergePlan)
-        else plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
-    )
-    with open_access(planned, chosen) as access:
-        scheduled = schedule_for(planned, access, chosen, parse_memory(memory))
-        if on_schedule is not None:
-            on_schedule(scheduled)
-        if output is not None:
-            return merge_to_folder(scheduled, Path(output), chosen, access, notes, progress)
-        sink = MemorySink(planned)
-        done = carry_out(scheduled, chosen, access, sink, None, progress)
-        result = result_of(planned, done.results, done.trimmed_to, done.ledger, [*notes, *done.notes])
-        result.tensors = sink.tensors
-        return result
+    with seldom_collected:
+        notes: list[str] = []
+        chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device, notes)
+        planned = (
+            recipe
+            if isinstance(recipe, MergePlan)
+            else plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
+        )
+        with open_access(planned, chosen) as access:
+            scheduled = schedule_for(planned, access, chosen, parse_memory(memory))
+            if on_schedule is not None:
+                on_schedule(scheduled)
+            if output is not None:
+                return merge_to_folder(scheduled, Path(output), chosen, access, notes, progress)
+            sink = MemorySink(planned)
+            done = carry_out(scheduled, chosen, access, sink, None, progress)
+            result = result_of(planned, done.results, done.trimmed_to, done.ledger, [*notes, *done.notes])
+            result.tensors = sink.tensors
+            return result
 
 
 def carry_out(
