@@ -7,6 +7,8 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <stdexcept>
+#include <string>
 
 #include "bands.h"
 
@@ -19,7 +21,13 @@ T* pointer(uintptr_t address) {
 }
 
 using Positions = std::pair<uint64_t, uint64_t>;
-inline Range range_of(const Positions& positions) { return {positions.first, positions.second}; }
+inline Range range_of(const Positions& positions, bool draws) {
+    const Range range{positions.first, positions.second};
+    if (draws && range.first != 0 && range.first <= range.last) {
+        throw std::invalid_argument("a range of draws begins with 0, not with " + std::to_string(range.first));
+    }
+    return range;
+}
 
 inline void bind_masks(py::module_& m) {
     py::class_<Mask>(m, "Mask", py::module_local())
@@ -31,7 +39,8 @@ inline void bind_masks(py::module_& m) {
                 Mask mask;
                 mask.kind = MaskKind::Band;
                 mask.low = low, mask.high = high;
-                mask.low_positions = range_of(low_positions), mask.high_positions = range_of(high_positions);
+                mask.low_positions = range_of(low_positions, by_draw);
+                mask.high_positions = range_of(high_positions, by_draw);
                 mask.by_draw = by_draw, mask.random_key = random_key;
                 return mask;
             },
@@ -101,8 +110,8 @@ inline void bind_operations(py::module_& m) {
                                  has_high,
                                  spread,
                                  every_tie,
-                                 range_of(low_positions),
-                                 range_of(high_positions),
+                                 range_of(low_positions, false),
+                                 range_of(high_positions, false),
                                  random_key};
              }),
              py::arg("first"), py::arg("last"), py::arg("slack"), py::arg("has_high"), py::arg("spread"),

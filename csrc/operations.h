@@ -17,10 +17,15 @@ struct Array {
 };
 
 // Which elements of a task vector survive. A position is the flat index or the random draw of an
-// element; ranges are inclusive, and empty when first > last.
+// element; ranges are inclusive, and empty when first > last. Those of draws begin with 0.
 struct Range {
     uint64_t first, last;
 };
+
+// The bound that draws in a range of them are below.
+ME_INLINE uint64_t draws_below(const Range& draws) {
+    return draws.first > draws.last ? 0 : draws.last < 0xFFFFFFFFu ? draws.last + 1 : uint64_t{1} << 32;
+}
 
 enum class MaskKind : int {
     Dense,   // every element

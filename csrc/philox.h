@@ -1,25 +1,34 @@
-// Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+// Random draws of elements: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //
-// A counter-based generator: the draw of an element depends on its key and flat index alone, hence not
-// on chunk, device, thread or order. Elements go in groups of 64 that share 16 counters: element i uses
-// word (i / 16) % 4 of counter (i / 64) * 16 + i % 16, so that a vector of lanes yields four vectors of
-// neighbours.
+// A counter-based generator: the draw of an element depends on its key and flat index alone, hence not on chunk,
+// device, thread or order. A draw is a number of 32 bits that is only ever compared with a bound. Its top byte decides
+// but for one element in 256; so the top bytes come from one stream of blocks, 16 elements to a block, and the lower 24
+// bits from another, for those few. Step 9 of docs/arithmetic.md.
 #pragma once
 
 #include "numeric.h"
 
 namespace merge_engine {
 
-constexpr int DRAW_GROUP = 64;
+constexpr int DRAW_BLOCK = 16;           // elements whose top bytes are in one block
+constexpr uint32_t LOWER_DRAW = 0xFFFFFF;  // the bits of a draw below its top byte
+constexpr uint64_t EVERY_DRAW = uint64_t{1} << 32;
 
 struct PhiloxWords {
     uint32_t word[4];
+
+    ME_INLINE uint32_t at(uint64_t n) const {  // comparisons instead of an index, so that all stay in registers
+        const uint32_t lower = n & 1 ? word[1] : word[0], upper = n & 1 ? word[3] : word[2];
+        return n & 2 ? upper : lower;
+    }
 };
 
-ME_INLINE PhiloxWords philox(uint64_t key, uint64_t counter) {
+enum class DrawStream : uint32_t { TopBytes = 0, LowerBits = 1 };
+
+ME_INLINE PhiloxWords philox(uint64_t key, uint64_t counter, DrawStream stream) {
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
     uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
-    uint32_t c2 = 0, c3 = 0;
+    uint32_t c2 = static_cast<uint32_t>(stream), c3 = 0;
     for (int round = 0; round < 10; ++round) {
         const uint64_t even = static_cast<uint64_t>(0xD2511F53u) * c0;
         const uint64_t odd = static_cast<uint64_t>(0xCD9E8D57u) * c2;
@@ -35,13 +44,24 @@ ME_INLINE PhiloxWords philox(uint64_t key, uint64_t counter) {
     return {{c0, c1, c2, c3}};
 }
 
-// The draw of one element. The comparisons instead of an index let a loop over this be vectorised.
-ME_INLINE uint32_t philox_draw(uint64_t key, uint64_t index) {
-    const PhiloxWords words = philox(key, index / DRAW_GROUP * (DRAW_GROUP / 4) + index % (DRAW_GROUP / 4));
-    const uint64_t word = index / (DRAW_GROUP / 4) % 4;
-    const uint32_t lower = word == 0 ? words.word[0] : words.word[1];
-    const uint32_t upper = word == 2 ? words.word[2] : words.word[3];
-    return word < 2 ? lower : upper;
+// The top byte of an element's draw, from the block of its neighbours.
+ME_INLINE uint32_t top_byte(const PhiloxWords& block, uint64_t index) {
+    return block.at(index % DRAW_BLOCK / 4) >> (8 * (index % 4)) & 0xFF;
+}
+ME_INLINE PhiloxWords top_bytes(uint64_t key, uint64_t index) {
+    return philox(key, index / DRAW_BLOCK, DrawStream::TopBytes);
+}
+// The other 24 bits.
+ME_INLINE uint32_t lower_bits(uint64_t key, uint64_t index) {
+    return philox(key, index / 4, DrawStream::LowerBits).at(index % 4) & LOWER_DRAW;
+}
+
+// Whether the draw whose top byte is given is below a bound. The lower bits are looked at only when they decide.
+ME_INLINE bool is_drawn_below(uint64_t bound, uint32_t top, uint64_t key, uint64_t index) {
+    const uint32_t bound_top = static_cast<uint32_t>(bound >> 24);  // 256 where all are below
+    if (top != bound_top) return top < bound_top;
+    const uint32_t lower = static_cast<uint32_t>(bound) & LOWER_DRAW;
+    return lower != 0 && lower_bits(key, index) < lower;
 }
 
 }  // namespace merge_engine

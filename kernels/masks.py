@@ -7,7 +7,7 @@ kind of mask a row is, is known when the kernel is launched.
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.draws import draw_groups
+from merge_engine.kernels.draws import below, top_bytes
 from merge_engine.kernels.numbers import magnitude_key
 
 DENSE = tl.constexpr(0)
@@ -29,9 +29,9 @@ ROW = tl.constexpr(8)
 
 
 @triton.jit
-def drawn_within(drawn, first, last):
-    """Whether draws lie in a range of draws, both ends included, that may reach further than draws do."""
-    return (drawn >= first.to(tl.uint32)) & (drawn <= tl.minimum(last, 0xFFFFFFFF).to(tl.uint32))
+def draws_below(first, last):
+    """The bound that draws in a range of them, which begins with 0 or is empty, are below."""
+    return tl.where(first > last, 0, tl.minimum(last, 0xFFFFFFFF) + 1)
 
 
 @triton.jit
@@ -57,17 +57,22 @@ def keeps(row, thresholds, delta, index, place, groups, KIND: tl.constexpr, WORK
         high = tl.minimum(tl.load(row + HIGH), 0x7FFFFFFF if WORKING != "F64" else 0x7FFFFFFFFFFFFFFF)
         high = high.to(key.dtype)
         if KIND == BAND_BY_DRAW:
-            drawn = tl.reshape(draw_groups(tl.load(row + RANDOM_KEY), index + groups), place.shape)
-            low_stays = drawn_within(drawn, tl.load(row + LOW_FIRST), tl.load(row + LOW_LAST))
-            high_stays = drawn_within(drawn, tl.load(row + HIGH_FIRST), tl.load(row + HIGH_LAST))
+            random_key = tl.load(row + RANDOM_KEY)
+            drawn = tl.reshape(top_bytes(random_key, index + groups), place.shape)
+            low_draws = draws_below(tl.load(row + LOW_FIRST), tl.load(row + LOW_LAST))
+            high_draws = draws_below(tl.load(row + HIGH_FIRST), tl.load(row + HIGH_LAST))
+            low_stays = below(drawn, random_key, index + groups, low_draws, key == low)
+            high_stays = below(drawn, random_key, index + groups, high_draws, key == high)
         else:
             low_stays = placed_within(place, tl.load(row + LOW_FIRST), tl.load(row + LOW_LAST), index)
             high_stays = placed_within(place, tl.load(row + HIGH_FIRST), tl.load(row + HIGH_LAST), index)
         kept = (key >= low) & (key <= high) & ((key != low) | low_stays) & ((key != high) | high_stays)
     else:
-        drawn = tl.reshape(draw_groups(tl.load(row + RANDOM_KEY), index + groups), place.shape)
+        random_key = tl.load(row + RANDOM_KEY)
+        drawn = tl.reshape(top_bytes(random_key, index + groups), place.shape)
         if KIND == DRAW:
-            kept = drawn_within(drawn, tl.load(row + LOW_FIRST), tl.load(row + LOW_LAST))
+            bound = draws_below(tl.load(row + LOW_FIRST), tl.load(row + LOW_LAST))
         else:
-            kept = drawn < thresholds
+            bound = thresholds
+        kept = below(drawn, random_key, index + groups, bound, place >= 0)
     return kept

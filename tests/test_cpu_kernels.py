@@ -66,7 +66,7 @@ def mask_of(kind: str, dtype: torch.dtype, size: int, start: int, random_key: in
         "index": Band(low, low_positions=(0, start + size // 3)),
         "two": Band(low, high, (0, 2**31), (0, 2**30), by_draw=True, random_key=random_key),
         "two_by_index": Band(low, high, (start + size // 2, 2**64 - 1), (0, start + size // 4)),
-        "one_key": Band(low, low, (0, 2**31), (2**29, 2**32 - 1), by_draw=True, random_key=random_key),
+        "one_key": Band(low, low, (0, 2**31), (0, 2**29 + 5), by_draw=True, random_key=random_key),
     }[kind]
 
 

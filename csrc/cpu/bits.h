@@ -12,17 +12,6 @@
 namespace merge_engine {
 namespace ME_ISA {
 
-// Puts the lowest bits of `bits` where `places` has ones, in order.
-static ME_INLINE uint64_t spread(uint64_t bits, uint64_t places) {
-#if defined(__BMI2__)
-    return _pdep_u64(bits, places);
-#else
-    uint64_t result = 0;
-    for (; places; places &= places - 1, bits >>= 1) result |= places & -places & -(bits & 1);
-    return result;
-#endif
-}
-
 constexpr uint64_t EVEN_PLACES = 0x5555555555555555u;
 
 // The bits at even places, as the lowest 32.

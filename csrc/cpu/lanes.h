@@ -28,6 +28,7 @@ using Shorts = int16_t __attribute__((vector_size(VECTOR_BYTES)));
 using Doubles = double __attribute__((vector_size(VECTOR_BYTES)));
 using Halves = uint16_t __attribute__((vector_size(VECTOR_BYTES / 2)));
 using Slots = uint64_t __attribute__((vector_size(VECTOR_BYTES)));
+using Bytes = uint8_t __attribute__((vector_size(VECTOR_BYTES)));
 constexpr int LANES = VECTOR_BYTES / 4;
 
 template <class Vector>
@@ -147,7 +148,35 @@ static ME_INLINE Truth lanes_of_bits(uint32_t bits) {
     const Words own = (Words{} + 1) << lane_numbers();
     return ((Words{} + bits) & own) == own;
 }
+using ByteTruth = int8_t __attribute__((vector_size(VECTOR_BYTES)));  // -1 where it holds, else 0
+static ME_INLINE uint64_t bits_of_bytes(ByteTruth truth) {
+#if defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_epi8((__m256i)truth));
+#elif defined(__SSE2__)
+    return static_cast<uint32_t>(_mm_movemask_epi8((__m128i)truth));
+#else
+    uint64_t bits = 0;
+    for (int byte = 0; byte < VECTOR_BYTES; ++byte) bits |= static_cast<uint64_t>(truth[byte] & 1) << byte;
+    return bits;
 #endif
+}
+#endif
+
+// A bit for each byte, set where a is less than b, or equal.
+static ME_INLINE uint64_t bits_less(Bytes a, Bytes b) {
+#if defined(__AVX512BW__)
+    return _mm512_cmplt_epu8_mask((__m512i)a, (__m512i)b);
+#else
+    return bits_of_bytes(a < b);
+#endif
+}
+static ME_INLINE uint64_t bits_equal(Bytes a, Bytes b) {
+#if defined(__AVX512BW__)
+    return _mm512_cmpeq_epi8_mask((__m512i)a, (__m512i)b);
+#else
+    return bits_of_bytes(a == b);
+#endif
+}
 
 // The places of a byte's bits, lowest first, and how many there are.
 using Places = uint8_t __attribute__((vector_size(8)));

@@ -104,16 +104,17 @@ class MaskKernel {
     // The elements that draws or ranks keep: all of them where neither decides.
     TileBits placed(uint64_t index, uint64_t offset, int count) const {
         if (mask_.kind == MaskKind::Noted) return noted(mask_.notes, offset);
-        if (mask_.kind == MaskKind::Draw) return drawn_within(mask_.low_positions, nullptr, index, count);
+        if (mask_.kind == MaskKind::Draw) {
+            return drawn_below(draws_below(mask_.low_positions), keys_, index, count, first_bits(count));
+        }
         if (mask_.kind != MaskKind::Ranked) return first_bits(count);
-        uint32_t padded[TILE], room[DRAW_ROOM];
-        const uint32_t* draws = draw_tile(keys_, index, count, room);
+        uint32_t padded[TILE];
         const uint32_t* thresholds = mask_.thresholds + offset;
         if (count < TILE) {
             std::memcpy(padded, thresholds, static_cast<size_t>(count) * sizeof(uint32_t));
             thresholds = padded;
         }
-        return bits_where(count, [&](int j) { return less(load<Words>(draws + j), load<Words>(thresholds + j)); });
+        return DrawnBelow(keys_, index, count).than(thresholds, first_bits(count));
     }
     // Whether task vector entries other than 0 have magnitudes below a limit.
     bool any_below(Magnitude limit, const Bits* model, const Bits* base, int count) const {
@@ -237,7 +238,8 @@ class MaskKernel {
 
     // The elements of a set whose positions lie in a range. May over-report outside the set.
     TileBits within(const Range& positions, const TileBits& set, uint64_t index, int count) const {
-        return mask_.by_draw ? drawn_within(positions, &set, index, count) : indices_within(positions, index, count);
+        return mask_.by_draw ? drawn_below(draws_below(positions), keys_, index, count, set)
+                             : indices_within(positions, index, count);
     }
     // The elements of a tile in a range of flat indices.
     static TileBits indices_within(const Range& range, uint64_t index, int count) {
@@ -250,15 +252,6 @@ class MaskKernel {
         for (int w = 0; w < TileBits::WORDS; ++w) bits.word[w] &= ~before.word[w];
         return bits;
     }
-    // The elements whose draws lie in a range; with a set, may over-report outside it.
-    TileBits drawn_within(const Range& positions, const TileBits* set, uint64_t index, int count) const {
-        constexpr int MANY = TILE / 5;  // to draw for all is cheaper
-        if (positions.first > positions.last) return {};
-        const DrawRange range(positions);
-        const bool few = set && index % DRAW_GROUP == 0 && set->size() <= MANY;
-        return few ? some_drawn_within(keys_, index, *set, range) : all_drawn_within(keys_, index, count, range);
-    }
-
     const Mask& mask_;
     RoundKeys keys_;
     Window band_{0, static_cast<Magnitude>(~Magnitude{0})};

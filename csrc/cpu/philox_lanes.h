@@ -25,43 +25,50 @@ static ME_INLINE Slots product(Slots a, uint32_t b) {
 #endif
 }
 
-// A vector of counters in two of slots, and two of words from slots as one again, in the same order.
-static ME_INLINE void split(Words counters, Slots& a, Slots& b) {
-#if defined(__AVX512F__)
-    a = (Slots)_mm512_unpacklo_epi32((__m512i)counters, __m512i{});
-    b = (Slots)_mm512_unpackhi_epi32((__m512i)counters, __m512i{});
-#elif defined(__AVX2__)
-    a = (Slots)_mm256_unpacklo_epi32((__m256i)counters, __m256i{});
-    b = (Slots)_mm256_unpackhi_epi32((__m256i)counters, __m256i{});
-#elif defined(__SSE2__)
-    a = (Slots)_mm_unpacklo_epi32((__m128i)counters, __m128i{});
-    b = (Slots)_mm_unpackhi_epi32((__m128i)counters, __m128i{});
-#else
-    a = (Slots)counters & 0xFFFFFFFFu;
-    b = (Slots)counters >> 32;
-#endif
-}
-static ME_INLINE Words joined(Slots a, Slots b) {
-#if defined(__AVX512F__)
-    return (Words)_mm512_shuffle_ps((__m512)a, (__m512)b, 0x88);
-#elif defined(__AVX2__)
-    return (Words)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
-#elif defined(__SSE2__)
-    return (Words)_mm_shuffle_ps((__m128)a, (__m128)b, 0x88);
-#else
-    return (Words)((a & 0xFFFFFFFFu) | b << 32);
-#endif
+// The numbers of blocks in slots, such that store_blocks stores them in order.
+static ME_INLINE Slots block_numbers() {
+    Slots numbers;
+    for (int slot = 0; slot < SLOTS; ++slot) numbers[slot] = static_cast<uint64_t>(slot / 2 + slot % 2 * (SLOTS / 2));
+    return numbers;
 }
 
 struct SlotWords {
     Slots word[4];  // in the lower halves
 };
 
+// Pairs of slots at even and at odd places.
+static ME_INLINE Slots even_slots(Slots a, Slots b) {
+#if defined(__AVX512F__)
+    return (Slots)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Slots)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b);
+#else
+    return Slots{a[0], b[0]};
+#endif
+}
+static ME_INLINE Slots odd_slots(Slots a, Slots b) {
+#if defined(__AVX512F__)
+    return (Slots)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Slots)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
+#else
+    return Slots{a[1], b[1]};
+#endif
+}
+
+// Writes SLOTS blocks of four words each.
+static ME_INLINE void store_blocks(const SlotWords& words, uint8_t* to) {
+    const Slots first = (words.word[0] & 0xFFFFFFFFu) | words.word[1] << 32;
+    const Slots last = (words.word[2] & 0xFFFFFFFFu) | words.word[3] << 32;
+    store(to, even_slots(first, last));
+    store(to + VECTOR_BYTES, odd_slots(first, last));
+}
+
 // The keys of the rounds.
 struct RoundKeys {
-    uint64_t k0[10], k1[10];
+    uint64_t key, k0[10], k1[10];
 
-    explicit RoundKeys(uint64_t key) {
+    explicit RoundKeys(uint64_t own) : key(own) {
         for (uint32_t round = 0; round < 10; ++round) {
             k0[round] = static_cast<uint32_t>(key) + round * 0x9E3779B9u;
             k1[round] = static_cast<uint32_t>(key >> 32) + round * 0xBB67AE85u;

@@ -243,10 +243,7 @@ void note_ranks(const Array& base, const Array& model, DType working, uint64_t l
     const RoundKeys keys(random_key);
     std::fill(notes, notes + (count + TILE - 1) / TILE * TileBits::WORDS, uint64_t{0});
     const auto note = [&](uint64_t at, int n, const uint32_t* thresholds) {
-        uint32_t room[DRAW_ROOM];
-        const uint32_t* draws = draw_tile(keys, start + at, n, room);
-        const TileBits kept =
-            bits_where(n, [&](int j) { return less(load<Words>(draws + j), load<Words>(thresholds + j)); });
+        const TileBits kept = DrawnBelow(keys, start + at, n).than(thresholds, first_bits(n));
         for (int j = 0; j < n; j += 64) set_bits(notes, at + j, kept.word[j / 64], std::min(64, n - j));
     };
     for_each_tile_ranked(base, model, working, {length, stride}, {density, epsilon, length}, count, threads, note);

@@ -143,19 +143,29 @@ __device__ uint32_t kept_bits(const Mask& mask, const Real (&delta)[V], uint64_t
         undecided = kept;
     }
     // One after the other, and only those that must be looked at: drawing is dear, and unrolled it would be long code.
+    const bool by_draw = mask.kind != MaskKind::Band || mask.by_draw;
+    PhiloxWords block{};
+    uint64_t number = ~0ull;  // of the block
 #pragma unroll 1
     for (uint32_t rest = undecided; rest != 0; rest &= rest - 1) {
         const int j = __ffs(static_cast<int>(rest)) - 1;
-        const bool by_draw = mask.kind != MaskKind::Band || mask.by_draw;
-        const uint64_t position = by_draw ? philox_draw(mask.random_key, index + j) : index + j;
+        const uint64_t place = index + j;
+        if (by_draw && place / DRAW_BLOCK != number) {
+            number = place / DRAW_BLOCK;
+            block = top_bytes(mask.random_key, place);
+        }
+        const auto stays = [&](const Range& positions) {
+            if (!by_draw) return inside(positions, place);
+            return is_drawn_below(draws_below(positions), top_byte(block, place), mask.random_key, place);
+        };
         bool keep = true;
         if (mask.kind == MaskKind::Ranked) {
-            keep = position < mask.thresholds[offset + j];
+            keep = is_drawn_below(mask.thresholds[offset + j], top_byte(block, place), mask.random_key, place);
         } else if (mask.kind == MaskKind::Draw) {
-            keep = inside(mask.low_positions, position);
+            keep = stays(mask.low_positions);
         } else {
-            keep = (!(at_low >> j & 1) || inside(mask.low_positions, position)) &&
-                   (!(at_high >> j & 1) || inside(mask.high_positions, position));
+            keep = (!(at_low >> j & 1) || stays(mask.low_positions)) &&
+                   (!(at_high >> j & 1) || stays(mask.high_positions));
         }
         kept &= ~(static_cast<uint32_t>(!keep) << j);
     }

@@ -2,7 +2,7 @@
 
 The element-wise formulas are written out in docs/arithmetic.md. Here d = x - b is a task vector, a key is
 the bits of its magnitude in the working dtype, and a position is either the flat index of an element or
-its 32-bit random draw. Position ranges are inclusive; ``(1, 0)`` is empty.
+its 32-bit random draw. Position ranges are inclusive; ``(1, 0)`` is empty. Those of draws begin with 0.
 """
 
 from __future__ import annotations

@@ -100,11 +100,11 @@ def _multiply(a: torch.Tensor, constant: int) -> tuple[torch.Tensor, torch.Tenso
     return top, bottom & 0xFFFFFFFF
 
 
-def philox(key: int, counter: torch.Tensor) -> list[torch.Tensor]:
-    """Four 32-bit words of Philox 4x32-10 for each 64-bit counter, as int64."""
+def philox(key: int, counter: torch.Tensor, stream: int) -> list[torch.Tensor]:
+    """Four 32-bit words of Philox 4x32-10, as int64, for counters with these low 64 bits and a stream above them."""
     k0, k1 = key & 0xFFFFFFFF, key >> 32
-    c0, c1 = counter & 0xFFFFFFFF, counter >> 32
-    c2 = c3 = torch.zeros_like(counter)
+    c0, c1 = counter & 0xFFFFFFFF, counter >> 32 & 0xFFFFFFFF
+    c2, c3 = (torch.full_like(counter, word) for word in (stream & 0xFFFFFFFF, stream >> 32))
     for _ in range(10):
         even_high, even_low = _multiply(c0, 0xD2511F53)
         odd_high, odd_low = _multiply(c2, 0xCD9E8D57)
@@ -114,9 +114,16 @@ def philox(key: int, counter: torch.Tensor) -> list[torch.Tensor]:
 
 
 def draws(key: int, index: torch.Tensor) -> torch.Tensor:
-    """The 32-bit draw of each flat index: word (i / 16) % 4 of counter (i / 64) * 16 + i % 16."""
-    words = torch.stack(philox(key, index // 64 * 16 + index % 16))
-    return torch.gather(words, 0, (index // 16 % 4).unsqueeze(0)).squeeze(0)
+    """The 32-bit draw of each flat index: a byte of a block of stream 0 above 24 bits of a word of stream 1."""
+    top = _word(key, index // 16, 0, index % 16 // 4) >> (8 * (index % 4)) & 0xFF
+    lower = _word(key, index // 4, 1, index % 4) & 0xFFFFFF
+    return top << 24 | lower
+
+
+def _word(key: int, block: torch.Tensor, stream: int, word: torch.Tensor) -> torch.Tensor:
+    """One word of each block."""
+    words = torch.stack(philox(key, block, stream))
+    return torch.gather(words, 0, word.unsqueeze(0)).squeeze(0)
 
 
 def sums_of_blocks(values: torch.Tensor) -> list[float]:
