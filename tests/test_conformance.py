@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from adversarial import DTYPES, extreme_models, quantised_models
-from under_test import backends, on, thinned
+from under_test import INTERPRETED, backends, on, thinned
 
 from merge_engine.backends.base import Backend
 from merge_engine.backends.cpu import CpuBackend
@@ -124,6 +124,68 @@ def masks(base: torch.Tensor, model: torch.Tensor) -> list[Mask]:
         Ranked(density=0.4, epsilon=0.2, inverse_probability=False, random_key=9),
         Ranked(density=0.4, epsilon=0.2, inverse_probability=True, random_key=9),
     ]
+
+
+WEIGHTS = (0.5, 1.0, -0.3, 0.0, 1e-30, 3e5, 0.125, 0.7)
+
+
+def fast_masks(base: torch.Tensor, model: torch.Tensor, key: int) -> list[Mask]:
+    """Masks of merges without slack, whose ties any number of draws lets stay."""
+    middle, by_draw = median_key(base, model), {"by_draw": True, "random_key": key}
+    return [
+        Band(low=middle, low_positions=(0, 2**30 + 12_345), **by_draw),
+        Band(low=middle, low_positions=(1, 0), **by_draw),
+        Band(low=middle, high=middle + 2, low_positions=(0, 3), high_positions=(0, 2**31 + 1), **by_draw),
+        Band(low=middle, high=middle, low_positions=(0, 2**31), high_positions=(0, 2**30), **by_draw),
+        Band(low=middle, low_positions=(0, base.numel() // 2)),
+        Band(low=0),
+        Band(low=2**15 + 7),
+        Draw(2**31 + 99, key),
+        Dense(),
+    ]
+
+
+@pytest.mark.parametrize("dtype", thinned(DTYPES, 3), ids=str)
+@pytest.mark.parametrize("n", range(2, 10, 3 if INTERPRETED else 1))
+def test_many_models_without_slack(dtype: torch.dtype, n: int) -> None:
+    """What most merges are: backends may have faster ways for it."""
+    size = 1_500 if INTERPRETED else 3_100
+    base, models = quantised_models(size, n, dtype, seed=n)
+    choices = [fast_masks(base, model, 2**63 + i) for i, model in enumerate(models)]
+    for turn in range(len(choices[0])):
+        entries = tuple(
+            Entry(
+                of_model[(turn + 2 * i) % len(of_model)],
+                weight=WEIGHTS[(turn + i) % len(WEIGHTS)] if turn % 2 else 0.5,  # equal ones cancel exactly
+                rescale=1 + 0.3 * (i % 2) * (turn % 4 == 1),
+            )
+            for i, of_model in enumerate(choices)
+        )
+        for election, normalize in itertools.product(("sum", "none"), (True, False)):
+            operation = Consensus(entries, election, normalize, 1.0 + turn % 2, divisor=0.3)
+            for start in (0,) if INTERPRETED else (16, 7):
+                agree(operation, base, models, start=start)
+
+
+@pytest.mark.parametrize("dtype", thinned(DTYPES, 3), ids=str)
+@pytest.mark.parametrize("n", (2, 5))
+def test_strange_values_among_others(dtype: torch.dtype, n: int) -> None:
+    """Packs of neighbours with values that are not finite, overflow, or have tiny quotients, and packs without."""
+    base, models = quantised_models(3_000, n, dtype)
+    strange = (
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        torch.finfo(dtype).max,
+        -torch.finfo(dtype).max,
+        1e-36,
+    )
+    for i, value in enumerate(strange):
+        for tensor in (base, models[0], models[-1]):
+            tensor[97 * i :: 701] = value
+    for election, weight in itertools.product(("sum", "none"), (0.5, 1e-38, 1e30)):
+        entries = tuple(Entry(fast_masks(base, model, i)[i], weight) for i, model in enumerate(models))
+        agree(Consensus(entries, election, True, divisor=0.7), base, models)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,204 +1,22 @@
 // Task vectors, trim, sign election and disjoint mean in one read of every input. See docs/arithmetic.md, steps 1 to 8.
 //
-// A thread merges 16 bytes of neighbours at a time. It holds the models' elements as they are stored, so that the
-// second look, once the signs are elected, needs no second read; with more models than KEPT it reads again, from the
-// cache. Inputs of mixed types, unaligned ends, and mergekit's rounding take the same code one element at a time.
-#include "elements.cuh"
-#include "jobs.cuh"
-#include "primitives.h"
+// Most merges go the fast way, others the general one; inputs of mixed types, unaligned ends, and mergekit's rounding
+// element by element.
+#include "consensus.cuh"
+#include "consensus_fast.cuh"
 
 namespace merge_engine {
 namespace {
 
 constexpr unsigned THREADS = 256;
 
-// One model, its numbers rounded as the arithmetic demands.
-struct Model {
-    Array array;
-    Mask mask;
-    double rescale, weight, vote, retain;
+// The models of a job in shared memory, and counters for each: kept, lost and saved.
+struct Shared {
+    const Job& job;
+    Model* models;
+    uint32_t* counters;
 };
-
-// Elements [first, last) of a chunk in whole packs, and the place of its models in the list of all.
-struct Job {
-    Array base, output;
-    size_t first_model, models;
-    Election election;
-    bool normalize, slack_votes, retains;
-    double lambda, divisor;
-    uint64_t start;
-    Counts* counts;
-    uint64_t* non_finite;
-    uint64_t first, last;
-    Blocks blocks;
-};
-
-template <DType Working, bool Stored, class Real>
-__device__ Real rounded(Real value) {
-    if constexpr (Stored) return RoundedTo<Working>::round(value);
-    return value;
-}
-
-// Counters of one block: kept, lost and saved of each model.
-__device__ void count_warp(uint32_t* counters, uint32_t kept, uint32_t lost, uint32_t saved) {
-    // Ten bits each: a warp counts at most 32 * 8.
-    const uint32_t packed = __reduce_add_sync(EVERY_LANE, kept | lost << 10 | saved << 20);
-    if (threadIdx.x % WARP != 0 || packed == 0) return;
-    atomicAdd(counters, packed & 1023);
-    atomicAdd(counters + 1, packed >> 10 & 1023);
-    atomicAdd(counters + 2, packed >> 20);
-}
-
-__device__ void count_non_finite(uint64_t* counter, int found) {
-    if (found) atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(found));
-}
-
-// The elements [at, at + V) of a chunk, in one thread. All lanes of a warp enter; those that are not `active` have no
-// elements, and only take part in the counting.
-template <DType Working, int V, int KEPT, bool Slack, bool Stored>
-__device__ void merge(const Job& job, const Model* models, uint32_t* counters, uint64_t at, bool active) {
-    using Real = RealOf<Working>;
-    const auto rn = [](Real value) { return rounded<Working, Stored>(value); };
-    Pack<Working, V> base, held[KEPT > 0 ? KEPT : 1];
-    uint32_t kept[KEPT > 0 ? KEPT : 1];
-    Real plain[V], sum[V], magnitude[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) plain[j] = sum[j] = magnitude[j] = 0, base.bits[j] = 0;
-    if (active) {
-        base = load_pack<Working, V>(job.base, at);
-        count_non_finite(job.non_finite, non_finite_in(base));
-    }
-
-    const auto mask_of = [&](const Model& model, const Pack<Working, V>& x) {
-        Real delta[V];
-#pragma unroll
-        for (int j = 0; j < V; ++j) delta[j] = rn(x.template value<Real>(j) - base.template value<Real>(j));
-        return kept_bits<Working>(model.mask, delta, job.start + at, at);
-    };
-    // Reads a model's elements, and says which of them its mask keeps.
-    const auto take = [&](size_t i, Pack<Working, V>& x) -> uint32_t {
-        if (!active) return 0;
-        x = load_pack<Working, V>(models[i].array, at);
-        return mask_of(models[i], x);
-    };
-    // Steps 1 and 5: v = w * (r * d) where the mask keeps the element, else 0. `counted` when d is not zero.
-    const auto weighted = [&](const Model& model, const Pack<Working, V>& x, uint32_t bits, int j, uint32_t& counted) {
-        const bool keep = bits >> j & 1;
-        Real delta = rn(x.template value<Real>(j) - base.template value<Real>(j));
-        if (model.mask.kind == MaskKind::Ranked && model.mask.inverse_probability) {
-            const double threshold = keep ? static_cast<double>(model.mask.thresholds[at + j]) : 1.0;
-            delta = keep ? rn(delta * static_cast<Real>(4294967296.0 / threshold)) : Real(0);
-        } else if (model.rescale != 1) {
-            delta = rn(delta * static_cast<Real>(model.rescale));
-        }
-        counted += keep && delta != 0;
-        return keep ? rn(delta * static_cast<Real>(model.weight)) : Real(0);
-    };
-    const auto look = [&](size_t i, const Pack<Working, V>& x, uint32_t bits) {
-        uint32_t counted = 0;
-        if (active) {
-            const Model& model = models[i];
-            count_non_finite(job.non_finite + 1 + i, non_finite_in(x));
-#pragma unroll
-            for (int j = 0; j < V; ++j) {
-                const Real v = weighted(model, x, bits, j, counted);
-                const Real sign = v > 0 ? Real(1) : v < 0 ? Real(-1) : Real(0);
-                const Real vote = job.election == Election::Count ? sign : v;
-                plain[j] += vote;
-                if constexpr (Slack) {
-                    sum[j] += vote * static_cast<Real>(model.vote);
-                    magnitude[j] += vote < 0 ? -vote : vote;
-                }
-            }
-        }
-        count_warp(counters + 3 * i, counted, 0, 0);
-    };
-    if constexpr (KEPT > 0) {
-#pragma unroll
-        for (int i = 0; i < KEPT; ++i) {
-            kept[i] = 0;
-            if (static_cast<size_t>(i) >= job.models) continue;
-            kept[i] = take(static_cast<size_t>(i), held[i]);
-            look(static_cast<size_t>(i), held[i], kept[i]);
-        }
-    } else {
-        for (size_t i = 0; i < job.models; ++i) {
-            Pack<Working, V> x;
-            const uint32_t bits = take(i, x);
-            look(i, x, bits);
-        }
-    }
-
-    Real mean[V], divisor[V];
-    if (job.election == Election::None) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) mean[j] = plain[j], divisor[j] = static_cast<Real>(job.divisor);
-    } else {
-        // Step 6. Without vote slack the two sums are one.
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-            mean[j] = divisor[j] = 0;
-            plain[j] = rn(plain[j]);
-            sum[j] = Slack && job.slack_votes ? rn(sum[j]) : plain[j];
-        }
-        // Step 7.
-        const auto retain = [&](size_t i, const Pack<Working, V>& x, uint32_t bits) {
-            uint32_t lost = 0, saved = 0, counted = 0;
-            if (active) {
-                const Model& model = models[i];
-                const Real slack = static_cast<Real>(model.retain);
-#pragma unroll
-                for (int j = 0; j < V; ++j) {
-                    const Real v = weighted(model, x, bits, j, counted);
-                    const bool positive = v > 0, agrees = positive == (sum[j] >= 0);
-                    bool retained = v != 0 && agrees;
-                    if constexpr (Slack) {
-                        const Real margin = sum[j] < 0 ? -sum[j] : sum[j];
-                        const bool narrow = job.retains && (margin < slack * magnitude[j] || slack >= 1);
-                        retained = v != 0 && (agrees || narrow);
-                        saved += retained && positive != (plain[j] >= 0);
-                    }
-                    mean[j] += retained ? v : Real(0);
-                    divisor[j] += retained ? static_cast<Real>(model.weight) : Real(0);
-                    lost += v != 0 && !retained;
-                }
-            }
-            count_warp(counters + 3 * i, 0, lost, saved);
-        };
-        if constexpr (KEPT > 0) {
-#pragma unroll
-            for (int i = 0; i < KEPT; ++i) {
-                if (static_cast<size_t>(i) < job.models) retain(static_cast<size_t>(i), held[i], kept[i]);
-            }
-        } else {
-            for (size_t i = 0; i < job.models; ++i) {
-                Pack<Working, V> x;
-                const uint32_t bits = take(i, x);
-                retain(i, x, bits);
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-            divisor[j] = rn(divisor[j]);
-            divisor[j] = divisor[j] == 0 ? Real(1) : divisor[j];
-        }
-    }
-
-    // Step 8: b + lambda * m.
-    if (!active) return;
-    const Real lambda = static_cast<Real>(job.lambda);
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-        mean[j] = rn(mean[j]);
-        if (job.normalize) mean[j] = rn(mean[j] / divisor[j]);
-        if (lambda != 1) mean[j] = rn(mean[j] * lambda);
-        mean[j] = rn(base.template value<Real>(j) + mean[j]);
-    }
-    count_non_finite(job.non_finite + 1 + job.models, store_values<Working, V>(job.output, at, mean));
-}
-
-template <DType Working, int V, int KEPT, bool Slack, bool Stored>
-__global__ void __launch_bounds__(THREADS, 1) merge_kernel(const List<Job> jobs, size_t n, const List<Model> list) {
+__device__ Shared set_up(const List<Job>& jobs, size_t n, const List<Model>& list) {
     const Job& job = job_of_block(jobs, n, shared_memory<Job>());
     Model* models = behind<Model>(shared_memory<Job>());
     uint32_t* counters = reinterpret_cast<uint32_t*>(models + job.models);
@@ -208,22 +26,69 @@ __global__ void __launch_bounds__(THREADS, 1) merge_kernel(const List<Job> jobs,
     }
     for (size_t i = threadIdx.x; i < 3 * job.models; i += blockDim.x) counters[i] = 0;
     __syncthreads();
+    return {job, models, counters};
+}
+constexpr size_t shared_bytes(size_t models) { return models * (sizeof(Model) + 3 * sizeof(uint32_t)); }
 
-    // Warps stay whole: those lanes that find nothing to merge still take part in the counting.
+__device__ void add_counters(const Shared& shared) {
+    __syncthreads();
+    auto* totals = reinterpret_cast<unsigned long long*>(shared.job.counts);
+    for (size_t i = threadIdx.x; i < 3 * shared.job.models; i += blockDim.x) {
+        if (shared.counters[i]) atomicAdd(totals + i, static_cast<unsigned long long>(shared.counters[i]));
+    }
+}
+static_assert(sizeof(Counts) == 3 * sizeof(uint64_t), "counters and counts have the same order");
+
+// Calls body(at, active) for the packs of V elements of this thread. Warps stay whole: those lanes that find nothing to
+// merge still take part in the counting.
+template <int V, class Body>
+__device__ void for_each_pack(const Job& job, Body&& body) {
     const uint64_t stride = uint64_t{job.blocks.count} * blockDim.x * V;
     const uint64_t begin = job.first + uint64_t{blockIdx.x - job.blocks.first} * blockDim.x * V;
     for (uint64_t block = begin; block < job.last; block += stride) {
         const uint64_t at = block + uint64_t{threadIdx.x} * V;
-        merge<Working, V, KEPT, Slack, Stored>(job, models, counters, at, at < job.last);
-    }
-
-    __syncthreads();
-    auto* totals = reinterpret_cast<unsigned long long*>(job.counts);
-    for (size_t i = threadIdx.x; i < 3 * job.models; i += blockDim.x) {
-        if (counters[i]) atomicAdd(totals + i, static_cast<unsigned long long>(counters[i]));
+        body(at, at < job.last);
     }
 }
-static_assert(sizeof(Counts) == 3 * sizeof(uint64_t), "counters and counts have the same order");
+
+template <DType Working, int V, int KEPT, bool Slack, bool Stored>
+__global__ void __launch_bounds__(THREADS, 1) merge_kernel(const List<Job> jobs, size_t n, const List<Model> list) {
+    const Shared shared = set_up(jobs, n, list);
+    for_each_pack<V>(shared.job, [&](uint64_t at, bool active) {
+        merge<Working, V, KEPT, Slack, Stored>(shared.job, shared.models, shared.counters, at, active);
+    });
+    add_counters(shared);
+}
+
+template <DType Working, int N, bool Elects>
+__global__ void __launch_bounds__(THREADS, N <= 4 ? 3 : 2)
+    fast_kernel(const List<Job> jobs, size_t n, const List<Model> list) {
+    constexpr int P = FAST_PACK<Working, N>;
+    constexpr uint32_t MOST = 0xFFFF / P;  // packs, until 16 bits of a counter may be full
+    const Shared shared = set_up(jobs, n, list);
+    constexpr uintptr_t ALIGNED = alignof(FastTables<N>);
+    const auto behind_counters = reinterpret_cast<uintptr_t>(shared.counters + 3 * N);
+    auto& tables = *reinterpret_cast<FastTables<N>*>((behind_counters + ALIGNED - 1) / ALIGNED * ALIGNED);
+    tables.template set_up<Working, Elects>(shared.job, shared.models);
+    __syncthreads();
+
+    uint32_t counted[N] = {}, packs = 0;
+    const auto add_counted = [&] {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            count_warp(shared.counters + 3 * i, counted[i] & 0xFFFF, counted[i] >> 16);
+            counted[i] = 0;
+        }
+    };
+    for_each_pack<P>(shared.job, [&](uint64_t at, bool active) {
+        if (!merge_fast<Working, N, Elects>(shared.job, shared.models, tables, at, active, counted)) {
+            merge_elements<Working, P>(shared.job, shared.models, shared.counters, at, active);
+        }
+        if (++packs == MOST) add_counted(), packs = 0;
+    });
+    add_counted();
+    add_counters(shared);
+}
 
 using MergeLaunches = Launches<Job, List<Model>>;
 
@@ -232,8 +97,23 @@ void add_range(MergeLaunches& launches, Job job, uint64_t first, uint64_t last, 
     constexpr unsigned BLOCKS_PER_PROCESSOR = 8;
     job.first = first, job.last = last;
     const unsigned blocks = blocks_for(last - first, uint64_t{THREADS} * V, BLOCKS_PER_PROCESSOR, device);
-    const size_t shared = job.models * (sizeof(Model) + 3 * sizeof(uint32_t));
-    launches.add(merge_kernel<Working, V, KEPT, Slack, Stored>, job, blocks, shared);
+    launches.add(merge_kernel<Working, V, KEPT, Slack, Stored>, job, blocks, shared_bytes(job.models));
+}
+
+// The same for the fast way; `last` is the end of a pack.
+template <DType Working, int N>
+void add_fast_range(MergeLaunches& launches, Job job, uint64_t last, int device) {
+    if (job.models != N) {
+        if constexpr (N > 2) add_fast_range<Working, N - 1>(launches, job, last, device);
+        return;
+    }
+    constexpr unsigned BLOCKS_PER_PROCESSOR = 32;  // waves of blocks: the next one loads while this one computes
+    job.first = 0, job.last = last;
+    const uint64_t per_block = uint64_t{THREADS} * FAST_PACK<Working, N>;
+    const unsigned blocks = blocks_for(last, per_block, BLOCKS_PER_PROCESSOR, device);
+    const bool elects = job.election == Election::Sum;
+    launches.add(elects ? fast_kernel<Working, N, true> : fast_kernel<Working, N, false>, job, blocks,
+                 shared_bytes(N) + alignof(FastTables<N>) + sizeof(FastTables<N>));
 }
 
 template <DType Working, bool Stored>
@@ -249,7 +129,8 @@ Model numbers_of(const Entry& entry) {
 
 // The kernels for the elements of a chunk: whole vectors where they fit, then what is left one by one.
 template <DType W>
-void add_chunk(MergeLaunches& launches, const ConsensusCall& call, const Job& job, bool vectors, int device) {
+void add_chunk(MergeLaunches& launches, const ConsensusCall& call, const Job& job, bool vectors, bool fast,
+               int device) {
     uint64_t done = 0;
     if constexpr (W != DType::F64) {
         constexpr int V = VECTOR<W>;
@@ -257,7 +138,9 @@ void add_chunk(MergeLaunches& launches, const ConsensusCall& call, const Job& jo
         if (vectors) {
             done = call.count / V * V;
             const bool slack = job.slack_votes || job.retains;
-            if (job.models <= FEW && !slack) {
+            if (fast) {
+                add_fast_range<W, static_cast<int>(MOST_FAST)>(launches, job, done, device);
+            } else if (job.models <= FEW && !slack) {
                 add_range<W, V, FEW, false, false>(launches, job, 0, done, device);
             } else if (job.models <= FEW) {
                 add_range<W, V, FEW, true, false>(launches, job, 0, done, device);
@@ -284,7 +167,10 @@ void consensus(const Queue& queue, const std::vector<ConsensusCall>& calls) {
         Job job{op.base,  op.output, models.size(), op.entries.size(), op.election,     op.normalize, false, false,
                 op.lambda, op.divisor, call.start,   call.counts,       call.non_finite, 0,            0,     {}};
         bool vectors = fits_vectors(op.base, op.working) && fits_vectors(op.output, op.working) && !op.storage_rounding;
+        const size_t size = op.entries.size();
+        bool fast = size >= 2 && size <= MOST_FAST && op.election != Election::Count && call.start % DRAW_BLOCK == 0;
         for (const Entry& entry : op.entries) {
+            fast &= merges_fast(entry);
             job.slack_votes |= entry.vote_slack != 0;
             job.retains |= entry.retain_slack != 0;
             vectors &= fits_vectors(entry.model, op.working);
@@ -294,7 +180,7 @@ void consensus(const Queue& queue, const std::vector<ConsensusCall>& calls) {
             for (const Entry& entry : op.entries) {
                 models.push_back(op.storage_rounding ? numbers_of<W, true>(entry) : numbers_of<W, false>(entry));
             }
-            add_chunk<W>(launches, call, job, vectors, queue.device);
+            add_chunk<W>(launches, call, job, vectors, fast, queue.device);
         });
     }
     const Listed<Model> listed(queue, models);

@@ -27,6 +27,9 @@ struct dim3 {
     dim3() = default;
     dim3(unsigned x_) : x(x_) {}
 };
+struct uint2 {
+    unsigned x, y;
+};
 struct uint4 {
     unsigned x, y, z, w;
 };
@@ -74,6 +77,10 @@ inline unsigned __match_any_sync(unsigned, unsigned value) {
     for (int lane = 0; lane < 32; ++lane) equal |= static_cast<unsigned>(all[lane] == value) << lane;
     return equal;
 }
+inline unsigned __shfl_xor_sync(unsigned, unsigned value, int lanes) {
+    return emulated::exchange(value)[(threadIdx.x % 32) ^ static_cast<unsigned>(lanes)];
+}
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 

@@ -1,0 +1,216 @@
+// What the kernels of a consensus share, and the general way to merge: any masks, slacks, dtypes, and rounding.
+//
+// A thread merges 16 bytes of neighbours at a time, or one element. It holds the models' elements as they are stored,
+// so that the second look, once the signs are elected, needs no second read; with more models than KEPT it reads again,
+// from the cache.
+#pragma once
+
+#include "elements.cuh"
+#include "jobs.cuh"
+#include "primitives.h"
+
+namespace merge_engine {
+
+// One model, its numbers rounded as the arithmetic demands.
+struct Model {
+    Array array;
+    Mask mask;
+    double rescale, weight, vote, retain;
+};
+
+// Elements [first, last) of a chunk in whole packs, and the place of its models in the list of all.
+struct Job {
+    Array base, output;
+    size_t first_model, models;
+    Election election;
+    bool normalize, slack_votes, retains;
+    double lambda, divisor;
+    uint64_t start;
+    Counts* counts;
+    uint64_t* non_finite;
+    uint64_t first, last;
+    Blocks blocks;
+};
+
+template <DType Working, bool Stored, class Real>
+__device__ Real rounded(Real value) {
+    if constexpr (Stored) return RoundedTo<Working>::round(value);
+    return value;
+}
+
+// Counters of one block: kept, lost and saved of each model.
+__device__ inline void count_warp(uint32_t* counters, uint32_t kept, uint32_t lost, uint32_t saved) {
+    // Ten bits each: a warp counts at most 32 * 8.
+    const uint32_t packed = __reduce_add_sync(EVERY_LANE, kept | lost << 10 | saved << 20);
+    if (threadIdx.x % WARP != 0 || packed == 0) return;
+    atomicAdd(counters, packed & 1023);
+    atomicAdd(counters + 1, packed >> 10 & 1023);
+    atomicAdd(counters + 2, packed >> 20);
+}
+
+// The same without `saved`, for counts of up to 16 bits.
+__device__ inline void count_warp(uint32_t* counters, uint32_t kept, uint32_t lost) {
+    kept = __reduce_add_sync(EVERY_LANE, kept);
+    lost = __reduce_add_sync(EVERY_LANE, lost);
+    if (threadIdx.x % WARP != 0) return;
+    if (kept) atomicAdd(counters, kept);
+    if (lost) atomicAdd(counters + 1, lost);
+}
+
+__device__ inline void count_non_finite(uint64_t* counter, int found) {
+    if (found) atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(found));
+}
+
+// The elements [at, at + V) of a chunk, in one thread. All lanes of a warp enter; those that are not `active` have no
+// elements, and only take part in the counting.
+template <DType Working, int V, int KEPT, bool Slack, bool Stored>
+__device__ void merge(const Job& job, const Model* models, uint32_t* counters, uint64_t at, bool active) {
+    using Real = RealOf<Working>;
+    const auto rn = [](Real value) { return rounded<Working, Stored>(value); };
+    Pack<Working, V> base, held[KEPT > 0 ? KEPT : 1];
+    uint32_t kept[KEPT > 0 ? KEPT : 1];
+    Real plain[V], sum[V], magnitude[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) plain[j] = sum[j] = magnitude[j] = 0, base.bits[j] = 0;
+    if (active) {
+        base = load_pack<Working, V>(job.base, at);
+        count_non_finite(job.non_finite, non_finite_in(base));
+    }
+
+    const auto mask_of = [&](const Model& model, const Pack<Working, V>& x) {
+        Real delta[V];
+#pragma unroll
+        for (int j = 0; j < V; ++j) delta[j] = rn(x.template value<Real>(j) - base.template value<Real>(j));
+        return kept_bits<Working>(model.mask, delta, job.start + at, at);
+    };
+    // Reads a model's elements, and says which of them its mask keeps.
+    const auto take = [&](size_t i, Pack<Working, V>& x) -> uint32_t {
+        if (!active) return 0;
+        x = load_pack<Working, V>(models[i].array, at);
+        return mask_of(models[i], x);
+    };
+    // Steps 1 and 5: v = w * (r * d) where the mask keeps the element, else 0. `counted` when d is not zero.
+    const auto weighted = [&](const Model& model, const Pack<Working, V>& x, uint32_t bits, int j, uint32_t& counted) {
+        const bool keep = bits >> j & 1;
+        Real delta = rn(x.template value<Real>(j) - base.template value<Real>(j));
+        if (model.mask.kind == MaskKind::Ranked && model.mask.inverse_probability) {
+            const double threshold = keep ? static_cast<double>(model.mask.thresholds[at + j]) : 1.0;
+            delta = keep ? rn(delta * static_cast<Real>(4294967296.0 / threshold)) : Real(0);
+        } else if (model.rescale != 1) {
+            delta = rn(delta * static_cast<Real>(model.rescale));
+        }
+        counted += keep && delta != 0;
+        return keep ? rn(delta * static_cast<Real>(model.weight)) : Real(0);
+    };
+    const auto look = [&](size_t i, const Pack<Working, V>& x, uint32_t bits) {
+        uint32_t counted = 0;
+        if (active) {
+            const Model& model = models[i];
+            count_non_finite(job.non_finite + 1 + i, non_finite_in(x));
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+                const Real v = weighted(model, x, bits, j, counted);
+                const Real sign = v > 0 ? Real(1) : v < 0 ? Real(-1) : Real(0);
+                const Real vote = job.election == Election::Count ? sign : v;
+                plain[j] += vote;
+                if constexpr (Slack) {
+                    sum[j] += vote * static_cast<Real>(model.vote);
+                    magnitude[j] += vote < 0 ? -vote : vote;
+                }
+            }
+        }
+        count_warp(counters + 3 * i, counted, 0, 0);
+    };
+    if constexpr (KEPT > 0) {
+#pragma unroll
+        for (int i = 0; i < KEPT; ++i) {
+            kept[i] = 0;
+            if (static_cast<size_t>(i) >= job.models) continue;
+            kept[i] = take(static_cast<size_t>(i), held[i]);
+            look(static_cast<size_t>(i), held[i], kept[i]);
+        }
+    } else {
+        for (size_t i = 0; i < job.models; ++i) {
+            Pack<Working, V> x;
+            const uint32_t bits = take(i, x);
+            look(i, x, bits);
+        }
+    }
+
+    Real mean[V], divisor[V];
+    if (job.election == Election::None) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) mean[j] = plain[j], divisor[j] = static_cast<Real>(job.divisor);
+    } else {
+        // Step 6. Without vote slack the two sums are one.
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            mean[j] = divisor[j] = 0;
+            plain[j] = rn(plain[j]);
+            sum[j] = Slack && job.slack_votes ? rn(sum[j]) : plain[j];
+        }
+        // Step 7.
+        const auto retain = [&](size_t i, const Pack<Working, V>& x, uint32_t bits) {
+            uint32_t lost = 0, saved = 0, counted = 0;
+            if (active) {
+                const Model& model = models[i];
+                const Real slack = static_cast<Real>(model.retain);
+#pragma unroll
+                for (int j = 0; j < V; ++j) {
+                    const Real v = weighted(model, x, bits, j, counted);
+                    const bool positive = v > 0, agrees = positive == (sum[j] >= 0);
+                    bool retained = v != 0 && agrees;
+                    if constexpr (Slack) {
+                        const Real margin = sum[j] < 0 ? -sum[j] : sum[j];
+                        const bool narrow = job.retains && (margin < slack * magnitude[j] || slack >= 1);
+                        retained = v != 0 && (agrees || narrow);
+                        saved += retained && positive != (plain[j] >= 0);
+                    }
+                    mean[j] += retained ? v : Real(0);
+                    divisor[j] += retained ? static_cast<Real>(model.weight) : Real(0);
+                    lost += v != 0 && !retained;
+                }
+            }
+            count_warp(counters + 3 * i, 0, lost, saved);
+        };
+        if constexpr (KEPT > 0) {
+#pragma unroll
+            for (int i = 0; i < KEPT; ++i) {
+                if (static_cast<size_t>(i) < job.models) retain(static_cast<size_t>(i), held[i], kept[i]);
+            }
+        } else {
+            for (size_t i = 0; i < job.models; ++i) {
+                Pack<Working, V> x;
+                const uint32_t bits = take(i, x);
+                retain(i, x, bits);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            divisor[j] = rn(divisor[j]);
+            divisor[j] = divisor[j] == 0 ? Real(1) : divisor[j];
+        }
+    }
+
+    // Step 8: b + lambda * m.
+    if (!active) return;
+    const Real lambda = static_cast<Real>(job.lambda);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+        mean[j] = rn(mean[j]);
+        if (job.normalize) mean[j] = rn(mean[j] / divisor[j]);
+        if (lambda != 1) mean[j] = rn(mean[j] * lambda);
+        mean[j] = rn(base.template value<Real>(j) + mean[j]);
+    }
+    count_non_finite(job.non_finite + 1 + job.models, store_values<Working, V>(job.output, at, mean));
+}
+
+// The elements [at, at + V), one after the other: few instructions, for what is rare.
+template <DType Working, int V>
+__device__ __attribute__((noinline)) void merge_elements(const Job& job, const Model* models, uint32_t* counters, uint64_t at,
+                                            bool active) {
+#pragma unroll 1
+    for (int j = 0; j < V; ++j) merge<Working, 1, 0, false, false>(job, models, counters, at + j, active);
+}
+
+}  // namespace merge_engine
