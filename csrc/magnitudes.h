@@ -28,9 +28,4 @@ ME_INLINE uint32_t first_magnitude<DType::F16>(uint64_t key) {
     return bits_of<uint32_t>((number(key - 1) + upper) * 0.5f) + static_cast<uint32_t>(key & 1);
 }
 
-template <>
-ME_INLINE uint32_t first_magnitude<DType::F32>(uint64_t key) {
-    return static_cast<uint32_t>(key < 0x80000000u ? key : 0x80000000u);
-}
-
 }  // namespace merge_engine

@@ -10,6 +10,13 @@ namespace {
 
 constexpr unsigned THREADS = 256;
 
+// Blocks of the fast kernels that a multiprocessor holds. For the newest, compilers need more registers than 3 leave.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int FAST_BLOCKS = 2;
+#else
+constexpr int FAST_BLOCKS = 3;
+#endif
+
 // The models of a job in shared memory, and counters for each: kept, lost and saved.
 struct Shared {
     const Job& job;
@@ -60,28 +67,29 @@ __global__ void __launch_bounds__(THREADS, 1) merge_kernel(const List<Job> jobs,
     add_counters(shared);
 }
 
-template <DType Working, int N, bool Elects>
-__global__ void __launch_bounds__(THREADS, N <= 4 ? 3 : 2)
+template <DType Working, int N>
+__global__ void __launch_bounds__(THREADS, N <= 4 ? FAST_BLOCKS : 2)
     fast_kernel(const List<Job> jobs, size_t n, const List<Model> list) {
-    constexpr int P = FAST_PACK<Working, N>;
+    constexpr int P = FAST_PACK<N>;
     constexpr uint32_t MOST = 0xFFFF / P;  // packs, until 16 bits of a counter may be full
     const Shared shared = set_up(jobs, n, list);
     constexpr uintptr_t ALIGNED = alignof(FastTables<N>);
-    const auto behind_counters = reinterpret_cast<uintptr_t>(shared.counters + 3 * N);
+    const auto behind_counters = reinterpret_cast<uintptr_t>(shared.counters + 3 * shared.job.models);
     auto& tables = *reinterpret_cast<FastTables<N>*>((behind_counters + ALIGNED - 1) / ALIGNED * ALIGNED);
-    tables.template set_up<Working, Elects>(shared.job, shared.models);
+    tables.template set_up<Working>(shared.job, shared.models);
     __syncthreads();
 
     uint32_t counted[N] = {}, packs = 0;
     const auto add_counted = [&] {
 #pragma unroll
         for (int i = 0; i < N; ++i) {
+            if (i >= tables.n) break;
             count_warp(shared.counters + 3 * i, counted[i] & 0xFFFF, counted[i] >> 16);
             counted[i] = 0;
         }
     };
     for_each_pack<P>(shared.job, [&](uint64_t at, bool active) {
-        if (!merge_fast<Working, N, Elects>(shared.job, shared.models, tables, at, active, counted)) {
+        if (!merge_fast<Working, N>(shared.job, shared.models, tables, at, active, counted)) {
             merge_elements<Working, P>(shared.job, shared.models, shared.counters, at, active);
         }
         if (++packs == MOST) add_counted(), packs = 0;
@@ -103,17 +111,15 @@ void add_range(MergeLaunches& launches, Job job, uint64_t first, uint64_t last, 
 // The same for the fast way; `last` is the end of a pack.
 template <DType Working, int N>
 void add_fast_range(MergeLaunches& launches, Job job, uint64_t last, int device) {
-    if (job.models != N) {
-        if constexpr (N > 2) add_fast_range<Working, N - 1>(launches, job, last, device);
-        return;
+    if constexpr (N > 2) {
+        if (job.models <= N / 2) return add_fast_range<Working, N / 2>(launches, job, last, device);
     }
     constexpr unsigned BLOCKS_PER_PROCESSOR = 32;  // waves of blocks: the next one loads while this one computes
     job.first = 0, job.last = last;
-    const uint64_t per_block = uint64_t{THREADS} * FAST_PACK<Working, N>;
+    const uint64_t per_block = uint64_t{THREADS} * FAST_PACK<N>;
     const unsigned blocks = blocks_for(last, per_block, BLOCKS_PER_PROCESSOR, device);
-    const bool elects = job.election == Election::Sum;
-    launches.add(elects ? fast_kernel<Working, N, true> : fast_kernel<Working, N, false>, job, blocks,
-                 shared_bytes(N) + alignof(FastTables<N>) + sizeof(FastTables<N>));
+    launches.add(fast_kernel<Working, N>, job, blocks,
+                 shared_bytes(job.models) + alignof(FastTables<N>) + sizeof(FastTables<N>));
 }
 
 template <DType Working, bool Stored>
@@ -138,9 +144,13 @@ void add_chunk(MergeLaunches& launches, const ConsensusCall& call, const Job& jo
         if (vectors) {
             done = call.count / V * V;
             const bool slack = job.slack_votes || job.retains;
-            if (fast) {
-                add_fast_range<W, static_cast<int>(MOST_FAST)>(launches, job, done, device);
-            } else if (job.models <= FEW && !slack) {
+            if constexpr (V == 8) {
+                if (fast) {
+                    add_fast_range<W, MOST_FAST>(launches, job, done, device);
+                    return add_range<W, 1, 0, true, false>(launches, job, done, call.count, device);
+                }
+            }
+            if (job.models <= FEW && !slack) {
                 add_range<W, V, FEW, false, false>(launches, job, 0, done, device);
             } else if (job.models <= FEW) {
                 add_range<W, V, FEW, true, false>(launches, job, 0, done, device);
@@ -168,7 +178,7 @@ void consensus(const Queue& queue, const std::vector<ConsensusCall>& calls) {
                 op.lambda, op.divisor, call.start,   call.counts,       call.non_finite, 0,            0,     {}};
         bool vectors = fits_vectors(op.base, op.working) && fits_vectors(op.output, op.working) && !op.storage_rounding;
         const size_t size = op.entries.size();
-        bool fast = size >= 2 && size <= MOST_FAST && op.election != Election::Count && call.start % DRAW_BLOCK == 0;
+        bool fast = size >= 2 && size <= size_t{MOST_FAST} && op.election != Election::Count && call.start % DRAW_BLOCK == 0;
         for (const Entry& entry : op.entries) {
             fast &= merges_fast(entry);
             job.slack_votes |= entry.vote_slack != 0;

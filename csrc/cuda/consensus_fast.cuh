@@ -1,4 +1,4 @@
-// Most merges: 2 to 8 models in one dtype of at most 32 bits, without slack, trimmed by magnitude or drawn.
+// Most merges: 2 to 8 models in one dtype of 16 bits, without slack, trimmed by magnitude or drawn.
 //
 // The same bytes as the general way, with fewer instructions:
 //   - Keys are looked for in the bits of |d| before rounding (see magnitudes.h), so no difference is rounded.
@@ -13,11 +13,12 @@
 
 namespace merge_engine {
 
-constexpr size_t MOST_FAST = 8;
+constexpr int MOST_FAST = 8;
 
-// Elements of a thread: with more models fewer, or their values would not fit into registers.
-template <DType Working, int N>
-constexpr int FAST_PACK = sizeof(typename Storage<Working>::Bits) == 2 && N <= 3 ? 8 : 4;
+// Kernels are compiled for at most N = 2, 4 or 8 models. Elements of a thread: with more models fewer, or their values
+// would not fit into registers.
+template <int N>
+constexpr int FAST_PACK = N == 2 ? 8 : 4;
 
 // Whether a model can be merged in this way.
 inline bool merges_fast(const Entry& entry) {
@@ -66,10 +67,9 @@ __device__ inline Divisor divisor_of(float value) {
     const bool within = magnitude >= 0x1p-20f && magnitude <= 0x1p20f;
     return {value, within ? 1.0f / value : 0.0f};
 }
-template <int N>
-__device__ Divisor divisor_of(const FastModel* models, uint32_t subset) {
+__device__ inline Divisor divisor_of(const FastModel* models, int n, uint32_t subset) {
     float sum = 0;
-    for (int i = 0; i < N; ++i) sum += subset >> i & 1 ? models[i].weight : 0.0f;
+    for (int i = 0; i < n; ++i) sum += subset >> i & 1 ? models[i].weight : 0.0f;
     return divisor_of(sum);
 }
 
@@ -79,21 +79,28 @@ struct FastTables {
     Divisor divisors[1 << N];  // by subset; without an election only the first
     FastModel models[N];
     float lambda;
+    int n;       // how many models there are
     bool draws;  // whether some ties are decided by draws
+    bool elects;
 
     // By all threads of a block.
-    template <DType Working, bool Elects>
+    template <DType Working>
     __device__ void set_up(const Job& job, const Model* of_job) {
-        if (threadIdx.x == 0) draws = false, lambda = static_cast<float>(job.lambda);
+        if (threadIdx.x == 0) {
+            draws = false;
+            n = static_cast<int>(job.models);
+            elects = job.election != Election::None;
+            lambda = static_cast<float>(job.lambda);
+        }
         __syncthreads();
-        if (threadIdx.x < N) {
+        if (threadIdx.x < job.models) {
             const FastModel fast = models[threadIdx.x] = fast_model<Working>(of_job[threadIdx.x]);
             if (fast.by_draw && (fast.low_ties || fast.high_ties)) draws = true;
         }
         __syncthreads();
         if (threadIdx.x >= 1u << N) return;
         divisors[threadIdx.x] =
-            Elects ? divisor_of<N>(models, threadIdx.x) : divisor_of(static_cast<float>(job.divisor));
+            elects ? divisor_of(models, n, threadIdx.x) : divisor_of(static_cast<float>(job.divisor));
     }
 };
 
@@ -121,12 +128,13 @@ __device__ inline void swap_lanes(uint32_t& x, uint32_t& y, unsigned of) {
 // The top bytes of the draws of a pack's elements for all models, four a word. The threads that share a block draw for
 // a model each. All lanes of a warp enter.
 template <int N, int P>
-__device__ void draw_pack(const Model* models, uint64_t index, uint32_t (&bytes)[N][P / 4]) {
+__device__ void draw_pack(const Model* models, int n, uint64_t index, uint32_t (&bytes)[N][P / 4]) {
     constexpr int SHARE = DRAW_BLOCK / P;  // threads to a block
     const int mine = static_cast<int>(threadIdx.x % SHARE);
 #pragma unroll
     for (int first = 0; first < N; first += SHARE) {
-        const int model = min(first + mine, N - 1);
+        if (first >= n) return;
+        const int model = min(first + mine, n - 1);
         PhiloxWords drawn = top_bytes(models[model].mask.random_key, index);
         uint32_t (&word)[4] = drawn.word;
         if constexpr (SHARE == 2) {
@@ -134,7 +142,7 @@ __device__ void draw_pack(const Model* models, uint64_t index, uint32_t (&bytes)
             swap_lanes(word[0], word[2], 1);
             swap_lanes(word[1], word[3], 1);
             bytes[first][0] = word[0], bytes[first][1] = word[1];
-            if (first + 1 < N) bytes[first + 1][0] = word[2], bytes[first + 1][1] = word[3];
+            bytes[first + 1][0] = word[2], bytes[first + 1][1] = word[3];
         } else {
             // Transposed: lane l takes word l of each model.
             swap_lanes(word[0], word[1], 1);
@@ -142,9 +150,7 @@ __device__ void draw_pack(const Model* models, uint64_t index, uint32_t (&bytes)
             swap_lanes(word[0], word[2], 2);
             swap_lanes(word[1], word[3], 2);
 #pragma unroll
-            for (int i = 0; i < SHARE; ++i) {
-                if (first + i < N) bytes[first + i][0] = word[i];
-            }
+            for (int i = 0; i < SHARE; ++i) bytes[first + i][0] = word[i];
         }
     }
 }
@@ -205,19 +211,21 @@ struct alignas(P * sizeof(typename Storage<Working>::Bits)) Elements {
 
 // Merges the elements [at, at + P) of a chunk, and adds to `counted` how many were kept and, 16 bits higher, how many of
 // them lost the election. False, and nothing is done, if the warp has an element that the general way must merge.
-template <DType Working, int N, bool Elects>
+template <DType Working, int N>
 __device__ bool merge_fast(const Job& job, const Model* models, const FastTables<N>& tables, uint64_t at, bool active,
                            uint32_t (&counted)[N]) {
-    constexpr int P = FAST_PACK<Working, N>;
+    constexpr int P = FAST_PACK<N>;
     using Pack = Elements<Working, P>;
     Pack base{}, x[N]{};
     if (active) {
         base = Pack::load(job.base.data, at);
 #pragma unroll
-        for (int i = 0; i < N; ++i) x[i] = Pack::load(models[i].array.data, at);
+        for (int i = 0; i < N; ++i) {
+            if (i < tables.n) x[i] = Pack::load(models[i].array.data, at);
+        }
     }
     uint32_t bytes[N][P / 4];
-    if (tables.draws) draw_pack<N, P>(models, job.start + at, bytes);
+    if (tables.draws) draw_pack<N, P>(models, tables.n, job.start + at, bytes);
 
     // Steps 1 to 5.
     float b[P], value[N][P];
@@ -230,6 +238,11 @@ __device__ bool merge_fast(const Job& job, const Model* models, const FastTables
         const Mask& mask = models[i].mask;
         uint32_t low_tied = 0, high_tied = 0;
         kept[i] = 0;
+        if (i >= tables.n) {
+#pragma unroll
+            for (int j = 0; j < P; ++j) value[i][j] = 0;
+            continue;
+        }
 #pragma unroll
         for (int j = 0; j < P; ++j) {
             value[i][j] = Storage<Working>::template load<float>(x[i].bits[j]) - b[j];
@@ -264,14 +277,14 @@ __device__ bool merge_fast(const Job& job, const Model* models, const FastTables
 #pragma unroll
         for (int i = 0; i < N; ++i) {
             const bool voted = value[i][j] != 0;
-            const bool retained = !Elects || (voted && (value[i][j] > 0) == (sum >= 0));
+            const bool retained = !tables.elects || (voted && (value[i][j] > 0) == (sum >= 0));
             mean += retained ? value[i][j] : 0.0f;
             subset |= static_cast<uint32_t>(retained) << i;
             lost[i] |= static_cast<uint32_t>(voted && !retained) << j;
         }
         if (job.normalize) {
             well &= divides_well(mean);
-            mean = quotient(mean, tables.divisors[Elects ? subset : 0]);
+            mean = quotient(mean, tables.divisors[tables.elects ? subset : 0]);
         }
         const float result = b[j] + mean * tables.lambda;
         well &= is_finite(result);
