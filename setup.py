@@ -4,7 +4,9 @@ merge_engine._native holds the CPU primitives, compiled once per instruction set
 one build runs on every processor of its architecture. merge_engine._cuda is built too when nvcc is found.
 Environment:
 
-    MERGE_ENGINE_CUDA=0   never build CUDA, =1 fail when nvcc is missing (default: build it if nvcc is there)
+    MERGE_ENGINE_CUDA=0        never build CUDA, =1 fail when nvcc is missing (default: build it if nvcc is there)
+    MERGE_ENGINE_CUDA_ARCHS    what to build it for: "native" (this machine's GPU), or numbers such as "90,100"
+                               (default: all of CUDA_ARCHITECTURES, and PTX for others); with fewer it takes less time
 """
 
 import os
@@ -75,17 +77,30 @@ COMMON = [
 ]
 CUDA_BINDING = CSRC / "cuda" / "binding.cpp"
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
-CUDA_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 NVCC_FLAGS = [
     "-std=c++17",
     "-O3",
     "-fmad=false",
     "--compress-mode=size",
     "-Xcompiler=-fPIC,-fvisibility=hidden",
-    *(f"-gencode=arch=compute_{n},code=sm_{n}" for n in CUDA_ARCHITECTURES),
-    # PTX of the oldest and the newest: what is not listed above is compiled by the driver.
-    *(f"-gencode=arch=compute_{n},code=compute_{n}" for n in (CUDA_ARCHITECTURES[0], CUDA_ARCHITECTURES[-1])),
 ]
+
+
+def architecture_flags() -> list[str]:
+    """The flags of nvcc that say for which GPUs it compiles."""
+    wanted = os.environ.get("MERGE_ENGINE_CUDA_ARCHS", "")
+    if wanted == "native":
+        return ["-arch=native"]
+    numbers = wanted.split(",") if wanted else CUDA_ARCHITECTURES
+    if not all(number.isdecimal() for number in numbers):
+        raise SystemExit(f'MERGE_ENGINE_CUDA_ARCHS="{wanted}": give "native", or numbers such as "90,100"')
+    # PTX of the oldest and the newest: what is not listed is compiled by the driver.
+    ptx = () if wanted else (CUDA_ARCHITECTURES[0], CUDA_ARCHITECTURES[-1])
+    return [
+        *(f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers),
+        *(f"-gencode=arch=compute_{number},code=compute_{number}" for number in ptx),
+    ]
 
 
 def find_nvcc() -> str | None:
@@ -161,7 +176,8 @@ class BuildNative(build_ext):
     def _compile_cuda(self, nvcc: str, source: Path) -> str:
         target = Path(self.build_temp) / source.with_suffix(".cu.o")
         target.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([nvcc, "-c", str(source), "-o", str(target), *NVCC_FLAGS], check=True)
+        command = [nvcc, "-c", str(source), "-o", str(target), *NVCC_FLAGS, *architecture_flags()]
+        subprocess.run(command, check=True)
         return str(target)
 
 

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-MERGE_ENGINE_CUDA=1 python -m pip install -q --no-build-isolation --no-deps -e .
+MERGE_ENGINE_CUDA=1 MERGE_ENGINE_CUDA_ARCHS=native python -m pip install -q --no-build-isolation --no-deps -e .
 python -m merge_engine doctor
 MERGE_ENGINE_TEST_BACKENDS=cpu,cuda python -m pytest tests/test_conformance.py
 MERGE_ENGINE_TEST_BACKENDS=triton python -m pytest tests/test_conformance.py tests/triton_streaming.py
