@@ -152,7 +152,7 @@ def test_many_models_without_slack(dtype: torch.dtype, n: int) -> None:
     size = 1_500 if INTERPRETED else 3_100
     base, models = quantised_models(size, n, dtype, seed=n)
     choices = [fast_masks(base, model, 2**63 + i) for i, model in enumerate(models)]
-    for turn in range(len(choices[0])):
+    for turn in thinned(range(len(choices[0])), 4):
         entries = tuple(
             Entry(
                 of_model[(turn + 2 * i) % len(of_model)],
@@ -161,7 +161,7 @@ def test_many_models_without_slack(dtype: torch.dtype, n: int) -> None:
             )
             for i, of_model in enumerate(choices)
         )
-        for election, normalize in itertools.product(("sum", "none"), (True, False)):
+        for election, normalize in thinned([*itertools.product(("sum", "none"), (True, False))], 3):
             operation = Consensus(entries, election, normalize, 1.0 + turn % 2, divisor=0.3)
             for start in (0,) if INTERPRETED else (16, 7):
                 agree(operation, base, models, start=start)
