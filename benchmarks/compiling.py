@@ -21,8 +21,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from merge_engine.kernels import bands, combine, consensus, histogram, locate, masks, norms, ranks, select
-from merge_engine.kernels.launching import TILE
+from merge_engine.kernels import bands, combine, consensus, histogram, locate, masks, norms, ranks, search, select
+from merge_engine.kernels.launching import BLOCK
 
 LOADS_OF_16_BYTES = r"ld\.global\S*\.v4\.b32"
 LOADS_OF_2_BYTES = r"ld\.global\S*\.[bu]16"
@@ -110,12 +110,12 @@ def compile_all(capability: int) -> list[Compiled]:
 
 def _launches() -> dict[str, Callable[[], Any]]:
     """Each kernel as it is used most, the hot ones in more than one way."""
-    count = norms.ABREAST * norms.SUM_BLOCK.value + TILE + 1
+    count = norms.ABREAST * norms.SUM_BLOCK.value + BLOCK + 1
     half = torch.zeros(count, dtype=torch.uint16)
     single = torch.zeros(count, dtype=torch.uint32)
     integers = torch.zeros((8, 32), dtype=torch.int64)
     doubles = torch.zeros((count // 4096 + 1) * 32, dtype=torch.float64)
-    lines = torch.zeros((2, histogram.COPIES.value, 1 << 16), dtype=torch.int64)
+    lines = torch.zeros((2, histogram.COPIES, 1 << 16), dtype=torch.int64)
 
     def merge(
         data: torch.Tensor, code: str, n: int, kind: int, election: str, **options: Any
@@ -139,6 +139,11 @@ def _launches() -> dict[str, Callable[[], Any]]:
         found = integers if level else None
         return lambda: histogram.histogram(data, [data] * 2, [code] * 3, code, shift, integers, found, bins)
 
+    def seek(data: torch.Tensor, code: str, n: int, shift: int) -> Callable[[], None]:
+        return lambda: search.search(
+            data, [data] * n, [code] * (n + 1), code, shift, integers[:n, :3].contiguous(), range(n), integers
+        )
+
     def mix(data: torch.Tensor, code: str, fused: bool) -> Callable[[], None]:
         codes = [code] * 3
         return lambda: combine.combine(
@@ -151,6 +156,9 @@ def _launches() -> dict[str, Callable[[], Any]]:
     pair = ["BF16", "BF16"]
     return {
         "histogram bf16": measure(half, "BF16", 0),
+        "search bf16, 2 models": seek(half, "BF16", 2, 0),
+        "search bf16, 4 models": seek(half, "BF16", 4, 0),
+        "search bf16, 8 models": seek(half, "BF16", 8, 0),
         "histogram fp32": measure(single, "F32", 0),
         "histogram fp32, level 1": measure(single, "F32", 1),
         "consensus bf16, 2 models, ties": merge(half, "BF16", 2, by_draw, "sum"),

@@ -38,7 +38,7 @@ LOW_FOUND = tl.constexpr(11)
 HIGH_FOUND = tl.constexpr(14)
 COLUMNS = tl.constexpr(17)
 
-EVERYWHERE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
+EVERYWHERE = tl.constexpr(0x7FFFFFFFFFFFFFFE)  # one can be added to it
 
 
 @triton.jit

@@ -13,13 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import over_tiles
+from merge_engine.kernels.launching import COLUMNS, INTERPRETED, ONE_WARP, OPTIONS, over_blocks
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, keeps
-from merge_engine.kernels.numbers import load, load_bits, rounded_to
+from merge_engine.kernels.numbers import load, load_bits, magnitude, rounded_to
 
 LANES = tl.constexpr(64)
 SUM_BLOCK = tl.constexpr(4096)
 ABREAST = 32  # blocks of a program
+ABREAST_OF_A_WARP = 32 if INTERPRETED else 4
 
 
 @triton.jit
@@ -34,7 +35,13 @@ def added_pairwise(lanes):
     return tl.sum(sums, axis=1)
 
 
-@triton.jit(do_not_specialize=["start", "first_tile", "count"])
+@triton.jit
+def lanes_of(rows):
+    """[blocks * 8, 8] to [blocks, 64]."""
+    return tl.reshape(rows, (rows.shape[0] // 8, LANES))
+
+
+@triton.jit(do_not_specialize=["start", "first_block", "count"])
 def l1_kernel(
     base,
     model,
@@ -43,52 +50,54 @@ def l1_kernel(
     sums,
     width,
     start,
-    first_tile,
+    first_block,
     count,
     BASE: tl.constexpr,
     MODEL: tl.constexpr,
     WORKING: tl.constexpr,
     KIND: tl.constexpr,
     STORAGE_ROUNDING: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ABREAST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The norms of one task vector over some blocks, whole and masked."""
-    first_block = (first_tile + tl.program_id(0)).to(tl.int64) * ABREAST
-    first = first_block * SUM_BLOCK
-    block = tl.arange(0, ABREAST)
-    lane = tl.arange(0, LANES)
-    whole = tl.zeros((ABREAST, LANES), tl.float64)
-    masked = tl.zeros((ABREAST, LANES), tl.float64)
+    """The norms of one task vector over some blocks, whole and masked. A line of a block is eight rows of neighbours."""
+    block = (first_block + tl.program_id(0)).to(tl.int64) * ABREAST
+    first = block * SUM_BLOCK
+    row = tl.arange(0, ABREAST * 8)
+    rows = (row // 8 * SUM_BLOCK + row % 8 * COLUMNS)[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    whole = tl.zeros((ABREAST * 8, COLUMNS), tl.float64)
+    masked = tl.zeros((ABREAST * 8, COLUMNS), tl.float64)
     for line in range(SUM_BLOCK // LANES):
-        groups = (block * SUM_BLOCK + line * LANES)[:, None]
-        place = groups + lane[None, :]
-        offsets = first + place
-        inside = offsets < count
-        b = load(base, offsets, inside, BASE, WORKING, MASKED)
-        x = load(model, offsets, inside, MODEL, WORKING, MASKED)
+        here = first + line * LANES
+        places = rows + columns
+        inside = here + places < count
+        b = load(base + here, places, inside, BASE, WORKING, MASKED)
+        x = load(model + here, places, inside, MODEL, WORKING, MASKED)
         delta = x - b
         if STORAGE_ROUNDING:
             delta = rounded_to(delta, WORKING)
-        below = place.to(tl.uint32)
+        below = places.to(tl.uint32)
         if (KIND == RANKED) | (KIND == RANKED_INVERSE):
-            below = load_bits(thresholds, offsets, inside, MASKED)
-        kept = keeps(mask, below, delta, start + first, place, groups, KIND, WORKING)
-        magnitude = tl.abs(delta).to(tl.float64)
-        whole += magnitude
-        masked += tl.where(kept, magnitude, 0.0)
-    rows = sums + (first_block + block) * width
-    tl.store(rows, added_pairwise(whole))
-    tl.store(rows + 1, added_pairwise(masked))
+            below = load_bits(thresholds + here, places, inside, MASKED)
+        index = start + here + rows
+        kept = keeps(mask, below, magnitude(delta), index, columns, KIND, WORKING, ALIGNED)
+        size = tl.abs(delta)
+        whole += size.to(tl.float64)
+        masked += tl.where(kept, size, 0.0).to(tl.float64)
+    of_block = sums + (block + tl.arange(0, ABREAST)) * width
+    tl.store(of_block, added_pairwise(lanes_of(whole)))
+    tl.store(of_block + 1, added_pairwise(lanes_of(masked)))
 
 
-@triton.jit(do_not_specialize=["first_tile", "count"])
+@triton.jit(do_not_specialize=["first_block", "count"])
 def product_kernel(
     left,
     right,
     sums,
     width,
-    first_tile,
+    first_block,
     count,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -97,17 +106,17 @@ def product_kernel(
     MASKED: tl.constexpr,
 ):
     """The inner product of two inputs over some blocks."""
-    first_block = (first_tile + tl.program_id(0)).to(tl.int64) * ABREAST
-    block = tl.arange(0, ABREAST)
+    block = (first_block + tl.program_id(0)).to(tl.int64) * ABREAST
+    of_program = tl.arange(0, ABREAST)
     lane = tl.arange(0, LANES)
     lanes = tl.zeros((ABREAST, LANES), tl.float64)
     for line in range(SUM_BLOCK // LANES):
-        offsets = first_block * SUM_BLOCK + (block * SUM_BLOCK + line * LANES)[:, None] + lane[None, :]
+        offsets = block * SUM_BLOCK + (of_program * SUM_BLOCK + line * LANES)[:, None] + lane[None, :]
         inside = offsets < count
         x = load(left, offsets, inside, LEFT, WORKING, MASKED)
         y = load(right, offsets, inside, RIGHT, WORKING, MASKED)
         lanes += x.to(tl.float64) * y.to(tl.float64)
-    tl.store(sums + (first_block + block) * width, added_pairwise(lanes))
+    tl.store(sums + (block + of_program) * width, added_pairwise(lanes))
 
 
 def block_sums(count: int, width: int, device: torch.device) -> torch.Tensor:
@@ -133,10 +142,10 @@ def l1_norms(
     Inputs are unsigned bits, their types in ``codes`` (base, model). ``mask``: [8] int64, of a kind in masks.py;
     ``thresholds``: see ``consensus``.
     """
-    over_tiles(
+    over_blocks(
         l1_kernel,
         base.numel(),
-        ABREAST * SUM_BLOCK.value,
+        ABREAST_OF_A_WARP * SUM_BLOCK.value,
         base,
         model,
         mask,
@@ -149,7 +158,9 @@ def l1_norms(
         WORKING=working,
         KIND=kind,
         STORAGE_ROUNDING=storage_rounding,
-        ABREAST=ABREAST,
+        ALIGNED=start % COLUMNS.value == 0,
+        ABREAST=ABREAST_OF_A_WARP,
+        **ONE_WARP,
     )
 
 
@@ -157,7 +168,7 @@ def product(
     left: torch.Tensor, right: torch.Tensor, codes: Sequence[str], working: str, sums: torch.Tensor
 ) -> None:
     """The inner product of two inputs (unsigned bits of types ``codes``) into the first column of ``sums``."""
-    over_tiles(
+    over_blocks(
         product_kernel,
         left.numel(),
         ABREAST * SUM_BLOCK.value,
@@ -169,4 +180,5 @@ def product(
         RIGHT=codes[1],
         WORKING=working,
         ABREAST=ABREAST,
+        **OPTIONS,
     )

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import TILE, over_tiles
+from merge_engine.kernels.launching import BLOCK, OPTIONS, over_blocks
 from merge_engine.kernels.numbers import load, magnitude_key
 
 AT_A_TIME = 1 << 22  # elements, unless a line has more
@@ -124,10 +124,10 @@ def rank_thresholds(
     for first in range(0, count, step):
         some = min(step, count - first)
         keys = torch.empty(some, dtype=key_dtype, device=base.device)
-        over_tiles(
+        over_blocks(
             keys_kernel,
             some,
-            TILE,
+            BLOCK,
             base,
             model,
             keys,
@@ -137,9 +137,10 @@ def rank_thresholds(
             BASE=codes[0],
             MODEL=codes[1],
             WORKING=working,
-            BLOCK=TILE,
+            BLOCK=BLOCK,
+            **OPTIONS,
         )
         lines = torch.sort(keys.view(-1, length), dim=1).values
-        over_tiles(
-            thresholds_kernel, some, TILE, keys, lines, numbers, thresholds, length, stride, first, BLOCK=TILE
+        over_blocks(
+            thresholds_kernel, some, BLOCK, keys, lines, numbers, thresholds, length, stride, first, BLOCK=BLOCK
         )

@@ -25,6 +25,7 @@ from merge_engine.backends.operations import (
     Rank,
     Ranked,
     SolvedBand,
+    Sought,
 )
 from merge_engine.backends.statistics import (
     NEXT_BITS,
@@ -44,7 +45,7 @@ from merge_engine.backends.triton.handles import (
     TorchCounts,
 )
 from merge_engine.backends.triton.mirror import Copy, TorchMirror
-from merge_engine.backends.triton.rows import described_band, found_row, kind_of, mask_row
+from merge_engine.backends.triton.rows import band_kind, described_band, found_row, kind_of, mask_row
 from merge_engine.dtypes import BY_NAME, F64, DType
 from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels import bands as bands_kernels
@@ -52,6 +53,7 @@ from merge_engine.kernels import combine as combine_kernels
 from merge_engine.kernels import consensus as consensus_kernels
 from merge_engine.kernels import histogram as histogram_kernels
 from merge_engine.kernels import launching, locate, masks, norms, ranks
+from merge_engine.kernels import search as search_kernels
 from merge_engine.kernels import select as select_kernels
 
 BITS = {16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
@@ -133,7 +135,7 @@ class TritonBackend(Backend):
 
     def new_counts(self, level: int, within: Sequence[Any]) -> TorchCounts:
         """Make empty counts (see ``Backend.new_counts``)."""
-        shape = (len(within), histogram_kernels.COPIES.value, level_bins(level))
+        shape = (len(within), histogram_kernels.COPIES, level_bins(level))
         with self._working():
             found = self._rows([found_row(one) for one in within]).view(-1, 3)
             counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
@@ -166,6 +168,32 @@ class TritonBackend(Backend):
             copy = Copy.of(found)
         return [FoundRow(found[i], copy, i) for i in range(len(ranks))]
 
+    def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[FoundRow]]:
+        """Find keys by rank, mostly without counting all keys (see ``Backend.find_all``)."""
+        if level or chunk.count < search_kernels.WORTH_SEARCHING:
+            return super().find_all(chunk, level, sought)
+        check(chunk)
+        models = [chunk.models[one.model] for one in sought]
+        asked = [(place, rank) for place, one in enumerate(sought) for rank in one.ranks]
+        with self._working():
+            queries = [
+                (place, search_kernels.sampled_rank(rank, chunk.count), rank) for place, rank in asked
+            ]
+            found = torch.empty((len(asked), 3), dtype=torch.int64, device=self.device)
+            search_kernels.search(
+                chunk.base.bits,
+                [model.bits for model in models],
+                _codes(chunk.base, *models),
+                chunk.working.code,
+                level_shift(chunk.working, 0),
+                self._integers(queries),
+                [place for place, _ in asked],
+                found,
+            )
+            copy = Copy.of(found)
+        rows = iter([FoundRow(found[i], copy, i) for i in range(len(asked))])
+        return [[next(rows) for _ in one.ranks] for one in sought]
+
     def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks (see ``Backend.bands``)."""
         if not bands:
@@ -182,7 +210,10 @@ class TritonBackend(Backend):
             copy = Copy.of(rows)
         solved = []
         for i, band in enumerate(bands):
-            mask = SolvedRow(rows[i], copy, i, band.mask.ties == "spread")
+            has_top = band.high is not None
+            # With slack every tie at the lower end stays, and none of them is drawn for.
+            by_draw = band.mask.ties == "spread" and (has_top or band.mask.slack == 0)
+            mask = SolvedRow(rows[i], copy, i, band_kind(by_draw, has_top))
             solved.append(SolvedBand(mask, KeptWithoutSlack(mask) if band.mask.slack > 0 else None))
         return solved
 
@@ -237,6 +268,8 @@ class TritonBackend(Backend):
             for entry in entries
             for number in (entry.rescale, entry.weight, 1.0 + entry.vote_slack, entry.retain_slack)
         ]
+        weights = tuple([entry.weight for entry in entries])
+        reciprocals = consensus_kernels.reciprocals(weights, chunk.working.code, operation.storage_rounding)
         with self._working():
             counts = self._new_counts(len(chunk.inputs))
             consensus_kernels.consensus(
@@ -252,7 +285,7 @@ class TritonBackend(Backend):
                     self._thresholds(chunk, model, entry.mask)
                     for model, entry in zip(chunk.models, entries, strict=True)
                 ],
-                self._doubles([*numbers, operation.scale, operation.divisor]),
+                self._doubles([*numbers, operation.scale, operation.divisor, *reciprocals]),
                 counts,
                 election=operation.election,
                 normalize=operation.normalize,

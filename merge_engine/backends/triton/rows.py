@@ -14,7 +14,7 @@ from merge_engine.backends.operations import Band, Dense, Draw, Found, FoundBand
 from merge_engine.backends.triton.handles import FoundRow, SolvedRow
 from merge_engine.kernels import masks
 
-_LARGEST = 2**63 - 1
+_LARGEST = 2**63 - 2  # one can be added to it
 
 
 def signed(value: int) -> int:
@@ -48,6 +48,16 @@ def described_band(band: FoundBand) -> list[int]:
     ]
 
 
+def band_kind(by_draw: bool, has_top: bool) -> int:
+    """The number of a band's kind in kernels/masks.py."""
+    if has_top:
+        kind = masks.BAND_WITH_TOP_BY_DRAW if by_draw else masks.BAND_WITH_TOP_BY_INDEX
+    else:
+        kind = masks.BAND_BY_DRAW if by_draw else masks.BAND_BY_INDEX
+    result: int = kind.value
+    return result
+
+
 def kind_of(mask: Any) -> int:
     """The number of a mask's kind in kernels/masks.py. Raises ``TypeError`` for anything else."""
     match mask:
@@ -57,8 +67,10 @@ def kind_of(mask: Any) -> int:
             kind = masks.DRAW
         case Ranked(inverse_probability=inverse):
             kind = masks.RANKED_INVERSE if inverse else masks.RANKED
-        case Band(by_draw=by_draw) | SolvedRow(by_draw=by_draw):
-            kind = masks.BAND_BY_DRAW if by_draw else masks.BAND_BY_INDEX
+        case SolvedRow():
+            return mask.kind
+        case Band():
+            return band_kind(mask.by_draw, has_top=mask.high < _LARGEST)
         case _:
             raise TypeError(f"not a mask: {mask!r}")
     result: int = kind.value
