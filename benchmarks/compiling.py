@@ -110,7 +110,7 @@ def compile_all(capability: int) -> list[Compiled]:
 
 def _launches() -> dict[str, Callable[[], Any]]:
     """Each kernel as it is used most, the hot ones in more than one way."""
-    count = norms.ABREAST * norms.SUM_BLOCK.value + BLOCK + 1
+    count = 8 * norms.SUM_BLOCK.value + BLOCK + 1
     half = torch.zeros(count, dtype=torch.uint16)
     single = torch.zeros(count, dtype=torch.uint32)
     integers = torch.zeros((8, 32), dtype=torch.int64)
@@ -153,6 +153,7 @@ def _launches() -> dict[str, Callable[[], Any]]:
     by_draw, by_index = masks.BAND_BY_DRAW.value, masks.BAND_BY_INDEX.value
     ranked = masks.RANKED_INVERSE.value
     sums = doubles[: count // 4096 * 4].view(-1, 4)
+    products = doubles[: count // 4096 * 6].view(-1, 6)
     pair = ["BF16", "BF16"]
     return {
         "histogram bf16": measure(half, "BF16", 0),
@@ -176,7 +177,7 @@ def _launches() -> dict[str, Callable[[], Any]]:
         "l1 norms": lambda: norms.l1_norms(
             half, half, pair, "BF16", 0, by_draw, integers, single, False, sums
         ),
-        "products": lambda: norms.product(half, half, pair, "BF16", sums),
+        "gram, 3 inputs": lambda: norms.gram([half] * 3, ["BF16"] * 3, "BF16", products),
         "ranks": lambda: ranks.rank_thresholds(half, half, pair, "BF16", count, 1, doubles, single),
         "locate": lambda: locate.locate(half, half, pair, "BF16", 0, 0),
     }

@@ -13,14 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import COLUMNS, INTERPRETED, ONE_WARP, OPTIONS, over_blocks
+from merge_engine.kernels.launching import COLUMNS, INTERPRETED, ONE_WARP, constants, over_blocks
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, keeps
 from merge_engine.kernels.numbers import load, load_bits, magnitude, rounded_to
 
 LANES = tl.constexpr(64)
 SUM_BLOCK = tl.constexpr(4096)
-ABREAST = 32  # blocks of a program
-ABREAST_OF_A_WARP = 32 if INTERPRETED else 4
+MOST_ABREAST = 4  # blocks of a program
 
 
 @triton.jit
@@ -33,6 +32,12 @@ def added_pairwise(lanes):
     sums = tl.sum(tl.reshape(sums, (blocks, 2, 4)), axis=1)
     sums = tl.sum(tl.reshape(sums, (blocks, 2, 2)), axis=1)
     return tl.sum(sums, axis=1)
+
+
+@triton.jit
+def lines_from(first, count):
+    """How many lines of 64 the blocks have that begin at ``first``: the last block of a tensor may have fewer."""
+    return tl.minimum(tl.cdiv(count - first, LANES), SUM_BLOCK // LANES)
 
 
 @triton.jit
@@ -69,9 +74,11 @@ def l1_kernel(
     columns = tl.arange(0, COLUMNS)[None, :]
     whole = tl.zeros((ABREAST * 8, COLUMNS), tl.float64)
     masked = tl.zeros((ABREAST * 8, COLUMNS), tl.float64)
-    for line in range(SUM_BLOCK // LANES):
+    places = rows + columns
+    lines = lines_from(first, count)
+    line = lines * 0
+    while line < lines:
         here = first + line * LANES
-        places = rows + columns
         inside = here + places < count
         b = load(base + here, places, inside, BASE, WORKING, MASKED)
         x = load(model + here, places, inside, MODEL, WORKING, MASKED)
@@ -86,42 +93,55 @@ def l1_kernel(
         size = tl.abs(delta)
         whole += size.to(tl.float64)
         masked += tl.where(kept, size, 0.0).to(tl.float64)
+        line += 1
     of_block = sums + (block + tl.arange(0, ABREAST)) * width
     tl.store(of_block, added_pairwise(lanes_of(whole)))
     tl.store(of_block + 1, added_pairwise(lanes_of(masked)))
 
 
 @triton.jit(do_not_specialize=["first_block", "count"])
-def product_kernel(
-    left,
-    right,
+def gram_kernel(
+    inputs,
     sums,
-    width,
     first_block,
     count,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
+    CODES,
     WORKING: tl.constexpr,
+    N: tl.constexpr,
     ABREAST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The inner product of two inputs over some blocks."""
+    """The inner products of all pairs of inputs over some blocks, row by row of the matrix's upper triangle."""
+    PAIRS: tl.constexpr = N * (N + 1) // 2
     block = (first_block + tl.program_id(0)).to(tl.int64) * ABREAST
+    first = block * SUM_BLOCK
     of_program = tl.arange(0, ABREAST)
-    lane = tl.arange(0, LANES)
-    lanes = tl.zeros((ABREAST, LANES), tl.float64)
-    for line in range(SUM_BLOCK // LANES):
-        offsets = block * SUM_BLOCK + (of_program * SUM_BLOCK + line * LANES)[:, None] + lane[None, :]
-        inside = offsets < count
-        x = load(left, offsets, inside, LEFT, WORKING, MASKED)
-        y = load(right, offsets, inside, RIGHT, WORKING, MASKED)
-        lanes += x.to(tl.float64) * y.to(tl.float64)
-    tl.store(sums + (block + of_program) * width, added_pairwise(lanes))
+    places = (of_program * SUM_BLOCK)[:, None] + tl.arange(0, LANES)[None, :]
+    products = ()
+    for _ in tl.static_range(PAIRS):
+        products = products + (tl.zeros((ABREAST, LANES), tl.float64),)
+    lines = lines_from(first, count)
+    line = lines * 0
+    while line < lines:
+        here = first + line * LANES
+        inside = here + places < count
+        values = ()
+        for i in tl.static_range(N):
+            x = load(inputs[i] + here, places, inside, CODES[i], WORKING, MASKED)
+            values = values + (x.to(tl.float64),)
+        added = ()
+        for i in tl.static_range(N):
+            for k in tl.static_range(i, N):
+                added = added + (products[i * N - i * (i - 1) // 2 + k - i] + values[i] * values[k],)
+        products = added
+        line += 1
+    for pair in tl.static_range(PAIRS):
+        tl.store(sums + (block + of_program) * PAIRS + pair, added_pairwise(products[pair]))
 
 
 def block_sums(count: int, width: int, device: torch.device) -> torch.Tensor:
     """Room for ``width`` sums of every block of ``count`` elements, and of what else the last program writes."""
-    blocks = triton.cdiv(count, SUM_BLOCK.value * ABREAST) * ABREAST
+    blocks = triton.cdiv(count, SUM_BLOCK.value * MOST_ABREAST) * MOST_ABREAST
     return torch.empty((blocks, width), dtype=torch.float64, device=device)
 
 
@@ -145,7 +165,7 @@ def l1_norms(
     over_blocks(
         l1_kernel,
         base.numel(),
-        ABREAST_OF_A_WARP * SUM_BLOCK.value,
+        MOST_ABREAST * SUM_BLOCK.value,
         base,
         model,
         mask,
@@ -159,26 +179,27 @@ def l1_norms(
         KIND=kind,
         STORAGE_ROUNDING=storage_rounding,
         ALIGNED=start % COLUMNS.value == 0,
-        ABREAST=ABREAST_OF_A_WARP,
+        ABREAST=MOST_ABREAST,
         **ONE_WARP,
     )
 
 
-def product(
-    left: torch.Tensor, right: torch.Tensor, codes: Sequence[str], working: str, sums: torch.Tensor
-) -> None:
-    """The inner product of two inputs (unsigned bits of types ``codes``) into the first column of ``sums``."""
+def gram(inputs: Sequence[torch.Tensor], codes: Sequence[str], working: str, sums: torch.Tensor) -> None:
+    """The inner products of all pairs of inputs (unsigned bits of types ``codes``) into ``sums`` (see ``block_sums``).
+
+    A column for each pair i <= j, row by row.
+    """
+    pairs = sums.shape[1]
+    abreast = MOST_ABREAST if INTERPRETED or pairs <= 6 else 2 if pairs <= 15 else 1  # what fits registers
     over_blocks(
-        product_kernel,
-        left.numel(),
-        ABREAST * SUM_BLOCK.value,
-        left,
-        right,
+        gram_kernel,
+        inputs[0].numel(),
+        abreast * SUM_BLOCK.value,
+        tuple(inputs),
         sums,
-        sums.stride(0),
-        LEFT=codes[0],
-        RIGHT=codes[1],
+        CODES=constants(codes),
         WORKING=working,
-        ABREAST=ABREAST,
-        **OPTIONS,
+        N=len(inputs),
+        ABREAST=abreast,
+        **ONE_WARP,
     )

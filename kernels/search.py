@@ -41,7 +41,7 @@ def edges_kernel(sample, queries, keys, magnitudes, SHIFT: tl.constexpr, WORKING
     """The edges of one query: model, rank in the sample. ``keys`` and ``magnitudes``: [queries, EDGES] int64."""
     query = tl.program_id(0)
     bins = tl.arange(0, BINS)
-    counts = tl.load(sample + tl.load(queries + 3 * query) * BINS + bins)
+    counts = tl.load(sample + tl.load(queries + 3 * query) * BINS + bins).to(tl.int32)
     rank = tl.load(queries + 3 * query + 1)
     at_least = tl.cumsum(counts, 0, reverse=True)
     some = counts > 0
@@ -190,7 +190,7 @@ def search(
     )
     keys, magnitudes, counts = zeros(m, EDGES.value), zeros(m, EDGES.value), zeros(m, EDGES.value)
     missing = zeros(n, dtype=torch.int32)
-    wide = {**OPTIONS, "num_warps": 16}
+    wide = {**OPTIONS, "num_warps": 32}
     edges_kernel[(m,)](sample, queries, keys, magnitudes, SHIFT=shift, WORKING=working, **wide)
     over_tiles(
         sides_kernel,

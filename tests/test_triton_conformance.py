@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("file", ("test_conformance.py", "triton_streaming.py"))
+@pytest.mark.parametrize("file", ("test_conformance.py", "triton_kernels.py", "triton_streaming.py"))
 def test_interpreted(file: str) -> None:
     command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "pytest", "-x", TESTS / file]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "MERGE_ENGINE_TEST_BACKENDS": "triton"}

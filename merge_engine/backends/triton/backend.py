@@ -7,7 +7,6 @@ busy at the same time.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -251,12 +250,11 @@ class TritonBackend(Backend):
     def gram(self, chunk: Chunk) -> SumRows:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
         check(chunk)
-        pairs = list(itertools.combinations_with_replacement(chunk.inputs, 2))
+        n = len(chunk.inputs)
         with self._working():
-            sums = norms.block_sums(chunk.count, len(pairs), self.device)
-            for column, (left, right) in enumerate(pairs):
-                codes = _codes(left, right)
-                norms.product(left.bits, right.bits, codes, chunk.working.code, sums[:, column:])
+            sums = norms.block_sums(chunk.count, n * (n + 1) // 2, self.device)
+            bits = [array.bits for array in chunk.inputs]
+            norms.gram(bits, _codes(*chunk.inputs), chunk.working.code, sums)
             return _sum_rows(sums, chunk)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: TorchArray) -> PendingRows:
