@@ -21,7 +21,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from merge_engine.kernels import bands, combine, consensus, histogram, locate, masks, norms, ranks, search, select
+from merge_engine.kernels import (
+    bands,
+    combine,
+    consensus,
+    histogram,
+    locate,
+    masks,
+    norms,
+    ranks,
+    search,
+    select,
+)
 from merge_engine.kernels.launching import BLOCK
 
 LOADS_OF_16_BYTES = r"ld\.global\S*\.v4\.b32"
@@ -165,6 +176,8 @@ def _launches() -> dict[str, Callable[[], Any]]:
         "consensus bf16, 2 models, ties": merge(half, "BF16", 2, by_draw, "sum"),
         "consensus bf16, 4 models, ties": merge(half, "BF16", 4, by_draw, "sum"),
         "consensus bf16, 8 models, ties": merge(half, "BF16", 8, by_draw, "sum"),
+        "consensus bf16, 2 models, dare": merge(half, "BF16", 2, masks.DRAW.value, "none", normalize=False),
+        "consensus bf16, 2 models, slack": merge(half, "BF16", 2, by_index, "sum", retain_slack=True),
         "consensus fp16, 2 models, slack": merge(half, "F16", 2, by_index, "sum", retain_slack=True),
         "consensus fp32, 2 models, dare": merge(single, "F32", 2, masks.DRAW.value, "none", normalize=False),
         "consensus bf16, 2 models, della": merge(half, "BF16", 2, ranked, "count", vote_slack=True),

@@ -60,8 +60,8 @@ def narrow(value, CODE: tl.constexpr):
         bits = single.to(tl.uint32, bitcast=True)
         magnitude = bits & 0x7FFFFFFF
         if CODE == "BF16":
-            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-            rounded = tl.where(magnitude > 0x7F800000, 0x7FC0, nearest).to(tl.uint16)
+            nearest = bits + 0x7FFF + ((bits >> 16) & 1)
+            rounded = (tl.where(magnitude > 0x7F800000, 0x7FC00000, nearest) >> 16).to(tl.uint16)
         else:
             normal = (magnitude + 0xC8000FFF + ((magnitude >> 13) & 1)) >> 13
             # Below 2^-14 the addition of 0.5 shifts the denormal mantissa into place and rounds it.

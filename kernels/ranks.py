@@ -142,5 +142,15 @@ def rank_thresholds(
         )
         lines = torch.sort(keys.view(-1, length), dim=1).values
         over_blocks(
-            thresholds_kernel, some, BLOCK, keys, lines, numbers, thresholds, length, stride, first, BLOCK=BLOCK
+            thresholds_kernel,
+            some,
+            BLOCK,
+            keys,
+            lines,
+            numbers,
+            thresholds,
+            length,
+            stride,
+            first,
+            BLOCK=BLOCK,
         )

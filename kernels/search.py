@@ -54,7 +54,9 @@ def edges_kernel(sample, queries, keys, magnitudes, SHIFT: tl.constexpr, WORKING
     lower = tl.where(lower == key - 1, key - 2, lower)
     upper = tl.where(upper == key + 1, key + 2, upper)
     number = tl.arange(0, EDGES)
-    edge = tl.where(number < 3, lower + number - 1, tl.where(number < 5, key + number - 3, upper + number - 5))
+    edge = tl.where(
+        number < 3, lower + number - 1, tl.where(number < 5, key + number - 3, upper + number - 5)
+    )
     edge = tl.minimum(tl.maximum(edge, 0), UNREACHED)
     edge = tl.where(number < 7, edge, UNREACHED)
     tl.store(keys + query * EDGES + number, edge.to(tl.int64))
@@ -185,9 +187,7 @@ def search(
     slots = torch.arange(n, device=device)
     sample = zeros(n, 1, BINS.value)
     spacing = count // SAMPLED
-    histogram(
-        base, models, codes, working, shift, slots, None, sample, count=SAMPLED, spacing=spacing
-    )
+    histogram(base, models, codes, working, shift, slots, None, sample, count=SAMPLED, spacing=spacing)
     keys, magnitudes, counts = zeros(m, EDGES.value), zeros(m, EDGES.value), zeros(m, EDGES.value)
     missing = zeros(n, dtype=torch.int32)
     wide = {**OPTIONS, "num_warps": 32}

@@ -26,7 +26,9 @@ def found_without_a_table(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> l
         return [BACKEND.fetch(found) for found in found_at_once(BACKEND, *arguments)]
 
 
-def search_agrees(base: torch.Tensor, models: list[torch.Tensor], ranks: list[tuple[int, ...]]) -> list[Found]:
+def search_agrees(
+    base: torch.Tensor, models: list[torch.Tensor], ranks: list[tuple[int, ...]]
+) -> list[Found]:
     """What is found for several ranks of each model is what the reference finds by counting."""
     asked = [(model, rank) for model, of_model in enumerate(ranks) for rank in of_model]
     reference = ReferenceBackend()
@@ -94,7 +96,9 @@ def test_neighbouring_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_quotients_are_rounded_once(divisor: float) -> None:
     """By a reciprocal in float64, whatever the quotient: also where it is denormal, too large, or NaN."""
     bits = torch.randint(-(2**31), 2**31, (9_000,), generator=generator(3)).to(torch.int32)
-    mantissas = torch.arange(4_000, dtype=torch.int32) + 0x3F800000 + 0x7FF000 * (torch.arange(4_000) % 2).int()
+    mantissas = (
+        torch.arange(4_000, dtype=torch.int32) + 0x3F800000 + 0x7FF000 * (torch.arange(4_000) % 2).int()
+    )
     dividends = torch.cat([bits, mantissas.int()]).view(torch.float32)
     agree(Combine((1.0,), divisor), None, [dividends])
     weights = Consensus((Entry(Dense(), divisor), Entry(Dense(), 0.3)), "sum", True)

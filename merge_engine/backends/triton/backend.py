@@ -175,9 +175,7 @@ class TritonBackend(Backend):
         models = [chunk.models[one.model] for one in sought]
         asked = [(place, rank) for place, one in enumerate(sought) for rank in one.ranks]
         with self._working():
-            queries = [
-                (place, search_kernels.sampled_rank(rank, chunk.count), rank) for place, rank in asked
-            ]
+            queries = [(place, search_kernels.sampled_rank(rank, chunk.count), rank) for place, rank in asked]
             found = torch.empty((len(asked), 3), dtype=torch.int64, device=self.device)
             search_kernels.search(
                 chunk.base.bits,
