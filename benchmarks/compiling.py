@@ -138,9 +138,9 @@ def _launches() -> dict[str, Callable[[], Any]]:
             "retain_slack": False,
             **options,
         }
-        codes, below = [code] * (n + 2), [single] * n
+        codes, below, numbers = [code] * (n + 2), [single] * n, doubles.float()
         return lambda: consensus.consensus(
-            data, [data] * n, data, codes, code, 0, [kind] * n, integers, below, doubles, integers,
+            data, [data] * n, data, codes, code, 0, [kind] * n, integers, below, numbers, doubles, integers,
             election=election, **chosen,
         )  # fmt: skip
 
@@ -158,7 +158,7 @@ def _launches() -> dict[str, Callable[[], Any]]:
     def mix(data: torch.Tensor, code: str, fused: bool) -> Callable[[], None]:
         codes = [code] * 3
         return lambda: combine.combine(
-            [data] * 2, data, codes, code, doubles, integers, divides=True, fused=fused
+            [data] * 2, data, codes, code, doubles.float(), integers, divides=True, fused=fused
         )
 
     by_draw, by_index = masks.BAND_BY_DRAW.value, masks.BAND_BY_INDEX.value

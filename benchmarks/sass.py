@@ -27,7 +27,9 @@ COPIED = 4.1e12
 INSTRUCTIONS_A_BYTE = LANES_A_CLOCK * CLOCK / COPIED
 
 # These take two clocks of a scheduler's unit. IMAD runs on another, as floating-point arithmetic does.
-ALU = re.compile(r"(LOP3|IADD3|VIADD|ISETP|FSETP|SEL|FSEL|SHF|PRMT|VIMNMX3?|FMNMX|P2R|R2P|PLOP3|SGXT|LEA|IABS|MOV)\b")
+ALU = re.compile(
+    r"(LOP3|IADD3|VIADD|ISETP|FSETP|SEL|FSEL|SHF|PRMT|VIMNMX3?|FMNMX|P2R|R2P|PLOP3|SGXT|LEA|IABS|MOV)\b"
+)
 
 
 @dataclass(frozen=True)

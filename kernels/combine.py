@@ -17,12 +17,11 @@ from merge_engine.kernels.counting import FIELDS, count_non_finite
 from merge_engine.kernels.launching import COLUMNS, constants, over_tiles
 from merge_engine.kernels.numbers import (
     divided,
-    first_infinite,
     load_bits,
-    magnitude,
     non_finite,
     reciprocal,
     rounded_to,
+    stains,
     store,
     value_of,
 )
@@ -64,9 +63,9 @@ def combine_kernel(
     REAL: tl.constexpr = tl.float64 if WORKING == "F64" else tl.float32
     tile = first_tile + tl.program_id(0) * steps
     places = (tl.arange(0, ROWS) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
-    divisor = tl.load(numbers + N).to(REAL)
+    divisor = tl.load(numbers + N)
     inverse = reciprocal(divisor)
-    largest = tl.max(magnitude(tl.zeros((ROWS, COLUMNS), REAL)), 1)
+    stained = tl.zeros((ROWS,), REAL)
     step = steps * 0
     while step < steps:
         first = (tile + step).to(tl.int64) * (ROWS * COLUMNS)
@@ -75,11 +74,10 @@ def combine_kernel(
         for i in tl.static_range(N):
             bits = bits + (load_bits(inputs[i] + first, places, inside, MASKED),)
         total = tl.zeros((ROWS, COLUMNS), REAL)
-        reached = magnitude(total)
         for i in tl.static_range(N):
             x = value_of(bits[i], CODES[i], WORKING)
-            reached = tl.maximum(reached, magnitude(x))
-            coefficient = tl.load(numbers + i).to(REAL)
+            stained += stains(x)
+            coefficient = tl.load(numbers + i)
             if FUSED:
                 total = fused_multiply_add(x, coefficient, total)
             elif i == 0:
@@ -90,12 +88,10 @@ def combine_kernel(
             total = divided(total, divisor, inverse)
         if FUSED:
             total = rounded_to(total, WORKING)
-        store(output + first, places, inside, total, OUT, MASKED)
-        reached = tl.maximum(reached, magnitude(total))
-        largest = tl.maximum(largest, tl.max(reached, 1))
+        stained += stains(store(output + first, places, inside, total, OUT, MASKED).to(REAL))
         step += 1
 
-    if tl.max(largest, 0) >= first_infinite(OUT, REAL):
+    if tl.max((stained != 0).to(tl.int32), 0) != 0:
         tl.debug_barrier()  # the output may be read by other threads than those that wrote it
         for i in tl.static_range(N):
             row = counts + i * FIELDS
@@ -117,7 +113,7 @@ def combine(
     """Write a linear combination.
 
     ``inputs`` and ``output`` are unsigned bits, their types in ``codes`` (inputs, output). ``numbers``: [n + 1]
-    float64, the coefficients, then the divisor. ``counts``: [n + 1, 4] int64, to whose last column non-finite values
+    float32, or float64 for that working dtype, the coefficients, then the divisor. ``counts``: [n + 1, 4] int64, to whose last column non-finite values
     are added. ``fused`` is for a working dtype of at most 32 bits.
     """
     over_tiles(

@@ -23,11 +23,11 @@ from merge_engine.kernels.launching import COLUMNS, constants, over_tiles
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, ROW, keeps
 from merge_engine.kernels.numbers import (
     divided,
-    first_infinite,
     load_bits,
     magnitude,
     reciprocal,
     rounded_to,
+    stains,
     store,
     value_of,
 )
@@ -38,7 +38,6 @@ IN_A_TABLE = 8
 NUMBERS = tl.constexpr(4)  # of an entry: rescale, weight, 1 + vote slack, retain slack
 SCALE = tl.constexpr(0)  # what follows the entries' numbers
 DIVISOR = tl.constexpr(1)
-RECIPROCALS = tl.constexpr(2)
 
 
 @triton.jit
@@ -58,6 +57,7 @@ def consensus_kernel(
     masks,
     thresholds,
     numbers,
+    reciprocals,
     output,
     counts,
     start,
@@ -92,7 +92,7 @@ def consensus_kernel(
     for i in tl.static_range(N):
         kept_and_lost = kept_and_lost + (tl.zeros((ROWS,), tl.int32),)
         saved = saved + (tl.zeros((ROWS,), tl.int32),)
-    largest = tl.max(magnitude(tl.zeros((ROWS, COLUMNS), REAL)), 1)
+    stained = tl.zeros((ROWS,), REAL)
     step = steps * 0
     while step < steps:
         first = (tile + step).to(tl.int64) * (ROWS * COLUMNS)
@@ -104,24 +104,22 @@ def consensus_kernel(
             bits = bits + (load_bits(models[i] + first, places, inside, MASKED),)
         b = value_of(base_bits, CODES[0], WORKING)
         zeros = tl.zeros((ROWS, COLUMNS), REAL)
-        reached = magnitude(zeros)
         values = ()
         counted = ()
         for i in tl.static_range(N):
             delta = rounded(value_of(bits[i], CODES[i + 1], WORKING) - b, WORKING, STORAGE_ROUNDING)
-            size = magnitude(delta)
-            reached = tl.maximum(reached, size)
+            stained += stains(delta)
             below = places.to(tl.uint32)  # stands in for thresholds where a mask has none
             if (KINDS[i] == RANKED) | (KINDS[i] == RANKED_INVERSE):
                 below = load_bits(thresholds[i] + first, places, inside, MASKED)
-            kept = keeps(masks + i * ROW, below, size, index, columns, KINDS[i], WORKING, ALIGNED)
+            kept = keeps(masks + i * ROW, below, magnitude(delta), index, columns, KINDS[i], ALIGNED)
             if KINDS[i] == RANKED_INVERSE:
                 factor = (4294967296.0 / tl.maximum(below, 1).to(tl.float64)).to(REAL)
                 delta = tl.where(kept, rounded(delta * factor, WORKING, STORAGE_ROUNDING), 0.0)
             else:
-                rescale = rounded(tl.load(numbers + i * NUMBERS).to(REAL), WORKING, STORAGE_ROUNDING)
+                rescale = rounded(tl.load(numbers + i * NUMBERS), WORKING, STORAGE_ROUNDING)
                 delta = rounded(delta * rescale, WORKING, STORAGE_ROUNDING)
-            weight = rounded(tl.load(numbers + i * NUMBERS + 1).to(REAL), WORKING, STORAGE_ROUNDING)
+            weight = rounded(tl.load(numbers + i * NUMBERS + 1), WORKING, STORAGE_ROUNDING)
             value = tl.where(kept, rounded(delta * weight, WORKING, STORAGE_ROUNDING), 0.0)
             values = values + (value,)
             counted = counted + (kept_and_lost[i] + tally(kept & (delta != 0)),)
@@ -133,8 +131,8 @@ def consensus_kernel(
             for i in tl.static_range(N):
                 mean += values[i]
             kept_and_lost = counted
-            divisor += tl.load(others + DIVISOR).to(REAL)
-            inverse = reciprocal(tl.load(others + DIVISOR).to(REAL))
+            divisor += tl.load(others + DIVISOR)
+            inverse = reciprocal(tl.load(others + DIVISOR))
         else:
             plain = zeros
             slackened = zeros
@@ -145,7 +143,7 @@ def consensus_kernel(
                     vote = (values[i] > 0).to(REAL) - (values[i] < 0).to(REAL)
                 plain += vote
                 if VOTE_SLACK:
-                    slackened += vote * tl.load(numbers + i * NUMBERS + 2).to(REAL)
+                    slackened += vote * tl.load(numbers + i * NUMBERS + 2)
                 if RETAIN_SLACK:
                     spread += tl.abs(vote)
             plain = rounded(plain, WORKING, STORAGE_ROUNDING)
@@ -167,7 +165,7 @@ def consensus_kernel(
                     voted = values[i] != 0
                     retained = voted & ((values[i] > 0) == (sign > 0))
                     if RETAIN_SLACK:
-                        slack = tl.load(numbers + i * NUMBERS + 3).to(REAL) + zeros
+                        slack = tl.load(numbers + i * NUMBERS + 3) + zeros
                         narrow_margin = (tl.abs(elected) < slack * spread) | (slack >= 1)
                         retained = retained | (voted & narrow_margin)
                     lost = voted & (retained == 0)
@@ -175,7 +173,7 @@ def consensus_kernel(
                 if TABLE:
                     subset += tl.where(retained, 1 << i, 0)
                 else:
-                    weight = rounded(tl.load(numbers + i * NUMBERS + 1).to(REAL), WORKING, STORAGE_ROUNDING)
+                    weight = rounded(tl.load(numbers + i * NUMBERS + 1), WORKING, STORAGE_ROUNDING)
                     divisor += tl.where(retained, weight, 0.0)
                 kept_and_lost = kept_and_lost + (counted[i] + (tally(lost) << 16),)
                 if COUNTS_SAVED:
@@ -184,7 +182,7 @@ def consensus_kernel(
             divisor = rounded(divisor, WORKING, STORAGE_ROUNDING)
             divisor = tl.where(divisor == 0, 1.0, divisor)
             if TABLE:
-                inverse = tl.load(others + RECIPROCALS + subset)
+                inverse = tl.load(reciprocals + subset)
             else:
                 inverse = reciprocal(divisor)
         saved = now_saved
@@ -192,11 +190,9 @@ def consensus_kernel(
         mean = rounded(mean, WORKING, STORAGE_ROUNDING)
         if NORMALIZE:
             mean = rounded(divided(mean, divisor, inverse), WORKING, STORAGE_ROUNDING)
-        mean = rounded(mean * tl.load(others + SCALE).to(REAL), WORKING, STORAGE_ROUNDING)
+        mean = rounded(mean * tl.load(others + SCALE), WORKING, STORAGE_ROUNDING)
         merged = rounded(b + mean, WORKING, STORAGE_ROUNDING)
-        store(output + first, places, inside, merged, OUT, MASKED)
-        reached = tl.maximum(reached, magnitude(merged))
-        largest = tl.maximum(largest, tl.max(reached, 1))
+        stained += stains(store(output + first, places, inside, merged, OUT, MASKED).to(REAL))
         step += 1
 
     for i in tl.static_range(N):
@@ -204,7 +200,7 @@ def consensus_kernel(
         if COUNTS_SAVED:
             total = tl.sum(saved[i], 0)
             tl.atomic_add(counts + (i + 1) * FIELDS + SAVED, total.to(tl.int64), sem="relaxed")
-    if tl.max(largest, 0) >= first_infinite(OUT, REAL):
+    if tl.max((stained != 0).to(tl.int32), 0) != 0:
         tl.debug_barrier()  # the output may be read by other threads than those that wrote it
         count_non_finite(base, counts, tile, steps, count, CODES[0], WORKING, ROWS, MASKED)
         for i in tl.static_range(N):
@@ -214,13 +210,13 @@ def consensus_kernel(
 
 
 @lru_cache(maxsize=256)
-def reciprocals(weights: tuple[float, ...], working: str, storage_rounding: bool) -> tuple[float, ...]:
+def reciprocals_of(weights: tuple[float, ...], working: str, storage_rounding: bool) -> tuple[float, ...]:
     """1 / the sum of the weights of every subset of the models, where 0 counts as 1. Bit i of its number is model i's.
 
-    Empty where the kernel has no use for them: for float64, and for many models.
+    Where the kernel has no use for them, for float64 and for many models, only that of no model.
     """
     if working == "F64" or len(weights) > IN_A_TABLE:
-        return ()
+        return (1.0,)
 
     def rounded_sums(sums: torch.Tensor) -> torch.Tensor:
         dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(working, torch.float32)
@@ -245,6 +241,7 @@ def consensus(
     masks: torch.Tensor,
     thresholds: Sequence[torch.Tensor],
     numbers: torch.Tensor,
+    reciprocals: torch.Tensor,
     counts: torch.Tensor,
     *,
     election: str,
@@ -256,10 +253,10 @@ def consensus(
     """Merge a chunk whose first element has flat index ``start``.
 
     Inputs and ``output`` are the unsigned bits of ``count`` elements, their types in ``codes`` (base, models, output).
-    ``masks``: [n, 8] int64 (see masks.py), ``thresholds``: uint32 of each element for the models whose mask is ranked,
-    any tensor for others. ``numbers``: float64, four for each model (rescale, weight, 1 + vote slack, retain
-    slack), then scale, divisor, and ``reciprocals``. ``counts``: [n + 2, 4] int64, which kept, lost, saved and
-    non-finite are added to.
+    ``masks``: [n, ROW] int64 (see masks.py), ``thresholds``: uint32 of each element for the models whose mask is ranked,
+    any tensor for others. ``numbers``: float32, or float64 for that working dtype, four for each model (rescale, weight,
+    1 + vote slack, retain slack), then scale and divisor. ``reciprocals``: float64, those of ``reciprocals_of``.
+    ``counts``: [n + 2, 4] int64, which kept, lost, saved and non-finite are added to.
     """
     over_tiles(
         consensus_kernel,
@@ -269,6 +266,7 @@ def consensus(
         masks,
         tuple(thresholds),
         numbers,
+        reciprocals,
         output,
         counts,
         start,

@@ -89,7 +89,7 @@ def l1_kernel(
         if (KIND == RANKED) | (KIND == RANKED_INVERSE):
             below = load_bits(thresholds + here, places, inside, MASKED)
         index = start + here + rows
-        kept = keeps(mask, below, magnitude(delta), index, columns, KIND, WORKING, ALIGNED)
+        kept = keeps(mask, below, magnitude(delta), index, columns, KIND, ALIGNED)
         size = tl.abs(delta)
         whole += size.to(tl.float64)
         masked += tl.where(kept, size, 0.0).to(tl.float64)
@@ -159,7 +159,7 @@ def l1_norms(
 ) -> None:
     """The L1 norms of a task vector, whole and masked, into the first two columns of ``sums`` (see ``block_sums``).
 
-    Inputs are unsigned bits, their types in ``codes`` (base, model). ``mask``: [8] int64, of a kind in masks.py;
+    Inputs are unsigned bits, their types in ``codes`` (base, model). ``mask``: [ROW] int64, of a kind in masks.py;
     ``thresholds``: see ``consensus``.
     """
     over_blocks(

@@ -129,12 +129,19 @@ def load(pointer, offsets, inside, CODE: tl.constexpr, WORKING: tl.constexpr, MA
 
 @triton.jit
 def store(pointer, offsets, inside, value, CODE: tl.constexpr, MASKED: tl.constexpr):
-    """Write values, rounded once."""
+    """Write values, rounded once. Returns what was written, as values."""
     bits = narrow(value, CODE)
     if MASKED:
         tl.store(pointer + offsets, bits, mask=inside)
     else:
         tl.store(pointer + offsets, bits)
+    return widen(bits, CODE, tl.float64 if CODE == "F64" else value.dtype)
+
+
+@triton.jit
+def stains(values):
+    """[rows]: 0 where all values of a row are finite, NaN where one is not."""
+    return tl.sum(values * 0.0, 1)
 
 
 @triton.jit
@@ -145,27 +152,6 @@ def magnitude(value):
     else:
         bits = value.to(tl.uint32, bitcast=True) & 0x7FFFFFFF
     return bits
-
-
-@triton.jit
-def first_infinite(CODE: tl.constexpr, REAL: tl.constexpr):
-    """The least magnitude of a REAL that becomes infinite when it is rounded to a storage type."""
-    if REAL == tl.float64:
-        if CODE == "BF16":
-            first: tl.constexpr = 0x47EFF00000000000
-        elif CODE == "F16":
-            first: tl.constexpr = 0x40EFFE0000000000
-        elif CODE == "F32":
-            first: tl.constexpr = 0x47EFFFFFF0000000
-        else:
-            first: tl.constexpr = 0x7FF0000000000000
-    elif CODE == "BF16":
-        first: tl.constexpr = 0x7F7F8000
-    elif CODE == "F16":
-        first: tl.constexpr = 0x477FF000
-    else:
-        first: tl.constexpr = 0x7F800000
-    return first
 
 
 @triton.jit

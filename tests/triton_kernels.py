@@ -10,7 +10,17 @@ from adversarial import DTYPES, extreme_models, generator, quantised_models
 from test_conformance import agree, chunk_of, found_at_once, found_by_counting
 
 from merge_engine.backends import create_backend
-from merge_engine.backends.operations import Combine, Consensus, Dense, Draw, Entry, Found, Sought
+from merge_engine.backends.operations import (
+    Combine,
+    Consensus,
+    Dense,
+    Draw,
+    Entry,
+    Found,
+    FoundBand,
+    RankMask,
+    Sought,
+)
 from merge_engine.backends.reference import ReferenceBackend, draws
 from merge_engine.kernels import launching, search
 
@@ -129,3 +139,18 @@ def test_draws_anywhere(start: int) -> None:
     for bound in (2**30 + 3, int(drawn[1_234]), int(drawn[2_999]) + 1, 0, 2**32):
         entries = (Entry(Draw(bound, 9), 1.0), Entry(Draw(2**32 - 1, 10), 0.5))
         agree(Consensus(entries, "sum", True), base, models, start=start)
+
+
+def test_ties_that_all_stay_beyond_32_bits() -> None:
+    """With slack they stay wherever they are, although draws would have decided without it."""
+    base, models = quantised_models(3_001, 2, torch.bfloat16)
+    outputs = []
+    for backend in (ReferenceBackend(), BACKEND):
+        chunk = chunk_of(backend, base, models, start=2**33)
+        found = found_by_counting(backend, [chunk], [(0, 900)])
+        [solved] = backend.bands([FoundBand(RankMask(1, 900, 0.1, random_key=5), found[0])], chunk.working)
+        output = torch.empty_like(base)
+        operation = Consensus((Entry(solved.mask, 1.0), Entry(Dense(), 0.5)), "sum", True)
+        backend.fetch(backend.consensus(chunk, operation, backend.tensor(output)))
+        outputs.append(output)
+    assert torch.equal(*outputs)

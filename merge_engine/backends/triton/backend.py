@@ -15,6 +15,7 @@ import torch
 
 from merge_engine.backends.base import Backend
 from merge_engine.backends.operations import (
+    Band,
     Chunk,
     Combine,
     Consensus,
@@ -229,7 +230,7 @@ class TritonBackend(Backend):
         check(chunk)
         with self._working():
             sums = norms.block_sums(chunk.count, 2 * len(masks), self.device)
-            rows = self._rows([mask_row(mask) for mask in masks])
+            rows = self._masks(masks, chunk.working)
             for i, (model, mask) in enumerate(zip(chunk.models, masks, strict=True)):
                 norms.l1_norms(
                     chunk.base.bits,
@@ -265,7 +266,9 @@ class TritonBackend(Backend):
             for number in (entry.rescale, entry.weight, 1.0 + entry.vote_slack, entry.retain_slack)
         ]
         weights = tuple([entry.weight for entry in entries])
-        reciprocals = consensus_kernels.reciprocals(weights, chunk.working.code, operation.storage_rounding)
+        reciprocals = consensus_kernels.reciprocals_of(
+            weights, chunk.working.code, operation.storage_rounding
+        )
         with self._working():
             counts = self._new_counts(len(chunk.inputs))
             consensus_kernels.consensus(
@@ -276,12 +279,13 @@ class TritonBackend(Backend):
                 chunk.working.code,
                 chunk.start,
                 [kind_of(entry.mask) for entry in entries],
-                self._rows([mask_row(entry.mask) for entry in entries]),
+                self._masks([entry.mask for entry in entries], chunk.working),
                 [
                     self._thresholds(chunk, model, entry.mask)
                     for model, entry in zip(chunk.models, entries, strict=True)
                 ],
-                self._doubles([*numbers, operation.scale, operation.divisor, *reciprocals]),
+                self._reals([*numbers, operation.scale, operation.divisor], chunk.working),
+                self._doubles(reciprocals),
                 counts,
                 election=operation.election,
                 normalize=operation.normalize,
@@ -303,7 +307,7 @@ class TritonBackend(Backend):
                 output.bits,
                 _codes(*chunk.inputs, output),
                 chunk.working.code,
-                self._doubles([*operation.coefficients, operation.divisor or 1.0]),
+                self._reals([*operation.coefficients, operation.divisor or 1.0], chunk.working),
                 counts,
                 divides=operation.divisor is not None,
                 fused=operation.fused,
@@ -338,6 +342,10 @@ class TritonBackend(Backend):
     def _doubles(self, values: Sequence[float]) -> torch.Tensor:
         return self._sent(values, torch.float64)
 
+    def _reals(self, values: Sequence[float], working: DType) -> torch.Tensor:
+        """Numbers in the type of the arithmetic."""
+        return self._sent(values, torch.float64 if working == F64 else torch.float32)
+
     def _sent(self, values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
         """A few numbers on the device. They come from pinned memory, so that nothing waits for the copy."""
         known = torch.tensor(values, dtype=dtype, pin_memory=not launching.INTERPRETED)
@@ -350,6 +358,18 @@ class TritonBackend(Backend):
             return self._integers(known)
         uploaded = iter(self._integers(known))
         return torch.stack([row if isinstance(row, torch.Tensor) else next(uploaded) for row in rows])
+
+    def _masks(self, of_models: Sequence[Any], working: DType) -> torch.Tensor:
+        """A table of masks (see kernels/masks.py)."""
+        rows = self._rows([mask_row(mask) for mask in of_models])
+        bands = [place for place, mask in enumerate(of_models) if isinstance(mask, Band)]
+        if bands:
+            places = self._integers(bands)
+            known = rows[places]
+            by_draw = self._integers([of_models[place].by_draw for place in bands])
+            masks.thresholds(known, by_draw, working.code)
+            rows[places] = known
+        return rows
 
     def _thresholds(self, chunk: Chunk, model: TorchArray, mask: Mask) -> torch.Tensor:
         """The thresholds of a ranked mask; for others, something to point at."""
