@@ -185,6 +185,7 @@ def _launches() -> dict[str, Callable[[], Any]]:
         "combine bf16": mix(half, "BF16", False),
         "combine fp32": mix(single, "F32", False),
         "combine bf16, fused": mix(half, "BF16", True),
+        "masks": lambda: masks.resolve(integers, integers, "BF16"),
         "select": lambda: select.select(lines, integers[:, :5].contiguous(), integers, 16),
         "bands": lambda: bands.bands(integers, doubles, integers, "BF16"),
         "l1 norms": lambda: norms.l1_norms(

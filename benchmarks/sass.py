@@ -1,7 +1,7 @@
 """What the hot loop of a compiled kernel costs, read from its machine code, and what that allows on an H200.
 
-A model of two limits: how many instructions the schedulers issue, and how many the arithmetic and logic units take, each
-against the time in which the card copies as many bytes. It knows nothing of latencies.
+A model of two limits: how many instructions the schedulers issue, and how many the arithmetic and logic units take,
+each against the time in which the card copies as many bytes. It knows nothing of latencies.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALU = re.compile(
 
 @dataclass(frozen=True)
 class Loop:
-    """Instructions of one turn: those of every turn, those of the arithmetic and logic units among them, and rare ones."""
+    """Instructions of a turn: of every turn, of the arithmetic and logic units among them, and of rare turns."""
 
     every: int
     alu: int

@@ -89,7 +89,7 @@ def consensus_kernel(
     others = numbers + N * NUMBERS
     kept_and_lost = ()
     saved = ()
-    for i in tl.static_range(N):
+    for _ in tl.static_range(N):
         kept_and_lost = kept_and_lost + (tl.zeros((ROWS,), tl.int32),)
         saved = saved + (tl.zeros((ROWS,), tl.int32),)
     stained = tl.zeros((ROWS,), REAL)
@@ -211,7 +211,7 @@ def consensus_kernel(
 
 @lru_cache(maxsize=256)
 def reciprocals_of(weights: tuple[float, ...], working: str, storage_rounding: bool) -> tuple[float, ...]:
-    """1 / the sum of the weights of every subset of the models, where 0 counts as 1. Bit i of its number is model i's.
+    """1 / the sum of the weights of every subset of the models, where 0 counts as 1. Bit i of its place is model i's.
 
     Where the kernel has no use for them, for float64 and for many models, only that of no model.
     """
@@ -253,10 +253,10 @@ def consensus(
     """Merge a chunk whose first element has flat index ``start``.
 
     Inputs and ``output`` are the unsigned bits of ``count`` elements, their types in ``codes`` (base, models, output).
-    ``masks``: [n, ROW] int64 (see masks.py), ``thresholds``: uint32 of each element for the models whose mask is ranked,
-    any tensor for others. ``numbers``: float32, or float64 for that working dtype, four for each model (rescale, weight,
-    1 + vote slack, retain slack), then scale and divisor. ``reciprocals``: float64, those of ``reciprocals_of``.
-    ``counts``: [n + 2, 4] int64, which kept, lost, saved and non-finite are added to.
+    ``masks``: [n, ROW] int64 (see masks.py), ``thresholds``: uint32 of each element for the models whose mask is
+    ranked, any tensor for others. ``numbers``: float32, or float64 for that working dtype, four for each model
+    (rescale, weight, 1 + vote slack, retain slack), then scale and divisor. ``reciprocals``: float64, those of
+    ``reciprocals_of``. ``counts``: [n + 2, 4] int64, which kept, lost, saved and non-finite are added to.
     """
     over_tiles(
         consensus_kernel,

@@ -4,9 +4,9 @@ A draw is a number of 32 bits that is only compared with a bound. Its top byte, 
 256, is one of the 16 bytes of a block; the lower 24 bits are in a word of another stream. See step 9 of
 docs/arithmetic.md.
 
-Elements come in rows of eight neighbours, [rows, 8]. ``index``, [rows, 1], is the flat index of the first of each row, and
-``columns``, [1, 8], are 0 to 7. With ``ALIGNED`` all ``index`` are multiples of 8: a row then lies in one block, and
-a thread that holds a row computes it once.
+Elements come in rows of eight neighbours, [rows, 8]. ``index``, [rows, 1], is the flat index of the first of each
+row, and ``columns``, [1, 8], are 0 to 7. With ``ALIGNED`` all ``index`` are multiples of 8: a row then lies in one
+block, and a thread that holds a row computes it once.
 """
 
 import triton
@@ -36,7 +36,7 @@ def philox(key, counter, STREAM: tl.constexpr):
 
 @triton.jit
 def chosen(words, number):
-    """Of four words the one with a number, element by element; comparisons instead of an index keep all in registers."""
+    """Of four words the one with a number, element by element. An index would move them out of registers."""
     lower = tl.where((number & 1) != 0, words[1], words[0])
     upper = tl.where((number & 1) != 0, words[3], words[2])
     return tl.where((number & 2) != 0, upper, lower)
@@ -76,9 +76,9 @@ def lower_bits(key, index, columns, ALIGNED: tl.constexpr):
 def draws(tops, near, among, key, index, columns, ALIGNED: tl.constexpr):
     """[rows, 8] of uint32: draws whose top bytes are ``tops``.
 
-    They compare rightly with ``near``, a uint32 or one for each element, where ``among``; elsewhere they may be wrong. Lower
-    bits are drawn only for tiles in which they decide for an element. ``among`` should come from memory: the
-    compiler then finds the same layout for the branch as for what was loaded.
+    They compare rightly with ``near``, a uint32 or one for each element, where ``among``; elsewhere they may be wrong.
+    Lower bits are drawn only for tiles in which they decide for an element. ``among`` must come from values in memory:
+    the compiler then gives the branch the layout of what was loaded.
     """
     result = tops
     distance = tl.where(among, tops ^ near, 0xFFFFFFFF)

@@ -47,8 +47,8 @@ def histogram_kernel(
 ):
     """Some tiles, ``spacing`` tiles apart.
 
-    ``BELOW`` says that only keys count whose upper bits are those of the key found before, ``ONLY_MISSING`` that a model
-    counts only where ``missing`` is not 0.
+    ``BELOW`` says that only keys count whose upper bits are those of the key found before, ``ONLY_MISSING`` that a
+    model counts only where ``missing`` is not 0.
     """
     if ONLY_MISSING:
         wanted = 0
@@ -60,7 +60,7 @@ def histogram_kernel(
     places = (tl.arange(0, ROWS) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
     copy = tl.program_id(0) % COPIES
     zeros = ()
-    for i in tl.static_range(N):
+    for _ in tl.static_range(N):
         zeros = zeros + (tl.zeros((ROWS,), tl.int32),)
     step = steps * 0
     while step < steps:

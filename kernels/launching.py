@@ -1,4 +1,4 @@
-"""How kernels are launched: which elements a program takes, full tiles without a mask, and options that keep the arithmetic.
+"""How kernels are launched: a program's elements, full tiles without a mask, options that keep the arithmetic.
 
 Fixed sizes instead of tuning: each kernel reads every element once, and memory decides how long that takes.
 """
@@ -19,7 +19,7 @@ COLUMNS = tl.constexpr(8)
 """Neighbours of a thread: 16 bytes of a 16-bit type, and half of what a block of random draws serves."""
 
 ROWS = 512 if INTERPRETED else 32
-"""Rows of neighbours in a tile. Compiled: one for each thread of a warp. The interpreter takes about as long for many."""
+"""Rows of neighbours in a tile. Compiled: one for each thread of a warp. Interpreted: many take as long as few."""
 
 TILE = ROWS * COLUMNS.value
 MOST_STEPS = 3 if INTERPRETED else 8

@@ -56,7 +56,7 @@ def store_thresholds(row, low, high, low_first, high_first, by_draw, WORKING: tl
 
 
 @triton.jit
-def thresholds_kernel(rows, by_draw, WORKING: tl.constexpr):
+def resolve_kernel(rows, by_draw, WORKING: tl.constexpr):
     """The magnitudes of one row that has keys instead, lowest and highest."""
     row = rows + tl.program_id(0) * ROW
     low_first = tl.load(row + LOW_FIRST)
@@ -65,12 +65,12 @@ def thresholds_kernel(rows, by_draw, WORKING: tl.constexpr):
     store_thresholds(row, tl.load(row + LOW), tl.load(row + HIGH), low_first, high_first, drawn, WORKING)
 
 
-def thresholds(rows: torch.Tensor, by_draw: torch.Tensor, working: str) -> None:
+def resolve(rows: torch.Tensor, by_draw: torch.Tensor, working: str) -> None:
     """Turn ``rows``, [m, ROW] int64, which have the lowest and the highest key of a band, into masks.
 
     ``by_draw``: [m] int64, whether draws decide the ties of each.
     """
-    thresholds_kernel[(len(rows),)](rows, by_draw, WORKING=working, **OPTIONS)
+    resolve_kernel[(len(rows),)](rows, by_draw, WORKING=working, **OPTIONS)
 
 
 @triton.jit
@@ -101,8 +101,8 @@ def stays(row, FIRST: tl.constexpr, tied, tops, index, columns, BY_DRAW: tl.cons
 def between(magnitude, first, end):
     """Whether magnitudes lie in [first, end), by a subtraction.
 
-    What is compared again behind a branch must not be the same comparison as before it: compilers would keep its result for
-    every element meanwhile, which takes more instructions than comparing again.
+    What is compared again behind a branch must not be the same comparison as before it: compilers would keep its
+    result for every element meanwhile, which takes more instructions than comparing again.
     """
     return magnitude - first < end - first
 

@@ -1,9 +1,9 @@
 """Keys found by their ranks in a large tensor, without a table of all keys.
 
-A sample of the elements tells which key a rank probably has. On which side of six edges, at this key and its neighbours, all
-elements lie is counted in registers while each is read once. Where the key of the rank lies between two edges that are one
-apart, the counts prove it; elsewhere ``missing`` says so, and the table is made after all. All of it is launched at
-once, so the host waits for nothing.
+A sample of the elements shows which key a rank probably has. Each element is then read once, and compared with six
+edges at this key and its neighbours. If the key of the rank lies between two edges that are one apart, the counts prove
+it. If not, ``missing`` says so, and the table is made after all. All of this is launched at once, so the host waits for
+nothing.
 """
 
 from __future__ import annotations
@@ -84,14 +84,13 @@ def sides_kernel(
     ROWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Some tiles: between which edges of each query the elements of its model lie. ``counts``: [queries, EDGES] int64."""
-    REAL: tl.constexpr = tl.float64 if WORKING == "F64" else tl.float32
+    """Some tiles: how many elements lie between the edges of each query. ``counts``: [queries, EDGES] int64."""
     BITS: tl.constexpr = tl.uint64 if WORKING == "F64" else tl.uint32
     tile = first_tile + tl.program_id(0) * steps
     places = (tl.arange(0, ROWS) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
     every = ()
     upper = ()
-    for q in tl.static_range(QUERIES):
+    for _ in tl.static_range(QUERIES):
         every = every + (tl.zeros((ROWS,), tl.int32),)
         upper = upper + (tl.zeros((ROWS,), tl.int32),)
     step = steps * 0
@@ -175,7 +174,7 @@ def search(
 ) -> None:
     """Find keys by rank at the first level, among all elements of a tensor of at least ``SAMPLED`` elements.
 
-    Inputs are unsigned bits, their types in ``codes`` (base, models). ``asked`` is the number of the model of each query;
+    Inputs are unsigned bits, their types in ``codes`` (base, models). ``asked`` are the numbers of the queries' models;
     ``queries``: [m, 3] int64, the same, the rank in the sample (see ``sampled_rank``), and the rank, from 1. ``shift``
     leads from keys to bins. ``found``: [m, 3] int64, written as by ``select``.
     """

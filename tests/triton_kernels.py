@@ -78,7 +78,7 @@ def test_a_sample_that_misleads(bait: float) -> None:
 
 
 def test_edges_at_either_end() -> None:
-    """All zero, a single value among zeros, all equal, all NaN, all of the largest finite key: some edges do not exist."""
+    """All zero, one value among zeros, all equal, all NaN, all of the largest number: some edges do not exist."""
     base = torch.zeros(SIZE, dtype=torch.bfloat16)
     lonely = base.clone()
     lonely[SIZE // 2 + 1] = -3.0

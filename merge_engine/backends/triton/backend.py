@@ -367,7 +367,7 @@ class TritonBackend(Backend):
             places = self._integers(bands)
             known = rows[places]
             by_draw = self._integers([of_models[place].by_draw for place in bands])
-            masks.thresholds(known, by_draw, working.code)
+            masks.resolve(known, by_draw, working.code)
             rows[places] = known
         return rows
 

@@ -79,7 +79,7 @@ def kind_of(mask: Any) -> int:
 
 
 def mask_row(mask: Any) -> Sequence[int] | torch.Tensor:
-    """The numbers of kernels/masks.py; of a band, keys where its thresholds go (see ``masks.thresholds``)."""
+    """The numbers of kernels/masks.py; of a band, keys where its thresholds go (see ``masks.resolve``)."""
     row = [0] * masks.ROW.value
     match mask:
         case SolvedRow():
