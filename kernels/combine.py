@@ -112,9 +112,9 @@ def combine(
 ) -> None:
     """Write a linear combination.
 
-    ``inputs`` and ``output`` are unsigned bits, their types in ``codes`` (inputs, output). ``numbers``: [n + 1] float32,
-    or float64 for that working dtype, the coefficients, then the divisor. ``counts``: [n + 1, 4] int64, to whose last
-    column non-finite values are added. ``fused`` is for a working dtype of at most 32 bits.
+    ``inputs`` and ``output`` are unsigned bits, their types in ``codes`` (inputs, output). ``numbers``: [n + 1]
+    float32, or float64 for that working dtype, the coefficients, then the divisor. ``counts``: [n + 1, 4] int64, to
+    whose last column non-finite values are added. ``fused`` is for a working dtype of at most 32 bits.
     """
     over_tiles(
         combine_kernel,
