@@ -107,10 +107,13 @@ def _launches_kept(capability: int) -> Iterator[list[tuple[Any, bool | None]]]:
         vars(driver).update(before)
 
 
-def compile_all(capability: int) -> list[Compiled]:
-    """Every kernel, compiled for an architecture (80, 90, 100, ...)."""
+def compile_all(capability: int, most_models: int = 8) -> list[Compiled]:
+    """Every kernel, compiled for an architecture (80, 90, 100, ...), in its uses with so many models at most."""
     compiled = []
     for use, launch in _launches().items():
+        models = re.search(r"(\d+) models", use)
+        if models and int(models[1]) > most_models:
+            continue
         with _launches_kept(capability) as kept:
             launch()
         for kernel, masked in kept:

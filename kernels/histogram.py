@@ -111,7 +111,7 @@ def histogram(
 
     Inputs are unsigned bits, their types in ``codes`` (base, models). ``histograms``: [slots, copies, bins] int64,
     added to; ``slots``: [n] int64, where each model is counted; ``found``: [n, 3] int64, for each what ``select``
-    found one level above, None at level 0. With ``missing``, [n] int32, only models count for which it is not 0.
+    found one level above, None at level 0. With ``missing``, [n] int64, only models count for which it is not 0.
     With ``count`` only so many elements count, in tiles that are ``spacing`` tiles apart.
     """
     over_tiles(

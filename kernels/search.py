@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -178,17 +179,18 @@ def search(
     ``queries``: [m, 3] int64, the same, the rank in the sample (see ``sampled_rank``), and the rank, from 1. ``shift``
     leads from keys to bins. ``found``: [m, 3] int64, written as by ``select``.
     """
-    count, device, n, m = base.numel(), base.device, len(models), len(asked)
+    count, n, m = base.numel(), len(models), len(asked)
+    of_queries = (m, EDGES.value)
+    shapes = ((n, 1, BINS.value), (n, COPIES, BINS.value), of_queries, of_queries, of_queries, (n,))
+    numels = [math.prod(shape) for shape in shapes]
+    rooms = torch.zeros(sum(numels), dtype=torch.int64, device=base.device).split(numels)  # in one launch
+    sample, table, keys, magnitudes, counts, missing = (
+        room.view(shape) for room, shape in zip(rooms, shapes, strict=True)
+    )
+    slots = torch.arange(n, device=base.device)
 
-    def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    slots = torch.arange(n, device=device)
-    sample = zeros(n, 1, BINS.value)
     spacing = count // SAMPLED
     histogram(base, models, codes, working, shift, slots, None, sample, count=SAMPLED, spacing=spacing)
-    keys, magnitudes, counts = zeros(m, EDGES.value), zeros(m, EDGES.value), zeros(m, EDGES.value)
-    missing = zeros(n, dtype=torch.int32)
     wide = {**OPTIONS, "num_warps": 32}
     edges_kernel[(m,)](sample, queries, keys, magnitudes, SHIFT=shift, WORKING=working, **wide)
     over_tiles(
@@ -205,7 +207,5 @@ def search(
         QUERIES=m,
     )
     prove_kernel[(m,)](queries, keys, counts, found, missing, **OPTIONS)
-    table = zeros(n, COPIES, BINS.value)
     histogram(base, models, codes, working, shift, slots, None, table, missing=missing)
-    asked_of_table = torch.cat([queries[:, ::2], zeros(m, 3)], 1)
-    select(table, asked_of_table, found, 0, missing)
+    select(table, torch.nn.functional.pad(queries[:, ::2], (0, 3)), found, 0, missing)

@@ -76,7 +76,7 @@ def select(
     """Answer ``queries``, [m, 5] int64: slot, rank, and what was found above (0, 0, 0 at level 0).
 
     ``found``: [m, 3] int64, written: the key so far (that of the level above, shifted by ``next_bits``, and the bin),
-    how many keys are larger, how many equal: none where no key has the rank. With ``missing``, [slots] int32, only
+    how many keys are larger, how many equal: none where no key has the rank. With ``missing``, [slots] int64, only
     queries are answered for whose slot it is not 0.
     """
     select_kernel[(len(queries),)](

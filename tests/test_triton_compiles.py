@@ -17,7 +17,8 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     patch = pytest.MonkeyPatch()
     patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
     try:
-        return compiling.compile_all(request.param)
+        # Many models take long to compile, and show the same on each.
+        return compiling.compile_all(request.param, most_models=8 if request.param == 90 else 2)
     finally:
         patch.undo()
 
