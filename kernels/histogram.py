@@ -14,10 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import COLUMNS, constants, over_tiles
+from merge_engine.kernels.launching import COLUMNS, INTERPRETED, constants, over_tiles
 from merge_engine.kernels.numbers import load_bits, magnitude_key, value_of
 
-COPIES = 8
+COPIES = 2 if INTERPRETED else 8
 MANY_STEPS = 1 << 20
 """Of a program: it adds to memory for every element anyway, and where nothing is missing few programs end sooner."""
 
