@@ -102,6 +102,18 @@ def test_neighbouring_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.above + one.equal for one in found] == [rank for _, rank in ranks]
 
 
+@pytest.mark.parametrize(("others", "share"), ((0x3F80, 0.55), (0x3F84, 0.45)))
+def test_the_key_beyond_a_neighbour(others: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample has three keys in a row, and the rank in the middle one. All other elements lie one beyond them."""
+    keys = torch.full((SIZE,), others)
+    sampled = torch.arange(SIZE) % STRIDE < launching.TILE
+    keys[sampled] = torch.randint(0x3F81, 0x3F84, (int(sampled.sum()),), generator=generator(9))
+    model = keys.to(torch.int16).view(torch.bfloat16)
+    chunk = chunk_of(BACKEND, torch.zeros_like(model), [model])
+    [found] = found_without_a_table(monkeypatch, chunk, [(0, int(share * SIZE))])
+    assert found == Found(others, int((keys > others).sum()), int((keys == others).sum()))
+
+
 @pytest.mark.parametrize("divisor", (0.7, 3.0, 1 + 2.0**-23, 2 - 2.0**-23, 2.0**-149, 3e38, -1e-40))
 def test_quotients_are_rounded_once(divisor: float) -> None:
     """By a reciprocal in float64, whatever the quotient: also where it is denormal, too large, or NaN."""

@@ -337,19 +337,20 @@ class TritonBackend(Backend):
         return torch.zeros((inputs + 1, 4), dtype=torch.int64, device=self.device)
 
     def _integers(self, values: Sequence[Any]) -> torch.Tensor:
-        return self._sent(values, torch.int64)
+        return self._sent(torch.tensor(values, dtype=torch.int64))
 
     def _doubles(self, values: Sequence[float]) -> torch.Tensor:
-        return self._sent(values, torch.float64)
+        return self._sent(torch.tensor(values, dtype=torch.float64))
 
     def _reals(self, values: Sequence[float], working: DType) -> torch.Tensor:
-        """Numbers in the type of the arithmetic."""
-        return self._sent(values, torch.float64 if working == F64 else torch.float32)
+        """Numbers in the type of the arithmetic, which may be infinite in it."""
+        exact = torch.tensor(values, dtype=torch.float64)
+        return self._sent(exact if working == F64 else exact.to(torch.float32))
 
-    def _sent(self, values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
+    def _sent(self, known: torch.Tensor) -> torch.Tensor:
         """A few numbers on the device. They come from pinned memory, so that nothing waits for the copy."""
-        known = torch.tensor(values, dtype=dtype, pin_memory=not launching.INTERPRETED)
-        return known.to(self.device, non_blocking=True)
+        held = known if launching.INTERPRETED else known.pin_memory()
+        return held.to(self.device, non_blocking=True)
 
     def _rows(self, rows: Sequence[Sequence[int] | torch.Tensor]) -> torch.Tensor:
         """A table of rows, some of which the host knows and some the device."""
