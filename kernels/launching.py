@@ -63,13 +63,15 @@ def over_tiles(
         kernel[grid](*arguments, whole, 1, count, **constants, ROWS=ROWS, MASKED=True, **ONE_WARP)
 
 
-def over_blocks(kernel: Any, count: int, block: int, *arguments: Any, **constants: Any) -> None:
+def over_blocks(
+    kernel: Any, count: int, block: int, *arguments: Any, options: dict[str, Any] = OPTIONS, **constants: Any
+) -> None:
     """Launch a program for each block of ``count`` elements; the last, partial one is a launch of its own as well.
 
     The kernel is given the first block and the count after ``arguments``, and ``MASKED``.
     """
     full, rest = divmod(count, block)
     if full:
-        kernel[(full,)](*arguments, 0, count, **constants, MASKED=False)
+        kernel[(full,)](*arguments, 0, count, **constants, MASKED=False, **options)
     if rest:
-        kernel[(1,)](*arguments, full, count, **constants, MASKED=True)
+        kernel[(1,)](*arguments, full, count, **constants, MASKED=True, **options)

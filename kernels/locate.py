@@ -83,7 +83,7 @@ def locate(
     """
     count = base.numel()
     totals = torch.zeros(triton.cdiv(count, BLOCK), dtype=torch.int64, device=base.device)
-    types = {"BASE": codes[0], "MODEL": codes[1], "WORKING": working, "BLOCK": BLOCK, **OPTIONS}
+    types = {"BASE": codes[0], "MODEL": codes[1], "WORKING": working, "BLOCK": BLOCK}
     over_blocks(count_kernel, count, BLOCK, base, model, totals, key, **types)
     ends = totals.cumsum(0)
     found = int(ends[-1]) if count else 0
@@ -92,5 +92,5 @@ def locate(
     tile = int((ends <= nth).sum())
     place = torch.empty(1, dtype=torch.int64, device=base.device)
     before = int(ends[tile] - totals[tile])
-    place_kernel[(1,)](base, model, place, key, nth - before, tile, count, **types)
+    place_kernel[(1,)](base, model, place, key, nth - before, tile, count, **types, **OPTIONS)
     return found, int(place)

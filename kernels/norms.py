@@ -180,7 +180,7 @@ def l1_norms(
         STORAGE_ROUNDING=storage_rounding,
         ALIGNED=start % COLUMNS.value == 0,
         ABREAST=MOST_ABREAST,
-        **ONE_WARP,
+        options=ONE_WARP,
     )
 
 
@@ -201,5 +201,5 @@ def gram(inputs: Sequence[torch.Tensor], codes: Sequence[str], working: str, sum
         WORKING=working,
         N=len(inputs),
         ABREAST=abreast,
-        **ONE_WARP,
+        options=ONE_WARP,
     )
