@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks import compiling
+from benchmarks import compiling, sass
 from benchmarks.compiling import LOADS_OF_2_BYTES, LOADS_OF_16_BYTES, Compiled
+from merge_engine.kernels.launching import COLUMNS
 
 HOT = ("sides", "histogram", "consensus", "combine", "l1", "gram")
 
@@ -53,3 +54,20 @@ def test_the_most_used_kernels_do_not_spill(compiled: list[Compiled]) -> None:
         if kernel.name in HOT and not kernel.masked:
             registers, stack = kernel.resources()
             assert registers < 255 and stack <= 16, kernel.use
+
+
+@pytest.mark.parametrize(
+    ("use", "name", "most"),
+    (
+        ("search bf16, 2 models", "sides", 40),
+        ("consensus bf16, 2 models, ties", "consensus", 135),
+        ("consensus bf16, 2 models, dare", "consensus", 85),
+        ("combine bf16", "combine", 30),
+    ),
+)
+def test_hot_loops_are_short(compiled: list[Compiled], use: str, name: str, most: int) -> None:
+    """Instructions an element, without the rare ones: from 7 a byte on they take longer than copying (sass.py)."""
+    [kernel] = [one for one in compiled if (one.use, one.name, one.masked) == (use, name, False)]
+    [loop, *_] = sass.loops(kernel.cubin)
+    assert loop.every / COLUMNS.value <= most
+    assert bool(loop.rare) == ("consensus" in use)

@@ -1,4 +1,4 @@
-"""The ways that only the Triton kernels go. test_triton_conformance.py starts it in Triton's interpreter."""
+"""The ways that only the Triton kernels go. interpreted.py starts it in Triton's interpreter; it runs on a GPU as well."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from adversarial import DTYPES, extreme_models, generator, quantised_models
 from test_conformance import agree, chunk_of, found_at_once, found_by_counting
+from under_test import on
 
 from merge_engine.backends import create_backend
 from merge_engine.backends.operations import (
@@ -161,8 +162,8 @@ def test_ties_that_all_stay_beyond_32_bits() -> None:
         chunk = chunk_of(backend, base, models, start=2**33)
         found = found_by_counting(backend, [chunk], [(0, 900)])
         [solved] = backend.bands([FoundBand(RankMask(1, 900, 0.1, random_key=5), found[0])], chunk.working)
-        output = torch.empty_like(base)
+        output = on(backend, torch.empty_like(base))
         operation = Consensus((Entry(solved.mask, 1.0), Entry(Dense(), 0.5)), "sum", True)
         backend.fetch(backend.consensus(chunk, operation, backend.tensor(output)))
-        outputs.append(output)
+        outputs.append(output.cpu())
     assert torch.equal(*outputs)
