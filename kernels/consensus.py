@@ -35,6 +35,9 @@ from merge_engine.kernels.numbers import (
 IN_A_TABLE = 8
 """Models of which a table of reciprocals has all subsets; with more, every element's divisor is summed and inverted."""
 
+MOST_REGISTERS = 168
+"""Of a thread, so that twelve warps fit a multiprocessor. Left to itself, the compiler takes 255 for eight models."""
+
 NUMBERS = tl.constexpr(4)  # of an entry: rescale, weight, 1 + vote slack, retain slack
 SCALE = tl.constexpr(0)  # what follows the entries' numbers
 DIVISOR = tl.constexpr(1)
@@ -282,4 +285,5 @@ def consensus(
         ALIGNED=start % COLUMNS.value == 0,
         TABLE=working != "F64" and len(models) <= IN_A_TABLE,
         N=len(models),
+        maxnreg=MOST_REGISTERS,
     )

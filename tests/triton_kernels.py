@@ -1,4 +1,4 @@
-"""The ways that only the Triton kernels go. interpreted.py starts it in Triton's interpreter; it runs on a GPU as well."""
+"""The ways that only the Triton kernels go, on a GPU or in Triton's interpreter, in which interpreted.py starts it."""
 
 from __future__ import annotations
 
