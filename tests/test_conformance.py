@@ -246,7 +246,7 @@ def test_mixed_dtypes(working: torch.dtype, out: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("make", (quantised_models, extreme_models))
 def test_combine(dtype: torch.dtype, make) -> None:
-    for models, divisor, fused in itertools.product((1, 2, 8), (None, 0.7), (False, True)):
+    for models, divisor, fused in itertools.product((1, 2, 4, 8), (None, 0.7), (False, True)):
         base, tuned = make(2777, models, dtype)
         coefficients = tuple((0.6, -0.2, 1.1)[i % 3] for i in range(models))
         agree(Combine(coefficients, divisor, fused), None, tuned)

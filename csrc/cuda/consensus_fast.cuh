@@ -10,6 +10,7 @@
 #pragma once
 
 #include "consensus.cuh"
+#include "division.cuh"
 #include "fast_masks.cuh"
 
 namespace merge_engine {
@@ -24,27 +25,6 @@ struct alignas(16) FastModel {
     uint32_t negative, votes;
     float vote, retain;
 };
-
-// A sum of weights. The reciprocal is 0 where quotients are left to the division.
-struct Divisor {
-    float value, reciprocal;
-};
-
-__device__ inline float magnitude_of(float value) { return value < 0 ? -value : value; }
-
-// Whether quotients by it are exact, see `quotient`.
-__device__ inline bool divides_well(float divisor) {
-    return magnitude_of(divisor) >= 0x1p-60f && magnitude_of(divisor) <= 0x1p20f;
-}
-// RN(dividend / divisor). With a correctly rounded reciprocal and an estimate that is off by less than one unit in the
-// last place, one correction rounds correctly (Markstein 1990); the first correction makes such an estimate. Dividends
-// below SMALLEST_DIVIDEND would have denormal corrections; a quotient that overflows on the way is not finite.
-constexpr float SMALLEST_DIVIDEND = 0x1p-100f;
-__device__ inline float quotient(float dividend, const Divisor& divisor) {
-    const float estimate = dividend * divisor.reciprocal;
-    const float better = __fmaf_rn(__fmaf_rn(-estimate, divisor.value, dividend), divisor.reciprocal, estimate);
-    return __fmaf_rn(__fmaf_rn(-better, divisor.value, dividend), divisor.reciprocal, better);
-}
 
 // What blocks compute before they merge.
 template <int N>
@@ -84,7 +64,7 @@ struct FastTables {
             sum += threadIdx.x >> i & 1 ? models[i].weight : 0.0f;
         }
         if (sum == 0 || !job.normalize) sum = 1;
-        divisors[threadIdx.x] = {sum, 1.0f / sum};
+        divisors[threadIdx.x] = Divisor::of(sum);
         if (!divides_well(sum)) well = false;
     }
 };
@@ -124,10 +104,10 @@ struct Element {
         tallies.saved += retained && positive != (plain >= 0);
         return retained;
     }
-    // Step 8. `least` becomes the smallest dividend, its bits without the sign and less one: of zero they are the largest.
+    // Step 8. `least` becomes the smallest dividend, see `order_of_dividend`.
     __device__ float merged(const Divisor& divisor, float lambda, uint32_t& least) const {
         const float dividend = How == Mixing::Sum ? plain : mean;
-        least = min(least, 2 * bits_of<uint32_t>(dividend) - 1);
+        least = min(least, order_of_dividend(dividend));
         return base + quotient(dividend, divisor) * lambda;
     }
 };
@@ -219,7 +199,7 @@ __device__ bool merge_fast(const Job& job, const Model* models, const FastTables
         for (int i = 0; i < N; ++i) x[i] = in[1 + i].word[p];
         merged[0].word[p] = merge_pair<Working, How>(in[0].word[p], x, tables, job.retains, new_tallies, least);
     }
-    well = well && all_finite<Working>(merged) && least >= 2 * bits_of<uint32_t>(SMALLEST_DIVIDEND) - 1;
+    well = well && all_finite<Working>(merged) && least >= order_of_dividend(SMALLEST_DIVIDEND);
     if (__any_sync(EVERY_LANE, active && !well)) return false;
     if (!active) return true;
     merged[0].store(job.output.data, octet);
