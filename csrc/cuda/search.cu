@@ -8,14 +8,14 @@
 #include "block_scan.cuh"
 #include "halves.cuh"
 #include "jobs.cuh"
+#include "key_counters.cuh"
 #include "search.h"
 
 namespace merge_engine {
 namespace {
 
 constexpr unsigned SAMPLING_THREADS = 1024, COUNTING_THREADS = 256, PROVING_THREADS = 256;
-constexpr uint32_t BINS = 1u << FIRST_BITS;
-constexpr uint64_t MOST_SAMPLED = 0xFFFF;  // elements: what a counter of 16 bits holds
+static_assert(KeyCounters::KEYS == 1u << FIRST_BITS, "a counter for every bin of the first level");
 constexpr uint64_t SAMPLED_SHARE = 16;     // of the elements, at most one in so many
 constexpr double DEVIATIONS = 6;
 constexpr uint32_t WIDEST = 1024;  // bins of a window
@@ -87,11 +87,11 @@ __device__ inline Octet partial_octet(const Array& array, uint64_t bytes_before,
 __global__ void __launch_bounds__(SAMPLING_THREADS, 1) sample(const List<Column> columns) {
     const Column column = columns[blockIdx.x];
     uint64_t* sums = shared_memory<uint64_t>();
-    uint32_t* pairs = reinterpret_cast<uint32_t*>(sums + SAMPLING_THREADS);  // of counters
-    for (uint32_t i = threadIdx.x; i < BINS / 2; i += blockDim.x) pairs[i] = 0;
+    KeyCounters sampled(sums + SAMPLING_THREADS);
+    sampled.clear();
     __syncthreads();
     const uint64_t each = elements_of_octet(column.working), octets = column.count / each;
-    const uint64_t taken = min(octets / SAMPLED_SHARE + 1, min(octets, MOST_SAMPLED / each)), step = octets / taken;
+    const uint64_t taken = min(octets / SAMPLED_SHARE + 1, min(octets, KeyCounters::MOST / each)), step = octets / taken;
     for (uint64_t j = threadIdx.x; j < taken; j += blockDim.x) {
         const uint32_t number = static_cast<uint32_t>(j * step);
         const Octet base = Octet::load(column.base.data, number), x = Octet::load(column.model.data, number);
@@ -101,15 +101,13 @@ __global__ void __launch_bounds__(SAMPLING_THREADS, 1) sample(const List<Column>
             uint32_t word = sizes.word[0];
 #pragma unroll
             for (int q = 1; q < PAIRS; ++q) word = q == p ? sizes.word[q] : word;
-            const uint32_t key = key_of_half(word, half);
-            atomicAdd(pairs + key / 2, 1u << (16 * (key % 2)));
+            sampled.count(key_of_half(word, half));
         }
     }
     __syncthreads();
-    const auto sampled = [&](uint32_t key) { return pairs[key / 2] >> (16 * (key % 2)) & 0xFFFFu; };
-    const uint32_t run = BINS / blockDim.x, top = BINS - threadIdx.x * run;
+    const uint32_t run = KeyCounters::KEYS / blockDim.x, top = KeyCounters::KEYS - threadIdx.x * run;
     uint64_t own = 0;
-    for (uint32_t i = 1; i <= run; ++i) own += sampled(top - i);
+    for (uint32_t i = 1; i <= run; ++i) own += sampled[top - i];
     const uint64_t before = sum_over_block(own, sums).before;
     const double size = static_cast<double>(taken * each);
     const double share = static_cast<double>(column.rank) / static_cast<double>(column.count);
@@ -119,13 +117,13 @@ __global__ void __launch_bounds__(SAMPLING_THREADS, 1) sample(const List<Column>
         uint64_t above = before;
         if (rank <= static_cast<double>(above) || rank > static_cast<double>(above + own)) return;
         uint32_t key = top - 1;
-        for (; static_cast<double>(above + sampled(key)) < rank; --key) above += sampled(key);
+        for (; static_cast<double>(above + sampled[key]) < rank; --key) above += sampled[key];
         take(key);
     };
     Window& window = *column.window;
     if (threadIdx.x == 0) {
         window.above = 0;
-        if (size * share - margin <= 0) window.high = BINS;
+        if (size * share - margin <= 0) window.high = KeyCounters::KEYS;
         if (size * share + margin > size) window.low = 1;
     }
     look_for(size * share - margin, [&](uint32_t key) { window.high = key + 1; });
@@ -290,7 +288,7 @@ void search(const Queue& queue, const std::vector<const FindCall*>& calls, const
     }
     const Listed<Column> listed(queue, columns);
     const unsigned blocks = static_cast<unsigned>(columns.size());
-    launch(sample, blocks, SAMPLING_THREADS, SAMPLING_THREADS * sizeof(uint64_t) + BINS * sizeof(uint16_t), queue,
+    launch(sample, blocks, SAMPLING_THREADS, SAMPLING_THREADS * sizeof(uint64_t) + KeyCounters::BYTES, queue,
            listed.list);
     CountLaunches launches;
     for (size_t i = 0; i < jobs.size(); ++i) {
