@@ -35,30 +35,28 @@ Model numbers_of(const Entry& entry) {
             static_cast<Real>(1.0 + entry.vote_slack), static_cast<Real>(entry.retain_slack)};
 }
 
-// The kernels for the elements of a chunk: whole vectors where they fit, then what is left one by one.
+// Kernels for the elements [0, last) of a chunk, in whole vectors.
+template <DType W>
+void add_vectors(MergeLaunches& launches, const ConsensusCall& call, const Job& job, uint64_t last, int device) {
+    constexpr int V = VECTOR<W>;
+    constexpr size_t FEW = 4;
+    const bool slack = job.slack_votes || job.retains;
+    if constexpr (V == 8) {
+        if (merges_fast(call)) return add_fast_range<W>(launches, job, last, device);
+    } else {
+        if (job.models <= FEW && slack) return add_range<W, V, FEW, true, false>(launches, job, 0, last, device);
+    }
+    if (job.models <= FEW && !slack) return add_range<W, V, FEW, false, false>(launches, job, 0, last, device);
+    add_range<W, V, 0, true, false>(launches, job, 0, last, device);
+}
+
+// Whole vectors where they fit, then what is left one by one.
 template <DType W>
 void add_chunk(MergeLaunches& launches, const ConsensusCall& call, const Job& job, bool vectors, int device) {
     uint64_t done = 0;
     if constexpr (W != DType::F64) {
-        constexpr int V = VECTOR<W>;
-        constexpr size_t FEW = 4;
-        if (vectors) {
-            done = call.count / V * V;
-            const bool slack = job.slack_votes || job.retains;
-            if constexpr (V == 8) {
-                if (merges_fast(call)) {
-                    add_fast_range<W>(launches, job, done, device);
-                    return add_range<W, 1, 0, true, false>(launches, job, done, call.count, device);
-                }
-            }
-            if (job.models <= FEW && !slack) {
-                add_range<W, V, FEW, false, false>(launches, job, 0, done, device);
-            } else if (job.models <= FEW) {
-                add_range<W, V, FEW, true, false>(launches, job, 0, done, device);
-            } else {
-                add_range<W, V, 0, true, false>(launches, job, 0, done, device);
-            }
-        }
+        done = vectors ? call.count / VECTOR<W> * VECTOR<W> : 0;
+        add_vectors<W>(launches, call, job, done, device);
     }
     if (call.operation.storage_rounding) {
         add_range<W, 1, 0, true, true>(launches, job, done, call.count, device);
