@@ -497,9 +497,7 @@ def test_inner_products(backend: Backend, dtype: torch.dtype, models: int) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "shape", ((24, 96), (3, 40, 7), (2, 1, 3), (5, 17, 2, 2), (3, 1030), (2, 1100, 2))
-)
+@pytest.mark.parametrize("shape", ((24, 96), (3, 40, 7), (2, 1, 3), (5, 17, 2, 2), (3, 1030), (2, 1100, 2)))
 def test_ranked_masks_in_chunks_of_slabs(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     count = torch.Size(shape).numel()
     base, models = quantised_models(count, 2, dtype)

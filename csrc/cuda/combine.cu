@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const List<Job> job
 // Up to N inputs of 16 bits, all of which are loaded before the first is used.
 template <DType Working, int N>
 __global__ void __launch_bounds__(THREADS, N <= 4 ? 4 : 2)
-    fast_kernel(const List<Job> jobs, size_t n, const List<Term> terms) {
+    fast_combine_kernel(const List<Job> jobs, size_t n, const List<Term> terms) {
     using H = Halves<Working>;
     const Job& job = job_of_block(jobs, n, shared_memory<Job>());
     const int inputs = static_cast<int>(job.inputs);
@@ -144,7 +144,7 @@ void add_fast_range(CombineLaunches& launches, Job job, uint64_t last, int devic
     }
     constexpr unsigned BLOCKS_PER_PROCESSOR = 64;  // many waves of blocks: the next one loads while this one computes
     job.first = 0, job.last = last;
-    launches.add(fast_kernel<Working, N>, job, blocks_for(last, uint64_t{THREADS} * 8, BLOCKS_PER_PROCESSOR, device), 0);
+    launches.add(fast_combine_kernel<Working, N>, job, blocks_for(last, uint64_t{THREADS} * 8, BLOCKS_PER_PROCESSOR, device), 0);
 }
 
 template <DType Working, int V>

@@ -16,7 +16,7 @@ constexpr unsigned resident(Mixing how, int models) {
 
 template <DType Working, Mixing How, int N>
 __global__ void __launch_bounds__(MERGE_THREADS, resident(How, N))
-    fast_kernel(const List<Job> jobs, size_t n, const List<Model> list) {
+    fast_merge_kernel(const List<Job> jobs, size_t n, const List<Model> list) {
     const Shared shared = set_up(jobs, n, list);
     static __shared__ FastTables<N> tables;
     tables.set_up(shared.job, shared.models);
@@ -60,7 +60,7 @@ void add_kernel(MergeLaunches& launches, Job job, uint64_t last, int device) {
     job.first = 0, job.last = last;
     const unsigned blocks = std::max(blocks_for(last, PER_BLOCK, BLOCKS_PER_PROCESSOR, device),
                                      static_cast<unsigned>(fewest));
-    launches.add(fast_kernel<Working, How, N>, job, blocks, shared_bytes(job.models));
+    launches.add(fast_merge_kernel<Working, How, N>, job, blocks, shared_bytes(job.models));
 }
 
 }  // namespace

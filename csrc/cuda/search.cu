@@ -159,24 +159,20 @@ __global__ void __launch_bounds__(COUNTING_THREADS, N <= 4 ? 4 : 2)
     const auto count_one = [&](int c, const Octet& base, const Octet& x) {
         const Octet sizes = sizes_of<Working>(base, x);
         const Edges& edge = edges[c];
-        uint32_t reached[PAIRS], inside_window[PAIRS], any = 0;
+        uint32_t reached[PAIRS], bits = 0;
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p) {
             const uint32_t beyond = sizes.word[p] - edge.high;
             reached[p] = sizes.word[p] - edge.low;
-            inside_window[p] = reached[p] & ~beyond;
-            any |= inside_window[p];
+            bits |= (reached[p] & ~beyond & TRUTHS) >> p;
             above[c] -= whole_halves(beyond);
         }
-        if ((any & TRUTHS) == 0) return;
-#pragma unroll
-        for (int p = 0; p < PAIRS; ++p) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                if (inside_window[p] >> (16 * half + 15) & 1) {
-                    atomicAdd(bins + c * WIDEST + key_of_half(reached[p], half), 1u);
-                }
-            }
+        // Bits 15 and 31 are those of the first pair, the ones below of the others.
+#pragma unroll 1
+        for (; bits != 0; bits &= bits - 1) {
+            const int bit = __ffs(static_cast<int>(bits)) - 1, half = bit / 16, p = 15 - bit % 16;
+            const uint32_t first = p & 1 ? reached[1] : reached[0], second = p & 1 ? reached[3] : reached[2];
+            atomicAdd(bins + c * WIDEST + key_of_half(p & 2 ? second : first, half), 1u);
         }
     };
     for (uint32_t octet = (blockIdx.x - job.blocks.first) * blockDim.x + threadIdx.x; octet < whole; octet += stride) {
