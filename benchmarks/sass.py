@@ -117,16 +117,21 @@ def loops(blocks: dict[int, Block]) -> dict[int, set[int]]:
     return found
 
 
-def executed(blocks: dict[int, Block], matters: Callable[[list[Block]], list[Block]]) -> int:
-    """Instructions of one turn of the largest loop, on the shortest way through the blocks that matter.
+Matters = Callable[[list[Block], list[Block]], list[Block]]
+"""Chooses what matters among the blocks of a loop, in the order of the code and without those of loops inside.
 
-    ``matters`` chooses them among the blocks of the loop, which are given in the order of the code, without those of
-    loops inside.
-    """
+The second list has the first block of each such inner loop.
+"""
+
+
+def executed(blocks: dict[int, Block], matters: Matters) -> int:
+    """Instructions of one turn of the largest loop, on the shortest way through the blocks that matter."""
     found = loops(blocks)
     head = max(found, key=lambda start: sum(len(blocks[b].instructions) for b in found[start]))
     inner = {b for start, inside in found.items() if start != head and inside < found[head] for b in inside}
-    chosen = {id(b) for b in matters([blocks[b] for b in sorted(found[head] - inner)])}
+    outer = [blocks[b] for b in sorted(found[head] - inner)]
+    heads = [blocks[start] for start in sorted(found) if start in inner]
+    chosen = {id(block) for block in matters(outer, heads)}
     must = [b for b in sorted(found[head]) if id(blocks[b]) in chosen]
     stops = [head, *(b for b in must if b != head), head]
     return sum(_distance(blocks, found[head], a, b) for a, b in itertools.pairwise(stops))

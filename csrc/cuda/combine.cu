@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const List<Job> job
 // Up to N inputs of 16 bits, all of which are loaded before the first is used.
 template <DType Working, int N>
 __global__ void __launch_bounds__(THREADS, N <= 4 ? 4 : 2)
-    fast_combine_kernel(const List<Job> jobs, size_t n, const List<Term> terms) {
+    fast_combine_kernel(const List<Job> jobs, size_t n, const __grid_constant__ List<Term> terms) {  // not copied
     using H = Halves<Working>;
     const Job& job = job_of_block(jobs, n, shared_memory<Job>());
     const int inputs = static_cast<int>(job.inputs);
