@@ -1,94 +1,155 @@
-"""What the hot loop of a compiled kernel costs, read from its machine code, and what that allows on an H200.
+"""How many instructions a compiled kernel executes in its loop, read from its machine code.
 
-A model of two limits: how many instructions the schedulers issue, and how many the arithmetic and logic units take,
-each against the time in which the card copies as many bytes. It knows nothing of latencies.
+A kernel's main loop has ways for what is rare: they are left out by taking the shortest way through the loop that
+passes the blocks which matter.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
+import shutil
 import subprocess
-import tempfile
-from collections import Counter
+import sysconfig
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import triton
-
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-RARE = 30
-"""A branch over more instructions than this is taken to skip them as a rule."""
-
-LANES_A_CLOCK = 132 * 4 * 32
-"""Of an H200: 132 multiprocessors with four schedulers, each of which issues to 32 lanes."""
-CLOCK = 1.7e9
-COPIED = 4.1e12
-"""Bytes a second that a copy in its memory reads and writes: measured."""
-INSTRUCTIONS_A_BYTE = LANES_A_CLOCK * CLOCK / COPIED
-
-# These take two clocks of a scheduler's unit. IMAD runs on another, as floating-point arithmetic does.
-ALU = re.compile(
-    r"(LOP3|IADD3|VIADD|ISETP|FSETP|SEL|FSEL|SHF|PRMT|VIMNMX3?|FMNMX|P2R|R2P|PLOP3|SGXT|LEA|IABS|MOV)\b"
-)
+PREDICATE = r"(@!?U?P\w+\s+)?"
 
 
 @dataclass(frozen=True)
-class Loop:
-    """Instructions of a turn: of every turn, of the arithmetic and logic units among them, and of rare turns."""
+class Block:
+    """Instructions that are executed one after the other, and the blocks that may follow."""
 
-    every: int
-    alu: int
-    rare: int
+    instructions: tuple[str, ...]
+    successors: tuple[int, ...]
 
-    def time(self, elements: int, probability: float) -> tuple[float, float]:
-        """Instructions an element, and clocks of a lane an element, when rare ones are met with a ``probability``."""
-        issued = self.every + probability * self.rare
-        return issued / elements, max(issued, 2 * self.alu + probability * self.rare) / elements
+    def count(self, pattern: str) -> int:
+        """How many instructions match."""
+        return sum(re.search(pattern, instruction) is not None for instruction in self.instructions)
 
 
-def loops(cubin: bytes) -> list[Loop]:
-    """The loops of a kernel, the longest first."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [TOOLS / "nvdisasm", "-c", file.name]
-        listed = subprocess.run(command, capture_output=True, text=True, check=True)
-    return sorted(_loops(listed.stdout), key=lambda loop: loop.every, reverse=True)
-
-
-def _loops(listing: str) -> list[Loop]:
-    instructions: list[str] = []
-    labels: dict[str, int] = {}
-    for line in listing.splitlines():
-        if label := re.match(r"(\.L_\w+):", line):
-            labels[label[1]] = len(instructions)
-        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
-            instructions.append(instruction[1])
-    branches = [
-        (at, labels[target[1]])
-        for at, text in enumerate(instructions)
-        if (target := re.search(r"\bBRA\b.*`\((\.L_\w+)\)", text)) and target[1] in labels
-    ]
-    found = []
-    for last, first in branches:
-        if first >= last:
-            continue
-        skipped = {
-            place
-            for at, target in branches
-            if first <= at < target <= last and target - at > RARE
-            for place in range(at + 1, target)
-        }
-        names = Counter(
-            re.sub(r"^@!?U?P\w+\s+", "", instructions[place]).split(".")[0].split()[0]
-            for place in range(first, last + 1)
-            if place not in skipped
-        )
-        alu = sum(number for name, number in names.items() if ALU.fullmatch(name))
-        found.append(Loop(names.total(), alu, len(skipped)))
+def cuobjdump() -> str:
+    """The disassembler, of the CUDA toolkit or else the one that Triton brings along."""
+    bundled = Path(sysconfig.get_paths()["purelib"]) / "triton/backends/nvidia/bin/cuobjdump"
+    found = shutil.which("cuobjdump") or (str(bundled) if bundled.exists() else None)
+    if found is None:
+        raise SystemExit("cuobjdump was found neither on PATH nor in triton")
     return found
 
 
-def percent_of_copy(nbytes: float, clocks: float) -> float:
-    """Of the copy rate, for a kernel that moves so many bytes an element in so many clocks of a lane."""
-    return min(100.0, 100 * nbytes * INSTRUCTIONS_A_BYTE / clocks)
+def printed(*options: str) -> str:
+    """What the disassembler prints."""
+    return subprocess.run([cuobjdump(), *options], capture_output=True, text=True, check=True).stdout
+
+
+def kernels(compiled: Path, architecture: int) -> Iterator[tuple[str, dict[int, Block]]]:
+    """Mangled name and blocks, by address, of each kernel in a module, an object file or a cubin."""
+    for part in printed("-sass", "-arch", f"sm_{architecture}", str(compiled)).split("Function : ")[1:]:
+        lines = re.finditer(r"/\*([0-9a-f]{4,6})\*/\s+(.*?)\s*;", part)
+        yield part.split("\n", 1)[0].strip(), _blocks([(int(line[1], 16), line[2]) for line in lines])
+
+
+def _blocks(code: list[tuple[int, str]]) -> dict[int, Block]:
+    following = {here: there for (here, _), (there, _) in itertools.pairwise(code)}
+    leaders = {code[0][0]}
+    for address, instruction in code:
+        if (jump := _jump(instruction)) is not None:
+            leaders |= {*jump[0], *([following[address]] if address in following else [])}
+    blocks = {}
+    starts = sorted(leaders)
+    for start, end in zip(starts, [*starts[1:], code[-1][0] + 1], strict=True):
+        body = [(address, instruction) for address, instruction in code if start <= address < end]
+        if not body:
+            continue
+        address, last = body[-1]
+        targets, goes_on = _jump(last) or ((), True)
+        successors = [*targets, *([following[address]] if goes_on and address in following else [])]
+        blocks[start] = Block(tuple(instruction for _, instruction in body), tuple(successors))
+    return blocks
+
+
+def _jump(instruction: str) -> tuple[tuple[int, ...], bool] | None:
+    """Where a jump leads, and whether the next instruction may follow instead. None if it is no jump."""
+    found = re.match(PREDICATE + r"(BRA|EXIT|RET)\b(.*)", instruction)
+    if found is None:
+        return None
+    conditional = bool(found[1]) or bool(re.match(r"\S*\s+!?U?P\d", found[3]))
+    targets = re.findall(r"0x([0-9a-f]+)", found[3])
+    return (int(targets[-1], 16),) if found[2] == "BRA" and targets else (), conditional
+
+
+def loops(blocks: dict[int, Block]) -> dict[int, set[int]]:
+    """The blocks of each loop, by its first."""
+    seen: dict[int, bool] = {}  # whether all that follows is done
+    back: list[tuple[int, int]] = []
+    first = min(blocks)
+    stack = [(first, iter(blocks[first].successors))]
+    seen[first] = False
+    while stack:
+        block, successors = stack[-1]
+        for successor in successors:
+            if successor not in blocks:
+                continue
+            if successor not in seen:
+                seen[successor] = False
+                stack.append((successor, iter(blocks[successor].successors)))
+                break
+            if not seen[successor]:
+                back.append((block, successor))
+        else:
+            seen[block] = True
+            stack.pop()
+    before: dict[int, list[int]] = {}
+    for number, block in blocks.items():
+        for successor in block.successors:
+            before.setdefault(successor, []).append(number)
+    found: dict[int, set[int]] = {}
+    for last, head in back:
+        inside, work = {head, last}, [last]
+        while work:
+            if (block := work.pop()) != head:
+                new = [p for p in before.get(block, []) if p not in inside]
+                inside.update(new)
+                work += new
+        found.setdefault(head, set()).update(inside)
+    return found
+
+
+Matters = Callable[[list[Block], list[Block]], list[Block]]
+"""Chooses what matters among the blocks of a loop, in the order of the code and without those of loops inside.
+
+The second list has the first block of each such inner loop.
+"""
+
+
+def executed(blocks: dict[int, Block], matters: Matters) -> int:
+    """Instructions of one turn of the largest loop, on the shortest way through the blocks that matter."""
+    found = loops(blocks)
+    head = max(found, key=lambda start: sum(len(blocks[b].instructions) for b in found[start]))
+    inner = {b for start, inside in found.items() if start != head and inside < found[head] for b in inside}
+    outer = [blocks[b] for b in sorted(found[head] - inner)]
+    heads = [blocks[start] for start in sorted(found) if start in inner]
+    chosen = {id(block) for block in matters(outer, heads)}
+    must = [b for b in sorted(found[head]) if id(blocks[b]) in chosen]
+    stops = [head, *(b for b in must if b != head), head]
+    return sum(_distance(blocks, found[head], a, b) for a, b in itertools.pairwise(stops))
+
+
+def _distance(blocks: dict[int, Block], within: set[int], start: int, end: int) -> int:
+    """The fewest instructions from the start of one block to the start of another."""
+    best = {start: 0}
+    settled: set[int] = set()
+    while True:
+        open_blocks = [b for b in best if b not in settled]
+        if not open_blocks:
+            raise ValueError(f"no way leads from {start:#x} to {end:#x}")
+        block = min(open_blocks, key=best.__getitem__)
+        settled.add(block)
+        cost = best[block] + len(blocks[block].instructions)
+        for successor in blocks[block].successors:
+            if successor == end:
+                return cost
+            if successor in within and cost < best.get(successor, cost + 1):
+                best[successor] = cost
