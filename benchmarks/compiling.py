@@ -50,6 +50,7 @@ class Compiled:
 
     use: str
     name: str
+    architecture: int
     masked: bool | None
     ptx: str
     cubin: bytes
@@ -118,7 +119,7 @@ def compile_all(capability: int, most_models: int = 8) -> list[Compiled]:
             launch()
         for kernel, masked in kept:
             name = kernel.metadata.name.removesuffix("_kernel")
-            compiled.append(Compiled(use, name, masked, kernel.asm["ptx"], kernel.asm["cubin"]))
+            compiled.append(Compiled(use, name, capability, masked, kernel.asm["ptx"], kernel.asm["cubin"]))
     return compiled
 
 

@@ -35,8 +35,8 @@ from merge_engine.kernels.numbers import (
 IN_A_TABLE = 8
 """Models of which a table of reciprocals has all subsets; with more, every element's divisor is summed and inverted."""
 
-MOST_REGISTERS = 168
-"""Of a thread, so that twelve warps fit a multiprocessor. Left to itself, the compiler takes 255 for eight models."""
+REGISTERS_OF_MANY = 168
+"""Of a thread, for more than four models: twelve warps fit a multiprocessor. Left to itself, the compiler takes 255."""
 
 NUMBERS = tl.constexpr(4)  # of an entry: rescale, weight, 1 + vote slack, retain slack
 SCALE = tl.constexpr(0)  # what follows the entries' numbers
@@ -285,5 +285,5 @@ def consensus(
         ALIGNED=start % COLUMNS.value == 0,
         TABLE=working != "F64" and len(models) <= IN_A_TABLE,
         N=len(models),
-        maxnreg=MOST_REGISTERS,
+        maxnreg=REGISTERS_OF_MANY if len(models) > 4 else None,
     )

@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks import compiling, sass
+from benchmarks import compiling
 from benchmarks.compiling import LOADS_OF_2_BYTES, LOADS_OF_16_BYTES, Compiled
+from benchmarks.triton_kernels import loop
 from merge_engine.kernels.launching import COLUMNS
 
 HOT = ("sides", "histogram", "consensus", "combine", "l1", "gram")
@@ -66,8 +67,8 @@ def test_the_most_used_kernels_do_not_spill(compiled: list[Compiled]) -> None:
     ),
 )
 def test_hot_loops_are_short(compiled: list[Compiled], use: str, name: str, most: int) -> None:
-    """Instructions an element, without the rare ones: from 7 a byte on they take longer than copying (sass.py)."""
+    """Instructions an element, without those that lower bits of draws take."""
     [kernel] = [one for one in compiled if (one.use, one.name, one.masked) == (use, name, False)]
-    [loop, *_] = sass.loops(kernel.cubin)
-    assert loop.every / COLUMNS.value <= most
-    assert bool(loop.rare) == ("consensus" in use)
+    usual, rare = loop(kernel)
+    assert usual / COLUMNS.value <= most
+    assert bool(rare) == ("consensus" in use)
