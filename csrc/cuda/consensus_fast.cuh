@@ -183,7 +183,7 @@ __device__ bool merge_fast(const Job& job, const Model* models, const FastTables
         uint32_t bytes[2][2] = {};
         if (tables.draws && first < tables.n) {
             const int drawn = min(first + static_cast<int>(threadIdx.x & 1), tables.n - 1);
-            draw_two(tables.models[drawn].mask.random_key, index, bytes);
+            draw_two(tables.models[drawn].mask.round_keys, index, bytes);
         }
 #pragma unroll
         for (int i = first; i < first + 2; ++i) {
