@@ -10,7 +10,7 @@ constexpr size_t MOST_MODELS = 8;
 
 // Blocks that a multiprocessor holds: with more models, threads need more registers.
 constexpr unsigned resident(Mixing how, int models) {
-    if (how == Mixing::Slack) return models == 2 ? 3 : models == 4 ? 2 : 1;
+    if (how == Mixing::Slack) return models == 2 ? 3 : 2;
     return models <= 4 ? 3 : 2;
 }
 
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(MERGE_THREADS, resident(How, N))
     tables.set_up(shared.job, shared.models);
     __syncthreads();
 
-    Tallies tallies[N];
+    Tallies<N> tallies;
     const uint32_t octets = static_cast<uint32_t>(shared.job.last / 8), stride = shared.job.blocks.count * blockDim.x;
     // Warps stay whole: lanes that find nothing to merge still draw for their neighbours.
     for (uint32_t first = (blockIdx.x - shared.job.blocks.first) * blockDim.x; first < octets; first += stride) {
@@ -35,11 +35,11 @@ __global__ void __launch_bounds__(MERGE_THREADS, resident(How, N))
 #pragma unroll
     for (int i = 0; i < N; ++i) {
         if (i >= tables.n) break;
-        const uint32_t kept = counted_halves(tallies[i].kept);
-        const bool loses = How != Mixing::Sum && tables.models[i].votes;
-        const uint32_t lost = loses ? kept - counted_halves(tallies[i].retained) : 0;
+        const uint32_t kept = counted_halves(tallies.kept[i]);
+        const bool votes = How != Mixing::Sum && tables.models[i].weight != 0;
+        const uint32_t lost = votes ? kept - tallies.retained_of(i) : 0;
         uint32_t* counters = shared.counters + 3 * i;
-        const uint32_t counted[] = {kept, lost, tallies[i].saved};
+        const uint32_t counted[] = {kept, lost, tallies.saved[i]};
         for (int k = 0; k < 3; ++k) {
             const uint32_t of_warp = __reduce_add_sync(EVERY_LANE, counted[k]);
             if (threadIdx.x % WARP == 0 && of_warp) atomicAdd(counters + k, of_warp);
@@ -55,7 +55,7 @@ void add_kernel(MergeLaunches& launches, Job job, uint64_t last, int device) {
     }
     constexpr unsigned BLOCKS_PER_PROCESSOR = 32;  // waves of blocks: the next one loads while this one computes
     constexpr uint64_t PER_BLOCK = uint64_t{MERGE_THREADS} * 8;
-    constexpr uint64_t MOST_PACKS = 0x3FFF;  // of a thread, with four in each half: then tallies are full
+    constexpr uint64_t MOST_PACKS = 0x1FFF;  // of a thread, with eight elements: then tallies of 16 bits are full
     const uint64_t fewest = (last + PER_BLOCK * MOST_PACKS - 1) / (PER_BLOCK * MOST_PACKS);
     job.first = 0, job.last = last;
     const unsigned blocks = std::max(blocks_for(last, PER_BLOCK, BLOCKS_PER_PROCESSOR, device),

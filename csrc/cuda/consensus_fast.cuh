@@ -18,18 +18,24 @@ namespace merge_engine {
 // What is computed beside the masks. Without a slack every vote counts once.
 enum class Mixing { Sum, Elect, Slack };
 
-// A model's numbers, and two words that tell of its weight: `negative` has the signs of both halves, `votes` all bits.
 struct alignas(16) FastModel {
     FastMask mask;
-    float rescale, weight;
-    uint32_t negative, votes;
-    float vote, retain;
+    float rescale, weight, vote, retain;
+};
+
+// What follows from which models' votes are retained: what their sum is divided by, and a byte for each model, 1 if its
+// vote is.
+template <int N>
+struct alignas(16) Subset {
+    static constexpr int WORDS = (N + 3) / 4;
+    Divisor divisor;
+    uint32_t retained[WORDS];
 };
 
 // What blocks compute before they merge.
 template <int N>
 struct FastTables {
-    Divisor divisors[1 << N];  // by subset; without an election only the first
+    Subset<N> subsets[1 << N];  // without an election only the first
     FastModel models[N];
     float lambda;
     int n;       // how many models there are
@@ -51,8 +57,6 @@ struct FastTables {
             FastModel& fast = models[threadIdx.x];
             fast.rescale = static_cast<float>(model.rescale), fast.weight = weight;
             fast.vote = static_cast<float>(model.vote), fast.retain = static_cast<float>(model.retain);
-            fast.negative = weight < 0 ? TRUTHS : 0;
-            fast.votes = weight != 0 ? ~0u : 0;
             fast.mask = fast_mask(model.mask);
             if (fast.mask.draws()) draws = true;
             if (weight != 0 && magnitude_of(weight) < 0x1p-16f) well = false;  // a vote may be rounded to 0
@@ -64,60 +68,86 @@ struct FastTables {
             sum += threadIdx.x >> i & 1 ? models[i].weight : 0.0f;
         }
         if (sum == 0 || !job.normalize) sum = 1;
-        divisors[threadIdx.x] = Divisor::of(sum);
+        Subset<N>& subset = subsets[threadIdx.x];
+        subset.divisor = Divisor::of(sum);
+        for (int w = 0; w < Subset<N>::WORDS; ++w) {
+            const uint32_t models_of_word = threadIdx.x >> (4 * w);
+            subset.retained[w] = 0;
+            for (int i = 0; i < 4; ++i) subset.retained[w] |= (models_of_word >> i & 1) << (8 * i);
+        }
         if (!divides_well(sum)) well = false;
     }
 };
 
-// What is counted of a model: the halves kept and those retained, and how many a slack saved.
+// What is counted: of each model the halves kept, and the votes that a slack saved; of all models the retained votes, in
+// fields of 16 bits for the models 0, 2, 1, 3 and then 4, 6, 5, 7.
+template <int N>
 struct Tallies {
-    uint32_t kept = 0, retained = 0, saved = 0;
+    static constexpr int WORDS = Subset<N>::WORDS;
+    uint32_t kept[N] = {}, saved[N] = {}, retained[2 * WORDS] = {};
+
+    // Retained votes of up to 255 elements.
+    __device__ void add(const uint32_t (&more)[WORDS]) {
+#pragma unroll
+        for (int w = 0; w < WORDS; ++w) {
+            retained[2 * w] += more[w] & 0x00FF00FFu;
+            retained[2 * w + 1] += more[w] >> 8 & 0x00FF00FFu;
+        }
+    }
+    __device__ uint32_t retained_of(int i) const { return retained[i / 4 * 2 + i % 2] >> (i % 4 / 2 * 16) & 0xFFFFu; }
 };
 
-// One half of a pair: votes, and what becomes of them. `place` says which half.
+// One element of all models: votes, and what becomes of them.
 template <DType Working, Mixing How, int N>
 struct Element {
-    using H = Halves<Working>;
     float base, vote[N], plain = 0, sum = 0, spread = 0, mean = 0;
+    uint32_t subset = 0;  // the place of its row in the table
 
-    // Steps 1, 5 and 6.
+    // Steps 1, 5 and 6. A sum that begins with 0 is not -0.
     __device__ void vote_of(int i, float x, const FastModel& model) {
         vote[i] = (x - base) * model.rescale * model.weight;
-        // A sum that may be the result must not be -0; with an election there is a voter whenever it matters.
-        plain = How == Mixing::Elect && i == 0 ? vote[i] : plain + vote[i];
+        plain += vote[i];
         if constexpr (How == Mixing::Slack) {
             sum += vote[i] * model.vote;
             spread += magnitude_of(vote[i]);
         }
     }
-    // Step 7 without slack. A vote of zero may be added: it changes nothing.
-    __device__ void mix(int i) {
-        const float more = i == 0 ? vote[i] : mean + vote[i];
-        mean = (vote[i] > 0) == (plain >= 0) ? more : mean;
-    }
-    // Step 7 with slack: whether the vote is retained.
-    __device__ bool mix(int i, const FastModel& model, bool retains, Tallies& tallies) {
-        const bool positive = vote[i] > 0;
-        const bool narrow = magnitude_of(sum) < model.retain * spread || model.retain >= 1;
-        const bool retained = vote[i] != 0 && (positive == (sum >= 0) || (retains && narrow));
-        mean = retained ? mean + vote[i] : mean;
-        tallies.saved += retained && positive != (plain >= 0);
-        return retained;
+    // Step 7.
+    __device__ void mix(const FastModel (&models)[N], bool retains, uint32_t (&saved)[N]) {
+        // Votes for the elected sign become positive, so that one comparison tells them from others and from zeros.
+        const uint32_t sign = bits_of<uint32_t>(How == Mixing::Slack ? sum : plain) & 0x80000000u;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const float agreeing = bits_of<float>(bits_of<uint32_t>(vote[i]) ^ sign);
+            bool retained = agreeing > 0;
+            if constexpr (How == Mixing::Slack) {
+                const FastModel& model = models[i];
+                const bool narrow = magnitude_of(sum) < model.retain * spread || model.retain >= 1;
+                retained = retained || (retains && narrow && vote[i] != 0);
+                saved[i] += retained && (vote[i] > 0) != (plain >= 0);
+            }
+            mean = i == 0 ? (retained ? agreeing : 0) : retained ? mean + agreeing : mean;
+            subset += retained ? static_cast<uint32_t>(sizeof(Subset<N>)) << i : 0;
+        }
+        // The mean is not -0: without a retained vote there is none at all, and the sum is 0.
+        mean = bits_of<float>(bits_of<uint32_t>(mean) ^ sign);
     }
     // Step 8. `least` becomes the smallest dividend, see `order_of_dividend`.
-    __device__ float merged(const Divisor& divisor, float lambda, uint32_t& least) const {
+    __device__ float merged(const FastTables<N>& tables, uint32_t (&retained)[Subset<N>::WORDS], uint32_t& least) const {
+        const auto& row = *reinterpret_cast<const Subset<N>*>(reinterpret_cast<const char*>(tables.subsets) + subset);
         const float dividend = How == Mixing::Sum ? plain : mean;
         least = min(least, order_of_dividend(dividend));
-        return base + quotient(dividend, divisor) * lambda;
+#pragma unroll
+        for (int w = 0; w < Subset<N>::WORDS; ++w) retained[w] += row.retained[w];
+        return base + quotient(dividend, row.divisor) * tables.lambda;
     }
 };
 
 // A pair of elements of all models, those that masks drop equal to the base.
 template <DType Working, Mixing How, int N>
 __device__ uint32_t merge_pair(uint32_t base, const uint32_t (&x)[N], const FastTables<N>& tables, bool retains,
-                               Tallies (&tallies)[N], uint32_t& least) {
+                               uint32_t (&saved)[N], uint32_t (&retained)[Subset<N>::WORDS], uint32_t& least) {
     using H = Halves<Working>;
-    static_assert(sizeof(Divisor) == 8, "a subset is eight times its number");
     Element<Working, How, N> low, high;
     low.base = H::low(base), high.base = H::high(base);
 #pragma unroll
@@ -125,43 +155,18 @@ __device__ uint32_t merge_pair(uint32_t base, const uint32_t (&x)[N], const Fast
         low.vote_of(i, H::low(x[i]), tables.models[i]);
         high.vote_of(i, H::high(x[i]), tables.models[i]);
     }
-    uint32_t subsets = 0;  // of both halves: eight times their numbers
-    if constexpr (How == Mixing::Elect) {
-        // The upper halves of two floats hold their signs.
-        const uint32_t elected = selected_bytes<0x7632>(bits_of<uint32_t>(low.plain), bits_of<uint32_t>(high.plain));
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const FastModel& model = tables.models[i];
-            const uint32_t difference = H::difference(x[i], base);
-            const uint32_t voted = (difference | TRUTHS) - HALVES & model.votes;
-            const uint32_t retained = whole_halves(voted & ~(difference ^ elected ^ model.negative));
-            subsets |= retained & (8u << i) * HALVES;
-            tallies[i].retained -= retained;
-            low.mix(i), high.mix(i);
-        }
+    if constexpr (How != Mixing::Sum) {
+        low.mix(tables.models, retains, saved);
+        high.mix(tables.models, retains, saved);
     }
-    if constexpr (How == Mixing::Slack) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const bool one = low.mix(i, tables.models[i], retains, tallies[i]);
-            const bool other = high.mix(i, tables.models[i], retains, tallies[i]);
-            const uint32_t retained = (one ? 0xFFFFu : 0u) | (other ? 0xFFFF0000u : 0u);
-            subsets |= retained & (8u << i) * HALVES;
-            tallies[i].retained -= retained;
-        }
-    }
-    const auto divisor = [&](uint32_t subset) -> const Divisor& {
-        return *reinterpret_cast<const Divisor*>(reinterpret_cast<const char*>(tables.divisors) + subset);
-    };
-    return H::stored(low.merged(divisor(subsets & 0xFFFFu), tables.lambda, least),
-                     high.merged(divisor(subsets >> 16), tables.lambda, least));
+    return H::stored(low.merged(tables, retained, least), high.merged(tables, retained, least));
 }
 
 // Merges eight elements of a chunk. False, and nothing is done, if the warp has an element that the general way must
 // merge. All lanes of a warp enter.
 template <DType Working, Mixing How, int N>
 __device__ bool merge_fast(const Job& job, const Model* models, const FastTables<N>& tables, uint32_t octet, bool active,
-                           Tallies (&tallies)[N]) {
+                           Tallies<N>& tallies) {
     Octet in[N + 1] = {};
     if (active) {
         in[0] = Octet::load(job.base.data, octet);
@@ -178,7 +183,7 @@ __device__ bool merge_fast(const Job& job, const Model* models, const FastTables
         uint32_t bytes[2][2] = {};
         if (tables.draws && first < tables.n) {
             const int drawn = min(first + static_cast<int>(threadIdx.x & 1), tables.n - 1);
-            draw_two(tables.models[drawn].mask.random_key, index, bytes);
+            draw_two(tables.models[drawn].mask.round_keys, index, bytes);
         }
 #pragma unroll
         for (int i = first; i < first + 2; ++i) {
@@ -189,15 +194,15 @@ __device__ bool merge_fast(const Job& job, const Model* models, const FastTables
             }
         }
     }
-    Tallies new_tallies[N];
-    uint32_t least = ~0u;
+    uint32_t saved[N] = {}, retained[Subset<N>::WORDS] = {}, least = ~0u;
     Octet merged[1];
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) {
         uint32_t x[N];
 #pragma unroll
         for (int i = 0; i < N; ++i) x[i] = in[1 + i].word[p];
-        merged[0].word[p] = merge_pair<Working, How>(in[0].word[p], x, tables, job.retains, new_tallies, least);
+        merged[0].word[p] = merge_pair<Working, How>(in[0].word[p], x, tables, job.retains, saved, retained,
+                                                                   least);
     }
     well = well && all_finite<Working>(merged) && least >= order_of_dividend(SMALLEST_DIVIDEND);
     if (__any_sync(EVERY_LANE, active && !well)) return false;
@@ -205,10 +210,10 @@ __device__ bool merge_fast(const Job& job, const Model* models, const FastTables
     merged[0].store(job.output.data, octet);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        tallies[i].kept += kept[i];
-        tallies[i].retained += new_tallies[i].retained;
-        tallies[i].saved += new_tallies[i].saved;
+        tallies.kept[i] += kept[i];
+        tallies.saved[i] += saved[i];
     }
+    tallies.add(retained);
     return true;
 }
 

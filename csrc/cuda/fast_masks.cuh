@@ -22,6 +22,7 @@ struct FastMask {
     uint64_t random_key;
     bool capped, by_draw;
     Bound high;
+    alignas(16) RoundKey round_keys[PHILOX_ROUNDS];
 
     __device__ bool draws() const { return by_draw && (low.decides() || (capped && high.decides())); }
 };
@@ -43,8 +44,10 @@ __device__ inline FastMask fast_mask(const Mask& mask) {
         band ? mask.low > 0 && !mask.keeps_all_ties(mask.low_positions) : mask.kind == MaskKind::Draw;
     const bool high_decides = capped && !mask.keeps_all_ties(mask.high_positions);
     const uint64_t above_low = !low_decides ? low : band ? low + 1 : BEYOND_KEYS;
-    return {bound_at(low, above_low, mask.low_positions, low_decides), mask.random_key, capped, !band || mask.by_draw,
-            bound_at(high, high + 1, mask.high_positions, high_decides)};
+    FastMask fast{bound_at(low, above_low, mask.low_positions, low_decides), mask.random_key, capped,
+                  !band || mask.by_draw, bound_at(high, high + 1, mask.high_positions, high_decides), {}};
+    for (int round = 0; round < PHILOX_ROUNDS; ++round) fast.round_keys[round] = round_key(mask.random_key, round);
+    return fast;
 }
 
 // Swaps x of every lane with bit `of` set for y of its neighbour without.
@@ -55,9 +58,10 @@ __device__ inline void swap_lanes(uint32_t& x, uint32_t& y, unsigned of) {
 }
 
 // The top bytes of the draws of eight elements for two models, four a word. Two threads share a block: the even one draws
-// with the key of the first model, the odd one with that of the second. All lanes of a warp enter.
-__device__ inline void draw_two(uint64_t key, uint64_t index, uint32_t (&bytes)[2][2]) {
-    PhiloxWords drawn = top_bytes(key, index);
+// with the keys of the first model, the odd one with those of the second. All lanes of a warp enter.
+__device__ inline void draw_two(const RoundKey (&keys)[PHILOX_ROUNDS], uint64_t index, uint32_t (&bytes)[2][2]) {
+    PhiloxWords drawn =
+        philox([&](int round) { return keys[round]; }, index / DRAW_BLOCK, DrawStream::TopBytes);
     uint32_t (&word)[4] = drawn.word;
     // Of both models, the even lanes take words 0 and 1, the odd ones 2 and 3.
     swap_lanes(word[0], word[2], 1);
