@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.sass import Block, Matters, executed, kernels, printed
+from benchmarks.sass import Block, Executed, Matters, executed, kernels, printed
 
 RESULTS = Path(__file__).parent / "results"
 ARCHITECTURES = (80, 90, 100, 120)
@@ -121,23 +121,24 @@ def _short(demangled: str) -> str:
     return f"{name}<{arguments}>" if arguments else name
 
 
-def instructions(architecture: int) -> dict[str, float]:
-    """Instructions an element of the hot kernels."""
+def instructions(architecture: int) -> dict[str, Executed]:
+    """Instructions of eight elements in the hot kernels."""
     code = list(kernels(module(), architecture))
     named = dict(zip(readable([symbol for symbol, _ in code]), (blocks for _, blocks in code), strict=True))
-    return {hot.kernel: executed(named[hot.kernel], hot.matters) / OCTET for hot in HOT}
+    return {hot.kernel: executed(named[hot.kernel], hot.matters) for hot in HOT}
 
 
 def hot_table(architectures: tuple[int, ...] = (80, 90, 100)) -> str:
-    """A row for each hot kernel: instructions an element by architecture, and how many the copy rate allows."""
+    """A row for each hot kernel: instructions an element and the slots they take, and how many a copy allows."""
     columns = [instructions(architecture) for architecture in architectures]
     lines = [
-        "| kernel | what | " + " | ".join(f"sm_{a}" for a in architectures) + " | allowed |",
-        "| --- | --- |" + " ---: |" * (len(architectures) + 1),
+        "| kernel | what | " + " | ".join(f"sm_{a}" for a in architectures) + " | slots | allowed |",
+        "| --- | --- |" + " ---: |" * (len(architectures) + 2),
     ]
     for hot in HOT:
         models = int(hot.kernel.rstrip(">").rsplit(", ", 1)[1])
-        cells = [f"{column[hot.kernel]:.1f}" for column in columns]
+        cells = [f"{column[hot.kernel].instructions / OCTET:.1f}" for column in columns]
+        cells.append(f"{columns[-1][hot.kernel].slots / OCTET:.1f}")
         lines.append(
             f"| `{hot.kernel}` | {hot.what} | {' | '.join(cells)} | {PER_BYTE * hot.nbytes(models)} |"
         )
@@ -167,6 +168,7 @@ def main() -> None:
             "## Instructions an element",
             "",
             "Thread instructions of a turn of the loop, on the way that most elements take, divided by its 8 elements.",
+            "`slots`: what those for the newest take, if integer, logical and comparing ones are issued at half rate.",
             f"`allowed`: what an H200 issues while a copy moves as many bytes, {PER_BYTE} a byte (132 processors,",
             "4 x 32 lanes, 1.9 GHz, 4.06 TB/s).",
             "",

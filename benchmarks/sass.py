@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PREDICATE = r"(@!?U?P\w+\s+)?"
 
@@ -125,8 +126,26 @@ The second list has the first block of each such inner loop.
 """
 
 
-def executed(blocks: dict[int, Block], matters: Matters) -> int:
-    """Instructions of one turn of the largest loop, on the shortest way through the blocks that matter."""
+HALF_RATE = (
+    rf"^{PREDICATE}(LOP3|IADD3|VIADD|[IF]SETP|F?SEL|PRMT|SHF|LEA|P?LOP|PLOP3|R2P|P2R|[FVI]MNMX|VIMNMX|FMNMX)"
+)
+"""Integer, logical and comparing instructions: since Ampere their unit takes one of them in two cycles."""
+
+
+class Executed(NamedTuple):
+    """Instructions, and how many of them are of the kind that is issued at half rate."""
+
+    instructions: int
+    half_rate: int
+
+    @property
+    def slots(self) -> int:
+        """What they take of the issue slots, if nothing else holds them up."""
+        return max(self.instructions, 2 * self.half_rate)
+
+
+def executed(blocks: dict[int, Block], matters: Matters) -> Executed:
+    """One turn of the largest loop, on the shortest way through the blocks that matter."""
     found = loops(blocks)
     head = max(found, key=lambda start: sum(len(blocks[b].instructions) for b in found[start]))
     inner = {b for start, inside in found.items() if start != head and inside < found[head] for b in inside}
@@ -135,12 +154,14 @@ def executed(blocks: dict[int, Block], matters: Matters) -> int:
     chosen = {id(block) for block in matters(outer, heads)}
     must = [b for b in sorted(found[head]) if id(blocks[b]) in chosen]
     stops = [head, *(b for b in must if b != head), head]
-    return sum(_distance(blocks, found[head], a, b) for a, b in itertools.pairwise(stops))
+    way = [block for a, b in itertools.pairwise(stops) for block in _way(blocks, found[head], a, b)]
+    return Executed(sum(len(b.instructions) for b in way), sum(b.count(HALF_RATE) for b in way))
 
 
-def _distance(blocks: dict[int, Block], within: set[int], start: int, end: int) -> int:
-    """The fewest instructions from the start of one block to the start of another."""
+def _way(blocks: dict[int, Block], within: set[int], start: int, end: int) -> list[Block]:
+    """The blocks with the fewest instructions from one block on until another."""
     best = {start: 0}
+    came_from: dict[int, int] = {}
     settled: set[int] = set()
     while True:
         open_blocks = [b for b in best if b not in settled]
@@ -151,6 +172,9 @@ def _distance(blocks: dict[int, Block], within: set[int], start: int, end: int) 
         cost = best[block] + len(blocks[block].instructions)
         for successor in blocks[block].successors:
             if successor == end:
-                return cost
+                way = [block]
+                while way[-1] != start:
+                    way.append(came_from[way[-1]])
+                return [blocks[b] for b in reversed(way)]
             if successor in within and cost < best.get(successor, cost + 1):
-                best[successor] = cost
+                best[successor], came_from[successor] = cost, block

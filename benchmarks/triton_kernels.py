@@ -63,7 +63,7 @@ def loop(kernel: Compiled) -> tuple[int, int]:
         file.write(kernel.cubin)
         file.flush()
         [(_, blocks)] = sass.kernels(Path(file.name), kernel.architecture)
-    usual = sass.executed(blocks, lambda *_: [])
+    usual = sass.executed(blocks, lambda *_: []).instructions
     every = max(
         sum(len(blocks[block].instructions) for block in inside) for inside in sass.loops(blocks).values()
     )
