@@ -168,10 +168,22 @@ class Native(NativeTypes, Protocol):
     def devices(self) -> list[tuple[str, int, int, int]]: ...
     def free_memory(self, device: int) -> int: ...
     def upload(
-        self, queue: own.Queue, to: own.DeviceMemory, source: own.HostMemory, at: int, nbytes: int
+        self,
+        queue: own.Queue,
+        to: own.DeviceMemory,
+        to_at: int,
+        source: own.HostMemory,
+        source_at: int,
+        nbytes: int,
     ) -> own.Event: ...
     def download(
-        self, queue: own.Queue, to: own.HostMemory, source: own.DeviceMemory, at: int, nbytes: int
+        self,
+        queue: own.Queue,
+        to: own.HostMemory,
+        to_at: int,
+        source: own.DeviceMemory,
+        source_at: int,
+        nbytes: int,
     ) -> own.Event: ...
     def read(self, queue: own.Queue, memory: own.DeviceMemory, at: int, nbytes: int) -> bytes: ...
     def histogram(self, queue: own.Queue, calls: Sequence[own.HistogramCall]) -> None: ...

@@ -45,8 +45,9 @@ void bind_devices(py::module_& m) {
         .def(py::init<uint64_t>(), bytes, Released())
         .def(py::init(callers_memory), py::arg("memory"), py::keep_alive<1, 2>())
         .def_property_readonly("address", &HostMemory::address);
-    m.def("upload", &upload, queue, py::arg("to"), py::arg("source"), at, bytes, Released());
-    m.def("download", &download, queue, py::arg("to"), py::arg("source"), at, bytes, Released());
+    const auto to = py::arg("to"), to_at = py::arg("to_at"), source = py::arg("source"), source_at = py::arg("source_at");
+    m.def("upload", &upload, queue, to, to_at, source, source_at, bytes, Released());
+    m.def("download", &download, queue, to, to_at, source, source_at, bytes, Released());
     m.def(
         "read",
         [](const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t nbytes) {

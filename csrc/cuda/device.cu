@@ -1,5 +1,7 @@
 #include "device.h"
 
+#include <mutex>
+
 #include "runtime.h"
 
 namespace merge_engine {
@@ -76,17 +78,20 @@ void demand_inside(uint64_t memory, uint64_t at, uint64_t bytes) {
     if (at > memory || bytes > memory - at) throw std::out_of_range("a copy goes beyond the memory it starts in");
 }
 
-std::shared_ptr<Event> copy(const Queue& queue, DeviceMemory& device, HostMemory& host, uint64_t at, uint64_t bytes,
-                            cudaMemcpyKind kind) {
-    demand_inside(device.bytes(), at, bytes);
-    demand_inside(host.bytes(), at, bytes);
+std::shared_ptr<Event> copy(const Queue& queue, DeviceMemory& device, uint64_t device_at, HostMemory& host,
+                            uint64_t host_at, uint64_t bytes, cudaMemcpyKind kind) {
+    demand_inside(device.bytes(), device_at, bytes);
+    demand_inside(host.bytes(), host_at, bytes);
     const OnDevice on(queue.device);
+    // Several threads copy. One at a time hands in, so that a memory's last event of a queue is the last in its order.
+    static std::mutex handing_in;
+    const std::lock_guard<std::mutex> locked(handing_in);
     // Whatever fails from here on, both memories know of the copy.
     const auto done = std::make_shared<Event>(queue);
     device.outlive(done);
     host.outlive(done);
-    auto* on_device = reinterpret_cast<void*>(device.address() + at);
-    auto* on_host = reinterpret_cast<void*>(host.address() + at);
+    auto* on_device = reinterpret_cast<void*>(device.address() + device_at);
+    auto* on_host = reinterpret_cast<void*>(host.address() + host_at);
     const bool up = kind == cudaMemcpyHostToDevice;
     check(cudaMemcpyAsync(up ? on_device : on_host, up ? on_host : on_device, bytes, kind, stream_of(queue)),
           up ? "copying to the device" : "copying from the device");
@@ -99,7 +104,8 @@ std::shared_ptr<Event> copy(const Queue& queue, DeviceMemory& device, HostMemory
 Event::Event(const Queue& queue) : queue_(queue) {
     const OnDevice on(queue_.device);
     cudaEvent_t event;
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    // Threads that wait for a copy leave their core to those that read and write.
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "making an event");
     event_ = event;
     const cudaError_t status = cudaEventRecord(event, stream_of(queue_));
     if (status != cudaSuccess) cudaEventDestroy(event);
@@ -166,12 +172,14 @@ HostMemory::~HostMemory() {
 
 void HostMemory::outlive(const std::shared_ptr<Event>& copy) { keep_last(copies_, copy); }
 
-std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, HostMemory& from, uint64_t at, uint64_t bytes) {
-    return copy(queue, to, from, at, bytes, cudaMemcpyHostToDevice);
+std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, uint64_t to_at, HostMemory& from, uint64_t from_at,
+                              uint64_t bytes) {
+    return copy(queue, to, to_at, from, from_at, bytes, cudaMemcpyHostToDevice);
 }
 
-std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, DeviceMemory& from, uint64_t at, uint64_t bytes) {
-    return copy(queue, from, to, at, bytes, cudaMemcpyDeviceToHost);
+std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, uint64_t to_at, DeviceMemory& from,
+                                uint64_t from_at, uint64_t bytes) {
+    return copy(queue, from, from_at, to, to_at, bytes, cudaMemcpyDeviceToHost);
 }
 
 std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t bytes) {

@@ -85,10 +85,12 @@ class HostMemory {
     std::vector<std::shared_ptr<Event>> copies_;  // the last on each queue
 };
 
-// Copies `bytes` that begin at the same place in both memories, and returns the point behind that. Both outlive the
-// copy. Throws std::out_of_range for what one of them does not hold.
-std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, HostMemory& from, uint64_t at, uint64_t bytes);
-std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, DeviceMemory& from, uint64_t at, uint64_t bytes);
+// Copies `bytes` between places in both memories, and returns the point behind that. Both outlive the copy. Thread-safe.
+// Throws std::out_of_range for what one of them does not hold.
+std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, uint64_t to_at, HostMemory& from, uint64_t from_at,
+                              uint64_t bytes);
+std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, uint64_t to_at, DeviceMemory& from,
+                                uint64_t from_at, uint64_t bytes);
 
 // Waits for the queue, and returns the first bytes of some memory.
 std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t bytes);

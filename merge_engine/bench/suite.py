@@ -20,7 +20,6 @@ from merge_engine.bench.measuring import Measurement, claim_memory, cool, empty,
 from merge_engine.bench.shapes import ARCHITECTURES
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import PlanError
-from merge_engine.planning import DEFAULT_MEMORY
 from merge_engine.storage import mount_of
 
 Runs = dict[str, list[Measurement]]
@@ -166,7 +165,7 @@ def _floor(merge: Merge, output: Path, case: Case, limits: Limits) -> float | No
     """The least seconds to move the bytes, with the inputs where they are now."""
     planned, backend = merge_engine.plan(merge.recipe()), create_backend()
     with open_access(planned, backend) as access:
-        schedule = schedule_for(planned, access, backend, DEFAULT_MEMORY)
+        schedule = schedule_for(planned, access, backend)
         least = floor(resources(schedule, access.way, output, limits, backend))
     if case.pace is None:
         return least

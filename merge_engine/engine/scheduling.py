@@ -7,8 +7,14 @@ from contextlib import contextmanager
 
 from merge_engine.backends import Backend
 from merge_engine.operands import Access
-from merge_engine.planning import Budget, MergePlan, Schedule
+from merge_engine.planning import DEFAULT_MEMORY, DEVICE_PIECE, PIECE, Budget, MergePlan, Schedule
 from merge_engine.storage import OpenFiles, available_memory, choose_way
+
+DEVICE_SHARE = 4
+"""By default a run takes one part in so many of a device's free memory."""
+
+SMALLEST_DEVICE_MEMORY = 16 << 20
+"""The smallest memory budget, in bytes, that a run tries on a device with too little memory."""
 
 
 @contextmanager
@@ -30,16 +36,26 @@ def schedule_for(
     plan: MergePlan,
     access: Access,
     backend: Backend | type[Backend],
-    memory: int,
+    memory: int | None = None,
     shared_known: bool = False,
 ) -> Schedule:
     """The schedule of a plan for a backend and ``memory`` bytes, with inputs read as ``access`` says.
 
-    For ``shared_known`` see ``Schedule``. Raises ``PlanError`` when the memory is too small.
+    The default of the memory is 400 MB of the host's or, with a device, a quarter of what it has free. For
+    ``shared_known`` see ``Schedule``. Raises ``PlanError`` when the memory is too small.
     """
+    if memory is None:
+        memory = _default_memory(backend)
     in_place = (
         access.in_place
         and access.way == "cached"
         and all(operand.maps(access) for task in plan.tasks for operand in task.inputs)
     )
-    return Schedule(plan, Budget(memory, backend.depth, in_place), shared_known)
+    piece = DEVICE_PIECE if backend.has_link else PIECE
+    return Schedule(plan, Budget(memory, in_place, piece), shared_known)
+
+
+def _default_memory(backend: Backend | type[Backend]) -> int:
+    """Bytes of tensor data at a time. Where the device is not here, that of the host's memory."""
+    free = None if isinstance(backend, type) else backend.free_memory()
+    return DEFAULT_MEMORY if free is None else max(free // DEVICE_SHARE, SMALLEST_DEVICE_MEMORY)

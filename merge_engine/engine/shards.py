@@ -21,15 +21,15 @@ from merge_engine.methods import Answers, Method, Need, Operation, Task
 from merge_engine.methods.needs import is_shared
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult, TensorResult
-from merge_engine.planning import DEFAULT_MEMORY, MergePlan, Schedule, measuring
+from merge_engine.planning import MergePlan, Schedule, measuring
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard of a plan, to be written below ``drafts``, in ``memory`` bytes.
+    """One shard of a plan, to be written below ``drafts``.
 
     ``plan`` has this one shard. ``device``, ``backend`` and ``threads`` are those of the process that does the job
-    (see ``create_backend``).
+    (see ``create_backend``), and ``memory`` is the bytes of tensor data that it holds at a time (see ``run``).
     """
 
     plan: MergePlan
@@ -38,7 +38,7 @@ class ShardJob:
     device: str = "auto"
     backend: str = "auto"
     threads: int | None = None
-    memory: int = DEFAULT_MEMORY
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def decide_together(plan: MergePlan) -> SharedAnswers | None:
     backend = create_backend()
     shared = measuring(plan, _Together(plan.method))
     with open_access(shared, backend) as access:
-        run = carry_out(schedule_for(shared, access, backend, DEFAULT_MEMORY), backend, access, None, None)
+        run = carry_out(schedule_for(shared, access, backend), backend, access, None, None)
     assert run.shared is not None
     return run.shared.data()
 

@@ -13,7 +13,7 @@ from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import ReportError
 from merge_engine.methods import Answers, Gram, Method, Operation, Task
 from merge_engine.observe.discards import Place
-from merge_engine.planning import DEFAULT_MEMORY, Schedule, make_plan, measuring
+from merge_engine.planning import Schedule, make_plan, measuring
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.report.record import Record
 
@@ -79,7 +79,7 @@ def measure(
     backend = create_backend()
     plan = measuring(merge, _InnerProducts())
     with open_access(plan, backend) as access:
-        schedule = schedule_for(plan, access, backend, DEFAULT_MEMORY)
+        schedule = schedule_for(plan, access, backend)
         on_schedule(schedule)
         carry_out(schedule, backend, access, None, None, progress, add)
     return result

@@ -2,7 +2,7 @@
 
 from merge_engine.storage.files import File, OpenFiles
 from merge_engine.storage.machine import available_memory, cores, processor
-from merge_engine.storage.memory import PAGE, aligned, as_bytes
+from merge_engine.storage.memory import PAGE, aligned, allocate, as_bytes
 from merge_engine.storage.mounts import Mount, mount_of
 from merge_engine.storage.page_cache import cached_share
 from merge_engine.storage.ranges import ByteRange, Extent, Way, open_range
@@ -17,6 +17,7 @@ __all__ = [
     "OpenFiles",
     "Way",
     "aligned",
+    "allocate",
     "as_bytes",
     "available_memory",
     "cached_share",

@@ -1,4 +1,4 @@
-"""How the Triton backend's mirror of host memory ends, on a stand-in for torch's streams and runtime."""
+"""The Triton backend's link: its copies and its end, on a stand-in for torch's streams and runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge_engine.backends.triton.mirror import TorchMirror
+from merge_engine.backends.triton.link import TorchLink
 
 
 class Region(bytearray):
@@ -48,7 +48,7 @@ class Device:
         )
 
 
-def mirror_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[TorchMirror, Device]:
+def link_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[TorchLink, Device]:
     device = Device(region)
     for name, stand_in in {
         "memory_reserved": lambda _: 0,
@@ -62,21 +62,21 @@ def mirror_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[TorchMir
     monkeypatch.setattr(
         torch.Tensor, "record_stream", lambda tensor, stream: device.note("use", tensor.numel(), id(stream))
     )
-    return TorchMirror(memoryview(region), 0, torch.device("cpu")), device
+    return TorchLink(8192, 0, memoryview(region), torch.device("cpu")), device
 
 
 @pytest.mark.parametrize("closed", (True, False))
 def test_the_end(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
-    """All streams are waited for and the memory is unpinned before it goes, also if nobody closes the mirror."""
+    """All streams are waited for and the memory is unpinned before it goes, also if nobody closes the link."""
     region = Region(4096)
-    mirror, device = mirror_of(region, monkeypatch)
+    link, device = link_of(region, monkeypatch)
     *uses, pin = device.calls
-    assert len({stream for what, nbytes, stream, _ in uses if (what, nbytes) == ("use", 4096)}) == 3
+    assert len({stream for what, nbytes, stream, _ in uses if (what, nbytes) == ("use", 8192)}) == 3
     device.calls.clear()
     if closed:
-        mirror.close()
-        mirror.close()
-    del region, mirror
+        link.close()
+        link.close()
+    del region, link
     gc.collect()
     *waits, unpin = device.calls
     assert pin[0] == "pin" and unpin == ("unpin", pin[1], True)
@@ -85,8 +85,8 @@ def test_the_end(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
 
 
 def test_a_lost_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror, device = mirror_of(Region(4096), monkeypatch)
+    link, device = link_of(Region(4096), monkeypatch)
     device.lost = True
     with pytest.raises(RuntimeError, match="the device is lost"):
-        mirror.close()
+        link.close()
     assert device.calls[-1][0] == "unpin"
