@@ -23,7 +23,7 @@ def unusable(error: BackendError) -> Any:
 
 
 def test_auto_takes_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_any_driver", lambda: True)
+    monkeypatch.setattr(backends, "any_driver", lambda: True)
     for error in (NoDeviceError("no driver"), NotBuiltError("built without CUDA")):
         monkeypatch.setattr(backends, "_cuda", unusable(error))
         notes: list[str] = []
@@ -31,14 +31,14 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatc
 
 
 def test_auto_looks_no_further_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_any_driver", lambda: False)
+    monkeypatch.setattr(backends, "any_driver", lambda: False)
     monkeypatch.setattr(backends, "_cuda", unusable(BackendError("looked")))
     notes: list[str] = []
     assert create_backend(notes=notes).name == "cpu" and notes == []
 
 
 def test_auto_says_why_a_gpu_that_is_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_any_driver", lambda: True)
+    monkeypatch.setattr(backends, "any_driver", lambda: True)
     monkeypatch.setattr(backends, "_cuda", unusable(BackendError("the driver is for CUDA 11.8")))
     notes: list[str] = []
     assert create_backend(notes=notes).name == "cpu"

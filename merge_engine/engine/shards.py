@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from merge_engine.backends import create_backend
 from merge_engine.checkpoint import CheckpointTransaction, write_shard
+from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.run import carry_out, digests_of, publish, result_of
 from merge_engine.engine.scheduling import open_access, schedule_for
@@ -54,7 +54,7 @@ class ShardResult:
 
 def merge_shard(job: ShardJob) -> ShardResult:
     """Do a job. Repeating it replaces what was written before. Raises as ``run`` does."""
-    backend = create_backend(job.backend, job.threads, job.device)
+    backend = choose_backend(job.plan, job.drafts, job.backend, job.threads, job.device)
     digests = digests_of(job.plan)
     with open_access(job.plan, backend) as access, write_shard(job.drafts, job.plan.shards[0]) as writer:
         schedule = schedule_for(job.plan, access, backend, job.memory, job.shared is not None)
@@ -99,8 +99,8 @@ def decide_together(plan: MergePlan) -> SharedAnswers | None:
     """The answers to the shared needs of a plan, as data; None if it has none. Raises as ``run`` does."""
     if not Schedule(plan).shared_needs:
         return None
-    backend = create_backend()
     shared = measuring(plan, _Together(plan.method))
+    backend = choose_backend(shared, None)
     with open_access(shared, backend) as access:
         run = carry_out(schedule_for(shared, access, backend), backend, access, None, None)
     assert run.shared is not None

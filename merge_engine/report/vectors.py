@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merge_engine.backends import create_backend
+from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.run import carry_out
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import ReportError
@@ -76,8 +76,8 @@ def measure(
     for given in (merge.base, *merge.models.values()):
         if given and record.inputs[str(given.path)].fingerprint != given.fingerprint:
             raise ReportError(f"{given.path}: has been rewritten since it was merged")
-    backend = create_backend()
     plan = measuring(merge, _InnerProducts())
+    backend = choose_backend(plan, None)
     with open_access(plan, backend) as access:
         schedule = schedule_for(plan, access, backend)
         on_schedule(schedule)
