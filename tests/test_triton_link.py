@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from types import SimpleNamespace
@@ -82,6 +83,22 @@ def test_the_end(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
     assert pin[0] == "pin" and unpin == ("unpin", pin[1], True)
     assert set(waits) == {("wait", stream, True) for _, _, stream, _ in uses}
     assert device.region() is None
+
+
+def test_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any piece of the staging memory goes to any place in the device's, and is waited for; and back."""
+    staging = memoryview(Region(range(256)))
+    link, device = link_of(staging.obj, monkeypatch)
+    event = SimpleNamespace(record=lambda stream: None, synchronize=lambda: device.note("wait"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
+    device.calls.clear()
+    link.upload(staging[10:20], link.memory[4090:4100])
+    assert link.piece(link.memory[4090:4100]).tolist() == list(range(10, 20))
+    link.download(link.memory[4092:4096], staging[:4])
+    assert list(staging[:6]) == [12, 13, 14, 15, 4, 5]
+    assert device.calls == [("wait", True)] * 2
+    assert link.piece(link.memory[:0]).numel() == 0
 
 
 def test_a_lost_device(monkeypatch: pytest.MonkeyPatch) -> None:

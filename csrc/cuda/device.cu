@@ -121,11 +121,6 @@ void Event::record() {
 
 void Event::wait() const { check(cudaEventSynchronize(event_of(*this)), "waiting for the device"); }
 
-void Event::hold_back(const Queue& other) const {
-    const OnDevice on(other.device);
-    check(cudaStreamWaitEvent(stream_of(other), event_of(*this), 0), "ordering two streams");
-}
-
 DeviceMemory::DeviceMemory(const Queue& queue, uint64_t bytes, bool zero) : queue_(queue), bytes_(bytes) {
     const OnDevice on(queue.device);
     check(cudaMallocAsync(&data_, std::max<uint64_t>(bytes, 1), stream_of(queue)), "allocating device memory");
@@ -152,22 +147,14 @@ void DeviceMemory::outlive(const std::shared_ptr<Event>& copy) {
     if (!same(copy->queue(), queue_)) keep_last(copies_, copy);
 }
 
-HostMemory::HostMemory(uint64_t bytes) : bytes_(bytes), own_(true), pinned_(true) {
-    check(cudaHostAlloc(&data_, bytes, cudaHostAllocPortable), "allocating pinned memory");
-}
-
-HostMemory::HostMemory(void* data, uint64_t bytes) : bytes_(bytes), data_(data), own_(false) {
+HostMemory::HostMemory(void* data, uint64_t bytes) : bytes_(bytes), data_(data) {
     pinned_ = cudaHostRegister(data, bytes, cudaHostRegisterPortable) == cudaSuccess;
     if (!pinned_) cudaGetLastError();  // there is a limit on locked memory; the next call would report it again
 }
 
 HostMemory::~HostMemory() {
     for (const auto& done : copies_) cudaEventSynchronize(event_of(*done));
-    if (own_) {
-        cudaFreeHost(data_);
-    } else if (pinned_) {
-        cudaHostUnregister(data_);
-    }
+    if (pinned_) cudaHostUnregister(data_);
 }
 
 void HostMemory::outlive(const std::shared_ptr<Event>& copy) { keep_last(copies_, copy); }
