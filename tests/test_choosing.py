@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SaveCheckpoint
+from emulated_cuda.backend import EmulatedCudaBackend
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,7 +157,21 @@ def test_the_plan_says_why(
     assert "computing on the CPU: expected" in capsys.readouterr().out
 
 
-def test_a_note_of_the_link(tmp_path: Path) -> None:
+def test_the_plan_tells_what_crosses_the_link(
+    recipe: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("merge_engine.cli.app.backend_or_kind", lambda *_: EmulatedCudaBackend())
+    file = tmp_path / "recipe.yaml"
+    file.write_text(str(recipe))
+    app(["plan", str(file), "--device", "cuda"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "0.8 MB up, 0.4 MB down" in shown and "at a time on the device" in shown
+
+
+def test_the_rate_of_the_link(tmp_path: Path) -> None:
     def device(name: str, vendor: str, kind: str, speed: str, lanes: str) -> None:
         folder = tmp_path / name
         folder.mkdir()

@@ -15,7 +15,7 @@ from merge_engine.backends.cuda import CudaBackend
 from merge_engine.errors import BackendError, NoDeviceError, NotBuiltError
 
 
-def unusable(error: BackendError) -> Any:
+def unusable(error: Exception) -> Any:
     def make(*_: object) -> None:
         raise error
 
@@ -71,6 +71,18 @@ def test_devices_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch) 
         ([], "there is no CUDA device"),
     ):
         monkeypatch.setattr(native, "devices", lambda found=found: found)
+        with pytest.raises(BackendError, match=message):
+            CudaBackend(0, native)
+
+
+def test_a_device_that_is_there_but_full_or_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = load()
+    for error, message in (
+        (MemoryError("std::bad_alloc"), "cannot be used now: std::bad_alloc"),
+        (MemoryError(), "cannot be used now: it has no free memory"),
+        (RuntimeError("making a stream: all devices are busy"), "now: making a stream: all devices are busy"),
+    ):
+        monkeypatch.setattr(native, "Queue", unusable(error))
         with pytest.raises(BackendError, match=message):
             CudaBackend(0, native)
 

@@ -104,7 +104,10 @@ class TorchLink:
 def free_memory(device: torch.device) -> int:
     """Bytes of a GPU that nobody has taken, or that torch keeps for later."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + kept
+    try:
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    except torch.cuda.OutOfMemoryError:  # not even enough to ask
+        return 0
 
 
 def _cut(whole: torch.Tensor, memory: memoryview) -> torch.Tensor:
