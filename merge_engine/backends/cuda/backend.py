@@ -74,9 +74,8 @@ class CudaBackend(Backend):
             self._link = DeviceLink(self._native, device)
             self._aside = self._native.Queue(device)
         except (MemoryError, RuntimeError) as error:  # full, or another process has it for itself
-            raise BackendError(
-                f"CUDA device {device} ({self.label}) cannot be used now: {str(error) or 'it has no free memory'}"
-            ) from None
+            reason = "it has no free memory" if isinstance(error, MemoryError) else error
+            raise BackendError(f"CUDA device {device} ({self.label}) cannot be used now: {reason}") from None
         self._batch = self._new_batch()
         self._more_to_come = False
 
