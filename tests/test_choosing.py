@@ -85,6 +85,15 @@ def test_the_facts(recipe: dict[str, object], tmp_path: Path, monkeypatch: pytes
     assert facts_of(plan, tmp_path) == Facts(800_000, 100_000, cores(), cores(), 25e9)
 
 
+def test_a_file_that_is_gone_is_reported_by_the_run(
+    recipe: dict[str, object], gpu: type[Gpu], tmp_path: Path
+) -> None:
+    plan = me.plan(recipe)
+    (tmp_path / "a" / "model.safetensors").unlink()
+    with pytest.raises(me.CheckpointError, match=r"a/model\.safetensors"):
+        me.run(plan)
+
+
 class Gpu(CpuBackend):
     """A GPU that computes as the CPU does."""
 

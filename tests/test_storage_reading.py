@@ -65,6 +65,22 @@ def recipe(save_checkpoint: SaveCheckpoint) -> dict[str, object]:
     }
 
 
+@pytest.fixture(autouse=True)
+def on_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the tests are."""
+    monkeypatch.setattr(Mount, "in_memory", False)
+
+
+def test_files_on_a_ram_disk_take_no_memory(
+    recipe: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "available_memory", lambda: NOTHING)
+    for in_memory, way in ((True, "cached"), (False, "direct")):
+        monkeypatch.setattr(Mount, "in_memory", in_memory)
+        with open_access(me.plan(recipe), CpuBackend) as access:
+            assert access.way == way
+
+
 @pytest.mark.parametrize(
     ("backend", "available", "local", "way", "in_place"),
     (

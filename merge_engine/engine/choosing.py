@@ -114,15 +114,23 @@ def choose_device(
 
 
 def facts_of(plan: MergePlan, output: Path | None, threads: int | None = None) -> Facts:
-    """The facts of a plan on this machine, now. Raises ``OSError`` if an input file is not accessible."""
+    """The facts of a plan on this machine, now."""
     by_file: dict[Path, int] = {}
     for task in plan.tasks:
         for operand in task.inputs:
             for file in operand.files:
                 by_file[file.path] = by_file.get(file.path, 0) + operand.stored_bytes
-    disk = sum((1 - cached_share(path, len(by_file))) * nbytes for path, nbytes in by_file.items())
+    disk = sum((1 - _in_memory(path, len(by_file))) * nbytes for path, nbytes in by_file.items())
     if output is not None and not mount_of(output).in_memory:
         disk += plan.bytes_written
     rate = link_rate()
     link = LINK if rate is None else LINK_SHARE * rate
     return Facts(sum(by_file.values()), round(disk), threads or cores(), cores(), link)
+
+
+def _in_memory(file: Path, files: int) -> float:
+    """The share of a file that is in the page cache, 0 for one that cannot be read: the run will say so."""
+    try:
+        return cached_share(file, files)
+    except OSError:
+        return 0.0
