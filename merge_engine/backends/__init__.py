@@ -30,11 +30,11 @@ def create_backend(
     """Make a backend.
 
     ``device``: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``, which takes the first GPU that can be used, else the CPU; why
-    one that is there cannot be used is added to ``notes``. (For a merge of files, ``engine.choosing`` decides first
-    whether a GPU is worth it.) ``name`` forces a backend: ``cpu`` and
-    ``cuda`` (native code), ``triton`` (a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of
-    the cpu backend, by default all that the process may use. Raises ``BackendChoiceError`` for what does not
-    exist, and other ``BackendError`` for what cannot be used.
+    one that is there cannot be used is added to ``notes``. ``name`` forces a backend: ``cpu`` and ``cuda`` (native
+    code), ``triton`` (a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of the cpu backend,
+    by default all that the process may use. Whether a GPU is worth it for a merge of files is decided before, by
+    ``engine.choosing``. Raises ``BackendChoiceError`` for what does not exist, and other ``BackendError`` for what
+    cannot be used.
     """
     if name not in NAMES:
         raise BackendChoiceError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')

@@ -53,10 +53,10 @@ class Backend(ABC):
     def attach(self, nbytes: int, scratch: int, staging: memoryview) -> memoryview:
         """Memory for inputs and outputs, of which ``array`` and ``output`` take pieces until ``detach``.
 
-        It has ``nbytes`` bytes in whole pages. A view of a device's memory has an address and a length, but no
-        bytes that the host can look at. ``scratch`` is what masks may take beside it, in bytes. ``staging`` is the
-        host memory that ``upload`` and ``download`` will copy from and to; it is empty for a backend without a
-        link. Raises ``DeviceMemoryError`` when the device has too little memory.
+        It has ``nbytes`` bytes in whole pages, and pieces start at whole pages. A view of a device's memory has an
+        address and a length, but no bytes that the host can look at. ``scratch`` is what masks may take beside it, in
+        bytes. ``staging`` is the host memory that ``upload`` and ``download`` will copy from and to; it is empty for a
+        backend without a link. Raises ``DeviceMemoryError`` when the device has too little memory.
         """
         return allocate(nbytes)
 
@@ -91,9 +91,8 @@ class Backend(ABC):
     def array(self, memory: memoryview, dtype: DType) -> Any:
         """Take a piece of the attached memory, or host memory if there is no link, as an input.
 
-        Its length decides the number of elements.
-
-        The memory must stay as it is until what uses the array has been fetched.
+        Its length decides the number of elements. The memory must stay as it is until what uses the array has been
+        fetched.
         """
 
     def output(self, memory: memoryview, dtype: DType) -> Any:
