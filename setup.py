@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -77,12 +78,13 @@ COMMON = [
 ]
 CUDA_BINDING = CSRC / "cuda" / "binding.cpp"
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
-CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+CUDA_ARCHITECTURES = ("80", "90", "100", "120")  # GPUs of 8.6 and 8.9 execute what is for 8.0
 NVCC_FLAGS = [
     "-std=c++17",
     "-O3",
     "-fmad=false",
     "--compress-mode=size",
+    f"--threads={os.cpu_count()}",  # architectures side by side: with many cores, the longest file decides
     "-Xcompiler=-fPIC,-fvisibility=hidden",
 ]
 
@@ -129,37 +131,54 @@ def static_cuda_runtime(nvcc: str) -> Path:
 
 
 class BuildNative(build_ext):
-    """Compiles each file with its own flags, several at a time; setuptools knows only one set of flags."""
+    """Compiles all files of both modules side by side, each with its own flags: setuptools has one set a module."""
 
-    def build_extension(self, ext: Extension) -> None:
-        """Compile everything, then link it into one module."""
+    def build_extensions(self) -> None:
+        """Compile what is older than its sources, then link it."""
+        old = [ext for ext in self.extensions if not self._is_built(ext)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            # Those of nvcc come first: they take the longest.
+            jobs = [(ext, self._jobs(ext)) for ext in sorted(old, key=lambda ext: ext.name != CUDA_MODULE)]
+            submitted = [(ext, [pool.submit(*job) for job in of_module]) for ext, of_module in jobs]
+            for ext, objects in submitted:
+                self._link(ext, [compiled.result() for compiled in objects])
+
+    def _is_built(self, ext: Extension) -> bool:
+        """Whether a module is newer than all sources. Then it only goes to its place."""
         target = Path(self.get_ext_fullpath(ext.name))
-        inputs = [Path(__file__), *CSRC.rglob("*.*")]
+        newest = max(path.stat().st_mtime for path in [Path(__file__), *CSRC.rglob("*.*")])
         # An editable install builds elsewhere and then copies into the source tree: what is there may be new enough.
         for built in (target, Path(*ext.name.split(".")[:-1]) / target.name):
-            if (
-                not self.force
-                and built.exists()
-                and built.stat().st_mtime > max(f.stat().st_mtime for f in inputs)
-            ):
+            if not self.force and built.exists() and built.stat().st_mtime > newest:
                 if built != target:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(built, target)
-                return  # build_ext --force compiles all the same
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            if ext.name == CUDA_MODULE:
-                nvcc = find_nvcc()
-                assert nvcc is not None, "without it the module is not asked for"
-                objects = list(pool.map(lambda source: self._compile_cuda(nvcc, source), CUDA_SOURCES))
-                objects.append(self._compile(ext, CUDA_BINDING, [], "cuda"))
-                # The static runtime cannot clash with the one that torch brings along.
-                libraries = [str(static_cuda_runtime(nvcc)), "-ldl", "-lrt"]
-            else:
-                jobs = [(source, [], "") for source in COMMON]
-                for name, flags in INSTRUCTION_SETS.items():
-                    jobs += [(source, [*flags, f"-DME_ISA={name}"], name) for source in PER_INSTRUCTION_SET]
-                objects = list(pool.map(lambda job: self._compile(ext, *job), jobs))
-                libraries = []
+                return True  # build_ext --force compiles all the same
+        return False
+
+    def _jobs(self, ext: Extension) -> list[tuple[Any, ...]]:
+        """Calls that compile a file each and return the object's path."""
+        if ext.name == CUDA_MODULE:
+            nvcc = find_nvcc()
+            assert nvcc is not None, "without it the module is not asked for"
+            return [
+                *((self._compile_cuda, nvcc, source) for source in CUDA_SOURCES),
+                (self._compile, ext, CUDA_BINDING, [], "cuda"),
+            ]
+        jobs: list[tuple[Any, ...]] = [(self._compile, ext, source, [], "") for source in COMMON]
+        for name, flags in INSTRUCTION_SETS.items():
+            own = [*flags, f"-DME_ISA={name}"]
+            jobs += [(self._compile, ext, source, own, name) for source in PER_INSTRUCTION_SET]
+        return jobs
+
+    def _link(self, ext: Extension, objects: list[str]) -> None:
+        libraries = []
+        if ext.name == CUDA_MODULE:
+            nvcc = find_nvcc()
+            assert nvcc is not None
+            # The static runtime cannot clash with the one that torch brings along.
+            libraries = [str(static_cuda_runtime(nvcc)), "-ldl", "-lrt"]
+        target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
             objects, str(target), target_lang="c++", extra_postargs=[*libraries, "-pthread"]

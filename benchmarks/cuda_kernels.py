@@ -1,109 +1,180 @@
-"""The compiled CUDA kernels: registers, spills and 16-byte loads, for every architecture.
+"""The CUDA kernels as they were built: registers, stack, and instructions an element of the hot ones.
 
-    python -m benchmarks.cuda_kernels             # a table, also written to benchmarks/results/
+    python -m benchmarks.cuda_kernels             # tables, also written to benchmarks/results/
 
-Needs nvcc, no GPU.
+Reads the built module. Needs cuobjdump (of the CUDA toolkit or of Triton), no GPU.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
+from benchmarks.sass import Block, Matters, executed, kernels, printed
+
 RESULTS = Path(__file__).parent / "results"
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+ARCHITECTURES = (80, 90, 100, 120)
 DTYPES = ("bf16", "fp16", "fp32", "fp64")
+MIXING = ("sum", "elect", "slack")
+OCTET = 8
+"""Elements of a turn of a hot kernel's loop."""
+
+PER_BYTE = 8
+"""Thread instructions that an H200 issues while a copy reads or writes a byte: 132 processors, 4 x 32 at 1.9 GHz, and
+4.06 TB/s."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel compiled for one architecture. ``vector_loads`` and ``vector_stores`` are of 16 bytes."""
+    """One kernel for one architecture. ``stack`` in bytes: what was spilled is there, and what calls keep."""
 
     name: str
     architecture: int
     registers: int
-    spill_bytes: int
-    vector_loads: int
-    vector_stores: int
+    stack: int
 
 
-def compile_all(sources: tuple[str, ...]) -> list[Kernel]:
-    """Compile files of csrc/cuda for every architecture."""
-    jobs = [(CUDA / source, architecture) for source in sources for architecture in ARCHITECTURES]
-    with ThreadPoolExecutor(2) as pool:
-        return [kernel for kernels in pool.map(lambda job: _compile(*job), jobs) for kernel in kernels]
+@dataclass(frozen=True)
+class Hot:
+    """The loop of a kernel: bytes an element that it moves, and the blocks that its usual way passes."""
+
+    kernel: str
+    what: str
+    nbytes: Callable[[int], int]
+    matters: Matters
 
 
-def _compile(source: Path, architecture: int) -> list[Kernel]:
-    with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v", "--keep", f"--keep-dir={folder}"]
-        command += [f"-gencode=arch=compute_{architecture},code=sm_{architecture}"]
-        command += ["-c", str(source), "-o", f"{folder}/object.o"]
-        built = subprocess.run(command, capture_output=True, text=True)
-        if built.returncode != 0:
-            raise RuntimeError(f"{source.name} for sm_{architecture}: {built.stderr}")
-        [ptx] = Path(folder).glob("*.ptx")
-        code = _ptx_by_kernel(ptx.read_text())
-    kernels = []
-    for part in built.stderr.split("Compiling entry function '")[1:]:
-        symbol = part[: part.index("'")]
-        registers = re.search(r"Used (\d+) registers", part)
-        spilled = re.search(r"(\d+) bytes spill stores", part)
-        assert registers is not None and spilled is not None, part
-        body = code[symbol]
-        loads = len(re.findall(r"ld\.global[.\w]*\.v4\.\w32", body))
-        stores = len(re.findall(r"st\.global[.\w]*\.v4\.\w32", body))
-        numbers = int(registers[1]), int(spilled[1]), loads, stores
-        kernels.append(Kernel(_readable(symbol), architecture, *numbers))
-    return kernels
+def with_draws(blocks: list[Block], _: list[Block]) -> list[Block]:
+    """Where draws are made, and compared for ties at the lower bound: code for the upper one follows each time."""
+    drawn = [block for block in blocks if block.count(r"IMAD\.(WIDE|HI)") >= 10]
+    compared = [block for block in blocks if block.count(r"PRMT.*0x4140")]
+    return drawn + compared[::2]
 
 
-def _ptx_by_kernel(ptx: str) -> dict[str, str]:
-    parts = re.split(r"\.entry ", ptx)[1:]
-    return {part[: re.search(r"\W", part).start()]: part for part in parts}  # type: ignore[union-attr]
+def with_a_key_inside(_: list[Block], inner: list[Block]) -> list[Block]:
+    """Where a key of each model goes into its window."""
+    return inner
 
 
-def _readable(symbol: str) -> str:
-    """``merge_kernel<bf16, 8, 4, 0, 0>`` from a mangled name."""
-    demangled = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"::(\w+)(?:<(.*?)>)?\(", demangled.replace("(merge_engine::DType)", "DType"))
+def with_all_inputs(blocks: list[Block], _: list[Block]) -> list[Block]:
+    """Where an input is multiplied by its coefficient, without fused additions."""
+    return [block for block in blocks if block.count(r"\bFMUL\b") and not block.count(r"\bFFMA\b")]
+
+
+HOT = [
+    Hot(f"fast_merge_kernel<{dtype}, {how}, {n}>", what, lambda n: 2 * n + 4, with_draws)
+    for dtype in ("bf16", "fp16")
+    for how, what in (("elect", "TIES"), ("slack", "TIES with slack"), ("sum", "DARE"))
+    for n in (2, 4, 8)
+] + [
+    Hot(f"{kernel}<bf16, {n}>", what, nbytes, matters)
+    for kernel, what, nbytes, matters in (
+        ("count_windows", "ranks, one key in its window", lambda n: 2 * n + 2, with_a_key_inside),
+        ("fast_combine_kernel", "linear", lambda n: 2 * n + 2, with_all_inputs),
+    )
+    for n in (2, 4, 8)
+]
+
+
+def module() -> Path:
+    """The built module."""
+    found = importlib.util.find_spec("merge_engine._cuda")
+    if found is None or found.origin is None:
+        raise SystemExit("merge_engine was built without CUDA")
+    return Path(found.origin)
+
+
+def resources(architecture: int) -> list[Kernel]:
+    """All kernels for an architecture."""
+    text = printed("-res-usage", "-arch", f"sm_{architecture}", str(module()))
+    found = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+)", text)
+    return sorted(
+        (
+            Kernel(name, architecture, int(registers), int(stack))
+            for (_, registers, stack), name in zip(found, readable([row[0] for row in found]), strict=True)
+        ),
+        key=lambda kernel: kernel.name,
+    )
+
+
+def readable(symbols: list[str]) -> list[str]:
+    """``merge_kernel<bf16, 8, 4, 0, 0>`` from each mangled name."""
+    demangled = subprocess.run(
+        ["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [_short(name) for name in demangled]
+
+
+def _short(demangled: str) -> str:
+    plain = re.sub(r"\(merge_engine::(?:\(anonymous namespace\)::)?(DType|Mixing)\)", r"\1", demangled)
+    found = re.search(r"::(\w+)(?:<(.*?)>)?\(merge_engine", plain)
     assert found is not None, demangled
     name, arguments = found[1], found[2] or ""
-    for number, dtype in enumerate(DTYPES):
-        arguments = arguments.replace(f"DType{number}", dtype)
+    for kind, values in (("DType", DTYPES), ("Mixing", MIXING)):
+        for number, value in enumerate(values):
+            arguments = arguments.replace(f"{kind}{number}", value)
     arguments = arguments.replace("true", "1").replace("false", "0")
     return f"{name}<{arguments}>" if arguments else name
 
 
-def table(kernels: list[Kernel]) -> str:
-    """One row a kernel, one column an architecture: registers / bytes spilled, and the loads of sm_90."""
+def instructions(architecture: int) -> dict[str, float]:
+    """Instructions an element of the hot kernels."""
+    code = list(kernels(module(), architecture))
+    named = dict(zip(readable([symbol for symbol, _ in code]), (blocks for _, blocks in code), strict=True))
+    return {hot.kernel: executed(named[hot.kernel], hot.matters) / OCTET for hot in HOT}
+
+
+def hot_table(architectures: tuple[int, ...] = (80, 90, 100)) -> str:
+    """A row for each hot kernel: instructions an element by architecture, and how many the copy rate allows."""
+    columns = [instructions(architecture) for architecture in architectures]
     lines = [
-        "| kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " | 16-byte loads | stores |",
-        "| --- |" + " ---: |" * (len(ARCHITECTURES) + 2),
+        "| kernel | what | " + " | ".join(f"sm_{a}" for a in architectures) + " | allowed |",
+        "| --- | --- |" + " ---: |" * (len(architectures) + 1),
+    ]
+    for hot in HOT:
+        models = int(hot.kernel.rstrip(">").rsplit(", ", 1)[1])
+        cells = [f"{column[hot.kernel]:.1f}" for column in columns]
+        lines.append(
+            f"| `{hot.kernel}` | {hot.what} | {' | '.join(cells)} | {PER_BYTE * hot.nbytes(models)} |"
+        )
+    return "\n".join(lines)
+
+
+def table(kernels: list[Kernel]) -> str:
+    """One row a kernel, one column an architecture: registers / bytes of stack."""
+    lines = [
+        "| kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
+        "| --- |" + " ---: |" * len(ARCHITECTURES),
     ]
     for name in dict.fromkeys(kernel.name for kernel in kernels):
         row = {kernel.architecture: kernel for kernel in kernels if kernel.name == name}
-        cells = [f"{row[a].registers} / {row[a].spill_bytes}" for a in ARCHITECTURES]
-        last = row[90]
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {last.vector_loads} | {last.vector_stores} |")
+        cells = [f"{row[a].registers} / {row[a].stack}" if a in row else "" for a in ARCHITECTURES]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    sources = tuple(sorted(path.name for path in CUDA.glob("*.cu") if path.name != "device.cu"))
     text = "\n".join(
         [
-            "# CUDA kernels as compiled",
+            "# CUDA kernels as built",
             "",
-            "Registers / bytes spilled for each architecture, and 16-byte loads and stores in the PTX for sm_90.",
             f"nvcc {_version()}. Command: `python -m benchmarks.cuda_kernels`.",
             "",
-            table(compile_all(sources)),
+            "## Instructions an element",
+            "",
+            "Thread instructions of a turn of the loop, on the way that most elements take, divided by its 8 elements.",
+            f"`allowed`: what an H200 issues while a copy moves as many bytes, {PER_BYTE} a byte (132 processors,",
+            "4 x 32 lanes, 1.9 GHz, 4.06 TB/s).",
+            "",
+            hot_table(),
+            "",
+            "## Registers / bytes of stack",
+            "",
+            table([kernel for architecture in ARCHITECTURES for kernel in resources(architecture)]),
             "",
         ]
     )
@@ -112,8 +183,8 @@ def main() -> None:
 
 
 def _version() -> str:
-    printed = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"V([\d.]+)", printed)
+    printed_version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"V([\d.]+)", printed_version)
     return found[1] if found else "unknown"
 
 

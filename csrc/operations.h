@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "numeric.h"
+#include "philox.h"
 
 namespace merge_engine {
 
@@ -24,7 +24,7 @@ struct Range {
 
 // The bound that draws in a range of them are below.
 ME_INLINE uint64_t draws_below(const Range& draws) {
-    return draws.first > draws.last ? 0 : draws.last < 0xFFFFFFFFu ? draws.last + 1 : uint64_t{1} << 32;
+    return draws.first > draws.last ? 0 : draws.last < EVERY_DRAW ? draws.last + 1 : EVERY_DRAW;
 }
 
 enum class MaskKind : int {
@@ -45,6 +45,10 @@ struct Mask {
     uint64_t random_key = 0;
     const uint64_t* notes = nullptr;       // Noted: a bit for each element of the chunk, set where it is kept
     const Mask* solved = nullptr;  // in device memory: what a device found itself, to be read instead of all this
+
+    ME_INLINE bool keeps_all_ties(const Range& positions) const {
+        return positions.first == 0 && positions.last >= (by_draw ? EVERY_DRAW - 1 : ~0ull);
+    }
 };
 
 // One fine-tuned model in a consensus.

@@ -23,25 +23,54 @@ struct PhiloxWords {
     }
 };
 
+// Both halves of a product.
+struct WideProduct {
+    uint32_t low, high;
+
+    ME_INLINE WideProduct(uint32_t x, uint32_t y) {
+#ifdef __CUDA_ARCH__
+        // Of a product of 64-bit integers nvcc adds nothing to the upper half, in one more instruction.
+        asm("{.reg .b64 product;\n\tmul.wide.u32 product, %2, %3;\n\tmov.b64 {%0, %1}, product;}"
+            : "=r"(low), "=r"(high)
+            : "r"(x), "r"(y));
+#else
+        const uint64_t product = uint64_t{x} * y;
+        low = static_cast<uint32_t>(product), high = static_cast<uint32_t>(product >> 32);
+#endif
+    }
+};
+
 enum class DrawStream : uint32_t { TopBytes = 0, LowerBits = 1 };
 
-ME_INLINE PhiloxWords philox(uint64_t key, uint64_t counter, DrawStream stream) {
-    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+struct RoundKey {
+    uint32_t first, second;
+};
+
+constexpr int PHILOX_ROUNDS = 10;
+
+ME_INLINE RoundKey round_key(uint64_t key, int round) {
+    const uint32_t turn = static_cast<uint32_t>(round);
+    return {static_cast<uint32_t>(key) + turn * 0x9E3779B9u, static_cast<uint32_t>(key >> 32) + turn * 0xBB67AE85u};
+}
+
+// `key_of` gives the key of a round.
+template <class KeyOf>
+ME_INLINE PhiloxWords philox(KeyOf&& key_of, uint64_t counter, DrawStream stream) {
     uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
     uint32_t c2 = static_cast<uint32_t>(stream), c3 = 0;
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t even = static_cast<uint64_t>(0xD2511F53u) * c0;
-        const uint64_t odd = static_cast<uint64_t>(0xCD9E8D57u) * c2;
-        const uint32_t next0 = static_cast<uint32_t>(odd >> 32) ^ c1 ^ k0;
-        const uint32_t next2 = static_cast<uint32_t>(even >> 32) ^ c3 ^ k1;
-        c1 = static_cast<uint32_t>(odd);
-        c3 = static_cast<uint32_t>(even);
-        c0 = next0;
-        c2 = next2;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
+    for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+        const RoundKey key = key_of(round);
+        const WideProduct even(0xD2511F53u, c0), odd(0xCD9E8D57u, c2);
+        c0 = odd.high ^ c1 ^ key.first;
+        c2 = even.high ^ c3 ^ key.second;
+        c1 = odd.low;
+        c3 = even.low;
     }
     return {{c0, c1, c2, c3}};
+}
+
+ME_INLINE PhiloxWords philox(uint64_t key, uint64_t counter, DrawStream stream) {
+    return philox([key](int round) { return round_key(key, round); }, counter, stream);
 }
 
 // The top byte of an element's draw, from the block of its neighbours.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from adversarial import DTYPES, extreme_models, quantised_models
+from adversarial import DTYPES, extreme_models, generator, quantised_models
 from under_test import INTERPRETED, backends, on, thinned
 
 from merge_engine.backends.base import Backend
@@ -127,10 +127,12 @@ def masks(base: torch.Tensor, model: torch.Tensor) -> list[Mask]:
 
 
 WEIGHTS = (0.5, 1.0, -0.3, 0.0, 1e-30, 3e5, 0.125, 0.7)
+SLACKS = ((0.5, 0.0), (0.0, 0.3), (2.0, 0.4), (0.0, 1.0))
+"""Of votes, and of what is retained."""
 
 
 def fast_masks(base: torch.Tensor, model: torch.Tensor, key: int) -> list[Mask]:
-    """Masks of merges without slack, whose ties any number of draws lets stay."""
+    """Masks of most merges, whose ties any number of draws lets stay."""
     middle, by_draw = median_key(base, model), {"by_draw": True, "random_key": key}
     return [
         Band(low=middle, low_positions=(0, 2**30 + 12_345), **by_draw),
@@ -147,7 +149,7 @@ def fast_masks(base: torch.Tensor, model: torch.Tensor, key: int) -> list[Mask]:
 
 @pytest.mark.parametrize("dtype", thinned(DTYPES, 3), ids=str)
 @pytest.mark.parametrize("n", range(2, 10, 3 if INTERPRETED else 1))
-def test_many_models_without_slack(dtype: torch.dtype, n: int) -> None:
+def test_many_models(dtype: torch.dtype, n: int) -> None:
     """What most merges are: backends may have faster ways for it."""
     size = 1_500 if INTERPRETED else 3_100
     base, models = quantised_models(size, n, dtype, seed=n)
@@ -165,6 +167,13 @@ def test_many_models_without_slack(dtype: torch.dtype, n: int) -> None:
             operation = Consensus(entries, election, normalize, 1.0 + turn % 2, divisor=0.3)
             for start in (0,) if INTERPRETED else (16, 7):
                 agree(operation, base, models, start=start)
+        with_slack = tuple(
+            entry._replace(vote_slack=votes, retain_slack=retained)
+            for entry, (votes, retained) in zip(
+                entries, itertools.cycle(SLACKS[turn % 4 :] + SLACKS[:1]), strict=False
+            )
+        )
+        agree(Consensus(with_slack, "sum", True, 0.7), base, models)
 
 
 @pytest.mark.parametrize("dtype", thinned(DTYPES, 3), ids=str)
@@ -237,7 +246,7 @@ def test_mixed_dtypes(working: torch.dtype, out: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("make", (quantised_models, extreme_models))
 def test_combine(dtype: torch.dtype, make) -> None:
-    for models, divisor, fused in itertools.product((1, 2, 8), (None, 0.7), (False, True)):
+    for models, divisor, fused in itertools.product((1, 2, 4, 8), (None, 0.7), (False, True)):
         base, tuned = make(2777, models, dtype)
         coefficients = tuple((0.6, -0.2, 1.1)[i % 3] for i in range(models))
         agree(Combine(coefficients, divisor, fused), None, tuned)
@@ -299,6 +308,42 @@ def test_find_and_locate(backend: Backend, dtype: torch.dtype, size: int) -> Non
                 working,
             )
             assert found[0][0][0].key == int(keys.sort(descending=True).values[rank - 1])
+
+
+def misleading_differences(size: int) -> dict[str, torch.Tensor]:
+    """Differences of which a few say nothing about the others."""
+    g = generator(size)
+    plain = torch.randn(size, generator=g) * 0.01
+    place = torch.arange(size)
+    return {
+        "others where one looks": torch.where(place // 8 % 15 == 0, 0.0, plain),
+        "larger ones where one looks": torch.where(place // 8 % 15 == 0, 1e3 * plain, plain),
+        "a huge one": torch.where(place == 5, 60_000.0, plain),
+        "many huge ones": torch.where(place % 3 == 0, 60_000.0, plain),
+        "two numbers": torch.where(place % 2 == 0, 0.25, -0.5),
+        "all equal": torch.full((size,), 0.25),
+        "all zero": torch.zeros(size),
+        "mostly zero": torch.where(place % 37 == 0, plain, 0.0),
+        "many orders of magnitude": plain.sign() * torch.exp2(-20 * torch.rand(size, generator=g)),
+        "tiny": plain * 2.0**-120,
+    }
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", thinned(DTYPES[:3], 2), ids=str)
+def test_ranks_among_misleading_differences(backend: Backend, dtype: torch.dtype) -> None:
+    """Backends guess where a rank may lie; what they find does not depend on it."""
+    size = 9_001 if INTERPRETED or "emulated" in backend.name else 300_001
+    for name, differences in misleading_differences(size).items():
+        base = torch.zeros(size, dtype=dtype)
+        models = [differences.to(dtype), (3 * differences).to(dtype)]
+        ranks = (1, 2, size // 50, size // 3, size // 2, size - 40, size)
+        sought = [Sought(1, ranks), Sought(0, ranks[2:4])]
+        found = []
+        for b in (REFERENCE, backend):
+            handles = b.find_all(chunk_of(b, base, models), 0, sought)
+            found.append([[b.fetch(handle) for handle in of_model] for of_model in handles])
+        assert found[0] == found[1], name
 
 
 @each_backend
@@ -452,7 +497,7 @@ def test_inner_products(backend: Backend, dtype: torch.dtype, models: int) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", ((24, 96), (3, 40, 7), (2, 1, 3), (5, 17, 2, 2)))
+@pytest.mark.parametrize("shape", ((24, 96), (3, 40, 7), (2, 1, 3), (5, 17, 2, 2), (3, 1030), (2, 1100, 2)))
 def test_ranked_masks_in_chunks_of_slabs(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     count = torch.Size(shape).numel()
     base, models = quantised_models(count, 2, dtype)

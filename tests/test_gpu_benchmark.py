@@ -1,4 +1,4 @@
-"""The GPU benchmark runs on the emulated device; all of its results but the times are checked."""
+"""The GPU benchmarks run on the emulated device; all of their results but the times are checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from emulated_cuda.backend import EmulatedCudaBackend
 
-from benchmarks import gpu
+from benchmarks import gpu_kernels, gpu_merges
 
 
 def test_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,17 +20,28 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.fetch(backend.mark())
         return 1.0
 
-    monkeypatch.setattr(gpu, "timed", run_once)
-    timings = gpu.kernels(backend, 2, 5_000, torch.device("cpu"))
+    monkeypatch.setattr(gpu_kernels, "timed", run_once)
+    timings = gpu_kernels.measured(backend, 2, 5_000, torch.device("cpu"))
     own_bytes = {timing.what: timing.nbytes for timing in timings}
-    assert own_bytes == {"histogram": 30_000, "consensus": 40_000, "ties": 70_000, "combine": 30_000}
-    assert "| emulated cuda | ties | 2 |" in gpu.table(timings, 1e9)
+    assert own_bytes == {
+        "histogram": 30_000,
+        "ranks": 30_000,
+        "consensus": 40_000,
+        "consensus, slack": 40_000,
+        "dare": 40_000,
+        "ties": 70_000,
+        "norms": 30_000,
+        "combine": 30_000,
+        "della": 150_000,
+    }
+    assert "| emulated cuda | ties | 2 |" in gpu_kernels.table(timings, 1e9)
 
 
-def test_a_whole_merge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu, "RAM", tmp_path)
+def test_merges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_merges, "RAM", tmp_path)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    merge = gpu.end_to_end("tiny", None, torch.device("cpu"))
-    assert merge["same_bytes_as_cpu"] and merge["bytes_up"] > 0
+    outcomes = gpu_merges.merges("tiny", ["ties", "linear"], "cpu")
+    assert all(outcome.same_bytes and outcome.nbytes > 0 for outcome in outcomes)
+    assert "| tiny | linear |" in gpu_merges.table(outcomes, 1e9)
     assert list(tmp_path.iterdir()) == []

@@ -45,9 +45,9 @@ class MaskKernel {
         const Magnitude low = first_of(mask.low), above_low = first_above(mask.low);
         const Magnitude high = first_of(mask.high), above_high = first_above(mask.high);
         band_ = {low, above_high > low ? above_high - low : 0};
-        unbounded_ = reaches_output && above_high == SIGN && keeps_all_ties(mask.high_positions);
-        if (!keeps_all_ties(mask.low_positions)) low_ties_ = {low, above_low - low};
-        if (!keeps_all_ties(mask.high_positions)) high_ties_ = {high, above_high - high};
+        unbounded_ = reaches_output && above_high == SIGN && mask.keeps_all_ties(mask.high_positions);
+        if (!mask.keeps_all_ties(mask.low_positions)) low_ties_ = {low, above_low - low};
+        if (!mask.keeps_all_ties(mask.high_positions)) high_ties_ = {high, above_high - high};
     }
 
     // Reads d = x - b of one tile, and sets kept[j] to 1 where the mask keeps the element, else to 0. `index` is the
@@ -148,10 +148,6 @@ class MaskKernel {
     static ME_INLINE Magnitude magnitude(Real delta) { return bits_of<Magnitude>(delta) & ~SIGN; }
 
     static Magnitude first_above(uint64_t key) { return key == ~0ull ? SIGN : first_of(key + 1); }
-
-    bool keeps_all_ties(const Range& positions) const {
-        return positions.first == 0 && positions.last >= (mask_.by_draw ? 0xFFFFFFFFull : ~0ull);
-    }
 
     // Finds the elements with magnitudes in [first, first + span) (with Unbounded: at or above first), and those in
     // [first, first + part). Bits are in the order of lanes.

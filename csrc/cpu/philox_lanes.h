@@ -66,12 +66,12 @@ static ME_INLINE void store_blocks(const SlotWords& words, uint8_t* to) {
 
 // The keys of the rounds.
 struct RoundKeys {
-    uint64_t key, k0[10], k1[10];
+    uint64_t key, k0[PHILOX_ROUNDS], k1[PHILOX_ROUNDS];
 
     explicit RoundKeys(uint64_t own) : key(own) {
-        for (uint32_t round = 0; round < 10; ++round) {
-            k0[round] = static_cast<uint32_t>(key) + round * 0x9E3779B9u;
-            k1[round] = static_cast<uint32_t>(key >> 32) + round * 0xBB67AE85u;
+        for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+            k0[round] = round_key(key, round).first;
+            k1[round] = round_key(key, round).second;
         }
     }
 };
@@ -87,7 +87,7 @@ static ME_INLINE void philox_slots(const RoundKeys& keys, const Slots (&counters
         c1[n] = Slots{};
     }
 #pragma GCC unroll 9
-    for (int round = 1; round < 10; ++round) {
+    for (int round = 1; round < PHILOX_ROUNDS; ++round) {
         for (int n = 0; n < N; ++n) {
             const Slots even = product(c0[n], 0xD2511F53u), odd = product(c2[n], 0xCD9E8D57u);
             c0[n] = odd >> 32 ^ c1[n] ^ (Slots{} + keys.k0[round]);

@@ -74,7 +74,7 @@ void bind_calls(py::module_& m) {
              py::arg("address"), py::arg("dtype"));
     py::class_<HistogramColumn>(m, "HistogramColumn", local)
         .def(py::init([](const Array& model, uintptr_t within, uintptr_t counts) {
-                 return HistogramColumn{model, pointer<const Found>(within), pointer<uint64_t>(counts)};
+                 return HistogramColumn{model, pointer<const Found>(within), pointer<uint64_t>(counts), nullptr};
              }),
              model, py::arg("within"), py::arg("counts"));
     py::class_<HistogramCall>(m, "HistogramCall", local)
@@ -86,9 +86,21 @@ void bind_calls(py::module_& m) {
     py::class_<RankQuery>(m, "RankQuery", local)
         .def(py::init([](uintptr_t counts, uintptr_t within, uint64_t rank, uintptr_t found) {
                  return RankQuery{pointer<const uint64_t>(counts), pointer<const Found>(within), rank,
-                                  pointer<Found>(found)};
+                                  pointer<Found>(found), nullptr};
              }),
              py::arg("counts"), py::arg("within"), py::arg("rank"), py::arg("found"));
+    py::class_<SoughtColumn>(m, "SoughtColumn", local)
+        .def(py::init([](const Array& model, uintptr_t within,
+                         const std::vector<std::pair<uint64_t, uintptr_t>>& ranks) {
+                 SoughtColumn column{model, pointer<const Found>(within), {}};
+                 for (const auto& [rank, found] : ranks) column.ranks.push_back({rank, pointer<Found>(found)});
+                 return column;
+             }),
+             model, py::arg("within"), py::arg("ranks"));
+    py::class_<FindCall>(m, "FindCall", local)
+        .def(py::init([](const Array& base, const std::vector<SoughtColumn>& columns, DType working,
+                         uint64_t count) { return FindCall{base, columns, working, count}; }),
+             base, py::arg("columns"), working, count);
     py::class_<BandQuery>(m, "BandQuery", local)
         .def(py::init(
                  [](const RankBand& band, DType working, uintptr_t low, uintptr_t high, uintptr_t solved) {
@@ -160,6 +172,7 @@ void bind_primitives(py::module_& m) {
             merge_engine::select(queue, queries, uint64_t{1} << level_bits(level));  // not that of POSIX
         },
         queue, queries, py::arg("level"), Released());
+    m.def("find_all", &find_all, queue, calls, py::arg("level"), Released());
     m.def("solve_bands", &solve_bands, queue, queries, Released());
     m.def("l1_norms", &l1_norms, queue, calls, Released());
     m.def("gram", &gram, queue, calls, Released());

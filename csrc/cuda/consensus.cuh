@@ -32,13 +32,60 @@ struct Job {
     Blocks blocks;
 };
 
+using MergeLaunches = Launches<Job, List<Model>>;
+
+constexpr unsigned MERGE_THREADS = 256;
+
+// The models of a job in shared memory, and counters for each: kept, lost and saved.
+struct Shared {
+    const Job& job;
+    Model* models;
+    uint32_t* counters;
+};
+constexpr size_t shared_bytes(size_t models) { return models * (sizeof(Model) + 3 * sizeof(uint32_t)); }
+
+// By all threads of a block.
+__device__ inline Shared set_up(const List<Job>& jobs, size_t n, const List<Model>& list) {
+    const Job& job = job_of_block(jobs, n, shared_memory<Job>());
+    Model* models = behind<Model>(shared_memory<Job>());
+    uint32_t* counters = reinterpret_cast<uint32_t*>(models + job.models);
+    for (size_t i = threadIdx.x; i < job.models; i += blockDim.x) {
+        models[i] = list[job.first_model + i];
+        models[i].mask = resolved(models[i].mask);
+    }
+    for (size_t i = threadIdx.x; i < 3 * job.models; i += blockDim.x) counters[i] = 0;
+    __syncthreads();
+    return {job, models, counters};
+}
+
+__device__ inline void add_counters(const Shared& shared) {
+    __syncthreads();
+    auto* totals = reinterpret_cast<unsigned long long*>(shared.job.counts);
+    for (size_t i = threadIdx.x; i < 3 * shared.job.models; i += blockDim.x) {
+        if (shared.counters[i]) atomicAdd(totals + i, static_cast<unsigned long long>(shared.counters[i]));
+    }
+}
+static_assert(sizeof(Counts) == 3 * sizeof(uint64_t), "counters and counts have the same order");
+
+// Calls body(at, active) for the packs of V elements of this thread. Warps stay whole: those lanes that find nothing to
+// merge still take part in the counting.
+template <int V, class Body>
+__device__ void for_each_pack(const Job& job, Body&& body) {
+    const uint64_t stride = uint64_t{job.blocks.count} * blockDim.x * V;
+    const uint64_t begin = job.first + uint64_t{blockIdx.x - job.blocks.first} * blockDim.x * V;
+    for (uint64_t block = begin; block < job.last; block += stride) {
+        const uint64_t at = block + uint64_t{threadIdx.x} * V;
+        body(at, at < job.last);
+    }
+}
+
 template <DType Working, bool Stored, class Real>
 __device__ Real rounded(Real value) {
     if constexpr (Stored) return RoundedTo<Working>::round(value);
     return value;
 }
 
-// Counters of one block: kept, lost and saved of each model.
+// Adds to the counters of a model what the lanes of a warp counted.
 __device__ inline void count_warp(uint32_t* counters, uint32_t kept, uint32_t lost, uint32_t saved) {
     // Ten bits each: a warp counts at most 32 * 8.
     const uint32_t packed = __reduce_add_sync(EVERY_LANE, kept | lost << 10 | saved << 20);
@@ -46,15 +93,6 @@ __device__ inline void count_warp(uint32_t* counters, uint32_t kept, uint32_t lo
     atomicAdd(counters, packed & 1023);
     atomicAdd(counters + 1, packed >> 10 & 1023);
     atomicAdd(counters + 2, packed >> 20);
-}
-
-// The same without `saved`, for counts of up to 16 bits.
-__device__ inline void count_warp(uint32_t* counters, uint32_t kept, uint32_t lost) {
-    kept = __reduce_add_sync(EVERY_LANE, kept);
-    lost = __reduce_add_sync(EVERY_LANE, lost);
-    if (threadIdx.x % WARP != 0) return;
-    if (kept) atomicAdd(counters, kept);
-    if (lost) atomicAdd(counters + 1, lost);
 }
 
 __device__ inline void count_non_finite(uint64_t* counter, int found) {
@@ -206,11 +244,11 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
 }
 
 // The elements [at, at + V), one after the other: few instructions, for what is rare.
-template <DType Working, int V>
-__device__ __attribute__((noinline)) void merge_elements(const Job& job, const Model* models, uint32_t* counters, uint64_t at,
-                                            bool active) {
+template <DType Working, int V, bool Slack>
+__device__ __attribute__((noinline)) void merge_elements(const Job& job, const Model* models, uint32_t* counters,
+                                                         uint64_t at, bool active) {
 #pragma unroll 1
-    for (int j = 0; j < V; ++j) merge<Working, 1, 0, false, false>(job, models, counters, at + j, active);
+    for (int j = 0; j < V; ++j) merge<Working, 1, 0, Slack, false>(job, models, counters, at + j, active);
 }
 
 }  // namespace merge_engine

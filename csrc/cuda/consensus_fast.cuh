@@ -1,300 +1,219 @@
-// Most merges: 2 to 8 models in one dtype of 16 bits, without slack, trimmed by magnitude or drawn.
+// Most merges: 2 to 8 models in one dtype of 16 bits, trimmed by magnitude or drawn.
 //
 // The same bytes as the general way, with fewer instructions:
-//   - Keys are looked for in the bits of |d| before rounding (see magnitudes.h), so no difference is rounded.
+//   - A thread works on pairs of elements (see halves.cuh), and keeps nothing but the elements themselves: what a mask
+//     drops becomes equal to the base.
 //   - Neighbouring threads share a block of draws: each draws for another model, and they exchange what they drew.
 //   - Divisors are sums of the weights of a subset of the models: 2^n of them, with their reciprocals, are computed once.
-// Packs for which one of these does not hold (a value that is not finite, a quotient out of range) are merged in the
-// general way, by the whole warp.
+// Packs for which one of these does not hold (a value that is not finite, a tiny quotient) are merged in the general
+// way, by the whole warp.
 #pragma once
 
-#include "../magnitudes.h"
 #include "consensus.cuh"
+#include "division.cuh"
+#include "fast_masks.cuh"
 
 namespace merge_engine {
 
-constexpr int MOST_FAST = 8;
+// What is computed beside the masks. Without a slack every vote counts once.
+enum class Mixing { Sum, Elect, Slack };
 
-// Kernels are compiled for at most N = 2, 4 or 8 models. Elements of a thread: with more models fewer, or their values
-// would not fit into registers.
+struct alignas(16) FastModel {
+    FastMask mask;
+    float rescale, weight, vote, retain;
+};
+
+// What follows from which models' votes are retained: what their sum is divided by, and a byte for each model, 1 if its
+// vote is.
 template <int N>
-constexpr int FAST_PACK = N == 2 ? 8 : 4;
-
-// Whether a model can be merged in this way.
-inline bool merges_fast(const Entry& entry) {
-    const MaskKind kind = entry.mask.kind;
-    const bool trimmed = kind == MaskKind::Dense || kind == MaskKind::Band || kind == MaskKind::Draw;
-    return trimmed && entry.vote_slack == 0 && entry.retain_slack == 0 && entry.rescale >= 1;
-}
-
-// A model's numbers, and its mask in terms of magnitudes. Those in [low, low + span) are kept, but for the first
-// `low_ties` and those from `high` on, which positions decide.
-struct FastModel {
-    float rescale, weight;
-    uint32_t low, span, low_ties, high, high_ties;
-    bool by_draw;
-    uint64_t low_below, high_below;  // bounds of draws
+struct alignas(16) Subset {
+    static constexpr int WORDS = (N + 3) / 4;
+    Divisor divisor;
+    uint32_t retained[WORDS];
 };
-
-template <DType Working>
-__device__ FastModel fast_model(const Model& model) {
-    constexpr uint32_t above_all = 0x7F800000u;  // merged in the general way
-    const Mask& mask = model.mask;
-    FastModel fast{static_cast<float>(model.rescale), static_cast<float>(model.weight), 1, above_all - 1, 0, 0, 0, true,
-                   draws_below(mask.low_positions),   draws_below(mask.high_positions)};
-    if (mask.kind == MaskKind::Draw) fast.low_ties = fast.span;
-    if (mask.kind != MaskKind::Band) return fast;
-    const auto first_of = [](uint64_t key) { return min(first_magnitude<Working>(key), above_all); };
-    const auto first_above = [&](uint64_t key) { return key == ~0ull ? above_all : first_of(key + 1); };
-    const auto open = [](const Range& range) { return range.first != 0 || range.last != ~0ull; };
-    const uint32_t end = first_above(mask.high);
-    fast.low = max(first_of(mask.low), 1u);  // zeros carry nothing
-    fast.span = end > fast.low ? end - fast.low : 0;
-    if (open(mask.low_positions)) fast.low_ties = max(first_above(mask.low), fast.low) - fast.low;
-    if (open(mask.high_positions)) fast.high = first_of(mask.high), fast.high_ties = end - fast.high;
-    fast.by_draw = mask.by_draw;
-    return fast;
-}
-
-// A sum of weights. The reciprocal is 0 where quotients are left to the division.
-struct Divisor {
-    float value, reciprocal;
-};
-
-__device__ inline Divisor divisor_of(float value) {
-    if (value == 0) value = 1;
-    const float magnitude = value < 0 ? -value : value;
-    const bool within = magnitude >= 0x1p-20f && magnitude <= 0x1p20f;
-    return {value, within ? 1.0f / value : 0.0f};
-}
-__device__ inline Divisor divisor_of(const FastModel* models, int n, uint32_t subset) {
-    float sum = 0;
-    for (int i = 0; i < n; ++i) sum += subset >> i & 1 ? models[i].weight : 0.0f;
-    return divisor_of(sum);
-}
 
 // What blocks compute before they merge.
 template <int N>
 struct FastTables {
-    Divisor divisors[1 << N];  // by subset; without an election only the first
+    Subset<N> subsets[1 << N];  // without an election only the first
     FastModel models[N];
     float lambda;
     int n;       // how many models there are
     bool draws;  // whether some ties are decided by draws
-    bool elects;
+    bool well;   // whether this way gives the general one's bytes: weights may be too small or too large for it
 
     // By all threads of a block.
-    template <DType Working>
     __device__ void set_up(const Job& job, const Model* of_job) {
         if (threadIdx.x == 0) {
             draws = false;
+            well = true;
             n = static_cast<int>(job.models);
-            elects = job.election != Election::None;
             lambda = static_cast<float>(job.lambda);
         }
         __syncthreads();
         if (threadIdx.x < job.models) {
-            const FastModel fast = models[threadIdx.x] = fast_model<Working>(of_job[threadIdx.x]);
-            if (fast.by_draw && (fast.low_ties || fast.high_ties)) draws = true;
+            const Model& model = of_job[threadIdx.x];
+            const float weight = static_cast<float>(model.weight);
+            FastModel& fast = models[threadIdx.x];
+            fast.rescale = static_cast<float>(model.rescale), fast.weight = weight;
+            fast.vote = static_cast<float>(model.vote), fast.retain = static_cast<float>(model.retain);
+            fast.mask = fast_mask(model.mask);
+            if (fast.mask.draws()) draws = true;
+            if (weight != 0 && magnitude_of(weight) < 0x1p-16f) well = false;  // a vote may be rounded to 0
         }
         __syncthreads();
         if (threadIdx.x >= 1u << N) return;
-        divisors[threadIdx.x] =
-            elects ? divisor_of(models, n, threadIdx.x) : divisor_of(static_cast<float>(job.divisor));
+        float sum = job.election == Election::None ? static_cast<float>(job.divisor) : 0.0f;
+        for (int i = 0; i < n && job.election != Election::None; ++i) {
+            sum += threadIdx.x >> i & 1 ? models[i].weight : 0.0f;
+        }
+        if (sum == 0 || !job.normalize) sum = 1;
+        Subset<N>& subset = subsets[threadIdx.x];
+        subset.divisor = Divisor::of(sum);
+        for (int w = 0; w < Subset<N>::WORDS; ++w) {
+            const uint32_t models_of_word = threadIdx.x >> (4 * w);
+            subset.retained[w] = 0;
+            for (int i = 0; i < 4; ++i) subset.retained[w] |= (models_of_word >> i & 1) << (8 * i);
+        }
+        if (!divides_well(sum)) well = false;
     }
 };
 
-// Whether `quotient` is exact for this dividend: nothing on the way may be rounded as a denormal, or overflow.
-__device__ inline bool divides_well(float dividend) {
-    const float magnitude = dividend < 0 ? -dividend : dividend;
-    return dividend == 0 || (magnitude >= 0x1p-60f && magnitude <= 0x1p60f);
-}
-// RN(dividend / divisor). With a correctly rounded reciprocal and an estimate that is off by less than one unit in the
-// last place, one correction rounds correctly (Markstein 1990); the first correction makes such an estimate.
-__device__ inline float quotient(float dividend, const Divisor& divisor) {
-    if (divisor.reciprocal == 0) return dividend / divisor.value;
-    const float estimate = dividend * divisor.reciprocal;
-    const float better = __fmaf_rn(__fmaf_rn(-estimate, divisor.value, dividend), divisor.reciprocal, estimate);
-    return __fmaf_rn(__fmaf_rn(-better, divisor.value, dividend), divisor.reciprocal, better);
-}
+// What is counted: of each model the halves kept, and the votes that a slack saved; of all models the retained votes, in
+// fields of 16 bits for the models 0, 2, 1, 3 and then 4, 6, 5, 7.
+template <int N>
+struct Tallies {
+    static constexpr int WORDS = Subset<N>::WORDS;
+    uint32_t kept[N] = {}, saved[N] = {}, retained[2 * WORDS] = {};
 
-// Swaps x of every lane with bit `of` set for y of its neighbour without.
-__device__ inline void swap_lanes(uint32_t& x, uint32_t& y, unsigned of) {
-    const bool upper = threadIdx.x & of;
-    const uint32_t received = __shfl_xor_sync(EVERY_LANE, upper ? x : y, static_cast<int>(of));
-    (upper ? x : y) = received;
-}
-
-// The top bytes of the draws of a pack's elements for all models, four a word. The threads that share a block draw for
-// a model each. All lanes of a warp enter.
-template <int N, int P>
-__device__ void draw_pack(const Model* models, int n, uint64_t index, uint32_t (&bytes)[N][P / 4]) {
-    constexpr int SHARE = DRAW_BLOCK / P;  // threads to a block
-    const int mine = static_cast<int>(threadIdx.x % SHARE);
+    // Retained votes of up to 255 elements.
+    __device__ void add(const uint32_t (&more)[WORDS]) {
 #pragma unroll
-    for (int first = 0; first < N; first += SHARE) {
-        if (first >= n) return;
-        const int model = min(first + mine, n - 1);
-        PhiloxWords drawn = top_bytes(models[model].mask.random_key, index);
-        uint32_t (&word)[4] = drawn.word;
-        if constexpr (SHARE == 2) {
-            // Of both models, the even lanes take words 0 and 1, the odd ones 2 and 3.
-            swap_lanes(word[0], word[2], 1);
-            swap_lanes(word[1], word[3], 1);
-            bytes[first][0] = word[0], bytes[first][1] = word[1];
-            bytes[first + 1][0] = word[2], bytes[first + 1][1] = word[3];
-        } else {
-            // Transposed: lane l takes word l of each model.
-            swap_lanes(word[0], word[1], 1);
-            swap_lanes(word[2], word[3], 1);
-            swap_lanes(word[0], word[2], 2);
-            swap_lanes(word[1], word[3], 2);
-#pragma unroll
-            for (int i = 0; i < SHARE; ++i) bytes[first + i][0] = word[i];
+        for (int w = 0; w < WORDS; ++w) {
+            retained[2 * w] += more[w] & 0x00FF00FFu;
+            retained[2 * w + 1] += more[w] >> 8 & 0x00FF00FFu;
         }
     }
-}
-
-// Of some elements those that stay: ties that their indices decide, or draws whose lower bits do, one in 256.
-__device__ inline uint32_t stay_one_by_one(uint32_t some, bool by_draw, uint64_t below, const Range& positions,
-                                                   uint64_t key, uint64_t index) {
-    uint32_t stays = 0;
-#pragma unroll 1
-    for (uint32_t rest = some; rest != 0; rest &= rest - 1) {
-        const uint64_t place = index + static_cast<uint64_t>(__ffs(static_cast<int>(rest)) - 1);
-        const bool one = by_draw ? lower_bits(key, place) < (below & LOWER_DRAW) : inside(positions, place);
-        stays |= one ? rest & -rest : 0;
-    }
-    return stays;
-}
-
-// Of the elements whose bits are set in `tied`, those that stay.
-template <int P>
-__device__ uint32_t stay(uint32_t tied, bool by_draw, uint64_t below, const Range& positions,
-                         const uint32_t (&bytes)[P / 4], uint64_t key, uint64_t index) {
-    uint32_t stays = 0, undecided = tied;
-    if (by_draw) {
-        const uint32_t top = static_cast<uint32_t>(below >> 24);
-        undecided = 0;
-#pragma unroll
-        for (int j = 0; j < P; ++j) {
-            const uint32_t byte = bytes[j / 4] >> (8 * (j % 4)) & 0xFF;
-            stays |= static_cast<uint32_t>(byte < top) << j;
-            undecided |= static_cast<uint32_t>(byte == top) << j;
-        }
-        stays &= tied;
-        undecided &= tied;
-    }
-    return undecided ? stays | stay_one_by_one(undecided, by_draw, below, positions, key, index) : stays;
-}
-
-// P elements as they are stored.
-template <DType Working, int P>
-struct alignas(P * sizeof(typename Storage<Working>::Bits)) Elements {
-    typename Storage<Working>::Bits bits[P];
-
-    static __device__ Elements load(const void* data, uint64_t at) {
-        using Words = std::conditional_t<sizeof(Elements) == 16, uint4, uint2>;
-        const auto* from = static_cast<const typename Storage<Working>::Bits*>(data) + at;
-        const Words words = __ldg(reinterpret_cast<const Words*>(from));
-        Elements elements;
-        memcpy(&elements, &words, sizeof(words));
-        return elements;
-    }
-    __device__ void store(void* data, uint64_t at) const {
-        using Words = std::conditional_t<sizeof(Elements) == 16, uint4, uint2>;
-        Words words;
-        memcpy(&words, bits, sizeof(words));
-        __stcs(reinterpret_cast<Words*>(static_cast<typename Storage<Working>::Bits*>(data) + at), words);
-    }
+    __device__ uint32_t retained_of(int i) const { return retained[i / 4 * 2 + i % 2] >> (i % 4 / 2 * 16) & 0xFFFFu; }
 };
 
-// Merges the elements [at, at + P) of a chunk, and adds to `counted` how many were kept and, 16 bits higher, how many of
-// them lost the election. False, and nothing is done, if the warp has an element that the general way must merge.
-template <DType Working, int N>
-__device__ bool merge_fast(const Job& job, const Model* models, const FastTables<N>& tables, uint64_t at, bool active,
-                           uint32_t (&counted)[N]) {
-    constexpr int P = FAST_PACK<N>;
-    using Pack = Elements<Working, P>;
-    Pack base{}, x[N]{};
-    if (active) {
-        base = Pack::load(job.base.data, at);
+// One element of all models: votes, and what becomes of them.
+template <DType Working, Mixing How, int N>
+struct Element {
+    float base, vote[N], plain = 0, sum = 0, spread = 0, mean = 0;
+    uint32_t subset = 0;  // the place of its row in the table
+
+    // Steps 1, 5 and 6. A sum that begins with 0 is not -0.
+    __device__ void vote_of(int i, float x, const FastModel& model) {
+        vote[i] = (x - base) * model.rescale * model.weight;
+        plain += vote[i];
+        if constexpr (How == Mixing::Slack) {
+            sum += vote[i] * model.vote;
+            spread += magnitude_of(vote[i]);
+        }
+    }
+    // Step 7.
+    __device__ void mix(const FastModel (&models)[N], bool retains, uint32_t (&saved)[N]) {
+        // Votes for the elected sign become positive, so that one comparison tells them from others and from zeros.
+        const uint32_t sign = bits_of<uint32_t>(How == Mixing::Slack ? sum : plain) & 0x80000000u;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            if (i < tables.n) x[i] = Pack::load(models[i].array.data, at);
+            const float agreeing = bits_of<float>(bits_of<uint32_t>(vote[i]) ^ sign);
+            bool retained = agreeing > 0;
+            if constexpr (How == Mixing::Slack) {
+                const FastModel& model = models[i];
+                const bool narrow = magnitude_of(sum) < model.retain * spread || model.retain >= 1;
+                retained = retained || (retains && narrow && vote[i] != 0);
+                saved[i] += retained && (vote[i] > 0) != (plain >= 0);
+            }
+            mean = i == 0 ? (retained ? agreeing : 0) : retained ? mean + agreeing : mean;
+            subset += retained ? static_cast<uint32_t>(sizeof(Subset<N>)) << i : 0;
         }
+        // The mean is not -0: without a retained vote there is none at all, and the sum is 0.
+        mean = bits_of<float>(bits_of<uint32_t>(mean) ^ sign);
     }
-    uint32_t bytes[N][P / 4];
-    if (tables.draws) draw_pack<N, P>(models, tables.n, job.start + at, bytes);
-
-    // Steps 1 to 5.
-    float b[P], value[N][P];
-    uint32_t kept[N], largest = 0;
+    // Step 8. `least` becomes the smallest dividend, see `order_of_dividend`.
+    __device__ float merged(const FastTables<N>& tables, uint32_t (&retained)[Subset<N>::WORDS], uint32_t& least) const {
+        const auto& row = *reinterpret_cast<const Subset<N>*>(reinterpret_cast<const char*>(tables.subsets) + subset);
+        const float dividend = How == Mixing::Sum ? plain : mean;
+        least = min(least, order_of_dividend(dividend));
 #pragma unroll
-    for (int j = 0; j < P; ++j) b[j] = Storage<Working>::template load<float>(base.bits[j]);
+        for (int w = 0; w < Subset<N>::WORDS; ++w) retained[w] += row.retained[w];
+        return base + quotient(dividend, row.divisor) * tables.lambda;
+    }
+};
+
+// A pair of elements of all models, those that masks drop equal to the base.
+template <DType Working, Mixing How, int N>
+__device__ uint32_t merge_pair(uint32_t base, const uint32_t (&x)[N], const FastTables<N>& tables, bool retains,
+                               uint32_t (&saved)[N], uint32_t (&retained)[Subset<N>::WORDS], uint32_t& least) {
+    using H = Halves<Working>;
+    Element<Working, How, N> low, high;
+    low.base = H::low(base), high.base = H::high(base);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        const FastModel& fast = tables.models[i];
-        const Mask& mask = models[i].mask;
-        uint32_t low_tied = 0, high_tied = 0;
-        kept[i] = 0;
-        if (i >= tables.n) {
-#pragma unroll
-            for (int j = 0; j < P; ++j) value[i][j] = 0;
-            continue;
-        }
-#pragma unroll
-        for (int j = 0; j < P; ++j) {
-            value[i][j] = Storage<Working>::template load<float>(x[i].bits[j]) - b[j];
-            const uint32_t magnitude = bits_of<uint32_t>(value[i][j]) & 0x7FFFFFFFu;
-            largest = max(largest, magnitude);
-            kept[i] |= static_cast<uint32_t>(magnitude - fast.low < fast.span) << j;
-            low_tied |= static_cast<uint32_t>(magnitude - fast.low < fast.low_ties) << j;
-            high_tied |= static_cast<uint32_t>(magnitude - fast.high < fast.high_ties) << j;
-        }
-        if (fast.low_ties) {
-            kept[i] &= ~low_tied | stay<P>(low_tied, fast.by_draw, fast.low_below, mask.low_positions, bytes[i],
-                                           mask.random_key, job.start + at);
-        }
-        if (fast.high_ties) {
-            kept[i] &= ~high_tied | stay<P>(high_tied, fast.by_draw, fast.high_below, mask.high_positions, bytes[i],
-                                            mask.random_key, job.start + at);
-        }
-#pragma unroll
-        for (int j = 0; j < P; ++j) value[i][j] = kept[i] >> j & 1 ? value[i][j] * fast.rescale * fast.weight : 0.0f;
+        low.vote_of(i, H::low(x[i]), tables.models[i]);
+        high.vote_of(i, H::high(x[i]), tables.models[i]);
     }
+    if constexpr (How != Mixing::Sum) {
+        low.mix(tables.models, retains, saved);
+        high.mix(tables.models, retains, saved);
+    }
+    return H::stored(low.merged(tables, retained, least), high.merged(tables, retained, least));
+}
 
-    // Steps 6 to 8.
-    bool well = largest < 0x7F800000u;
-    uint32_t lost[N] = {};
-    Pack merged;
-#pragma unroll
-    for (int j = 0; j < P; ++j) {
-        float sum = value[0][j], mean = 0;
-        uint32_t subset = 0;
-#pragma unroll
-        for (int i = 1; i < N; ++i) sum += value[i][j];
+// Merges eight elements of a chunk. False, and nothing is done, if the warp has an element that the general way must
+// merge. All lanes of a warp enter.
+template <DType Working, Mixing How, int N>
+__device__ bool merge_fast(const Job& job, const Model* models, const FastTables<N>& tables, uint32_t octet, bool active,
+                           Tallies<N>& tallies) {
+    Octet in[N + 1] = {};
+    if (active) {
+        in[0] = Octet::load(job.base.data, octet);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            const bool voted = value[i][j] != 0;
-            const bool retained = !tables.elects || (voted && (value[i][j] > 0) == (sum >= 0));
-            mean += retained ? value[i][j] : 0.0f;
-            subset |= static_cast<uint32_t>(retained) << i;
-            lost[i] |= static_cast<uint32_t>(voted && !retained) << j;
+            if (i < tables.n) in[1 + i] = Octet::load(models[i].array.data, octet);
         }
-        if (job.normalize) {
-            well &= divides_well(mean);
-            mean = quotient(mean, tables.divisors[tables.elects ? subset : 0]);
-        }
-        const float result = b[j] + mean * tables.lambda;
-        well &= is_finite(result);
-        merged.bits[j] = Storage<Working>::store(result);
-        well &= is_finite(Storage<Working>::template load<float>(merged.bits[j]));
     }
-    if (__any_sync(EVERY_LANE, active && !well)) return false;
-    if (active) merged.store(job.output.data, at);
+    const uint64_t index = job.start + uint64_t{octet} * 8;
+    bool well = all_finite<Working>(in);
+    uint32_t kept[N] = {};
 #pragma unroll
-    for (int i = 0; i < N; ++i) counted[i] += static_cast<uint32_t>(__popc(kept[i]) | __popc(lost[i]) << 16);
+    for (int first = 0; first < N; first += 2) {
+        uint32_t bytes[2][2] = {};
+        if (tables.draws && first < tables.n) {
+            const int drawn = min(first + static_cast<int>(threadIdx.x & 1), tables.n - 1);
+            draw_two(tables.models[drawn].mask.round_keys, index, bytes);
+        }
+#pragma unroll
+        for (int i = first; i < first + 2; ++i) {
+            if (i < tables.n) {
+                kept[i] = keep<Working>(tables.models[i].mask, bytes[i - first], index, in[0], in[1 + i]);
+            } else {
+                in[1 + i] = in[0];
+            }
+        }
+    }
+    uint32_t saved[N] = {}, retained[Subset<N>::WORDS] = {}, least = ~0u;
+    Octet merged[1];
+#pragma unroll
+    for (int p = 0; p < PAIRS; ++p) {
+        uint32_t x[N];
+#pragma unroll
+        for (int i = 0; i < N; ++i) x[i] = in[1 + i].word[p];
+        merged[0].word[p] = merge_pair<Working, How>(in[0].word[p], x, tables, job.retains, saved, retained,
+                                                                   least);
+    }
+    well = well && all_finite<Working>(merged) && least >= order_of_dividend(SMALLEST_DIVIDEND);
+    if (__any_sync(EVERY_LANE, active && !well)) return false;
+    if (!active) return true;
+    merged[0].store(job.output.data, octet);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        tallies.kept[i] += kept[i];
+        tallies.saved[i] += saved[i];
+    }
+    tallies.add(retained);
     return true;
 }
 

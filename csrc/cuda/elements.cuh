@@ -127,9 +127,8 @@ __device__ uint32_t kept_bits(const Mask& mask, const Real (&delta)[V], uint64_t
     uint32_t kept = (1u << V) - 1, at_low = 0, at_high = 0, undecided = 0;
     if (mask.kind == MaskKind::Dense) return kept;
     if (mask.kind == MaskKind::Band) {
-        constexpr uint64_t every = ~0ull;
-        const bool low_open = mask.low_positions.first != 0 || mask.low_positions.last != every;
-        const bool high_open = mask.high_positions.first != 0 || mask.high_positions.last != every;
+        const bool low_open = !mask.keeps_all_ties(mask.low_positions);
+        const bool high_open = !mask.keeps_all_ties(mask.high_positions);
         kept = 0;
 #pragma unroll
         for (int j = 0; j < V; ++j) {

@@ -1,8 +1,8 @@
 // Histograms of magnitude keys, all models in one joint read of the base.
 //
-// First level: each block keeps a window of bins per model in shared memory, laid around the largest key it meets
-// first. Keys outside of it, which are rare, are counted in global memory at once. So counts are exact whatever the
-// window, and it can be small enough for any GPU. Zeros, often the most frequent key by far, are counted in registers.
+// First level: each block keeps a window of bins per model in shared memory, laid around the keys that it meets first.
+// Keys outside of it, which are rare, are counted in global memory at once. So counts are exact whatever the window, and
+// it can be small enough for any GPU. Zeros, often the most frequent key by far, are counted in registers.
 //
 // Levels below: few keys share the prefix that is looked into; they go to global memory, equal ones of a warp together.
 #include "elements.cuh"
@@ -27,15 +27,26 @@ struct Job {
     Blocks blocks;
 };
 
+// `looked_at` are some of the larger keys, and `sum` what they add up to.
 struct ColumnState {
     HistogramColumn column;
-    uint32_t top, zeros;
+    uint32_t sum, looked_at, zeros;
 };
 
-// The first bin of a window: room for larger keys than were met so far, the rest below.
+// The first bin of a window: its middle is where the larger keys lie on average, so that a few huge ones do not move it.
 __device__ uint32_t window_start(const ColumnState& state, uint32_t window) {
-    const uint32_t end = min(state.top + window / 8, BINS - 1) + 1;
+    const uint32_t middle = state.looked_at ? state.sum / state.looked_at : 0;
+    const uint32_t end = min(middle + window / 2, BINS - 1) + 1;
     return end > window ? end - window : 0;
+}
+
+// Whether the histograms of a job are wanted.
+__device__ bool is_open(const Job& job, const List<HistogramColumn>& list) {
+    for (size_t c = 0; c < job.columns; ++c) {
+        const uint32_t* open = list[job.first_column + c].open;
+        if (!open || *open) return true;
+    }
+    return false;
 }
 
 __device__ void add(uint64_t* counter, uint64_t number) {
@@ -66,11 +77,12 @@ template <DType Working, int V>
 __global__ void __launch_bounds__(THREADS, RESIDENT<Working>)
     first_level(const List<Job> jobs, size_t job_count, const List<HistogramColumn> list) {
     const Job& job = job_of_block(jobs, job_count, shared_memory<Job>());
+    if (!is_open(job, list)) return;
     const size_t n = job.columns;
     const uint32_t window = job.window;
     ColumnState* states = behind<ColumnState>(shared_memory<Job>());
     uint32_t* windows = reinterpret_cast<uint32_t*>(states + n);
-    for (size_t c = threadIdx.x; c < n; c += blockDim.x) states[c] = {list[job.first_column + c], 0, 0};
+    for (size_t c = threadIdx.x; c < n; c += blockDim.x) states[c] = {list[job.first_column + c], 0, 0, 0};
     for (size_t i = threadIdx.x; i < n * window; i += blockDim.x) windows[i] = 0;
     __syncthreads();
 
@@ -83,10 +95,10 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<Working>)
 #pragma unroll 1
         for (size_t c = 0; c < n; ++c) {
             keys_of<Working, V>(states[c].column.model, b, own, job.shift, bins);
-            uint32_t top = 0;
+            uint32_t largest = 0;
 #pragma unroll
-            for (int j = 0; j < V; ++j) top = max(top, static_cast<uint32_t>(bins[j]));
-            if (top > states[c].top) atomicMax(&states[c].top, top);
+            for (int j = 0; j < V; ++j) largest = max(largest, static_cast<uint32_t>(bins[j]));
+            if (largest) atomicAdd(&states[c].sum, largest), atomicAdd(&states[c].looked_at, 1u);
         }
     }
     __syncthreads();
@@ -135,6 +147,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     next_level(const List<Job> jobs, size_t job_count, const List<HistogramColumn> list) {
     constexpr uint32_t NO_BIN = 0xFFFFFFFFu;
     const Job& job = job_of_block(jobs, job_count, shared_memory<Job>());
+    if (!is_open(job, list)) return;
     const uint64_t stride = uint64_t{job.blocks.count} * blockDim.x * V;
     const uint64_t begin = job.first + uint64_t{blockIdx.x - job.blocks.first} * blockDim.x * V;
     for (uint64_t block = begin; block < job.last; block += stride) {

@@ -1,7 +1,8 @@
 // Norms and inner products: exact products of inputs, summed in double in a fixed order.
 //
-// A thread is a lane of the fixed order: it adds every SUM_LANES-th element of a SUM_BLOCK. Lanes are added pairwise,
-// and the sums of blocks by whoever fetches them. See docs/arithmetic.md, step 11.
+// A lane of the fixed order adds every SUM_LANES-th element of a SUM_BLOCK. Lanes are added pairwise, and the sums of
+// blocks by whoever fetches them. See docs/arithmetic.md, step 11. A thread is as many neighbouring lanes as it loads
+// elements at a time.
 #include "elements.cuh"
 #include "jobs.cuh"
 #include "primitives.h"
@@ -33,43 +34,81 @@ struct GramJob {
     Blocks blocks;
 };
 
-// The lanes of all threads, added pairwise; every thread gets the sum. `memory` is shared, one double a lane.
-__device__ double sum_lanes(double lane, double* memory) {
-    memory[threadIdx.x] = lane;
-    __syncthreads();
+// Adds the lanes of a SUM_BLOCK pairwise, with `threads` of them; `memory` is shared, one double a lane. All threads of a
+// block enter, each with those of its own SUM_BLOCK.
+__device__ double sum_lanes(double* memory, unsigned thread, unsigned threads) {
     for (unsigned half = LANES / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) memory[threadIdx.x] += memory[threadIdx.x + half];
         __syncthreads();
+        for (unsigned i = thread; i < half; i += threads) memory[i] += memory[i + half];
     }
+    __syncthreads();
     const double sum = memory[0];
     __syncthreads();
     return sum;
 }
 
-template <DType Working, bool Stored>
+// The sums of V lanes: of all magnitudes, and of those that a mask keeps.
+template <DType Working, bool Stored, int V>
+struct LaneSums {
+    using Real = RealOf<Working>;
+    double all[V] = {}, kept[V] = {};
+
+    // Elements [at, at + P), the first in lane j.
+    template <int P>
+    __device__ void add(const NormJob& job, const Array& model, const Mask& mask, uint64_t at, int first) {
+        const auto base = load_pack<Working, P>(job.base, at);
+        const auto x = load_pack<Working, P>(model, at);
+        Real delta[P];
+#pragma unroll
+        for (int j = 0; j < P; ++j) {
+            delta[j] = x.template value<Real>(j) - base.template value<Real>(j);
+            if constexpr (Stored) delta[j] = RoundedTo<Working>::round(delta[j]);
+        }
+        const uint32_t bits = kept_bits<Working>(mask, delta, job.start + at, at);
+#pragma unroll
+        for (int j = 0; j < P; ++j) {
+            const double magnitude = static_cast<double>(delta[j] < 0 ? -delta[j] : delta[j]);
+#pragma unroll
+            for (int lane = 0; lane < V; ++lane) {
+                if (lane != (P == V ? j : first)) continue;
+                all[lane] += magnitude;
+                kept[lane] += bits >> j & 1 ? magnitude : 0.0;
+            }
+        }
+    }
+};
+
+template <DType Working, bool Stored, int V>
 __global__ void __launch_bounds__(LANES, 1)
     l1_blocks(const List<NormJob> jobs, size_t n, const List<Model> models) {
-    using Real = RealOf<Working>;
     const NormJob& job = job_of_block(jobs, n, shared_memory<NormJob>());
-    double* memory = behind<double>(shared_memory<NormJob>());
+    constexpr unsigned THREADS = LANES / V;  // to a SUM_BLOCK
+    const unsigned thread = threadIdx.x % THREADS;
+    double* memory = behind<double>(shared_memory<NormJob>()) + threadIdx.x / THREADS * LANES;
     const uint64_t sum_blocks = (job.count + SUM_BLOCK - 1) / SUM_BLOCK;
-    for (uint64_t block = blockIdx.x - job.blocks.first; block < sum_blocks; block += job.blocks.count) {
+    for (uint64_t first = uint64_t{blockIdx.x - job.blocks.first} * V; first < sum_blocks; first += job.blocks.count * V) {
+        const uint64_t block = first + threadIdx.x / THREADS;  // there may be none
         const uint64_t last = min(job.count, (block + 1) * SUM_BLOCK);
         for (size_t m = 0; m < job.models; ++m) {
             const Array model = models[job.first_model + m].array;
             const Mask mask = resolved(models[job.first_model + m].mask);
-            double all = 0, surviving = 0;
-            for (uint64_t at = block * SUM_BLOCK + threadIdx.x; at < last; at += LANES) {
-                const auto b = load_pack<Working, 1>(job.base, at);
-                const auto x = load_pack<Working, 1>(model, at);
-                Real delta[] = {x.template value<Real>(0) - b.template value<Real>(0)};
-                if constexpr (Stored) delta[0] = RoundedTo<Working>::round(delta[0]);
-                const double magnitude = static_cast<double>(delta[0] < 0 ? -delta[0] : delta[0]);
-                all += magnitude;
-                surviving += kept_bits<Working>(mask, delta, job.start + at, at) ? magnitude : 0.0;
+            LaneSums<Working, Stored, V> sums;
+            for (uint64_t at = block * SUM_BLOCK + thread * V; at < last; at += LANES) {
+                if (at + V <= last) {
+                    sums.template add<V>(job, model, mask, at, 0);
+                } else {
+                    for (uint64_t j = 0; at + j < last; ++j) {
+                        sums.template add<1>(job, model, mask, at + j, static_cast<int>(j));
+                    }
+                }
             }
-            const double before = sum_lanes(all, memory), after = sum_lanes(surviving, memory);
-            if (threadIdx.x == 0) {
+#pragma unroll
+            for (int j = 0; j < V; ++j) memory[thread * V + j] = sums.all[j];
+            const double before = sum_lanes(memory, thread, THREADS);
+#pragma unroll
+            for (int j = 0; j < V; ++j) memory[thread * V + j] = sums.kept[j];
+            const double after = sum_lanes(memory, thread, THREADS);
+            if (thread == 0 && block < sum_blocks) {
                 job.sums[(block * job.models + m) * 2] = before;
                 job.sums[(block * job.models + m) * 2 + 1] = after;
             }
@@ -96,7 +135,8 @@ __global__ void __launch_bounds__(LANES, 1) gram_blocks(const List<GramJob> jobs
                     lane += static_cast<double>(x.template value<Real>(0)) *
                             static_cast<double>(y.template value<Real>(0));
                 }
-                const double sum = sum_lanes(lane, memory);
+                memory[threadIdx.x] = lane;
+                const double sum = sum_lanes(memory, threadIdx.x, LANES);
                 if (threadIdx.x == 0) *sums = sum;
                 ++sums;
             }
@@ -104,21 +144,36 @@ __global__ void __launch_bounds__(LANES, 1) gram_blocks(const List<GramJob> jobs
     }
 }
 
-// Blocks of threads for the sums of a chunk.
-unsigned blocks_of(uint64_t count, const Queue& queue) { return blocks_for(count, SUM_BLOCK, 16, queue.device); }
+constexpr unsigned BLOCKS_PER_PROCESSOR = 16;
+
+using NormLaunches = Launches<NormJob, List<Model>>;
+
+template <DType Working, int V>
+void add_norms(NormLaunches& launches, const NormJob& job, bool stored, int device) {
+    const auto kernel = stored ? l1_blocks<Working, true, V> : l1_blocks<Working, false, V>;
+    const unsigned blocks = blocks_for(job.count, SUM_BLOCK * V, BLOCKS_PER_PROCESSOR, device);
+    launches.add(kernel, job, blocks, V * LANES * sizeof(double));
+}
 
 }  // namespace
 
 void l1_norms(const Queue& queue, const std::vector<NormCall>& calls) {
     const OnDevice on(queue.device);
-    Launches<NormJob, List<Model>> norms;
+    NormLaunches norms;
     std::vector<Model> models;
     for (const NormCall& call : calls) {
         const NormJob job{call.base, models.size(), call.models.size(), call.start, call.count, call.sums, {}};
-        for (size_t m = 0; m < call.models.size(); ++m) models.push_back({call.models[m], call.masks[m]});
+        bool vectors = fits_vectors(call.base, call.working);
+        for (size_t m = 0; m < call.models.size(); ++m) {
+            models.push_back({call.models[m], call.masks[m]});
+            vectors &= fits_vectors(call.models[m], call.working);
+        }
         with_dtype(call.working, [&](auto dtype) {
-            const auto kernel = call.storage_rounding ? l1_blocks<dtype(), true> : l1_blocks<dtype(), false>;
-            norms.add(kernel, job, blocks_of(call.count, queue), LANES * sizeof(double));
+            if (vectors) {
+                add_norms<dtype(), VECTOR<dtype()>>(norms, job, call.storage_rounding, queue.device);
+            } else {
+                add_norms<dtype(), 1>(norms, job, call.storage_rounding, queue.device);
+            }
         });
     }
     const Listed<Model> listed(queue, models);
@@ -133,7 +188,8 @@ void gram(const Queue& queue, const std::vector<GramCall>& calls) {
         const GramJob job{inputs.size(), call.inputs.size(), call.count, call.sums, {}};
         inputs.insert(inputs.end(), call.inputs.begin(), call.inputs.end());
         with_dtype(call.working, [&](auto dtype) {
-            products.add(gram_blocks<dtype()>, job, blocks_of(call.count, queue), LANES * sizeof(double));
+            const unsigned blocks = blocks_for(call.count, SUM_BLOCK, BLOCKS_PER_PROCESSOR, queue.device);
+            products.add(gram_blocks<dtype()>, job, blocks, LANES * sizeof(double));
         });
     }
     const Listed<Array> listed(queue, inputs);

@@ -10,11 +10,13 @@
 
 namespace merge_engine {
 
-// A histogram to fill of one model. Below the first level only keys with the prefix that `within` found count.
+// A histogram to fill of one model. Below the first level only keys with the prefix that `within` found count. With
+// `open`, histograms of a call are filled only if a flag of theirs is set.
 struct HistogramColumn {
     Array model;
     const Found* within;
     uint64_t* counts;
+    const uint32_t* open;
 };
 
 struct HistogramCall {
@@ -25,12 +27,31 @@ struct HistogramCall {
     uint64_t count;
 };
 
-// Asks for the `rank`-th largest key of a histogram, from 1.
+// Asks for the `rank`-th largest key of a histogram, from 1. With `open`, it is asked only if this flag is set.
 struct RankQuery {
     const uint64_t* counts;
     const Found* within;
     uint64_t rank;
     Found* found;
+    const uint32_t* open;
+};
+
+// Ranks of the keys of one model, from 1. Below the first level, of those with the prefix that `within` found.
+struct RankSought {
+    uint64_t rank;
+    Found* found;
+};
+struct SoughtColumn {
+    Array model;
+    const Found* within;
+    std::vector<RankSought> ranks;
+};
+
+struct FindCall {
+    Array base;
+    std::vector<SoughtColumn> columns;
+    DType working;
+    uint64_t count;
 };
 
 // Ranks, and where what was found for them lies. `high` is null when nothing is dropped above.
@@ -93,6 +114,9 @@ struct Located {
 void histogram(const Queue& queue, const std::vector<HistogramCall>& calls);
 
 void select(const Queue& queue, const std::vector<RankQuery>& queries, uint64_t bins);
+
+// The same as counting chunks that hold all elements, and selecting in what was counted. What is not found stays as it is.
+void find_all(const Queue& queue, const std::vector<FindCall>& calls, int level);
 
 void solve_bands(const Queue& queue, const std::vector<BandQuery>& queries);
 

@@ -12,6 +12,7 @@ constexpr unsigned THREADS = 1024;
 __global__ void __launch_bounds__(THREADS, 1)
     select_kernel(const List<RankQuery> queries, uint64_t bins) {
     const RankQuery query = queries[blockIdx.x];
+    if (query.open && *query.open == 0) return;
     const Found within = query.within ? *query.within : Found{0, 0, 0};
     const uint64_t run = bins / blockDim.x, top = bins - threadIdx.x * run;
     uint64_t own = 0;

@@ -19,6 +19,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __shared__
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 

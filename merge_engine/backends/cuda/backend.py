@@ -37,6 +37,7 @@ from merge_engine.backends.operations import (
     KeyColumn,
     Rank,
     SolvedBand,
+    Sought,
 )
 from merge_engine.backends.statistics import KeyPlaces, KeyTable, level_bins
 from merge_engine.backends.structures import Structures, check, check_combination
@@ -168,6 +169,13 @@ class CudaBackend(Backend):
         found = self._batch.find(counts, ranks)
         self._asked()
         return list(found)
+
+    def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[Any]]:
+        """Find keys by rank, of large chunks with the help of a sample (see ``Backend.find_all``)."""
+        check(chunk)
+        found = self._batch.find_all(chunk, level, sought)
+        self._asked()
+        return [list(keys) for keys in found]
 
     def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks, on the device (see ``Backend.bands``)."""

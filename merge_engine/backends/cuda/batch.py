@@ -33,6 +33,7 @@ from merge_engine.backends.operations import (
     Rank,
     Ranked,
     SolvedBand,
+    Sought,
 )
 from merge_engine.backends.statistics import SUM_BLOCK
 from merge_engine.backends.structures import Structures
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         CombineCall,
         ConsensusCall,
         DeviceMemory,
+        FindCall,
         HistogramCall,
         Mask,
         Native,
@@ -66,6 +68,14 @@ class Batch:
         self._given = Results()
         self._counted: dict[int, list[tuple[Chunk, Sequence[KeyColumn], DeviceCounts]]] = defaultdict(list)
         self._sought: dict[int, list[tuple[DeviceCounts, Rank, Piece]]] = defaultdict(list)
+        self._sought_at_once: dict[
+            int,
+            list[
+                tuple[
+                    Chunk, Sequence[Sought], Sequence[PendingFound | None], Sequence[Sequence[PendingFound]]
+                ]
+            ],
+        ] = defaultdict(list)
         self._banded: list[tuple[FoundBand, DType, Piece]] = []  # low and high are on the device
         self._summed: list[tuple[Chunk, Sequence[Any], bool, PendingSums]] = []
         self._multiplied: list[tuple[Chunk, PendingSums]] = []
@@ -89,6 +99,15 @@ class Batch:
             (counts, rank, piece) for rank, piece in zip(ranks, pieces, strict=True)
         ]
         return [PendingFound(piece) for piece in pieces]
+
+    def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[PendingFound]]:
+        """See ``Backend.find_all``."""
+        found = [
+            [PendingFound(self.results.piece(self._native.FOUND_BYTES)) for _ in one.ranks] for one in sought
+        ]
+        within = [self._on_device(one.within) for one in sought]
+        self._sought_at_once[level].append((chunk, sought, within, found))
+        return found
 
     def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """See ``Backend.bands``."""
@@ -146,9 +165,10 @@ class Batch:
             data = struct.pack(f"<{len(numbers)}Q", *numbers)
             self._given.tell(native.DeviceMemory(queue, contents=data), data)
         self._make_counts(queue)
-        for level in sorted(self._counted.keys() | self._sought.keys()):
+        for level in sorted(self._counted.keys() | self._sought.keys() | self._sought_at_once.keys()):
             native.histogram(queue, [self._histogram_call(*asked) for asked in self._counted[level]])
             native.select(queue, [self._rank_query(*asked) for asked in self._sought[level]], level)
+            native.find_all(queue, [self._find_call(*asked) for asked in self._sought_at_once[level]], level)
         native.solve_bands(queue, [self._band_query(*asked) for asked in self._banded])
         self._sum(queue)
         self._merge(queue)
@@ -187,6 +207,28 @@ class Batch:
             within=counts.within_address(rank.slot),
             rank=rank.rank,
             found=found.address,
+        )
+
+    def _find_call(
+        self,
+        chunk: Chunk,
+        sought: Sequence[Sought],
+        within: Sequence[PendingFound | None],
+        found: Sequence[Sequence[PendingFound]],
+    ) -> FindCall:
+        columns = [
+            self._native.SoughtColumn(
+                model=chunk.models[one.model].native,
+                within=0 if above is None else above.piece.address,
+                ranks=[(rank, key.piece.address) for rank, key in zip(one.ranks, keys, strict=True)],
+            )
+            for one, above, keys in zip(sought, within, found, strict=True)
+        ]
+        return self._native.FindCall(
+            base=chunk.base.native,
+            columns=columns,
+            working=self._structures.dtype(chunk.working),
+            count=chunk.count,
         )
 
     def _band_query(self, band: FoundBand, working: DType, solved: Piece) -> BandQuery:
