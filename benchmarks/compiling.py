@@ -21,8 +21,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from merge_engine.kernels import bands, combine, consensus, histogram, locate, masks, norms, ranks, select
-from merge_engine.kernels.launching import TILE
+from merge_engine.kernels import (
+    bands,
+    combine,
+    consensus,
+    histogram,
+    locate,
+    masks,
+    norms,
+    ranks,
+    search,
+    select,
+)
+from merge_engine.kernels.launching import BLOCK
 
 LOADS_OF_16_BYTES = r"ld\.global\S*\.v4\.b32"
 LOADS_OF_2_BYTES = r"ld\.global\S*\.[bu]16"
@@ -39,6 +50,7 @@ class Compiled:
 
     use: str
     name: str
+    architecture: int
     masked: bool | None
     ptx: str
     cubin: bytes
@@ -96,26 +108,29 @@ def _launches_kept(capability: int) -> Iterator[list[tuple[Any, bool | None]]]:
         vars(driver).update(before)
 
 
-def compile_all(capability: int) -> list[Compiled]:
-    """Every kernel, compiled for an architecture (80, 90, 100, ...)."""
+def compile_all(capability: int, most_models: int = 8) -> list[Compiled]:
+    """Every kernel, compiled for an architecture (80, 90, 100, ...), in its uses with so many models at most."""
     compiled = []
     for use, launch in _launches().items():
+        models = re.search(r"(\d+) models", use)
+        if models and int(models[1]) > most_models:
+            continue
         with _launches_kept(capability) as kept:
             launch()
         for kernel, masked in kept:
             name = kernel.metadata.name.removesuffix("_kernel")
-            compiled.append(Compiled(use, name, masked, kernel.asm["ptx"], kernel.asm["cubin"]))
+            compiled.append(Compiled(use, name, capability, masked, kernel.asm["ptx"], kernel.asm["cubin"]))
     return compiled
 
 
 def _launches() -> dict[str, Callable[[], Any]]:
     """Each kernel as it is used most, the hot ones in more than one way."""
-    count = norms.ABREAST * norms.SUM_BLOCK.value + TILE + 1
+    count = 8 * norms.SUM_BLOCK.value + BLOCK + 1
     half = torch.zeros(count, dtype=torch.uint16)
     single = torch.zeros(count, dtype=torch.uint32)
     integers = torch.zeros((8, 32), dtype=torch.int64)
     doubles = torch.zeros((count // 4096 + 1) * 32, dtype=torch.float64)
-    lines = torch.zeros((2, histogram.COPIES.value, 1 << 16), dtype=torch.int64)
+    lines = torch.zeros((2, histogram.COPIES, 1 << 16), dtype=torch.int64)
 
     def merge(
         data: torch.Tensor, code: str, n: int, kind: int, election: str, **options: Any
@@ -127,9 +142,9 @@ def _launches() -> dict[str, Callable[[], Any]]:
             "retain_slack": False,
             **options,
         }
-        codes, below = [code] * (n + 2), [single] * n
+        codes, below, numbers = [code] * (n + 2), [single] * n, doubles.float()
         return lambda: consensus.consensus(
-            data, [data] * n, data, codes, code, 0, [kind] * n, integers, below, doubles, integers,
+            data, [data] * n, data, codes, code, 0, [kind] * n, integers, below, numbers, doubles, integers,
             election=election, **chosen,
         )  # fmt: skip
 
@@ -139,23 +154,34 @@ def _launches() -> dict[str, Callable[[], Any]]:
         found = integers if level else None
         return lambda: histogram.histogram(data, [data] * 2, [code] * 3, code, shift, integers, found, bins)
 
+    def seek(data: torch.Tensor, code: str, n: int, shift: int) -> Callable[[], None]:
+        return lambda: search.search(
+            data, [data] * n, [code] * (n + 1), code, shift, integers[:n, :3].contiguous(), range(n), integers
+        )
+
     def mix(data: torch.Tensor, code: str, fused: bool) -> Callable[[], None]:
         codes = [code] * 3
         return lambda: combine.combine(
-            [data] * 2, data, codes, code, doubles, integers, divides=True, fused=fused
+            [data] * 2, data, codes, code, doubles.float(), integers, divides=True, fused=fused
         )
 
     by_draw, by_index = masks.BAND_BY_DRAW.value, masks.BAND_BY_INDEX.value
     ranked = masks.RANKED_INVERSE.value
     sums = doubles[: count // 4096 * 4].view(-1, 4)
+    products = doubles[: count // 4096 * 6].view(-1, 6)
     pair = ["BF16", "BF16"]
     return {
         "histogram bf16": measure(half, "BF16", 0),
+        "search bf16, 2 models": seek(half, "BF16", 2, 0),
+        "search bf16, 4 models": seek(half, "BF16", 4, 0),
+        "search bf16, 8 models": seek(half, "BF16", 8, 0),
         "histogram fp32": measure(single, "F32", 0),
         "histogram fp32, level 1": measure(single, "F32", 1),
         "consensus bf16, 2 models, ties": merge(half, "BF16", 2, by_draw, "sum"),
         "consensus bf16, 4 models, ties": merge(half, "BF16", 4, by_draw, "sum"),
         "consensus bf16, 8 models, ties": merge(half, "BF16", 8, by_draw, "sum"),
+        "consensus bf16, 2 models, dare": merge(half, "BF16", 2, masks.DRAW.value, "none", normalize=False),
+        "consensus bf16, 2 models, slack": merge(half, "BF16", 2, by_index, "sum", retain_slack=True),
         "consensus fp16, 2 models, slack": merge(half, "F16", 2, by_index, "sum", retain_slack=True),
         "consensus fp32, 2 models, dare": merge(single, "F32", 2, masks.DRAW.value, "none", normalize=False),
         "consensus bf16, 2 models, della": merge(half, "BF16", 2, ranked, "count", vote_slack=True),
@@ -163,12 +189,13 @@ def _launches() -> dict[str, Callable[[], Any]]:
         "combine bf16": mix(half, "BF16", False),
         "combine fp32": mix(single, "F32", False),
         "combine bf16, fused": mix(half, "BF16", True),
+        "masks": lambda: masks.resolve(integers, integers, "BF16"),
         "select": lambda: select.select(lines, integers[:, :5].contiguous(), integers, 16),
         "bands": lambda: bands.bands(integers, doubles, integers, "BF16"),
         "l1 norms": lambda: norms.l1_norms(
             half, half, pair, "BF16", 0, by_draw, integers, single, False, sums
         ),
-        "products": lambda: norms.product(half, half, pair, "BF16", sums),
+        "gram, 3 inputs": lambda: norms.gram([half] * 3, ["BF16"] * 3, "BF16", products),
         "ranks": lambda: ranks.rank_thresholds(half, half, pair, "BF16", count, 1, doubles, single),
         "locate": lambda: locate.locate(half, half, pair, "BF16", 0, 0),
     }

@@ -6,11 +6,11 @@ passes the blocks which matter.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
 import shutil
 import subprocess
-import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +32,9 @@ class Block:
 
 def cuobjdump() -> str:
     """The disassembler, of the CUDA toolkit or else the one that Triton brings along."""
-    bundled = Path(sysconfig.get_paths()["purelib"]) / "triton/backends/nvidia/bin/cuobjdump"
-    found = shutil.which("cuobjdump") or (str(bundled) if bundled.exists() else None)
+    triton = importlib.util.find_spec("triton")
+    folder = Path(triton.origin).parent / "backends/nvidia/bin" if triton and triton.origin else None
+    found = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=folder)
     if found is None:
         raise SystemExit("cuobjdump was found neither on PATH nor in triton")
     return found

@@ -12,15 +12,14 @@ import triton.language as tl
 
 from merge_engine.kernels.launching import OPTIONS
 from merge_engine.kernels.masks import (
-    HIGH,
     HIGH_FIRST,
     HIGH_LAST,
     KEPT_WITHOUT_SLACK,
-    LOW,
     LOW_FIRST,
     LOW_LAST,
     RANDOM_KEY,
     ROW,
+    store_thresholds,
 )
 from merge_engine.kernels.numbers import magnitude_key, widen
 
@@ -38,7 +37,7 @@ LOW_FOUND = tl.constexpr(11)
 HIGH_FOUND = tl.constexpr(14)
 COLUMNS = tl.constexpr(17)
 
-EVERYWHERE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
+EVERYWHERE = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # its lower 32 bits are the last of all draws
 
 
 @triton.jit
@@ -109,16 +108,16 @@ def bands_kernel(bands, factors, masks, WORKING: tl.constexpr):
     high_last = tl.where(spread, tl.maximum(high_draws, 0), high_last)
 
     row = masks + tl.program_id(0) * ROW
-    tl.store(row + LOW, bound)
-    tl.store(row + HIGH, tl.where(has_high, high, EVERYWHERE))
-    tl.store(row + LOW_FIRST, tl.where(all_ties, 0, low_first))
+    low_first = tl.where(all_ties, 0, low_first)
+    store_thresholds(row, bound, tl.where(has_high, high, 0), low_first, high_first, spread, WORKING)
+    tl.store(row + LOW_FIRST, low_first)
     tl.store(row + LOW_LAST, tl.where(all_ties, EVERYWHERE, low_last))
-    tl.store(row + HIGH_FIRST, tl.where(has_high, high_first, 0))
-    tl.store(row + HIGH_LAST, tl.where(has_high, high_last, EVERYWHERE))
+    tl.store(row + HIGH_FIRST, high_first)
+    tl.store(row + HIGH_LAST, high_last)
     tl.store(row + RANDOM_KEY, tl.load(band + KEY))
     tl.store(row + KEPT_WITHOUT_SLACK, tl.maximum(bottom - top, 0))  # 0: the band lies among the zeros
 
 
 def bands(described: torch.Tensor, factors: torch.Tensor, masks: torch.Tensor, working: str) -> None:
-    """Solve ``described``, [m, COLUMNS] int64, into ``masks``, [m, 8] int64. ``factors``: [m] float64, 1 - slack."""
+    """Solve ``described``, [m, COLUMNS] int64, into ``masks``, [m, ROW] int64. ``factors``: [m] float64, 1 - slack."""
     bands_kernel[(len(described),)](described, factors, masks, WORKING=working, **OPTIONS)

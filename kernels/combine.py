@@ -13,9 +13,18 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.counting import FIELDS, NON_FINITE, add_tallies, tally
-from merge_engine.kernels.launching import TILE, constants, over_tiles
-from merge_engine.kernels.numbers import divided, load, non_finite, rounded_to, store
+from merge_engine.kernels.counting import FIELDS, count_non_finite
+from merge_engine.kernels.launching import COLUMNS, constants, over_tiles
+from merge_engine.kernels.numbers import (
+    divided,
+    load_bits,
+    non_finite,
+    reciprocal,
+    rounded_to,
+    stains,
+    store,
+    value_of,
+)
 
 
 @triton.jit
@@ -32,13 +41,14 @@ def fused_multiply_add(x, y, z):
     return tl.where(inexact, toward_zero | 1, bits).to(tl.float64, bitcast=True).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["first_tile", "count"])
+@triton.jit(do_not_specialize=["first_tile", "steps", "count"])
 def combine_kernel(
     inputs,
     numbers,
     output,
     counts,
     first_tile,
+    steps,
     count,
     CODES,
     OUT: tl.constexpr,
@@ -46,30 +56,47 @@ def combine_kernel(
     DIVIDES: tl.constexpr,
     FUSED: tl.constexpr,
     N: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One tile. ``counts`` has a row for each input and one for the output."""
+    """Some tiles. ``counts`` has a row for each input and one for the output."""
     REAL: tl.constexpr = tl.float64 if WORKING == "F64" else tl.float32
-    offsets = (first_tile + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = offsets < count
-    total = tl.zeros((BLOCK,), REAL)
-    for i in tl.static_range(N):
-        x = load(inputs[i], offsets, inside, CODES[i], WORKING, MASKED)
-        add_tallies(counts + i * FIELDS, tally(non_finite(x), NON_FINITE))
-        coefficient = tl.load(numbers + i).to(REAL)
+    tile = first_tile + tl.program_id(0) * steps
+    places = (tl.arange(0, ROWS) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
+    divisor = tl.load(numbers + N)
+    inverse = reciprocal(divisor)
+    stained = tl.zeros((ROWS,), REAL)
+    step = steps * 0
+    while step < steps:
+        first = (tile + step).to(tl.int64) * (ROWS * COLUMNS)
+        inside = first + places < count
+        bits = ()
+        for i in tl.static_range(N):
+            bits = bits + (load_bits(inputs[i] + first, places, inside, MASKED),)
+        total = tl.zeros((ROWS, COLUMNS), REAL)
+        for i in tl.static_range(N):
+            x = value_of(bits[i], CODES[i], WORKING)
+            stained += stains(x)
+            coefficient = tl.load(numbers + i)
+            if FUSED:
+                total = fused_multiply_add(x, coefficient, total)
+            elif i == 0:
+                total = coefficient * x  # nothing is added to the first: 0 + -0 would turn positive
+            else:
+                total = total + coefficient * x
+        if DIVIDES:
+            total = divided(total, divisor, inverse)
         if FUSED:
-            total = fused_multiply_add(x, coefficient, total)
-        elif i == 0:
-            total = coefficient * x  # nothing is added to the first: 0 + -0 would turn positive
-        else:
-            total = total + coefficient * x
-    if DIVIDES:
-        total = divided(total, tl.load(numbers + N).to(REAL) + tl.zeros_like(total))
-    if FUSED:
-        total = rounded_to(total, WORKING)
-    written = store(output, offsets, inside, total, OUT, MASKED)
-    add_tallies(counts + N * FIELDS, tally(written, NON_FINITE))
+            total = rounded_to(total, WORKING)
+        stained += stains(store(output + first, places, inside, total, OUT, MASKED).to(REAL))
+        step += 1
+
+    if tl.max((stained != 0).to(tl.int32), 0) != 0:
+        tl.debug_barrier()  # the output may be read by other threads than those that wrote it
+        for i in tl.static_range(N):
+            row = counts + i * FIELDS
+            count_non_finite(inputs[i], row, tile, steps, count, CODES[i], WORKING, ROWS, MASKED)
+        count_non_finite(output, counts + N * FIELDS, tile, steps, count, OUT, OUT, ROWS, MASKED)
 
 
 def combine(
@@ -86,13 +113,12 @@ def combine(
     """Write a linear combination.
 
     ``inputs`` and ``output`` are unsigned bits, their types in ``codes`` (inputs, output). ``numbers``: [n + 1]
-    float64, the coefficients, then the divisor. ``counts``: [n + 1, 4] int64, to whose last column non-finite values
-    are added. ``fused`` is for a working dtype of at most 32 bits.
+    float32, or float64 for that working dtype, the coefficients, then the divisor. ``counts``: [n + 1, 4] int64, to
+    whose last column non-finite values are added. ``fused`` is for a working dtype of at most 32 bits.
     """
     over_tiles(
         combine_kernel,
         output.numel(),
-        TILE,
         tuple(inputs),
         numbers,
         output,
@@ -103,5 +129,4 @@ def combine(
         DIVIDES=divides,
         FUSED=fused,
         N=len(inputs),
-        BLOCK=TILE,
     )

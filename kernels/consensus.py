@@ -5,25 +5,42 @@
     m = sum of the retained v_i / sum of their w_i        merged = b + scale * m
 
 Steps 1 to 10 and 13 of docs/arithmetic.md; csrc/cpu/consensus.cpp is the same in C++. Models are added in their
-order, in registers: the kernel is compiled for each number of models.
+order, in registers: the kernel is compiled for each number of models. A sum of weights takes one of 2^n values, so for
+few models their reciprocals come in a table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.counting import FIELDS, KEPT, LOST, NON_FINITE, SAVED, add_tallies, tally
-from merge_engine.kernels.draws import GROUP
-from merge_engine.kernels.launching import TILE, constants, over_tiles
+from merge_engine.kernels.counting import FIELDS, KEPT, SAVED, add_tallies, count_non_finite, tally
+from merge_engine.kernels.launching import COLUMNS, constants, over_tiles
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, ROW, keeps
-from merge_engine.kernels.numbers import divided, load, load_bits, non_finite, rounded_to, store
+from merge_engine.kernels.numbers import (
+    divided,
+    load_bits,
+    magnitude,
+    reciprocal,
+    rounded_to,
+    stains,
+    store,
+    value_of,
+)
 
-IN_REGISTERS = 8  # of so many models eight elements fit the registers of a thread; of more, four
+IN_A_TABLE = 8
+"""Models of which a table of reciprocals has all subsets; with more, every element's divisor is summed and inverted."""
+
+REGISTERS_OF_MANY = 168
+"""Of a thread, for more than four models: twelve warps fit a multiprocessor. Left to itself, the compiler takes 255."""
+
 NUMBERS = tl.constexpr(4)  # of an entry: rescale, weight, 1 + vote slack, retain slack
+SCALE = tl.constexpr(0)  # what follows the entries' numbers
+DIVISOR = tl.constexpr(1)
 
 
 @triton.jit
@@ -36,17 +53,19 @@ def rounded(value, WORKING: tl.constexpr, STORAGE_ROUNDING: tl.constexpr):
     return result
 
 
-@triton.jit(do_not_specialize=["start", "first_tile", "count"])
+@triton.jit(do_not_specialize=["start", "first_tile", "steps", "count"])
 def consensus_kernel(
     base,
     models,
     masks,
     thresholds,
     numbers,
+    reciprocals,
     output,
     counts,
     start,
     first_tile,
+    steps,
     count,
     CODES,
     OUT: tl.constexpr,
@@ -57,90 +76,161 @@ def consensus_kernel(
     STORAGE_ROUNDING: tl.constexpr,
     VOTE_SLACK: tl.constexpr,
     RETAIN_SLACK: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    TABLE: tl.constexpr,
     N: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One tile of a chunk. ``counts`` has rows for the base, the models and the output."""
+    """Some tiles of a chunk. ``counts`` has rows for the base, the models and the output."""
     REAL: tl.constexpr = tl.float64 if WORKING == "F64" else tl.float32
-    first = (first_tile + tl.program_id(0)).to(tl.int64) * BLOCK
-    place = tl.arange(0, BLOCK)
-    groups = (tl.arange(0, BLOCK // GROUP) * GROUP)[:, None]
-    offsets = first + place
-    inside = offsets < count
+    COUNTS_SAVED: tl.constexpr = VOTE_SLACK or RETAIN_SLACK
+    tile = first_tile + tl.program_id(0) * steps
+    columns = tl.arange(0, COLUMNS)[None, :]
+    rows = (tl.arange(0, ROWS) * COLUMNS)[:, None]
+    places = rows + columns
+    others = numbers + N * NUMBERS
+    kept_and_lost = ()
+    saved = ()
+    for _ in tl.static_range(N):
+        kept_and_lost = kept_and_lost + (tl.zeros((ROWS,), tl.int32),)
+        saved = saved + (tl.zeros((ROWS,), tl.int32),)
+    stained = tl.zeros((ROWS,), REAL)
+    step = steps * 0
+    while step < steps:
+        first = (tile + step).to(tl.int64) * (ROWS * COLUMNS)
+        inside = first + places < count
+        index = start + first + rows
+        base_bits = load_bits(base + first, places, inside, MASKED)
+        bits = ()
+        for i in tl.static_range(N):
+            bits = bits + (load_bits(models[i] + first, places, inside, MASKED),)
+        b = value_of(base_bits, CODES[0], WORKING)
+        zeros = tl.zeros((ROWS, COLUMNS), REAL)
+        values = ()
+        counted = ()
+        for i in tl.static_range(N):
+            delta = rounded(value_of(bits[i], CODES[i + 1], WORKING) - b, WORKING, STORAGE_ROUNDING)
+            stained += stains(delta)
+            below = places.to(tl.uint32)  # stands in for thresholds where a mask has none
+            if (KINDS[i] == RANKED) | (KINDS[i] == RANKED_INVERSE):
+                below = load_bits(thresholds[i] + first, places, inside, MASKED)
+            kept = keeps(masks + i * ROW, below, magnitude(delta), index, columns, KINDS[i], ALIGNED)
+            if KINDS[i] == RANKED_INVERSE:
+                factor = (4294967296.0 / tl.maximum(below, 1).to(tl.float64)).to(REAL)
+                delta = tl.where(kept, rounded(delta * factor, WORKING, STORAGE_ROUNDING), 0.0)
+            else:
+                rescale = rounded(tl.load(numbers + i * NUMBERS), WORKING, STORAGE_ROUNDING)
+                delta = rounded(delta * rescale, WORKING, STORAGE_ROUNDING)
+            weight = rounded(tl.load(numbers + i * NUMBERS + 1), WORKING, STORAGE_ROUNDING)
+            value = tl.where(kept, rounded(delta * weight, WORKING, STORAGE_ROUNDING), 0.0)
+            values = values + (value,)
+            counted = counted + (kept_and_lost[i] + tally(kept & (delta != 0)),)
 
-    b = load(base, offsets, inside, CODES[0], WORKING, MASKED)
-    add_tallies(counts, tally(non_finite(b), NON_FINITE))
-    values = ()
-    tallies = ()
-    for i in tl.static_range(N):
-        x = load(models[i], offsets, inside, CODES[i + 1], WORKING, MASKED)
-        delta = rounded(x - b, WORKING, STORAGE_ROUNDING)
-        below = place.to(tl.uint32)  # stands in for thresholds where a mask has none
-        if (KINDS[i] == RANKED) | (KINDS[i] == RANKED_INVERSE):
-            below = load_bits(thresholds[i], offsets, inside, MASKED)
-        kept = keeps(masks + i * ROW, below, delta, start + first, place, groups, KINDS[i], WORKING)
-        if KINDS[i] == RANKED_INVERSE:
-            inverse = (4294967296.0 / tl.maximum(below, 1).to(tl.float64)).to(REAL)
-            delta = tl.where(kept, rounded(delta * inverse, WORKING, STORAGE_ROUNDING), 0.0)
+        mean = zeros
+        divisor = zeros
+        now_saved = saved
+        if ELECTION == "none":
+            for i in tl.static_range(N):
+                mean += values[i]
+            kept_and_lost = counted
+            divisor += tl.load(others + DIVISOR)
+            inverse = reciprocal(tl.load(others + DIVISOR))
         else:
-            rescale = rounded(tl.load(numbers + i * NUMBERS).to(REAL), WORKING, STORAGE_ROUNDING)
-            delta = rounded(delta * rescale, WORKING, STORAGE_ROUNDING)
-        weight = rounded(tl.load(numbers + i * NUMBERS + 1).to(REAL), WORKING, STORAGE_ROUNDING)
-        value = tl.where(kept, rounded(delta * weight, WORKING, STORAGE_ROUNDING), 0.0)
-        values = values + (value,)
-        tallies = tallies + (tally(kept & (delta != 0), KEPT) + tally(non_finite(x), NON_FINITE),)
-
-    mean = tl.zeros_like(b)
-    if ELECTION == "none":
-        for i in tl.static_range(N):
-            mean += values[i]
-            add_tallies(counts + (i + 1) * FIELDS, tallies[i])
-        divisor = tl.load(numbers + N * NUMBERS + 1).to(REAL) + tl.zeros_like(b)
-    else:
-        plain = tl.zeros_like(b)
-        slackened = tl.zeros_like(b)
-        spread = tl.zeros_like(b)
-        for i in tl.static_range(N):
-            vote = values[i]
-            if ELECTION == "count":
-                vote = (values[i] > 0).to(REAL) - (values[i] < 0).to(REAL)
-            plain += vote
+            plain = zeros
+            slackened = zeros
+            spread = zeros
+            for i in tl.static_range(N):
+                vote = values[i]
+                if ELECTION == "count":
+                    vote = (values[i] > 0).to(REAL) - (values[i] < 0).to(REAL)
+                plain += vote
+                if VOTE_SLACK:
+                    slackened += vote * tl.load(numbers + i * NUMBERS + 2)
+                if RETAIN_SLACK:
+                    spread += tl.abs(vote)
+            plain = rounded(plain, WORKING, STORAGE_ROUNDING)
+            elected = plain
             if VOTE_SLACK:
-                slackened += vote * tl.load(numbers + i * NUMBERS + 2).to(REAL)
-            if RETAIN_SLACK:
-                spread += tl.abs(vote)
-        plain = rounded(plain, WORKING, STORAGE_ROUNDING)
-        elected = plain
-        if VOTE_SLACK:
-            elected = rounded(slackened, WORKING, STORAGE_ROUNDING)
-        divisor = tl.zeros_like(b)
-        for i in tl.static_range(N):
-            voted = values[i] != 0
-            positive = values[i] > 0
-            retained = voted & (positive == (elected >= 0))
-            if RETAIN_SLACK:
-                slack = tl.load(numbers + i * NUMBERS + 3).to(REAL) + tl.zeros_like(b)
-                narrow_margin = (tl.abs(elected) < slack * spread) | (slack >= 1)
-                retained = retained | (voted & narrow_margin)
-            mean += tl.where(retained, values[i], 0.0)
-            weight = rounded(tl.load(numbers + i * NUMBERS + 1).to(REAL), WORKING, STORAGE_ROUNDING)
-            divisor += tl.where(retained, weight, 0.0)
-            lost = tally(voted & (retained == 0), LOST)
-            if VOTE_SLACK or RETAIN_SLACK:
-                lost += tally(retained & (positive != (plain >= 0)), SAVED)
-            add_tallies(counts + (i + 1) * FIELDS, tallies[i] + lost)
-        divisor = rounded(divisor, WORKING, STORAGE_ROUNDING)
-        divisor = tl.where(divisor == 0, 1.0, divisor)
+                elected = rounded(slackened, WORKING, STORAGE_ROUNDING)
+            sign = tl.where(elected >= 0, 1.0, -1.0).to(REAL)
+            subset = tl.zeros((ROWS, COLUMNS), tl.int32)
+            kept_and_lost = ()
+            if COUNTS_SAVED:
+                now_saved = ()
+            for i in tl.static_range(N):
+                if ELECTION == "sum" and not RETAIN_SLACK:
+                    # NaN agrees: it makes the sum NaN, whose sign counts as -, and is not positive itself.
+                    agrees = values[i] * sign
+                    retained = (agrees <= 0) == 0
+                    lost = agrees < 0
+                else:
+                    voted = values[i] != 0
+                    retained = voted & ((values[i] > 0) == (sign > 0))
+                    if RETAIN_SLACK:
+                        slack = tl.load(numbers + i * NUMBERS + 3) + zeros
+                        narrow_margin = (tl.abs(elected) < slack * spread) | (slack >= 1)
+                        retained = retained | (voted & narrow_margin)
+                    lost = voted & (retained == 0)
+                mean += tl.where(retained, values[i], 0.0)
+                if TABLE:
+                    subset += tl.where(retained, 1 << i, 0)
+                else:
+                    weight = rounded(tl.load(numbers + i * NUMBERS + 1), WORKING, STORAGE_ROUNDING)
+                    divisor += tl.where(retained, weight, 0.0)
+                kept_and_lost = kept_and_lost + (counted[i] + (tally(lost) << 16),)
+                if COUNTS_SAVED:
+                    spared = retained & ((values[i] > 0) != (plain >= 0))
+                    now_saved = now_saved + (saved[i] + tally(spared),)
+            divisor = rounded(divisor, WORKING, STORAGE_ROUNDING)
+            divisor = tl.where(divisor == 0, 1.0, divisor)
+            if TABLE:
+                inverse = tl.load(reciprocals + subset)
+            else:
+                inverse = reciprocal(divisor)
+        saved = now_saved
 
-    mean = rounded(mean, WORKING, STORAGE_ROUNDING)
-    if NORMALIZE:
-        mean = rounded(divided(mean, divisor), WORKING, STORAGE_ROUNDING)
-    scale = tl.load(numbers + N * NUMBERS).to(REAL)
-    mean = rounded(mean * scale, WORKING, STORAGE_ROUNDING)
-    merged = rounded(b + mean, WORKING, STORAGE_ROUNDING)
-    written = store(output, offsets, inside, merged, OUT, MASKED)
-    add_tallies(counts + (N + 1) * FIELDS, tally(written, NON_FINITE))
+        mean = rounded(mean, WORKING, STORAGE_ROUNDING)
+        if NORMALIZE:
+            mean = rounded(divided(mean, divisor, inverse), WORKING, STORAGE_ROUNDING)
+        mean = rounded(mean * tl.load(others + SCALE), WORKING, STORAGE_ROUNDING)
+        merged = rounded(b + mean, WORKING, STORAGE_ROUNDING)
+        stained += stains(store(output + first, places, inside, merged, OUT, MASKED).to(REAL))
+        step += 1
+
+    for i in tl.static_range(N):
+        add_tallies(counts + (i + 1) * FIELDS + KEPT, kept_and_lost[i])
+        if COUNTS_SAVED:
+            total = tl.sum(saved[i], 0)
+            tl.atomic_add(counts + (i + 1) * FIELDS + SAVED, total.to(tl.int64), sem="relaxed")
+    if tl.max((stained != 0).to(tl.int32), 0) != 0:
+        tl.debug_barrier()  # the output may be read by other threads than those that wrote it
+        count_non_finite(base, counts, tile, steps, count, CODES[0], WORKING, ROWS, MASKED)
+        for i in tl.static_range(N):
+            row = counts + (i + 1) * FIELDS
+            count_non_finite(models[i], row, tile, steps, count, CODES[i + 1], WORKING, ROWS, MASKED)
+        count_non_finite(output, counts + (N + 1) * FIELDS, tile, steps, count, OUT, OUT, ROWS, MASKED)
+
+
+@lru_cache(maxsize=256)
+def reciprocals_of(weights: tuple[float, ...], working: str, storage_rounding: bool) -> tuple[float, ...]:
+    """1 / the sum of the weights of every subset of the models, where 0 counts as 1. Bit i of its place is model i's.
+
+    Where the kernel has no use for them, for float64 and for many models, only that of no model.
+    """
+    if working == "F64" or len(weights) > IN_A_TABLE:
+        return (1.0,)
+
+    def rounded_sums(sums: torch.Tensor) -> torch.Tensor:
+        dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(working, torch.float32)
+        return sums.to(dtype).float() if storage_rounding else sums
+
+    sums = torch.zeros(1)
+    for weight in rounded_sums(torch.tensor(weights, dtype=torch.float64).float()):
+        sums = torch.cat([sums, sums + weight])
+    sums = rounded_sums(sums)
+    inverse: list[float] = (1.0 / torch.where(sums == 0, 1.0, sums).double()).tolist()
+    return tuple(inverse)
 
 
 def consensus(
@@ -154,6 +244,7 @@ def consensus(
     masks: torch.Tensor,
     thresholds: Sequence[torch.Tensor],
     numbers: torch.Tensor,
+    reciprocals: torch.Tensor,
     counts: torch.Tensor,
     *,
     election: str,
@@ -165,20 +256,20 @@ def consensus(
     """Merge a chunk whose first element has flat index ``start``.
 
     Inputs and ``output`` are the unsigned bits of ``count`` elements, their types in ``codes`` (base, models, output).
-    ``masks``: [n, 8] int64 (see masks.py), ``thresholds``: uint32 of each element for the models whose mask is ranked,
-    any tensor for others. ``numbers``: float64, four for each model (rescale, weight, 1 + vote slack, retain
-    slack), then scale and divisor. ``counts``: [n + 2, 4] int64, which kept, lost, saved and non-finite are added to.
+    ``masks``: [n, ROW] int64 (see masks.py), ``thresholds``: uint32 of each element for the models whose mask is
+    ranked, any tensor for others. ``numbers``: float32, or float64 for that working dtype, four for each model
+    (rescale, weight, 1 + vote slack, retain slack), then scale and divisor. ``reciprocals``: float64, those of
+    ``reciprocals_of``. ``counts``: [n + 2, 4] int64, which kept, lost, saved and non-finite are added to.
     """
-    tile = TILE if len(models) <= IN_REGISTERS else TILE // 2
     over_tiles(
         consensus_kernel,
         output.numel(),
-        tile,
         base,
         tuple(models),
         masks,
         tuple(thresholds),
         numbers,
+        reciprocals,
         output,
         counts,
         start,
@@ -191,6 +282,8 @@ def consensus(
         STORAGE_ROUNDING=storage_rounding,
         VOTE_SLACK=vote_slack,
         RETAIN_SLACK=retain_slack,
+        ALIGNED=start % COLUMNS.value == 0,
+        TABLE=working != "F64" and len(models) <= IN_A_TABLE,
         N=len(models),
-        BLOCK=tile,
+        maxnreg=REGISTERS_OF_MANY if len(models) > 4 else None,
     )

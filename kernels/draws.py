@@ -2,13 +2,15 @@
 
 A draw is a number of 32 bits that is only compared with a bound. Its top byte, which decides but for one element in
 256, is one of the 16 bytes of a block; the lower 24 bits are in a word of another stream. See step 9 of
-docs/arithmetic.md. Groups of 64 elements are drawn together, so that no word is computed in vain.
+docs/arithmetic.md.
+
+Elements come in rows of eight neighbours, [rows, 8]. ``index``, [rows, 1], is the flat index of the first of each
+row, and ``columns``, [1, 8], are 0 to 7. With ``ALIGNED`` all ``index`` are multiples of 8: a row then lies in one
+block, and a thread that holds a row computes it once.
 """
 
 import triton
 import triton.language as tl
-
-GROUP = tl.constexpr(64)
 
 
 @triton.jit
@@ -33,41 +35,54 @@ def philox(key, counter, STREAM: tl.constexpr):
 
 
 @triton.jit
-def words_of_blocks(key, first, BLOCKS: tl.constexpr, STREAM: tl.constexpr):
-    """The words of so many blocks from block ``first``, [groups, 1], on: [groups, 4 * BLOCKS] of uint32, in order."""
-    counter = (first + tl.arange(0, BLOCKS)[None, :]).to(tl.uint64)
-    w0, w1, w2, w3 = philox(key, counter, STREAM)
-    words = tl.join(
-        tl.join(w0, w2), tl.join(w1, w3)
-    )  # groups, blocks, high bit, low bit of the word's number
-    return tl.reshape(words, (first.shape[0], 4 * BLOCKS))
+def chosen(words, number):
+    """Of four words the one with a number, element by element. An index would move them out of registers."""
+    lower = tl.where((number & 1) != 0, words[1], words[0])
+    upper = tl.where((number & 1) != 0, words[3], words[2])
+    return tl.where((number & 2) != 0, upper, lower)
 
 
 @triton.jit
-def top_bytes(key, first):
-    """The top bytes of whole groups' draws, [groups, 64] of uint32, from flat index ``first``, [groups, 1], on."""
-    words = words_of_blocks(key, first // 16, 4, 0)
-    shifts = (8 * tl.arange(0, 4)).to(tl.uint32)[None, None, :]
-    return tl.reshape((words[:, :, None] >> shifts) & 0xFF, (first.shape[0], GROUP))
+def top_bytes(key, index, columns, ALIGNED: tl.constexpr):
+    """[rows, 8] of uint32: the draws' top bytes, in the highest eight bits; the others mean nothing."""
+    if ALIGNED:
+        words = philox(key, index >> 4, 0)
+        second_half = (index & 8) != 0
+        first = tl.where(second_half, words[2], words[0])
+        second = tl.where(second_half, words[3], words[1])
+        word = tl.where(columns < 4, first, second)
+        byte = columns & 3
+    else:
+        place = index + columns
+        word = chosen(philox(key, place >> 4, 0), (place >> 2) & 3)
+        byte = (place & 3).to(tl.int32)
+    return word << (24 - 8 * byte).to(tl.uint32)
 
 
 @triton.jit
-def lower_bits(key, first):
-    """The lower 24 bits of the same draws."""
-    return words_of_blocks(key, first // 4, 16, 1) & 0xFFFFFF
+def lower_bits(key, index, columns, ALIGNED: tl.constexpr):
+    """[rows, 8] of uint32: the lower 24 bits of the same draws."""
+    if ALIGNED:
+        first = chosen(philox(key, index >> 2, 1), columns & 3)
+        second = chosen(philox(key, (index >> 2) + 1, 1), columns & 3)
+        word = tl.where(columns < 4, first, second)
+    else:
+        place = index + columns
+        word = chosen(philox(key, place >> 2, 1), place & 3)
+    return word & 0xFFFFFF
 
 
 @triton.jit
-def below(drawn, key, first, bound, among):
-    """Which elements ``among`` some have draws below a bound, or each below its own; others may be wrong.
+def draws(tops, near, among, key, index, columns, ALIGNED: tl.constexpr):
+    """[rows, 8] of uint32: draws whose top bytes are ``tops``.
 
-    ``drawn`` are the top bytes of their groups' draws, all in the shape of ``among``. Lower bits are
-    drawn only for programs in which they decide for an element.
+    They compare rightly with ``near``, a uint32 or one for each element, where ``among``; elsewhere they may be wrong.
+    Lower bits are drawn only for tiles in which they decide for an element. ``among`` must come from values in memory:
+    the compiler then gives the branch the layout of what was loaded.
     """
-    top = (bound >> 24).to(tl.uint32)
-    result = drawn < top
-    undecided = among & (drawn == top)
-    if tl.max(tl.ravel(undecided.to(tl.int32)), 0) != 0:
-        lower = tl.reshape(lower_bits(key, first), among.shape)
-        result = result | (undecided & (lower < (bound & 0xFFFFFF).to(tl.uint32)))
+    result = tops
+    distance = tl.where(among, tops ^ near, 0xFFFFFFFF)
+    if tl.min(tl.min(distance, 1), 0) <= 0xFFFFFF:
+        lower = lower_bits(key, index, columns, ALIGNED)
+        result = tl.where(distance <= 0xFFFFFF, (tops & 0xFF000000) | lower, tops)
     return result

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import OPTIONS, TILE, over_tiles
+from merge_engine.kernels.launching import BLOCK, OPTIONS, over_blocks
 from merge_engine.kernels.numbers import load, magnitude_key
 
 
@@ -82,9 +82,9 @@ def locate(
     Inputs are unsigned bits, their types in ``codes`` (base, model). Waits for the answer.
     """
     count = base.numel()
-    totals = torch.zeros(triton.cdiv(count, TILE), dtype=torch.int64, device=base.device)
-    types = {"BASE": codes[0], "MODEL": codes[1], "WORKING": working, "BLOCK": TILE}
-    over_tiles(count_kernel, count, TILE, base, model, totals, key, **types)
+    totals = torch.zeros(triton.cdiv(count, BLOCK), dtype=torch.int64, device=base.device)
+    types = {"BASE": codes[0], "MODEL": codes[1], "WORKING": working, "BLOCK": BLOCK}
+    over_blocks(count_kernel, count, BLOCK, base, model, totals, key, **types)
     ends = totals.cumsum(0)
     found = int(ends[-1]) if count else 0
     if nth >= found:

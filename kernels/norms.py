@@ -13,13 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import over_tiles
+from merge_engine.kernels.launching import COLUMNS, INTERPRETED, ONE_WARP, constants, over_blocks
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, keeps
-from merge_engine.kernels.numbers import load, load_bits, rounded_to
+from merge_engine.kernels.numbers import load, load_bits, magnitude, rounded_to
 
 LANES = tl.constexpr(64)
 SUM_BLOCK = tl.constexpr(4096)
-ABREAST = 32  # blocks of a program
+MOST_ABREAST = 4  # blocks of a program
 
 
 @triton.jit
@@ -34,7 +34,19 @@ def added_pairwise(lanes):
     return tl.sum(sums, axis=1)
 
 
-@triton.jit(do_not_specialize=["start", "first_tile", "count"])
+@triton.jit
+def lines_from(first, count):
+    """How many lines of 64 the blocks have that begin at ``first``: the last block of a tensor may have fewer."""
+    return tl.minimum(tl.cdiv(count - first, LANES), SUM_BLOCK // LANES)
+
+
+@triton.jit
+def lanes_of(rows):
+    """[blocks * 8, 8] to [blocks, 64]."""
+    return tl.reshape(rows, (rows.shape[0] // 8, LANES))
+
+
+@triton.jit(do_not_specialize=["start", "first_block", "count"])
 def l1_kernel(
     base,
     model,
@@ -43,76 +55,93 @@ def l1_kernel(
     sums,
     width,
     start,
-    first_tile,
+    first_block,
     count,
     BASE: tl.constexpr,
     MODEL: tl.constexpr,
     WORKING: tl.constexpr,
     KIND: tl.constexpr,
     STORAGE_ROUNDING: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ABREAST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The norms of one task vector over some blocks, whole and masked."""
-    first_block = (first_tile + tl.program_id(0)).to(tl.int64) * ABREAST
-    first = first_block * SUM_BLOCK
-    block = tl.arange(0, ABREAST)
-    lane = tl.arange(0, LANES)
-    whole = tl.zeros((ABREAST, LANES), tl.float64)
-    masked = tl.zeros((ABREAST, LANES), tl.float64)
-    for line in range(SUM_BLOCK // LANES):
-        groups = (block * SUM_BLOCK + line * LANES)[:, None]
-        place = groups + lane[None, :]
-        offsets = first + place
-        inside = offsets < count
-        b = load(base, offsets, inside, BASE, WORKING, MASKED)
-        x = load(model, offsets, inside, MODEL, WORKING, MASKED)
+    """The norms of one task vector over some blocks, whole and masked. A line of a block is eight rows."""
+    block = (first_block + tl.program_id(0)).to(tl.int64) * ABREAST
+    first = block * SUM_BLOCK
+    row = tl.arange(0, ABREAST * 8)
+    rows = (row // 8 * SUM_BLOCK + row % 8 * COLUMNS)[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    whole = tl.zeros((ABREAST * 8, COLUMNS), tl.float64)
+    masked = tl.zeros((ABREAST * 8, COLUMNS), tl.float64)
+    places = rows + columns
+    lines = lines_from(first, count)
+    line = lines * 0
+    while line < lines:
+        here = first + line * LANES
+        inside = here + places < count
+        b = load(base + here, places, inside, BASE, WORKING, MASKED)
+        x = load(model + here, places, inside, MODEL, WORKING, MASKED)
         delta = x - b
         if STORAGE_ROUNDING:
             delta = rounded_to(delta, WORKING)
-        below = place.to(tl.uint32)
+        below = places.to(tl.uint32)
         if (KIND == RANKED) | (KIND == RANKED_INVERSE):
-            below = load_bits(thresholds, offsets, inside, MASKED)
-        kept = keeps(mask, below, delta, start + first, place, groups, KIND, WORKING)
-        magnitude = tl.abs(delta).to(tl.float64)
-        whole += magnitude
-        masked += tl.where(kept, magnitude, 0.0)
-    rows = sums + (first_block + block) * width
-    tl.store(rows, added_pairwise(whole))
-    tl.store(rows + 1, added_pairwise(masked))
+            below = load_bits(thresholds + here, places, inside, MASKED)
+        index = start + here + rows
+        kept = keeps(mask, below, magnitude(delta), index, columns, KIND, ALIGNED)
+        size = tl.abs(delta)
+        whole += size.to(tl.float64)
+        masked += tl.where(kept, size, 0.0).to(tl.float64)
+        line += 1
+    of_block = sums + (block + tl.arange(0, ABREAST)) * width
+    tl.store(of_block, added_pairwise(lanes_of(whole)))
+    tl.store(of_block + 1, added_pairwise(lanes_of(masked)))
 
 
-@triton.jit(do_not_specialize=["first_tile", "count"])
-def product_kernel(
-    left,
-    right,
+@triton.jit(do_not_specialize=["first_block", "count"])
+def gram_kernel(
+    inputs,
     sums,
-    width,
-    first_tile,
+    first_block,
     count,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
+    CODES,
     WORKING: tl.constexpr,
+    N: tl.constexpr,
     ABREAST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The inner product of two inputs over some blocks."""
-    first_block = (first_tile + tl.program_id(0)).to(tl.int64) * ABREAST
-    block = tl.arange(0, ABREAST)
-    lane = tl.arange(0, LANES)
-    lanes = tl.zeros((ABREAST, LANES), tl.float64)
-    for line in range(SUM_BLOCK // LANES):
-        offsets = first_block * SUM_BLOCK + (block * SUM_BLOCK + line * LANES)[:, None] + lane[None, :]
-        inside = offsets < count
-        x = load(left, offsets, inside, LEFT, WORKING, MASKED)
-        y = load(right, offsets, inside, RIGHT, WORKING, MASKED)
-        lanes += x.to(tl.float64) * y.to(tl.float64)
-    tl.store(sums + (first_block + block) * width, added_pairwise(lanes))
+    """The inner products of all pairs of inputs over some blocks, row by row of the matrix's upper triangle."""
+    PAIRS: tl.constexpr = N * (N + 1) // 2
+    block = (first_block + tl.program_id(0)).to(tl.int64) * ABREAST
+    first = block * SUM_BLOCK
+    of_program = tl.arange(0, ABREAST)
+    places = (of_program * SUM_BLOCK)[:, None] + tl.arange(0, LANES)[None, :]
+    products = ()
+    for _ in tl.static_range(PAIRS):
+        products = products + (tl.zeros((ABREAST, LANES), tl.float64),)
+    lines = lines_from(first, count)
+    line = lines * 0
+    while line < lines:
+        here = first + line * LANES
+        inside = here + places < count
+        values = ()
+        for i in tl.static_range(N):
+            x = load(inputs[i] + here, places, inside, CODES[i], WORKING, MASKED)
+            values = values + (x.to(tl.float64),)
+        added = ()
+        for i in tl.static_range(N):
+            for k in tl.static_range(i, N):
+                added = added + (products[i * N - i * (i - 1) // 2 + k - i] + values[i] * values[k],)
+        products = added
+        line += 1
+    for pair in tl.static_range(PAIRS):
+        tl.store(sums + (block + of_program) * PAIRS + pair, added_pairwise(products[pair]))
 
 
 def block_sums(count: int, width: int, device: torch.device) -> torch.Tensor:
     """Room for ``width`` sums of every block of ``count`` elements, and of what else the last program writes."""
-    blocks = triton.cdiv(count, SUM_BLOCK.value * ABREAST) * ABREAST
+    blocks = triton.cdiv(count, SUM_BLOCK.value * MOST_ABREAST) * MOST_ABREAST
     return torch.empty((blocks, width), dtype=torch.float64, device=device)
 
 
@@ -130,13 +159,13 @@ def l1_norms(
 ) -> None:
     """The L1 norms of a task vector, whole and masked, into the first two columns of ``sums`` (see ``block_sums``).
 
-    Inputs are unsigned bits, their types in ``codes`` (base, model). ``mask``: [8] int64, of a kind in masks.py;
+    Inputs are unsigned bits, their types in ``codes`` (base, model). ``mask``: [ROW] int64, of a kind in masks.py;
     ``thresholds``: see ``consensus``.
     """
-    over_tiles(
+    over_blocks(
         l1_kernel,
         base.numel(),
-        ABREAST * SUM_BLOCK.value,
+        MOST_ABREAST * SUM_BLOCK.value,
         base,
         model,
         mask,
@@ -149,24 +178,28 @@ def l1_norms(
         WORKING=working,
         KIND=kind,
         STORAGE_ROUNDING=storage_rounding,
-        ABREAST=ABREAST,
+        ALIGNED=start % COLUMNS.value == 0,
+        ABREAST=MOST_ABREAST,
+        options=ONE_WARP,
     )
 
 
-def product(
-    left: torch.Tensor, right: torch.Tensor, codes: Sequence[str], working: str, sums: torch.Tensor
-) -> None:
-    """The inner product of two inputs (unsigned bits of types ``codes``) into the first column of ``sums``."""
-    over_tiles(
-        product_kernel,
-        left.numel(),
-        ABREAST * SUM_BLOCK.value,
-        left,
-        right,
+def gram(inputs: Sequence[torch.Tensor], codes: Sequence[str], working: str, sums: torch.Tensor) -> None:
+    """The inner products of all pairs of inputs (unsigned bits of types ``codes``) into ``sums`` (see ``block_sums``).
+
+    A column for each pair i <= j, row by row.
+    """
+    pairs = sums.shape[1]
+    abreast = MOST_ABREAST if INTERPRETED or pairs <= 6 else 2 if pairs <= 15 else 1  # what fits registers
+    over_blocks(
+        gram_kernel,
+        inputs[0].numel(),
+        abreast * SUM_BLOCK.value,
+        tuple(inputs),
         sums,
-        sums.stride(0),
-        LEFT=codes[0],
-        RIGHT=codes[1],
+        CODES=constants(codes),
         WORKING=working,
-        ABREAST=ABREAST,
+        N=len(inputs),
+        ABREAST=abreast,
+        options=ONE_WARP,
     )

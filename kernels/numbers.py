@@ -9,9 +9,6 @@ float32 otherwise.
 import triton
 import triton.language as tl
 
-FLUSHES = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6))
-"""Whether this Triton compiles ``tl.div_rn`` to a division that flushes denormals, as 3.4 and 3.5 do."""
-
 
 @triton.jit
 def widen(bits, CODE: tl.constexpr, REAL: tl.constexpr):
@@ -63,8 +60,8 @@ def narrow(value, CODE: tl.constexpr):
         bits = single.to(tl.uint32, bitcast=True)
         magnitude = bits & 0x7FFFFFFF
         if CODE == "BF16":
-            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-            rounded = tl.where(magnitude > 0x7F800000, 0x7FC0, nearest).to(tl.uint16)
+            nearest = bits + 0x7FFF + ((bits >> 16) & 1)
+            rounded = (tl.where(magnitude > 0x7F800000, 0x7FC00000, nearest) >> 16).to(tl.uint16)
         else:
             normal = (magnitude + 0xC8000FFF + ((magnitude >> 13) & 1)) >> 13
             # Below 2^-14 the addition of 0.5 shifts the denormal mantissa into place and rounds it.
@@ -84,17 +81,22 @@ def rounded_to(value, CODE: tl.constexpr):
 
 
 @triton.jit
-def divided(x, y):
-    """x / y, rounded once.
+def reciprocal(divisor):
+    """What ``divided`` multiplies by: 1 / divisor in float64."""
+    return 1.0 / divisor.to(tl.float64)
 
-    A float64 has more than twice the bits of a float32, so that rounding a quotient to it first changes nothing.
+
+@triton.jit
+def divided(x, divisor, reciprocal):
+    """x / divisor, rounded once.
+
+    The quotient of two float32 is exact, or at least 2^-49 of itself away from where rounding to float32 changes. Two
+    roundings to float64, of the reciprocal and of the product, are off by less than 2^-52.
     """
     if x.dtype == tl.float64:
-        quotient = x / y
-    elif FLUSHES:
-        quotient = (x.to(tl.float64) / y.to(tl.float64)).to(tl.float32)
+        quotient = x / divisor
     else:
-        quotient = tl.div_rn(x, y)
+        quotient = (x.to(tl.float64) * reciprocal).to(tl.float32)
     return quotient
 
 
@@ -109,10 +111,9 @@ def load_bits(pointer, offsets, inside, MASKED: tl.constexpr):
 
 
 @triton.jit
-def load(pointer, offsets, inside, CODE: tl.constexpr, WORKING: tl.constexpr, MASKED: tl.constexpr):
+def value_of(bits, CODE: tl.constexpr, WORKING: tl.constexpr):
     """Elements of an input, rounded once to the working dtype."""
     REAL: tl.constexpr = tl.float64 if WORKING == "F64" else tl.float32
-    bits = load_bits(pointer, offsets, inside, MASKED)
     if CODE == WORKING:
         value = widen(bits, CODE, REAL)
     else:
@@ -121,16 +122,72 @@ def load(pointer, offsets, inside, CODE: tl.constexpr, WORKING: tl.constexpr, MA
 
 
 @triton.jit
+def load(pointer, offsets, inside, CODE: tl.constexpr, WORKING: tl.constexpr, MASKED: tl.constexpr):
+    """Elements of an input in memory, rounded once to the working dtype."""
+    return value_of(load_bits(pointer, offsets, inside, MASKED), CODE, WORKING)
+
+
+@triton.jit
 def store(pointer, offsets, inside, value, CODE: tl.constexpr, MASKED: tl.constexpr):
-    """Write values, rounded once. Returns where what was written is NaN or infinite."""
+    """Write values, rounded once. Returns what was written, as values."""
     bits = narrow(value, CODE)
-    written = non_finite(widen(bits, CODE, tl.float64 if CODE == "F64" else tl.float32))
     if MASKED:
         tl.store(pointer + offsets, bits, mask=inside)
-        written = written & inside
     else:
         tl.store(pointer + offsets, bits)
-    return written
+    return widen(bits, CODE, tl.float64 if CODE == "F64" else value.dtype)
+
+
+@triton.jit
+def stains(values):
+    """[rows]: 0 where all values of a row are finite, NaN where one is not."""
+    return tl.sum(values * 0.0, 1)
+
+
+@triton.jit
+def magnitude(value):
+    """The bits of a float32 or float64 without the sign, uint32 or uint64: integers that order as magnitudes do."""
+    if value.dtype == tl.float64:
+        bits = value.to(tl.uint64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+    else:
+        bits = value.to(tl.uint32, bitcast=True) & 0x7FFFFFFF
+    return bits
+
+
+@triton.jit
+def first_magnitude(key, WORKING: tl.constexpr):
+    """The least magnitude of a difference whose key in the working dtype is at least ``key``, an int64 from 0 on.
+
+    Rounding is monotone, so the magnitudes of a key are a range. For a type of 16 bits the first lies half-way between
+    the key's number and the one below, where rounding to even decides: it is that number's own key if the key is even.
+    All NaN have one key.
+    """
+    if WORKING == "F64":
+        INFINITY: tl.constexpr = 0x7FF0000000000000
+        NAN: tl.constexpr = 0x7FF8000000000000
+        first = key
+    elif WORKING == "F32":
+        INFINITY: tl.constexpr = 0x7F800000
+        NAN: tl.constexpr = 0x7FC00000
+        first = key
+    elif WORKING == "BF16":
+        INFINITY: tl.constexpr = 0x7F80
+        NAN: tl.constexpr = 0x7FC0
+        first = (key << 16) - 0x8000 + (key & 1)
+    else:
+        INFINITY: tl.constexpr = 0x7C00
+        NAN: tl.constexpr = 0x7E00
+        below = widen(tl.maximum(key - 1, 0).to(tl.uint16), WORKING, tl.float32)
+        upper = tl.where(key == INFINITY, 65536.0, widen(key.to(tl.uint16), WORKING, tl.float32))
+        half_way = (below + upper) * 0.5
+        first = half_way.to(tl.uint32, bitcast=True).to(tl.int64) + (key & 1)
+    if WORKING == "F64":
+        first = tl.where(key > INFINITY, INFINITY + 1, first).to(tl.uint64)
+        first = tl.where(key > NAN, 0x8000000000000000, first)
+    else:
+        first = tl.where(key > INFINITY, 0x7F800001, first)
+        first = tl.where(key > NAN, 0x80000000, first).to(tl.uint32)
+    return tl.where(key == 0, 0, first).to(first.dtype)
 
 
 @triton.jit

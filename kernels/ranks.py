@@ -14,17 +14,24 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import TILE, over_tiles
+from merge_engine.kernels.launching import BLOCK, over_blocks
 from merge_engine.kernels.numbers import load, magnitude_key
 
 AT_A_TIME = 1 << 22  # elements, unless a line has more
 
 
 @triton.jit
-def element_of(position, length, stride):
-    """The place in memory of the element at a position, counted line after line."""
-    line = position // length
-    return (line // stride) * (length * stride) + line % stride + (position % length) * stride
+def element_of(position, length, stride, IN_ORDER: tl.constexpr):
+    """The place in memory of the element at a position, counted line after line.
+
+    ``IN_ORDER`` says that the elements of a line are neighbours, as in matrices: then it is the position.
+    """
+    if IN_ORDER:
+        element = position
+    else:
+        line = position // length
+        element = (line // stride) * (length * stride) + line % stride + (position % length) * stride
+    return element
 
 
 @triton.jit(do_not_specialize=["length", "stride", "first", "first_tile", "count"])
@@ -40,13 +47,14 @@ def keys_kernel(
     BASE: tl.constexpr,
     MODEL: tl.constexpr,
     WORKING: tl.constexpr,
+    IN_ORDER: tl.constexpr,
     BLOCK: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Magnitude keys of ``count`` elements in the order of lines, from position ``first``."""
     offsets = (first_tile + tl.program_id(0)).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < count
-    places = element_of(first + offsets, length, stride)
+    places = element_of(first + offsets, length, stride, IN_ORDER)
     b = load(base, places, inside, BASE, WORKING, MASKED)
     x = load(model, places, inside, MODEL, WORKING, MASKED)
     tl.store(keys + offsets, magnitude_key(x - b, WORKING), mask=inside)
@@ -83,6 +91,7 @@ def thresholds_kernel(
     first,
     first_tile,
     count,
+    IN_ORDER: tl.constexpr,
     BLOCK: tl.constexpr,
     MASKED: tl.constexpr,
 ):
@@ -99,7 +108,8 @@ def thresholds_kernel(
     probability = tl.load(numbers) + tl.load(numbers + 1) * scaled
     # Rounding may lift a probability to exactly 1.
     threshold = tl.minimum((probability * 4294967296.0).to(tl.int64), 0xFFFFFFFF).to(tl.uint32)
-    tl.store(thresholds + element_of(first + offsets, length, stride), threshold, mask=inside)
+    places = element_of(first + offsets, length, stride, IN_ORDER)
+    tl.store(thresholds + places, threshold, mask=inside)
 
 
 def rank_thresholds(
@@ -124,10 +134,10 @@ def rank_thresholds(
     for first in range(0, count, step):
         some = min(step, count - first)
         keys = torch.empty(some, dtype=key_dtype, device=base.device)
-        over_tiles(
+        over_blocks(
             keys_kernel,
             some,
-            TILE,
+            BLOCK,
             base,
             model,
             keys,
@@ -137,9 +147,21 @@ def rank_thresholds(
             BASE=codes[0],
             MODEL=codes[1],
             WORKING=working,
-            BLOCK=TILE,
+            IN_ORDER=stride == 1,
+            BLOCK=BLOCK,
         )
         lines = torch.sort(keys.view(-1, length), dim=1).values
-        over_tiles(
-            thresholds_kernel, some, TILE, keys, lines, numbers, thresholds, length, stride, first, BLOCK=TILE
+        over_blocks(
+            thresholds_kernel,
+            some,
+            BLOCK,
+            keys,
+            lines,
+            numbers,
+            thresholds,
+            length,
+            stride,
+            first,
+            IN_ORDER=stride == 1,
+            BLOCK=BLOCK,
         )

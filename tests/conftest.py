@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from interpreted import Interpreted
 from safetensors.torch import save_file
 
 # Threads of torch's own fight over the cores with those under test: the reference takes minutes instead of seconds.
@@ -22,6 +23,9 @@ settings.load_profile("merge_engine")
 SaveCheckpoint = Callable[..., Path]
 Snapshot = Callable[[str | Path, str], None]
 
+INTERPRETED = pytest.StashKey[Interpreted]()
+"""In the configuration: the tests in Triton's interpreter, where they were asked for."""
+
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 
 
@@ -31,6 +35,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Write the snapshots again; read the difference before you commit it.",
     )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Starts the tests in Triton's interpreter, so that they run beside all others."""
+    asked = any(
+        item.nodeid.endswith("test_triton_conformance.py::test_interpreted") for item in session.items
+    )
+    if asked and not session.config.option.collectonly:
+        session.config.stash[INTERPRETED] = Interpreted()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leaves none of them behind."""
+    if INTERPRETED in config.stash:
+        config.stash[INTERPRETED].end()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ keep both directions of the link and the kernels busy at the same time.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from merge_engine.backends.base import Backend
 from merge_engine.backends.operations import (
+    Band,
     Chunk,
     Combine,
     Consensus,
@@ -24,6 +24,7 @@ from merge_engine.backends.operations import (
     Rank,
     Ranked,
     SolvedBand,
+    Sought,
 )
 from merge_engine.backends.statistics import (
     NEXT_BITS,
@@ -43,7 +44,7 @@ from merge_engine.backends.triton.handles import (
     TorchCounts,
 )
 from merge_engine.backends.triton.link import Copy, TorchLink, free_memory
-from merge_engine.backends.triton.rows import described_band, found_row, kind_of, mask_row
+from merge_engine.backends.triton.rows import band_kind, described_band, found_row, kind_of, mask_row
 from merge_engine.dtypes import BY_NAME, F64, DType
 from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels import bands as bands_kernels
@@ -51,6 +52,7 @@ from merge_engine.kernels import combine as combine_kernels
 from merge_engine.kernels import consensus as consensus_kernels
 from merge_engine.kernels import histogram as histogram_kernels
 from merge_engine.kernels import launching, locate, masks, norms, ranks
+from merge_engine.kernels import search as search_kernels
 from merge_engine.kernels import select as select_kernels
 
 BITS = {16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
@@ -143,7 +145,7 @@ class TritonBackend(Backend):
 
     def new_counts(self, level: int, within: Sequence[Any]) -> TorchCounts:
         """Make empty counts (see ``Backend.new_counts``)."""
-        shape = (len(within), histogram_kernels.COPIES.value, level_bins(level))
+        shape = (len(within), histogram_kernels.COPIES, level_bins(level))
         with self._working():
             found = self._rows([found_row(one) for one in within]).view(-1, 3)
             counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
@@ -176,6 +178,30 @@ class TritonBackend(Backend):
             copy = Copy.of(found)
         return [FoundRow(found[i], copy, i) for i in range(len(ranks))]
 
+    def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[FoundRow]]:
+        """Find keys by rank, mostly without counting all keys (see ``Backend.find_all``)."""
+        if level or chunk.count < search_kernels.WORTH_SEARCHING:
+            return super().find_all(chunk, level, sought)
+        check(chunk)
+        models = [chunk.models[one.model] for one in sought]
+        asked = [(place, rank) for place, one in enumerate(sought) for rank in one.ranks]
+        with self._working():
+            queries = [(place, search_kernels.sampled_rank(rank, chunk.count), rank) for place, rank in asked]
+            found = torch.empty((len(asked), 3), dtype=torch.int64, device=self.device)
+            search_kernels.search(
+                chunk.base.bits,
+                [model.bits for model in models],
+                _codes(chunk.base, *models),
+                chunk.working.code,
+                level_shift(chunk.working, 0),
+                self._integers(queries),
+                [place for place, _ in asked],
+                found,
+            )
+            copy = Copy.of(found)
+        rows = iter([FoundRow(found[i], copy, i) for i in range(len(asked))])
+        return [[next(rows) for _ in one.ranks] for one in sought]
+
     def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks (see ``Backend.bands``)."""
         if not bands:
@@ -192,7 +218,10 @@ class TritonBackend(Backend):
             copy = Copy.of(rows)
         solved = []
         for i, band in enumerate(bands):
-            mask = SolvedRow(rows[i], copy, i, band.mask.ties == "spread")
+            has_top = band.high is not None
+            # With slack every tie at the lower end stays, and none of them is drawn for.
+            by_draw = band.mask.ties == "spread" and (has_top or band.mask.slack == 0)
+            mask = SolvedRow(rows[i], copy, i, band_kind(by_draw, has_top))
             solved.append(SolvedBand(mask, KeptWithoutSlack(mask) if band.mask.slack > 0 else None))
         return solved
 
@@ -211,7 +240,7 @@ class TritonBackend(Backend):
         check(chunk)
         with self._working():
             sums = norms.block_sums(chunk.count, 2 * len(masks), self.device)
-            rows = self._rows([mask_row(mask) for mask in masks])
+            rows = self._masks(masks, chunk.working)
             for i, (model, mask) in enumerate(zip(chunk.models, masks, strict=True)):
                 norms.l1_norms(
                     chunk.base.bits,
@@ -230,12 +259,11 @@ class TritonBackend(Backend):
     def gram(self, chunk: Chunk) -> SumRows:
         """Sum inner products of all inputs (see ``Backend.gram``)."""
         check(chunk)
-        pairs = list(itertools.combinations_with_replacement(chunk.inputs, 2))
+        n = len(chunk.inputs)
         with self._working():
-            sums = norms.block_sums(chunk.count, len(pairs), self.device)
-            for column, (left, right) in enumerate(pairs):
-                codes = _codes(left, right)
-                norms.product(left.bits, right.bits, codes, chunk.working.code, sums[:, column:])
+            sums = norms.block_sums(chunk.count, n * (n + 1) // 2, self.device)
+            bits = [array.bits for array in chunk.inputs]
+            norms.gram(bits, _codes(*chunk.inputs), chunk.working.code, sums)
             return _sum_rows(sums, chunk)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: TorchArray) -> PendingRows:
@@ -247,6 +275,10 @@ class TritonBackend(Backend):
             for entry in entries
             for number in (entry.rescale, entry.weight, 1.0 + entry.vote_slack, entry.retain_slack)
         ]
+        weights = tuple([entry.weight for entry in entries])
+        reciprocals = consensus_kernels.reciprocals_of(
+            weights, chunk.working.code, operation.storage_rounding
+        )
         with self._working():
             counts = self._new_counts(len(chunk.inputs))
             consensus_kernels.consensus(
@@ -257,12 +289,13 @@ class TritonBackend(Backend):
                 chunk.working.code,
                 chunk.start,
                 [kind_of(entry.mask) for entry in entries],
-                self._rows([mask_row(entry.mask) for entry in entries]),
+                self._masks([entry.mask for entry in entries], chunk.working),
                 [
                     self._thresholds(chunk, model, entry.mask)
                     for model, entry in zip(chunk.models, entries, strict=True)
                 ],
-                self._doubles([*numbers, operation.scale, operation.divisor]),
+                self._reals([*numbers, operation.scale, operation.divisor], chunk.working),
+                self._doubles(reciprocals),
                 counts,
                 election=operation.election,
                 normalize=operation.normalize,
@@ -284,7 +317,7 @@ class TritonBackend(Backend):
                 output.bits,
                 _codes(*chunk.inputs, output),
                 chunk.working.code,
-                self._doubles([*operation.coefficients, operation.divisor or 1.0]),
+                self._reals([*operation.coefficients, operation.divisor or 1.0], chunk.working),
                 counts,
                 divides=operation.divisor is not None,
                 fused=operation.fused,
@@ -323,15 +356,20 @@ class TritonBackend(Backend):
         return torch.zeros((inputs + 1, 4), dtype=torch.int64, device=self.device)
 
     def _integers(self, values: Sequence[Any]) -> torch.Tensor:
-        return self._sent(values, torch.int64)
+        return self._sent(torch.tensor(values, dtype=torch.int64))
 
     def _doubles(self, values: Sequence[float]) -> torch.Tensor:
-        return self._sent(values, torch.float64)
+        return self._sent(torch.tensor(values, dtype=torch.float64))
 
-    def _sent(self, values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
+    def _reals(self, values: Sequence[float], working: DType) -> torch.Tensor:
+        """Numbers in the type of the arithmetic, which may be infinite in it."""
+        exact = torch.tensor(values, dtype=torch.float64)
+        return self._sent(exact if working == F64 else exact.to(torch.float32))
+
+    def _sent(self, known: torch.Tensor) -> torch.Tensor:
         """A few numbers on the device. They come from pinned memory, so that nothing waits for the copy."""
-        known = torch.tensor(values, dtype=dtype, pin_memory=not launching.INTERPRETED)
-        return known.to(self.device, non_blocking=True)
+        held = known if launching.INTERPRETED else known.pin_memory()
+        return held.to(self.device, non_blocking=True)
 
     def _rows(self, rows: Sequence[Sequence[int] | torch.Tensor]) -> torch.Tensor:
         """A table of rows, some of which the host knows and some the device."""
@@ -340,6 +378,18 @@ class TritonBackend(Backend):
             return self._integers(known)
         uploaded = iter(self._integers(known))
         return torch.stack([row if isinstance(row, torch.Tensor) else next(uploaded) for row in rows])
+
+    def _masks(self, of_models: Sequence[Any], working: DType) -> torch.Tensor:
+        """A table of masks (see kernels/masks.py)."""
+        rows = self._rows([mask_row(mask) for mask in of_models])
+        bands = [place for place, mask in enumerate(of_models) if isinstance(mask, Band)]
+        if bands:
+            places = self._integers(bands)
+            known = rows[places]
+            by_draw = self._integers([of_models[place].by_draw for place in bands])
+            masks.resolve(known, by_draw, working.code)
+            rows[places] = known
+        return rows
 
     def _thresholds(self, chunk: Chunk, model: TorchArray, mask: Mask) -> torch.Tensor:
         """The thresholds of a ranked mask; for others, something to point at."""

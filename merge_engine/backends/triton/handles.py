@@ -65,12 +65,12 @@ class FoundRow:
 
 @dataclass(frozen=True)
 class SolvedRow:
-    """A band in device memory."""
+    """A band in device memory. ``kind`` is its kind in kernels/masks.py."""
 
     row: torch.Tensor
     copy: Copy
     place: int
-    by_draw: bool
+    kind: int
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from merge_engine.backends.operations import Band, Dense, Draw, Found, FoundBand
 from merge_engine.backends.triton.handles import FoundRow, SolvedRow
 from merge_engine.kernels import masks
 
-_LARGEST = 2**63 - 1
+_LARGEST = 2**63 - 2  # one can be added to it
+_LAST_DRAW = 2**32 - 1
 
 
 def signed(value: int) -> int:
@@ -48,17 +49,29 @@ def described_band(band: FoundBand) -> list[int]:
     ]
 
 
+def band_kind(by_draw: bool, has_top: bool) -> int:
+    """The number of a band's kind in kernels/masks.py."""
+    if has_top:
+        kind = masks.BAND_WITH_TOP_BY_DRAW if by_draw else masks.BAND_WITH_TOP_BY_INDEX
+    else:
+        kind = masks.BAND_BY_DRAW if by_draw else masks.BAND_BY_INDEX
+    result: int = kind.value
+    return result
+
+
 def kind_of(mask: Any) -> int:
     """The number of a mask's kind in kernels/masks.py. Raises ``TypeError`` for anything else."""
     match mask:
         case Dense():
             kind = masks.DENSE
         case Draw():
-            kind = masks.DRAW
+            kind = masks.DRAW if mask.below else masks.NOTHING
         case Ranked(inverse_probability=inverse):
             kind = masks.RANKED_INVERSE if inverse else masks.RANKED
-        case Band(by_draw=by_draw) | SolvedRow(by_draw=by_draw):
-            kind = masks.BAND_BY_DRAW if by_draw else masks.BAND_BY_INDEX
+        case SolvedRow():
+            return mask.kind
+        case Band():
+            return band_kind(mask.by_draw, has_top=mask.high < _LARGEST)
         case _:
             raise TypeError(f"not a mask: {mask!r}")
     result: int = kind.value
@@ -66,17 +79,18 @@ def kind_of(mask: Any) -> int:
 
 
 def mask_row(mask: Any) -> Sequence[int] | torch.Tensor:
-    """The eight numbers of kernels/masks.py."""
+    """The numbers of kernels/masks.py; of a band, keys where its thresholds go (see ``masks.resolve``)."""
+    row = [0] * masks.ROW.value
     match mask:
         case SolvedRow():
             return mask.row
         case Band():
-            places = bounded(*mask.low_positions, *mask.high_positions)
-            return [*bounded(mask.low, mask.high), *places, signed(mask.random_key), 0]
+            last = _LAST_DRAW if mask.by_draw else _LARGEST
+            row[masks.LOW.value], row[masks.HIGH.value] = bounded(mask.low, mask.high)
+            row[masks.LOW_FIRST.value : masks.HIGH_LAST.value + 1] = [
+                min(position, last) for position in (*mask.low_positions, *mask.high_positions)
+            ]
         case Draw():
-            first, last = (0, mask.below - 1) if mask.below else (1, 0)
-            return [0, 0, first, last, 0, 0, signed(mask.random_key), 0]
-        case Ranked():
-            return [0, 0, 0, 0, 0, 0, signed(mask.random_key), 0]
-        case _:
-            return [0] * masks.ROW.value
+            row[masks.LOW_LAST.value] = mask.below - 1
+    row[masks.RANDOM_KEY.value] = signed(getattr(mask, "random_key", 0))
+    return row
