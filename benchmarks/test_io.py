@@ -17,7 +17,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from merge_engine.bench.measuring import cool, warm
-from merge_engine.engine.pipeline import READ_THREADS
+from merge_engine.engine.mover import READ_THREADS
 
 ROUNDS = 5
 FLAGS = {"cached": 0, "direct": os.O_DIRECT}

@@ -14,6 +14,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,8 @@ def any_order() -> None:
         own.wait()
         host = native.HostMemory(region := memoryview(mmap.mmap(-1, 64)))
         other = native.Queue(0)
-        native.upload(other, memory, host, 0, 64)
-        copied = native.download(other, host, memory, 0, 64)
+        native.upload(other, memory, 0, host, 0, 64)
+        copied = native.download(other, host, 0, memory, 0, 64)
         things = [own, other, memory, host, region, copied]
         del own, other, memory, host, region, copied
         for i in order:
@@ -141,14 +142,15 @@ def test_any_order() -> None:
 @case
 def never_waited_for(detached: bool) -> None:
     for order in itertools.permutations(range(3)):
-        backend, memory = EmulatedCudaBackend(), memoryview(mmap.mmap(-1, 8192))
-        backend.attach(memory, 0)
+        backend, staging = EmulatedCudaBackend(), memoryview(mmap.mmap(-1, 4096))
+        memory = backend.attach(8192, 0, staging)
+        backend.upload(staging[:4000], memory[:4000])
         chunk = Chunk([backend.array(memory[:4000], F32)], False, F32, 0, 1000)
         outcome = backend.combine(chunk, Combine((2.0,)), backend.output(memory[4096:8096], F32))
         if detached:
             backend.detach()
-        things = [backend, memory, outcome]
-        del backend, memory, chunk, outcome
+        things = [backend, staging, outcome]
+        del backend, staging, memory, chunk, outcome
         for i in order:
             things[i] = None
         gc.collect()
@@ -165,6 +167,7 @@ class Failing:
 
     def __init__(self) -> None:
         self.calls, self.fails = 0, -1
+        self._lock = threading.Lock()  # readers and writers copy
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(load(), name)
@@ -173,8 +176,10 @@ class Failing:
             return value
 
         def call(*arguments: Any, **named: Any) -> Any:
-            self.calls += 1
-            if self.calls == self.fails + 1:
+            with self._lock:
+                self.calls += 1
+                fails = self.calls == self.fails + 1
+            if fails:
                 raise RuntimeError(f"call {self.fails} fails")
             return value(*arguments, **named)
 
@@ -193,7 +198,7 @@ def a_call_that_fails(recipe: dict[str, Any], output: str, expected: str) -> Non
 
     run(-1, output)
     calls = native.calls
-    assert calls > 40 and digest(output) == expected
+    assert calls > 30 and digest(output) == expected, calls
     for fails in range(calls):
         try:
             run(fails, f"{output}-failed")

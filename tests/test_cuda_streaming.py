@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from adversarial import quantised_models
-from emulated_cuda.backend import EmulatedCudaBackend, set_schedule
+from emulated_cuda.backend import EmulatedCudaBackend, load, set_schedule
 
 import merge_engine as me
-from merge_engine.errors import DeviceMemoryError, NonFiniteError
+from merge_engine.engine.mover import READ_THREADS, WRITE_THREADS
+from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY
+from merge_engine.errors import DeviceMemoryError, NonFiniteError, PlanError
+from merge_engine.planning import DEFAULT_MEMORY
+from merge_engine.storage import PAGE
 
 SHAPES = {"embed.weight": (300, 64), "layers.0.w": (64, 64), "layers.0.norm": (64,), "layers.1.w": (65, 33)}
 METHODS = {
@@ -85,7 +90,7 @@ def test_less_device_memory_means_smaller_pieces(backend, recipe: dict, monkeypa
     recipe |= {"merge_method": "ties", "parameters": METHODS["ties"]}
     expected = me.run(recipe, device="cpu")
     monkeypatch.setattr("merge_engine.engine.run.SMALLEST_DEVICE_MEMORY", 1000)
-    monkeypatch.setattr("merge_engine.backends.cuda.mirror.HEADROOM", 0)
+    monkeypatch.setattr("merge_engine.backends.cuda.link.HEADROOM", 0)
     free = 100_000
     monkeypatch.setattr(backend._native, "free_memory", lambda device: free)
     merged = me.run(recipe, backend=backend, memory="1MB")
@@ -104,7 +109,7 @@ def test_nan_is_found_on_the_device(backend, recipe: dict, save_checkpoint, tmp_
     with pytest.raises(NonFiniteError, match=r"layers\.0\.w holds 1 NaN"):
         me.run(recipe, tmp_path / "out", backend=backend)
     assert not list(tmp_path.glob("out/*.safetensors*"))
-    assert not backend._mirror.attached
+    assert not backend._link.attached
 
 
 def test_resident_tensors(backend, recipe: dict, monkeypatch) -> None:
@@ -113,3 +118,125 @@ def test_resident_tensors(backend, recipe: dict, monkeypatch) -> None:
     merged = me.merge_tensors(base, tuned, "ties", density=0.3, trim_slack=0.1)
     monkeypatch.undo()
     assert torch.equal(merged, me.merge_tensors(base, tuned, "ties", density=0.3, trim_slack=0.1))
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Staging buffers and blocks of digests so small that tensors take several, and end in the middle of one."""
+    buffer = 32 << 10
+    for name in ("batches.BATCH", "over_link.BUFFER"):
+        monkeypatch.setattr(f"merge_engine.engine.{name}", buffer)
+    monkeypatch.setattr("merge_engine.engine.pipeline.STAGING", (READ_THREADS + WRITE_THREADS) * buffer)
+    for name in ("engine.over_link.BLOCK", "observe.digests.BLOCK"):
+        monkeypatch.setattr(f"merge_engine.{name}", 25_000)
+
+
+@pytest.mark.usefixtures("small_buffers")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("memory", ("120KB", "300KB", "400MB"))
+def test_tensors_larger_than_a_buffer(
+    backend, recipe: dict, tmp_path: Path, method: str, memory: str
+) -> None:
+    recipe |= {"merge_method": method, "parameters": METHODS[method]}
+    me.run(recipe, tmp_path / "cpu", device="cpu", shard_size="20KB")
+    me.run(recipe, tmp_path / "cuda", backend=backend, memory=memory, shard_size="20KB")
+    assert digest(tmp_path / "cuda") == digest(tmp_path / "cpu")
+
+
+@pytest.mark.usefixtures("small_buffers")
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_go_up_once_if_they_fit(backend, recipe: dict, tmp_path: Path, method: str) -> None:
+    recipe |= {"merge_method": method, "parameters": METHODS[method]}
+    size = 2 * sum(torch.Size(shape).numel() for shape in SHAPES.values())
+    for memory in ("400MB", "120KB"):
+        merged = me.run(recipe, tmp_path / memory, backend=backend, memory=memory)
+        schedule = me.schedule(me.plan(recipe), backend=backend, memory=memory)
+        assert (merged.ledger.up.bytes, merged.ledger.down.bytes) == (schedule.bytes_up, schedule.bytes_down)
+        assert merged.ledger.down.bytes == size
+        fits = memory == "400MB" or method in ("linear", "task_arithmetic")
+        assert (merged.ledger.up.bytes == (2 if method == "linear" else 3) * size) == fits
+
+
+def test_what_is_only_copied_does_not_cross_the_link(backend, save_checkpoint, tmp_path: Path) -> None:
+    """Nor does it need room on the device."""
+    ids = torch.arange(300_000)
+    states = [{"ids": ids, "w": torch.ones(5)}, {"ids": ids.clone(), "w": torch.zeros(5)}]
+    folders = [str(save_checkpoint(name, state)) for name, state in zip("ab", states, strict=True)]
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": f, "parameters": {"weight": 1}} for f in folders],
+    }
+    expected = me.run(recipe, tmp_path / "cpu", device="cpu", memory="100KB")
+    merged = me.run(recipe, tmp_path / "cuda", backend=backend, memory="100KB")
+    assert digest(tmp_path / "cuda") == digest(tmp_path / "cpu")
+    assert [t.elements for t in merged.per_tensor] == [t.elements for t in expected.per_tensor]
+    assert merged.ledger.up.bytes == 2 * 5 * 4
+    states[1]["ids"][-1] = 0
+    recipe["models"][1]["model"] = str(save_checkpoint("c", states[1]))
+    with pytest.raises(
+        PlanError, match=r"ids: .* must be the same in all inputs, but .*/c differs from .*/a"
+    ):
+        me.run(recipe, tmp_path / "differing", backend=backend)
+    assert not list(tmp_path.glob("differing/*.safetensors*"))
+
+
+class Full:
+    """The native module, on a device where one allocation fails: the one with number ``fails``, from 0.
+
+    ``first`` is the number of bytes that are asked for first: memory for inputs and outputs.
+    """
+
+    def __init__(self) -> None:
+        self.made, self.fails, self.first = 0, -1, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(load(), name)
+
+    def DeviceMemory(self, queue: Any, **asked: Any) -> Any:
+        self.first = self.first or asked["nbytes"]
+        self.made += 1
+        if self.made == self.fails + 1:
+            raise MemoryError
+        return load().DeviceMemory(queue, **asked)
+
+
+@pytest.mark.parametrize("method", ("ties", "della", "breadcrumbs_ties"))
+def test_a_device_that_is_full(recipe: dict, tmp_path: Path, monkeypatch, method: str) -> None:
+    """Whichever allocation fails: the first means smaller pieces, a later one an error, and no output."""
+    monkeypatch.setattr("merge_engine.engine.run.SMALLEST_DEVICE_MEMORY", 1000)
+    recipe |= {"merge_method": method, "parameters": METHODS[method]}
+    me.run(recipe, tmp_path / "cpu", device="cpu")
+    native = Full()
+    backend = EmulatedCudaBackend(native)
+    me.run(recipe, tmp_path / "cuda", backend=backend, memory="200KB")
+    assert digest(tmp_path / "cuda") == digest(tmp_path / "cpu")
+    made = native.made
+    for fails in range(made):
+        native.made, native.fails = 0, fails
+        output = tmp_path / f"out{fails}"
+        if fails == 0:
+            merged = me.run(recipe, output, backend=backend, memory="400KB")
+            assert any("short of memory" in note for note in merged.notes)
+            assert digest(output) == digest(tmp_path / "cpu")
+            continue
+        with pytest.raises(DeviceMemoryError, match="CUDA device 0 ran out of memory; give the merge less"):
+            me.run(recipe, output, backend=backend, memory="200KB")
+        assert not list(output.glob("*"))
+
+
+def test_device_memory_is_within_the_budget(recipe: dict) -> None:
+    recipe |= {"merge_method": "ties", "parameters": METHODS["ties"]}
+    for memory in (80_000, 120_000, 300_000, 10**9):
+        native = Full()
+        me.run(recipe, backend=EmulatedCudaBackend(native), memory=memory)
+        assert native.first <= memory + 8 * PAGE
+
+
+def test_the_budget_follows_the_device(backend, recipe: dict, monkeypatch) -> None:
+    recipe |= {"merge_method": "ties", "parameters": METHODS["ties"]}
+    plan = me.plan(recipe)
+    for free, budget in ((80 << 30, 20 << 30), (1 << 20, SMALLEST_DEVICE_MEMORY)):
+        monkeypatch.setattr(backend._native, "free_memory", lambda device, free=free: free)
+        assert me.schedule(plan, backend=backend).budget.memory == budget
+        assert me.schedule(plan, backend=backend, memory="1GB").budget.memory == 10**9
+    assert me.schedule(plan, device="cpu").budget.memory == DEFAULT_MEMORY

@@ -15,7 +15,7 @@ from merge_engine.backends.cuda import CudaBackend
 from merge_engine.errors import BackendError, NoDeviceError, NotBuiltError
 
 
-def unusable(error: BackendError) -> Any:
+def unusable(error: Exception) -> Any:
     def make(*_: object) -> None:
         raise error
 
@@ -23,7 +23,7 @@ def unusable(error: BackendError) -> Any:
 
 
 def test_auto_takes_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_any_driver", lambda: True)
+    monkeypatch.setattr(backends, "any_driver", lambda: True)
     for error in (NoDeviceError("no driver"), NotBuiltError("built without CUDA")):
         monkeypatch.setattr(backends, "_cuda", unusable(error))
         notes: list[str] = []
@@ -31,14 +31,14 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatc
 
 
 def test_auto_looks_no_further_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_any_driver", lambda: False)
+    monkeypatch.setattr(backends, "any_driver", lambda: False)
     monkeypatch.setattr(backends, "_cuda", unusable(BackendError("looked")))
     notes: list[str] = []
     assert create_backend(notes=notes).name == "cpu" and notes == []
 
 
 def test_auto_says_why_a_gpu_that_is_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_any_driver", lambda: True)
+    monkeypatch.setattr(backends, "any_driver", lambda: True)
     monkeypatch.setattr(backends, "_cuda", unusable(BackendError("the driver is for CUDA 11.8")))
     notes: list[str] = []
     assert create_backend(notes=notes).name == "cpu"
@@ -71,6 +71,17 @@ def test_devices_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch) 
         ([], "there is no CUDA device"),
     ):
         monkeypatch.setattr(native, "devices", lambda found=found: found)
+        with pytest.raises(BackendError, match=message):
+            CudaBackend(0, native)
+
+
+def test_a_device_that_is_there_but_full_or_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = load()
+    for error, message in (
+        (MemoryError("std::bad_alloc"), "cannot be used now: it has no free memory"),
+        (RuntimeError("making a stream: all devices are busy"), "now: making a stream: all devices are busy"),
+    ):
+        monkeypatch.setattr(native, "Queue", unusable(error))
         with pytest.raises(BackendError, match=message):
             CudaBackend(0, native)
 

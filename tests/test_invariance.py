@@ -26,7 +26,7 @@ from merge_engine.storage import OpenFiles, Way
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SHAPES = {
     "embed_tokens.weight": (40, 64),
-    "layers.0.attention.weight": (24, 512),
+    "layers.0.attention.weight": (48, 512),
     "layers.0.conv.weight": (3, 32, 128),
     "layers.0.norm.weight": (5003,),
     "layers.1.attention.weight": (9, 1000),

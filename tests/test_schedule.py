@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import SaveCheckpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import merge_engine as me
-from merge_engine.planning import Budget, Schedule
+from merge_engine.planning import Budget, MergePlan, Schedule
 from merge_engine.storage import PAGE
 
 ELEMENTS = 10 * 4096
@@ -41,8 +43,6 @@ def test_what_must_be_measured_is_held_whole_beside_the_next(
     schedule = Schedule(plan, Budget(needed - 1))
     assert schedule.chunk_elements(plan.tasks[0]) < ELEMENTS
     assert schedule.bytes_read == 2 * 3 * 2 * ELEMENTS  # once to be measured, once to be merged
-    schedule = Schedule(plan, Budget(needed, visits_in_flight=3))  # a device holds more of them at a time
-    assert schedule.chunk_elements(plan.tasks[0]) < ELEMENTS
 
 
 def test_what_need_not_be_measured_is_cut(save_checkpoint: SaveCheckpoint) -> None:
@@ -56,11 +56,10 @@ def test_what_need_not_be_measured_is_cut(save_checkpoint: SaveCheckpoint) -> No
 
 
 @pytest.mark.parametrize("method", ["ties", "della", "task_arithmetic"])
-@pytest.mark.parametrize("depth", [1, 3])
-def test_rings_stay_within_the_memory(method: str, depth: int, save_checkpoint: SaveCheckpoint) -> None:
+def test_rings_stay_within_the_memory(method: str, save_checkpoint: SaveCheckpoint) -> None:
     plan = me.plan(recipe(save_checkpoint, method))
     for memory in (SPAN + RANKS, 2 * SPAN + RANKS, 3 * SPAN + RANKS, 100 * SPAN):
-        schedule = Schedule(plan, Budget(memory, visits_in_flight=depth))
+        schedule = Schedule(plan, Budget(memory))
         least, rings = schedule.largest_chunk, schedule.ring_bytes
         # arrays start on pages, and rings end on them
         assert sum(rings) + schedule.scratch_bytes <= memory + 7 * PAGE
@@ -79,3 +78,49 @@ def test_what_is_in_place_is_measured_whole_if_notes_of_it_are_small(
     assert schedule.chunk_elements(plan.tasks[0]) == 4096
     assert schedule.bytes_read == readings * 3 * 2 * ELEMENTS
     assert sum(schedule.ring_bytes) <= memory + 7 * PAGE
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    memory=st.integers(SPAN // 9, 4 * SPAN), method=st.sampled_from(["ties", "dare_ties", "task_arithmetic"])
+)
+def test_what_is_visited_and_how_often(
+    memory: int, method: str, save_checkpoint: SaveCheckpoint, recipes: dict[str, MergePlan]
+) -> None:
+    """Each element is merged once and measured once a step, in order; it crosses a link as often as it is read."""
+    if method not in recipes:
+        recipes[method] = me.plan(
+            recipe(lambda name, state: save_checkpoint(f"{method}-{name}", state), method)
+        )
+    plan = recipes[method]
+    schedule = Schedule(plan, Budget(memory))
+    read = 0
+    merged, measured = [], {}
+    for visit in schedule.visits():
+        read += 3 * 2 * visit.count
+        if visit.merge:
+            merged.append((visit.start, visit.count))
+        for step in visit.steps:
+            measured.setdefault(step, []).append((visit.start, visit.count))
+        assert 4 * 2 * visit.count <= sum(schedule.ring_bytes)
+    for visits in (merged, *measured.values()):
+        ends = [0, *(start + count for start, count in visits)]
+        assert [start for start, _ in visits] == ends[:-1] and ends[-1] == ELEMENTS
+    assert read == schedule.bytes_read == schedule.bytes_up
+    assert schedule.bytes_down == 2 * ELEMENTS
+    if memory >= 2 * SPAN:
+        assert read == 3 * 2 * ELEMENTS
+
+
+@pytest.fixture
+def recipes() -> dict[str, MergePlan]:
+    return {}
+
+
+def test_copies_take_no_memory(save_checkpoint: SaveCheckpoint) -> None:
+    folders = [save_checkpoint(name, {"ids": torch.arange(100_000), "w": torch.zeros(8)}) for name in "ab"]
+    models = [{"model": str(folder), "parameters": {"weight": 1}} for folder in folders]
+    schedule = Schedule(me.plan({"merge_method": "linear", "models": models}), Budget(10_000))
+    assert sum(schedule.ring_bytes) < 100_000
+    assert [(visit.task.name, visit.count) for visit in schedule.visits()] == [("ids", 100_000), ("w", 8)]
+    assert (schedule.bytes_up, schedule.bytes_down) == (2 * 4 * 8, 4 * 8)

@@ -28,7 +28,7 @@ from merge_engine.checkpoint import open_checkpoint
 from merge_engine.engine import scheduling
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.operands import Access, Stored
-from merge_engine.planning import DEFAULT_MEMORY, MergePlan
+from merge_engine.planning import DEFAULT_MEMORY, DEVICE_PIECE, PIECE, MergePlan
 from merge_engine.storage import File, Mount, OpenFiles, Way, choose_way, mount_of
 
 PLENTY, NOTHING = 1 << 40, 0
@@ -63,6 +63,22 @@ def recipe(save_checkpoint: SaveCheckpoint) -> dict[str, object]:
         "base_model": str(base),
         "models": [{"model": str(a), "parameters": {"weight": 1, "density": 0.5}}],
     }
+
+
+@pytest.fixture(autouse=True)
+def on_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the tests are."""
+    monkeypatch.setattr(Mount, "in_memory", False)
+
+
+def test_files_on_a_ram_disk_take_no_memory(
+    recipe: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "available_memory", lambda: NOTHING)
+    for in_memory, way in ((True, "cached"), (False, "direct")):
+        monkeypatch.setattr(Mount, "in_memory", in_memory)
+        with open_access(me.plan(recipe), CpuBackend) as access:
+            assert access.way == way
 
 
 @pytest.mark.parametrize(
@@ -100,7 +116,7 @@ def test_what_is_used_in_place(
             assert access.way == way
             budget = schedule_for(plan, access, chosen, DEFAULT_MEMORY).budget
         assert budget.in_place == in_place
-        assert (budget.memory, budget.visits_in_flight) == (DEFAULT_MEMORY, backend.depth)
+        assert (budget.memory, budget.piece) == (DEFAULT_MEMORY, DEVICE_PIECE if backend.has_link else PIECE)
 
 
 def test_the_boundary(recipe: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:

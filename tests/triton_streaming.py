@@ -11,11 +11,12 @@ from conftest import SaveCheckpoint
 from test_invariance import digests
 
 import merge_engine as me
-from merge_engine.backends import create_backend
+from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.operations import Found, FoundBand, RankMask
 from merge_engine.backends.reference import ReferenceBackend
+from merge_engine.backends.triton import TritonBackend
 from merge_engine.dtypes import BF16
-from merge_engine.errors import BackendError
+from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels.masks import LOW_FIRST, LOW_LAST
 
 SHAPES = {"embedding": (40, 200), "norm": (211,), "projection": (30, 160), "scale": (), "nothing": (0, 4)}
@@ -27,6 +28,16 @@ METHODS = {
     "breadcrumbs": {"density": 0.4, "gamma": 0.1},
     "linear": {},
 }
+
+
+class Linked(TritonBackend):
+    """The interpreter's memory behind a link, as that of a GPU is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth, self.has_link = 3, True
+
+    attach, upload, download = Backend.attach, Backend.upload, Backend.download
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -50,10 +61,14 @@ def test_a_run_gives_the_bytes_of_the_cpu_backend(
         **({} if method == "linear" else {"base_model": str(folders[0])}),
     }
     results = {}
-    for backend, memory in (("cpu", "384MB"), ("triton", "200KB")):
-        result = me.run(recipe, tmp_path / backend, backend=backend, memory=memory)
-        results[backend] = (digests(tmp_path / backend), result.counts)
-    assert results["triton"] == results["cpu"]
+    for title, backend, memory in (
+        ("cpu", "cpu", "384MB"),
+        ("triton", "triton", "384MB"),
+        ("link", Linked(), "200KB"),
+    ):
+        result = me.run(recipe, tmp_path / title, backend=backend, memory=memory)
+        results[title] = (digests(tmp_path / title), result.counts)
+    assert results["triton"] == results["link"] == results["cpu"]
     assert results["cpu"][0].keys() == SHAPES.keys()
 
 
@@ -64,6 +79,16 @@ def test_shares_of_draws_are_exact() -> None:
     expected = [solved.mask.low_positions for solved in ReferenceBackend().bands(bands, BF16)]
     rows = [solved.mask.row for solved in create_backend("triton").bands(bands, BF16)]
     assert [(int(row[LOW_FIRST.value]), int(row[LOW_LAST.value])) for row in rows] == expected
+
+
+def test_a_gpu_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    backend = create_backend("triton")
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(DeviceMemoryError, match="ran out of memory; give the merge less of it"):
+        backend.new_counts(0, [None])
 
 
 def test_what_it_cannot_do_is_said(save_checkpoint: SaveCheckpoint) -> None:

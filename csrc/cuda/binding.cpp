@@ -29,8 +29,7 @@ void bind_devices(py::module_& m) {
         .def("wait", &wait_for, Released());
     py::class_<Event, std::shared_ptr<Event>>(m, "Event", local)
         .def(py::init<const Queue&>(), queue)
-        .def("wait", &Event::wait, Released())
-        .def("hold_back", &Event::hold_back, queue);
+        .def("wait", &Event::wait, Released());
     py::class_<DeviceMemory>(m, "DeviceMemory", local)
         .def(py::init<const Queue&, uint64_t, bool>(), queue, bytes, py::arg("zero"))
         .def(py::init<const Queue&, const std::string&>(), queue, py::arg("contents"))
@@ -42,11 +41,11 @@ void bind_devices(py::module_& m) {
         return std::make_unique<HostMemory>(memory.ptr, static_cast<uint64_t>(memory.size * memory.itemsize));
     };
     py::class_<HostMemory>(m, "HostMemory", local)
-        .def(py::init<uint64_t>(), bytes, Released())
         .def(py::init(callers_memory), py::arg("memory"), py::keep_alive<1, 2>())
         .def_property_readonly("address", &HostMemory::address);
-    m.def("upload", &upload, queue, py::arg("to"), py::arg("source"), at, bytes, Released());
-    m.def("download", &download, queue, py::arg("to"), py::arg("source"), at, bytes, Released());
+    const auto to = py::arg("to"), to_at = py::arg("to_at"), source = py::arg("source"), source_at = py::arg("source_at");
+    m.def("upload", &upload, queue, to, to_at, source, source_at, bytes, Released());
+    m.def("download", &download, queue, to, to_at, source, source_at, bytes, Released());
     m.def(
         "read",
         [](const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t nbytes) {

@@ -1,5 +1,7 @@
 #include "device.h"
 
+#include <mutex>
+
 #include "runtime.h"
 
 namespace merge_engine {
@@ -76,17 +78,20 @@ void demand_inside(uint64_t memory, uint64_t at, uint64_t bytes) {
     if (at > memory || bytes > memory - at) throw std::out_of_range("a copy goes beyond the memory it starts in");
 }
 
-std::shared_ptr<Event> copy(const Queue& queue, DeviceMemory& device, HostMemory& host, uint64_t at, uint64_t bytes,
-                            cudaMemcpyKind kind) {
-    demand_inside(device.bytes(), at, bytes);
-    demand_inside(host.bytes(), at, bytes);
+std::shared_ptr<Event> copy(const Queue& queue, DeviceMemory& device, uint64_t device_at, HostMemory& host,
+                            uint64_t host_at, uint64_t bytes, cudaMemcpyKind kind) {
+    demand_inside(device.bytes(), device_at, bytes);
+    demand_inside(host.bytes(), host_at, bytes);
     const OnDevice on(queue.device);
+    // Several threads copy. One at a time hands in, so that a memory's last event of a queue is the last in its order.
+    static std::mutex handing_in;
+    const std::lock_guard<std::mutex> locked(handing_in);
     // Whatever fails from here on, both memories know of the copy.
     const auto done = std::make_shared<Event>(queue);
     device.outlive(done);
     host.outlive(done);
-    auto* on_device = reinterpret_cast<void*>(device.address() + at);
-    auto* on_host = reinterpret_cast<void*>(host.address() + at);
+    auto* on_device = reinterpret_cast<void*>(device.address() + device_at);
+    auto* on_host = reinterpret_cast<void*>(host.address() + host_at);
     const bool up = kind == cudaMemcpyHostToDevice;
     check(cudaMemcpyAsync(up ? on_device : on_host, up ? on_host : on_device, bytes, kind, stream_of(queue)),
           up ? "copying to the device" : "copying from the device");
@@ -99,7 +104,8 @@ std::shared_ptr<Event> copy(const Queue& queue, DeviceMemory& device, HostMemory
 Event::Event(const Queue& queue) : queue_(queue) {
     const OnDevice on(queue_.device);
     cudaEvent_t event;
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    // Threads that wait for a copy leave their core to those that read and write.
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "making an event");
     event_ = event;
     const cudaError_t status = cudaEventRecord(event, stream_of(queue_));
     if (status != cudaSuccess) cudaEventDestroy(event);
@@ -114,11 +120,6 @@ void Event::record() {
 }
 
 void Event::wait() const { check(cudaEventSynchronize(event_of(*this)), "waiting for the device"); }
-
-void Event::hold_back(const Queue& other) const {
-    const OnDevice on(other.device);
-    check(cudaStreamWaitEvent(stream_of(other), event_of(*this), 0), "ordering two streams");
-}
 
 DeviceMemory::DeviceMemory(const Queue& queue, uint64_t bytes, bool zero) : queue_(queue), bytes_(bytes) {
     const OnDevice on(queue.device);
@@ -146,32 +147,26 @@ void DeviceMemory::outlive(const std::shared_ptr<Event>& copy) {
     if (!same(copy->queue(), queue_)) keep_last(copies_, copy);
 }
 
-HostMemory::HostMemory(uint64_t bytes) : bytes_(bytes), own_(true), pinned_(true) {
-    check(cudaHostAlloc(&data_, bytes, cudaHostAllocPortable), "allocating pinned memory");
-}
-
-HostMemory::HostMemory(void* data, uint64_t bytes) : bytes_(bytes), data_(data), own_(false) {
+HostMemory::HostMemory(void* data, uint64_t bytes) : bytes_(bytes), data_(data) {
     pinned_ = cudaHostRegister(data, bytes, cudaHostRegisterPortable) == cudaSuccess;
     if (!pinned_) cudaGetLastError();  // there is a limit on locked memory; the next call would report it again
 }
 
 HostMemory::~HostMemory() {
     for (const auto& done : copies_) cudaEventSynchronize(event_of(*done));
-    if (own_) {
-        cudaFreeHost(data_);
-    } else if (pinned_) {
-        cudaHostUnregister(data_);
-    }
+    if (pinned_) cudaHostUnregister(data_);
 }
 
 void HostMemory::outlive(const std::shared_ptr<Event>& copy) { keep_last(copies_, copy); }
 
-std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, HostMemory& from, uint64_t at, uint64_t bytes) {
-    return copy(queue, to, from, at, bytes, cudaMemcpyHostToDevice);
+std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, uint64_t to_at, HostMemory& from, uint64_t from_at,
+                              uint64_t bytes) {
+    return copy(queue, to, to_at, from, from_at, bytes, cudaMemcpyHostToDevice);
 }
 
-std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, DeviceMemory& from, uint64_t at, uint64_t bytes) {
-    return copy(queue, from, to, at, bytes, cudaMemcpyDeviceToHost);
+std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, uint64_t to_at, DeviceMemory& from,
+                                uint64_t from_at, uint64_t bytes) {
+    return copy(queue, from, from_at, to, to_at, bytes, cudaMemcpyDeviceToHost);
 }
 
 std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t bytes) {

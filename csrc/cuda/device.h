@@ -38,7 +38,6 @@ class Event {
     Event(const Event&) = delete;
     void record();  // moves the point behind all that the queue was given since
     void wait() const;
-    void hold_back(const Queue& other) const;  // what the other queue is given from now on waits for the point
     const Queue& queue() const { return queue_; }
     void* handle() const { return event_; }  // a cudaEvent_t
 
@@ -66,11 +65,10 @@ class DeviceMemory {
     std::vector<std::shared_ptr<Event>> copies_;  // the last on each other queue
 };
 
-// Host memory that is copied from and to: our own, or a caller's for a while. Ours is pinned, a caller's if the system
-// lets it be; if not, copies are slower and as right. Its destructor waits for all copies.
+// A caller's host memory while it is copied from and to. It is pinned if the system lets it be; if not, copies are slower
+// and as right. Its destructor waits for all copies.
 class HostMemory {
   public:
-    explicit HostMemory(uint64_t bytes);
     HostMemory(void* data, uint64_t bytes);
     ~HostMemory();
     HostMemory(const HostMemory&) = delete;
@@ -80,15 +78,17 @@ class HostMemory {
 
   private:
     uint64_t bytes_;
-    void* data_ = nullptr;
-    bool own_, pinned_;
+    void* data_;
+    bool pinned_;
     std::vector<std::shared_ptr<Event>> copies_;  // the last on each queue
 };
 
-// Copies `bytes` that begin at the same place in both memories, and returns the point behind that. Both outlive the
-// copy. Throws std::out_of_range for what one of them does not hold.
-std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, HostMemory& from, uint64_t at, uint64_t bytes);
-std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, DeviceMemory& from, uint64_t at, uint64_t bytes);
+// Copies `bytes` between places in both memories, and returns the point behind that. Both outlive the copy. Thread-safe.
+// Throws std::out_of_range for what one of them does not hold.
+std::shared_ptr<Event> upload(const Queue& queue, DeviceMemory& to, uint64_t to_at, HostMemory& from, uint64_t from_at,
+                              uint64_t bytes);
+std::shared_ptr<Event> download(const Queue& queue, HostMemory& to, uint64_t to_at, DeviceMemory& from,
+                                uint64_t from_at, uint64_t bytes);
 
 // Waits for the queue, and returns the first bytes of some memory.
 std::string read(const Queue& queue, const DeviceMemory& memory, uint64_t at, uint64_t bytes);

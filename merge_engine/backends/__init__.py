@@ -7,15 +7,21 @@ import importlib.util
 import os
 import re
 
-from merge_engine.backends.base import Backend
-from merge_engine.errors import BackendChoiceError, BackendError, NoDeviceError, NotBuiltError
+from merge_engine.backends.base import HEADROOM, Backend
+from merge_engine.errors import (
+    BackendChoiceError,
+    BackendError,
+    DeviceMemoryError,
+    NoDeviceError,
+    NotBuiltError,
+)
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """What there is where a driver of NVIDIA, of AMD, or of a virtual machine under Windows is loaded."""
 
 NAMES = ("auto", "cpu", "cuda", "reference", "triton")
 
-__all__ = ["NAMES", "Backend", "backend_or_kind", "create_backend"]
+__all__ = ["NAMES", "Backend", "any_driver", "backend_or_kind", "create_backend"]
 
 
 def create_backend(
@@ -24,10 +30,11 @@ def create_backend(
     """Make a backend.
 
     ``device``: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``, which takes the first GPU that can be used, else the CPU; why
-    one that is there cannot be used is added to ``notes``. ``name`` forces a backend: ``cpu`` and
-    ``cuda`` (native code), ``triton`` (a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of
-    the cpu backend, by default all that the process may use. Raises ``BackendChoiceError`` for what does not
-    exist, and other ``BackendError`` for what cannot be used.
+    one that is there cannot be used is added to ``notes``. ``name`` forces a backend: ``cpu`` and ``cuda`` (native
+    code), ``triton`` (a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of the cpu backend,
+    by default all that the process may use. Whether a GPU is worth it for a merge of files is decided before, by
+    ``engine.choosing``. Raises ``BackendChoiceError`` for what does not exist, and other ``BackendError`` for what
+    cannot be used.
     """
     if name not in NAMES:
         raise BackendChoiceError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')
@@ -44,9 +51,12 @@ def create_backend(
                 "the cuda backend does not compute on the CPU; choose device auto or cuda"
             )
         return _cuda(index or 0)
-    if name == "auto" and device != "cpu" and (index is not None or _any_driver()):
+    if name == "auto" and device != "cpu" and (index is not None or any_driver()):
         try:
-            return _any_gpu(index)
+            found = _any_gpu(index)
+            if index is None:
+                _demand_memory(found)
+            return found
         except NoDeviceError:
             if index is not None:
                 raise
@@ -82,7 +92,7 @@ def backend_or_kind(name: str, threads: int | None, device: str, notes: list[str
     return CudaBackend
 
 
-def _any_driver() -> bool:
+def any_driver() -> bool:
     """Whether it is worth looking for a GPU: to load what is needed for that takes longer than small merges do."""
     if any(map(os.path.exists, GPU_FILES)):
         return True
@@ -91,6 +101,13 @@ def _any_driver() -> bool:
     except OSError:
         return False
     return True
+
+
+def _demand_memory(backend: Backend) -> None:
+    """Raise ``DeviceMemoryError`` for a GPU that others have filled: the CPU can take its place."""
+    free = backend.free_memory()
+    if free is not None and free < 2 * HEADROOM:
+        raise DeviceMemoryError(f"the GPU has only {free >> 20} MiB of free memory")
 
 
 def _any_gpu(index: int | None) -> Backend:

@@ -24,6 +24,7 @@ from merge_engine.backends.operations import (
 )
 from merge_engine.backends.statistics import KeyPlaces
 from merge_engine.dtypes import DType
+from merge_engine.storage.memory import allocate
 
 if TYPE_CHECKING:
     import torch
@@ -45,26 +46,37 @@ class Backend(ABC):
     threads: int = 1
     """Of this machine's own processor that compute at a time."""
     has_link: bool = False
-    """Inputs and output cross a link to a device of its own."""
+    """Inputs and outputs cross a link to memory of a device, which only ``upload`` and ``download`` reach."""
     reads_in_place: bool = False
     """Inputs may be read-only memory from anywhere, at any multiple of their elements' size."""
 
-    def attach(self, memory: memoryview, scratch: int) -> None:  # noqa: B027
-        """Prepare for the host memory that ``array`` and ``output`` will be given pieces of, until ``detach``.
+    def attach(self, nbytes: int, scratch: int, staging: memoryview) -> memoryview:
+        """Memory for inputs and outputs, of which ``array`` and ``output`` take pieces until ``detach``.
 
-        Pieces start at whole pages, and what lies between the end of one and the next page is nobody's.
-        ``scratch`` is what masks may take beside it, in bytes. Raises ``DeviceMemoryError`` when the device has
-        too little memory for it.
+        It has ``nbytes`` bytes in whole pages, and pieces start at whole pages. A view of a device's memory has an
+        address and a length, but no bytes that the host can look at. ``scratch`` is what masks may take beside it, in
+        bytes. ``staging`` is the host memory that ``upload`` and ``download`` will copy from and to; it is empty for a
+        backend without a link. Raises ``DeviceMemoryError`` when the device has too little memory.
         """
+        return allocate(nbytes)
 
     def detach(self) -> None:  # noqa: B027
         """Wait for all work, and let go of what ``attach`` took."""
 
-    def together(self) -> AbstractContextManager[None]:
-        """Whatever is asked for inside may be launched as one, when the context is left or a value is fetched.
+    def upload(self, source: memoryview, target: memoryview) -> None:
+        """Copy a piece of the staging memory over the link. Returns once the copy is done. Thread-safe."""
+        target[:] = source
 
-        The inputs of several visits then lie side by side in the attached memory, and so do their outputs.
-        """
+    def download(self, source: memoryview, target: memoryview) -> None:
+        """Copy to a piece of the staging memory. Returns once the copy is done. Thread-safe."""
+        target[:] = source
+
+    def free_memory(self) -> int | None:
+        """Bytes of the device's memory that nobody has taken; None without a link."""
+        return None
+
+    def together(self) -> AbstractContextManager[None]:
+        """Whatever is asked for inside may be launched as one, when the context is left or a value is fetched."""
         return nullcontext()
 
     def fetch(self, value: Any) -> Any:
@@ -77,13 +89,14 @@ class Backend(ABC):
 
     @abstractmethod
     def array(self, memory: memoryview, dtype: DType) -> Any:
-        """Take host memory as an input; its length decides the number of elements.
+        """Take a piece of the attached memory, or host memory if there is no link, as an input.
 
-        The memory must stay as it is until what uses the array has been fetched.
+        Its length decides the number of elements. The memory must stay as it is until what uses the array has been
+        fetched.
         """
 
     def output(self, memory: memoryview, dtype: DType) -> Any:
-        """Take host memory as an output. It is written once the outcome has been fetched."""
+        """Take memory as an output, like ``array``. It is written once the outcome has been fetched."""
         return self.array(memory, dtype)
 
     @abstractmethod

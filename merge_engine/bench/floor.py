@@ -67,7 +67,7 @@ def resources(
         Resource("memory", "memory", read + plan.bytes_written, limits.memory),
     ]
     if backend.has_link:
-        result.append(Resource("link", "link", read, limits.link))
+        result.append(Resource("link", "link", schedule.bytes_up, limits.link))
     if output is not None:
         disk = limits.disk(output)
         result.append(Resource("disk write", "disk write", plan.bytes_written, disk.write if disk else None))

@@ -18,7 +18,8 @@ from merge_engine.bench.limits import DiskLimits, Limits, load_limits, save_limi
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, plan_shards
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE
 from merge_engine.dtypes import BF16
-from merge_engine.engine.pipeline import READ_PIECE, READ_THREADS, WRITE_THREADS
+from merge_engine.engine.in_host_memory import READ_PIECE
+from merge_engine.engine.mover import READ_THREADS, WRITE_THREADS
 from merge_engine.storage import Extent, File, OpenFiles, Way, cores, mount_of, open_range
 
 _TRIES = 3

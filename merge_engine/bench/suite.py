@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import merge_engine
-from merge_engine.backends import create_backend
 from merge_engine.bench.checkpoints import Family, weight_files
 from merge_engine.bench.contestants import METHODS, Merge, check_output, command, plays
 from merge_engine.bench.fit import median_seconds
@@ -18,9 +17,9 @@ from merge_engine.bench.floor import floor, resources
 from merge_engine.bench.limits import Limits
 from merge_engine.bench.measuring import Measurement, claim_memory, cool, empty, measure, warm
 from merge_engine.bench.shapes import ARCHITECTURES
+from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import PlanError
-from merge_engine.planning import DEFAULT_MEMORY
 from merge_engine.storage import mount_of
 
 Runs = dict[str, list[Measurement]]
@@ -164,9 +163,10 @@ def measure_case(suite: Suite, case: Case, limits: Limits) -> Result:
 
 def _floor(merge: Merge, output: Path, case: Case, limits: Limits) -> float | None:
     """The least seconds to move the bytes, with the inputs where they are now."""
-    planned, backend = merge_engine.plan(merge.recipe()), create_backend()
+    planned = merge_engine.plan(merge.recipe())
+    backend = choose_backend(planned, output)
     with open_access(planned, backend) as access:
-        schedule = schedule_for(planned, access, backend, DEFAULT_MEMORY)
+        schedule = schedule_for(planned, access, backend)
         least = floor(resources(schedule, access.way, output, limits, backend))
     if case.pace is None:
         return least

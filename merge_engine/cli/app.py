@@ -14,6 +14,7 @@ from merge_engine.backends import backend_or_kind
 from merge_engine.cli import show
 from merge_engine.cli.bench import bench
 from merge_engine.cli.doctor import examine
+from merge_engine.engine.choosing import choose_device
 from merge_engine.engine.run import parse_memory
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import MergeError, OptionError
@@ -27,16 +28,27 @@ app = typer.Typer(
 console = Console()
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file in mergekit's format.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second one.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto (a GPU where that is expected to be faster), cpu, cuda, or cuda:1 for the second one."
+    ),
+]
 BackendName = Annotated[
     str, typer.Option("--backend", help="auto, cpu, cuda, triton or reference.", show_default=True)
 ]
 Threads = Annotated[int | None, typer.Option(min=1, show_default="all cores", help="Threads that compute.")]
-Memory = Annotated[str, typer.Option(help="Tensor data held in memory at a time.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Tensor data held at a time, in memory of the device that computes.",
+        show_default="400MB; on a GPU a quarter of what is free",
+    ),
+]
 ShardSize = Annotated[str, typer.Option(help="Size of an output file, such as 5GB or 500MB.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output in the folder.")]
 
-MEMORY, SHARD_SIZE = "400MB", "5GB"
+SHARD_SIZE = "5GB"
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,7 +73,7 @@ def run(
     device: Device = "auto",
     backend: BackendName = "auto",
     threads: Threads = None,
-    memory: Memory = MEMORY,
+    memory: Memory = None,
     shard_size: ShardSize = SHARD_SIZE,
     overwrite: Overwrite = False,
 ) -> None:
@@ -91,13 +103,14 @@ def plan(
     device: Device = "auto",
     backend: BackendName = "auto",
     threads: Threads = None,
-    memory: Memory = MEMORY,
+    memory: Memory = None,
     shard_size: ShardSize = SHARD_SIZE,
     overwrite: Overwrite = False,
 ) -> None:
     """Check a merge: show what it would read and write, and report all problems."""
     planned = merge_engine.plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
     notes: list[str] = []
+    device = choose_device(planned, output, backend, threads, device, notes)
     chosen = backend_or_kind(backend, threads, device, notes)
     with open_access(planned, chosen) as access:
         schedule = schedule_for(planned, access, chosen, parse_memory(memory))

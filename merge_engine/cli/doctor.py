@@ -18,13 +18,19 @@ def examine() -> list[tuple[str, str]]:
     return [
         ("merge_engine", f"{versions()['merge_engine']}, Python {platform.python_version()}"),
         ("machine", f"{platform.system()} {platform.machine()}, {cores()} usable cores"),
-        ("chosen", f"backend {create_backend().name}"),
+        ("chosen", _chosen()),
         ("backend cpu", f"instruction set {_native.instruction_set()} (of {', '.join(runs)})"),
         ("backend reference", f"available with torch {_package('torch')}; slow, for checking"),
         ("backend cuda", _cuda()),
         ("backend triton", _triton()),
         ("hub", f"huggingface_hub {_package('huggingface_hub')}"),
     ]
+
+
+def _chosen() -> str:
+    found = create_backend()
+    either = "where it is expected to be faster, else cpu: plan says which" if found.has_link else ""
+    return f"backend {found.name} {either}".rstrip()
 
 
 def _package(name: str) -> str:

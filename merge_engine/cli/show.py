@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from merge_engine.backends import Backend
+from merge_engine.engine.over_link import STAGING
 from merge_engine.observe.ledger import Stage
 from merge_engine.observe.result import MergeResult
 from merge_engine.planning import Schedule
@@ -91,8 +92,9 @@ def plan(
         ("tensors", f"{len(planned.tasks):,} with {elements:,} elements; {streamed:,} streamed in pieces"),
         ("backend", backend.name),
         ("read", f"{_size(schedule.bytes_read)}{past}"),
+        *_link(schedule, backend),
         ("write", f"{_size(planned.bytes_written)} in {len(planned.shards):,} file(s)"),
-        ("memory", f"{sum(schedule.ring_bytes) / 2**20:,.0f} MiB of tensor data at a time"),
+        ("memory", _memory(schedule, backend)),
         *_floor(schedule, output, way, backend),
         *(("note", note) for note in (*planned.notes, *notes)),
     ]
@@ -169,6 +171,17 @@ def _floor(
     if seconds is None:
         return [*rows, ("floor", f"not known; {MEASURE} measures a disk once, in seconds")]
     return [*rows, ("floor", f"{seconds:.2f} s to move the bytes")]
+
+
+def _link(schedule: Schedule, backend: Backend | type[Backend]) -> list[tuple[str, str]]:
+    if not backend.has_link:
+        return []
+    return [("link", f"{_size(schedule.bytes_up)} up, {_size(schedule.bytes_down)} down")]
+
+
+def _memory(schedule: Schedule, backend: Backend | type[Backend]) -> str:
+    where = f" on the device, {STAGING / 2**20:,.0f} MiB on the host" if backend.has_link else ""
+    return f"{sum(schedule.ring_bytes) / 2**20:,.0f} MiB of tensor data at a time{where}"
 
 
 def _stage(stage: Stage) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from merge_engine.engine.ring import Ring, Span
-from merge_engine.operands import Access
+from merge_engine.engine.ring import Span
+from merge_engine.methods import Action
 from merge_engine.planning import Visit
 from merge_engine.storage import PAGE, ByteRange, aligned
 
@@ -17,42 +17,65 @@ BATCH = 4 << 20
 
 @dataclass
 class Piece:
-    """A visit, the byte ranges of its inputs, and the memory that they are read into (or used in).
+    """A visit, and the memory of its inputs and its output where the backend computes.
 
-    ``output`` is memory for the merged bytes; it is empty when nothing is merged.
+    ``ranges`` are the byte ranges of the inputs, if they are used in this host's memory. ``output`` is empty when
+    nothing is merged.
     """
 
     visit: Visit
-    ranges: list[ByteRange]
     inputs: list[memoryview]
+    ranges: Sequence[ByteRange] = ()
     output: memoryview = field(default_factory=lambda: memoryview(b""))
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.visit.task.name
+
+    @property
+    def offset(self) -> int:
+        """The offset of the output's first byte in the tensor."""
+        return self.visit.task.out.bits * self.visit.start // 8
+
+    @property
+    def last(self) -> bool:
+        """Whether the visit ends with the tensor."""
+        return self.visit.start + self.visit.count == self.visit.task.count
 
 
 @dataclass
 class Batch:
-    """Visits that the backend gets together.
+    """Visits that the backend gets together, or copies, which it does not get.
 
-    ``reads`` are the reads under way: into the span ``inputs`` of the ring, or of mapped pages into the page cache.
+    ``reads`` are the reads under way. ``inputs`` and ``outputs`` are spans of the rings, if the batch takes any.
     """
 
     pieces: list[Piece]
-    inputs: Span
-    outputs: Span | None
     reads: list[Future[None]]
-    users: int = 0  # of the outputs: writer and digester
+    inputs: Span | None = None
+    outputs: Span | None = None
+    users: int = 0  # of the outputs
 
     @property
     def nbytes(self) -> int:
         """Bytes of the inputs that no later visit uses."""
-        return sum(len(view) for piece in self.pieces for view in piece.inputs if not piece.visit.inputs_stay)
+        visits = (piece.visit for piece in self.pieces if not piece.visit.inputs_stay)
+        return sum(visit.task.input_bits * visit.count // 8 for visit in visits)
 
-    def merged(self) -> list[tuple[str, int, memoryview]]:
-        """The merged pieces: the tensor's name, the offset of the first byte in it, and the bytes."""
-        return [
-            (piece.visit.task.name, piece.visit.task.out.bits * piece.visit.start // 8, piece.output)
-            for piece in self.pieces
-            if piece.visit.merge
-        ]
+    @property
+    def copies(self) -> bool:
+        """Whether its tensors are only copied."""
+        return is_copy(self.pieces[0].visit)
+
+    def merged(self) -> list[Piece]:
+        """The pieces with an output."""
+        return [piece for piece in self.pieces if piece.visit.merge]
+
+
+def is_copy(visit: Visit) -> bool:
+    """Whether a visit copies its tensor."""
+    return visit.task.action is Action.COPY
 
 
 def in_batches(visits: Iterable[Visit], inputs: int, outputs: int) -> Iterator[list[Visit]]:
@@ -70,9 +93,7 @@ def in_batches(visits: Iterable[Visit], inputs: int, outputs: int) -> Iterator[l
         output = aligned(output_size(visit))
         read, written = read + size, written + output
         crowded = read + written > BATCH or 2 * written > outputs or (inputs > 0 and 2 * read > inputs)
-        if batch and (
-            crowded or (visit.merge, visit.inputs_stay) != (batch[-1].merge, batch[-1].inputs_stay)
-        ):
+        if batch and (crowded or _kind(visit) != _kind(batch[-1])):
             yield batch
             batch, read, written = [], size, output
         batch.append(visit)
@@ -85,22 +106,5 @@ def output_size(visit: Visit) -> int:
     return visit.task.out.bits * visit.count // 8 if visit.merge else 0
 
 
-def place(batch: Sequence[Visit], access: Access, ring: Ring) -> tuple[list[Piece], Span, list[memoryview]]:
-    """Memory for the inputs of a batch, side by side, so that one copy moves them to a device.
-
-    Waits until the ring has room. Returns the pieces, the span, and the memory of each range, in the order of the
-    ranges. Raises ``RingClosed`` when the run is stopped, and ``CheckpointError`` for a file that cannot be opened
-    or has changed.
-    """
-    ranges = [
-        [operand.range(visit.start, visit.count, access) for operand in visit.task.inputs] for visit in batch
-    ]
-    rooms = [each.room for of_visit in ranges for each in of_visit]
-    span = ring.acquire(sum(map(aligned, rooms)))
-    memory = list(span.cut(rooms))
-    rest = iter(memory)
-    pieces = [
-        Piece(visit, of_visit, [each.view(next(rest)) for each in of_visit])
-        for visit, of_visit in zip(batch, ranges, strict=True)
-    ]
-    return pieces, span, memory
+def _kind(visit: Visit) -> tuple[bool, bool, bool]:
+    return is_copy(visit), visit.merge, visit.inputs_stay

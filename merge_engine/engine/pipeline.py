@@ -1,12 +1,12 @@
 """Carry out a schedule: read ahead into one ring of memory, merge into another, write behind.
 
     feed     one thread: cuts the schedule into batches, waits for memory, starts the reads
-    read     a few threads: fill the input ring, or bring mapped pages into the page cache
+    read     a few threads: bring inputs to where the backend computes (``Mover``), and copy what is only copied
     merge    the calling thread: hands each batch to the backend; a device works on several at a time
-    write    a few threads: write outputs to the sink
-    digest   one thread: pieces of a tensor stay in order
+    write    a few threads: bring outputs to the sink and the digests
 
-The rings limit how far each stage is ahead of the next. The first error in any thread stops all of them.
+The rings are in the memory of the device that computes. They limit how far each stage is ahead of the next. The first
+error in any thread stops all of them.
 """
 
 from __future__ import annotations
@@ -15,30 +15,24 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.dtypes import DType
-from merge_engine.engine.batches import Batch, Piece, in_batches, output_size, place
-from merge_engine.engine.ring import Ring, RingClosed, Span, allocate
+from merge_engine.engine.batches import Batch, Piece, in_batches, is_copy, output_size
+from merge_engine.engine.in_host_memory import InHostMemory
+from merge_engine.engine.mover import Mover
+from merge_engine.engine.over_link import STAGING, OverLink
+from merge_engine.engine.ring import Ring, RingClosed
 from merge_engine.engine.sinks import Sink
 from merge_engine.engine.work import Run, Work
-from merge_engine.methods import Action
 from merge_engine.observe.digests import Digests
 from merge_engine.observe.ledger import Ledger
 from merge_engine.operands import Access
 from merge_engine.planning import Schedule, Visit
-from merge_engine.storage import ByteRange, aligned, cores
-
-READ_THREADS = min(max(4, cores()), 16)
-"""With fewer than four, a disk is idle between reads; copies out of the page cache keep all cores busy."""
-
-WRITE_THREADS = min(max(2, cores() // 2), 8)
-"""Writes to a RAM disk are copies by the processor, and one file takes one thread at a time."""
-
-READ_PIECE = 16 << 20
-"""Bytes of one read: several threads share the reading of one large tensor."""
+from merge_engine.storage import aligned, allocate
 
 _LOADED = 24
 """Most batches that are read ahead. The ring sets a lower limit, except where inputs are used in place."""
@@ -65,22 +59,19 @@ class Pipeline:
         self._schedule = schedule
         self._run = run
         self._backend: Backend = run.backend
-        self._access = access
-        self._sink = sink
-        self._digests = digests
         self._ledger: Ledger = run.ledger
         self._progress = progress
+        has_link = self._backend.has_link
+        staging = allocate(STAGING) if has_link else memoryview(b"")
         sizes = schedule.ring_bytes
-        memory = allocate(sum(sizes))
+        memory = self._backend.attach(sum(sizes), schedule.scratch_bytes, staging)
         self._inputs, self._outputs = Ring(memory[: sizes.inputs]), Ring(memory[sizes.inputs :])
-        self._backend.attach(memory, schedule.scratch_bytes)
-        self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
-        self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
-        self._digester = ThreadPoolExecutor(1, thread_name_prefix="digest")
+        way = partial(OverLink, self._backend, staging) if has_link else InHostMemory
+        self._mover: Mover = way(access, self._inputs, sink, digests, self._ledger)
         self._lock = threading.Lock()
         self._loaded: _Queue = queue.Queue(_LOADED)
         self._stopping = False
-        self._failure: BaseException | None = None  # the first one of a writer or the digester
+        self._failure: BaseException | None = None  # the first one of what takes outputs away
 
     def carry_out(self) -> None:
         """Merge everything. Raises the first error of any thread."""
@@ -88,8 +79,7 @@ class Pipeline:
         feed.start()
         try:
             self._merge_all()
-            self._writers.shutdown(wait=True)
-            self._digester.shutdown(wait=True)
+            self._mover.finish()
             self._raise_failure()
         finally:
             self._stopping = True
@@ -98,8 +88,7 @@ class Pipeline:
             while feed.is_alive():
                 self._forget_loaded()
                 feed.join(0.01)
-            for pool in (self._readers, self._writers, self._digester):
-                pool.shutdown(wait=True, cancel_futures=True)
+            self._mover.close()
             self._backend.detach()
 
     def _forget_loaded(self) -> None:
@@ -128,76 +117,63 @@ class Pipeline:
 
     def _load(self, visits: list[Visit]) -> Batch:
         """Start to read a batch, and take memory for its outputs."""
-        pieces, span, memory = place(visits, self._access, self._inputs)
-        rooms = iter(memory)
-        work = [
-            (each, next(rooms), piece.visit.inputs_are_there) for piece in pieces for each in piece.ranges
-        ]
-        reads = self._start_reading(
-            [(each, room) for each, room, is_there in work if each.length and not is_there],
-            together=len(visits) > 1,
-        )
-        outputs = None
+        if is_copy(visits[0]):
+            return self._mover.copy(visits)
+        batch = self._mover.load(visits)
         if any(visit.merge for visit in visits):
             sizes = [output_size(visit) for visit in visits]
-            outputs = self._outputs.acquire(sum(map(aligned, sizes)))
-            for piece, view in zip(pieces, outputs.cut(sizes), strict=True):
+            batch.outputs = self._outputs.acquire(sum(map(aligned, sizes)))
+            for piece, view in zip(batch.pieces, batch.outputs.cut(sizes), strict=True):
                 piece.output = view
-        return Batch(pieces, span, outputs, reads)
-
-    def _start_reading(self, work: list[tuple[ByteRange, memoryview]], together: bool) -> list[Future[None]]:
-        """Start reads: one thread for all ranges of small visits, several threads for those of a large one."""
-        if not work:
-            return []
-        if together:
-            return [self._readers.submit(self._read_all, work)]
-        return [
-            self._readers.submit(self._read, each, memory, at, min(at + READ_PIECE, each.length))
-            for each, memory in work
-            for at in range(0, each.length, READ_PIECE)
-        ]
-
-    def _read_all(self, work: list[tuple[ByteRange, memoryview]]) -> None:
-        with self._ledger.timed(self._ledger.read, sum(each.length for each, _ in work)):
-            for each, memory in work:
-                each.read(memory, 0, each.length)
-
-    def _read(self, each: ByteRange, memory: memoryview, first: int, last: int) -> None:
-        with self._ledger.timed(self._ledger.read, last - first):
-            each.read(memory, first, last)
+        return batch
 
     def _merge_all(self) -> None:
         """Keep as many batches in flight as the backend takes at a time."""
         under_way: deque[tuple[Batch, list[Work]]] = deque()
-        while True:
-            # The feeder may be waiting for memory that batches in flight hold: complete one.
-            while under_way and (len(under_way) >= self._backend.depth or self._loaded.empty()):
-                self._complete(*under_way.popleft())
-                self._raise_failure()
-            batch = self._loaded.get()
-            if batch is None:
-                break
-            if isinstance(batch, BaseException):
-                raise batch
+        while (batch := self._next(under_way)) is not None:
             under_way.append((batch, self._begin(batch)))
         while under_way:
             self._complete(*under_way.popleft())
 
+    def _next(self, under_way: deque[tuple[Batch, list[Work]]]) -> Batch | None:
+        """The next batch, None after the last. Meanwhile batches under way are completed.
+
+        Their outputs are wanted, and the feeder may be waiting for the memory that they hold.
+        """
+
+        def complete(unless: Callable[[], bool]) -> None:
+            while under_way and not unless():
+                self._complete(*under_way.popleft())
+                self._raise_failure()
+
+        complete(lambda: len(under_way) < self._backend.depth and not self._loaded.empty())
+        batch = self._loaded.get()
+        if isinstance(batch, BaseException):
+            raise batch
+        if batch is not None:
+            complete(lambda: all(read.done() for read in batch.reads))
+        return batch
+
     def _begin(self, batch: Batch) -> list[Work]:
         for read in batch.reads:
             read.result()
+        if batch.copies:
+            return []
+        hosts = not self._backend.has_link
         with self._ledger.timed(self._ledger.compute, batch.nbytes), self._backend.together():
             work = [
-                Work(self._run, piece.visit, _Arrays(self._backend, piece), piece.inputs)
+                Work(
+                    self._run,
+                    piece.visit,
+                    _Arrays(self._backend, piece),
+                    piece.inputs if hosts else None,
+                )
                 for piece in batch.pieces
             ]
             for each in work:
                 each.measure()
             for each, piece in zip(work, batch.pieces, strict=True):
-                if piece.visit.task.action is Action.COPY:
-                    each.copy(piece.output)
-                else:
-                    each.merge(self._target(piece))
+                each.merge(self._target(piece))
         return work
 
     def _target(self, piece: Piece) -> Any:
@@ -208,48 +184,32 @@ class Pipeline:
         with self._ledger.timed(self._ledger.compute, 0):
             for each in work:
                 each.wait()
-        for piece in batch.pieces:
-            for each_range in piece.ranges:
-                each_range.verify()
-        self._inputs.release(batch.inputs)
-        if not batch.pieces[0].visit.inputs_stay:
-            self._readers.submit(_let_go, batch.pieces)
+        if batch.copies:
+            for piece in batch.pieces:
+                self._run.add(piece.visit)
+        self._mover.used(batch)
+        if batch.inputs is not None:
+            self._inputs.release(batch.inputs)
         if batch.outputs is not None:
-            self._take_away(batch, batch.outputs)
+            self._take_away(batch)
         self._progress(batch.nbytes)
 
-    def _take_away(self, batch: Batch, outputs: Span) -> None:
-        """Start to write and to digest the outputs."""
-        batch.users = 1 if self._digests is None else 2
-        self._writers.submit(self._guarded, self._write, batch, outputs)
-        if self._digests is not None:
-            self._digester.submit(self._guarded, self._digest, batch, outputs)
+    def _take_away(self, batch: Batch) -> None:
+        """Start to take the outputs away. The last that uses their memory gives it back."""
+        under_way = self._mover.take_away(batch)
+        batch.users = len(under_way)
+        for each in under_way:
+            each.add_done_callback(partial(self._taken, batch))
 
-    def _guarded(self, use: Callable[[Batch], None], batch: Batch, outputs: Span) -> None:
-        """Run ``use`` on a batch and keep its error; the last user of the outputs gives their memory back."""
-        try:
-            use(batch)
-        except BaseException as error:
-            self._failure = self._failure or error
-        finally:
-            with self._lock:
-                batch.users -= 1
-                unused = batch.users == 0
-            if unused:
-                self._outputs.release(outputs)
-
-    def _write(self, batch: Batch) -> None:
-        assert self._sink is not None
-        pieces = batch.merged()
-        with self._ledger.timed(self._ledger.write, sum(len(data) for _, _, data in pieces)):
-            self._sink.write_batch(pieces)
-
-    def _digest(self, batch: Batch) -> None:
-        assert self._digests is not None
-        pieces = batch.merged()
-        with self._ledger.timed(self._ledger.digest, sum(len(data) for _, _, data in pieces)):
-            for name, offset, data in pieces:
-                self._digests.add(name, offset, data)
+    def _taken(self, batch: Batch, future: Future[None]) -> None:
+        """Keep the error of what took outputs of a batch away, and give their memory back."""
+        with self._lock:
+            if not future.cancelled():
+                self._failure = self._failure or future.exception()
+            batch.users -= 1
+            unused = batch.users == 0
+        if unused and batch.outputs is not None:
+            self._outputs.release(batch.outputs)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -267,10 +227,3 @@ class _Arrays:
         inputs = self._piece.inputs[:count]
         types: list[DType] = [operand.dtype for operand in self._piece.visit.task.inputs[:count]]
         return [self._backend.array(view, dtype) for view, dtype in zip(inputs, types, strict=True)]
-
-
-def _let_go(pieces: list[Piece]) -> None:
-    """Release mapped pages. It takes a while, so a reader thread does it."""
-    for piece in pieces:
-        for each in piece.ranges:
-            each.release()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
-from merge_engine.engine.batches import in_batches
-from merge_engine.engine.work import Run, Work, differing
+from merge_engine.engine.batches import in_batches, is_copy
+from merge_engine.engine.copying import differing
+from merge_engine.engine.work import Run, Work
 from merge_engine.errors import BackendError, PlanError, RecipeError
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.operands import InMemory
@@ -80,7 +81,7 @@ def merge_state_dicts(
     run = Run(schedule, chosen)
     merged = {task.name: _output(task) for task in plan.tasks}
     under_way = []
-    computed = (visit for visit in schedule.visits() if visit.task.action is not Action.COPY)
+    computed = (visit for visit in schedule.visits() if not is_copy(visit))
     for batch in in_batches(computed, 0, _WHOLE.memory):
         work = [Work(run, visit, partial(_arrays, chosen, visit)) for visit in batch]
         with chosen.together():

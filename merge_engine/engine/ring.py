@@ -1,9 +1,7 @@
-"""Host memory that is used again and again: spans are taken in order and given back in any order."""
+"""Memory that is used again and again: spans are taken in order and given back in any order."""
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -29,15 +27,6 @@ class Span:
         for size in sizes:
             yield self.memory[at : at + size]
             at += aligned(size)
-
-
-def allocate(nbytes: int) -> memoryview:
-    """Whole pages of memory, at least ``nbytes``. The system provides a page only when it is first used."""
-    region = mmap.mmap(-1, max(aligned(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            region.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(region)
 
 
 class Ring:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merge_engine.backends import Backend, create_backend
+from merge_engine.backends import Backend
 from merge_engine.checkpoint import (
     DEFAULT_SHARD_SIZE,
     MANIFEST_NAME,
@@ -18,10 +18,11 @@ from merge_engine.checkpoint import (
     merged_config,
     parse_size,
 )
+from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.collecting import seldom_collected
 from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.pipeline import Pipeline
-from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY, open_access, schedule_for
 from merge_engine.engine.sinks import MemorySink, Sink
 from merge_engine.engine.work import Run
 from merge_engine.errors import DeviceMemoryError, OptionError, PlanError
@@ -32,11 +33,8 @@ from merge_engine.observe.ledger import Ledger, reading_counted
 from merge_engine.observe.manifest import MergedInput, encode_manifest
 from merge_engine.observe.result import MergeResult, TensorResult
 from merge_engine.operands import Access
-from merge_engine.planning import DEFAULT_MEMORY, MergePlan, Schedule, make_plan
+from merge_engine.planning import MergePlan, Schedule, make_plan
 from merge_engine.recipe import Recipe, load_recipe
-
-SMALLEST_DEVICE_MEMORY = 16 << 20
-"""The smallest memory budget, in bytes, that a run tries on a device with too little memory."""
 
 Progress = Callable[[int], None]
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
@@ -68,14 +66,14 @@ def schedule(
     device: str = "auto",
     backend: str | Backend = "auto",
     threads: int | None = None,
-    memory: int | str = DEFAULT_MEMORY,
+    memory: int | str | None = None,
 ) -> Schedule:
     """The schedule that ``run`` would carry out now on this machine: the order of visits, chunks and memory.
 
-    For the arguments see ``run``. Raises ``OptionError`` for a memory that is no size, ``PlanError`` when it is too
-    small, and ``BackendError``.
+    For the arguments see ``run``; the output is taken to go into memory. Raises ``OptionError`` for a memory that is
+    no size, ``PlanError`` when it is too small, and ``BackendError``.
     """
-    chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device)
+    chosen = backend if isinstance(backend, Backend) else choose_backend(plan, None, backend, threads, device)
     with open_access(plan, chosen) as access:
         return schedule_for(plan, access, chosen, parse_memory(memory))
 
@@ -87,7 +85,7 @@ def run(
     device: str = "auto",
     backend: str | Backend = "auto",
     threads: int | None = None,
-    memory: int | str = DEFAULT_MEMORY,
+    memory: int | str | None = None,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
     on_schedule: Callable[[Schedule], None] | None = None,
@@ -97,10 +95,12 @@ def run(
 
     ``recipe``: YAML text, a path, a mapping, a ``Recipe``, or a plan that ``plan`` made. ``output``: the folder to
     write; without one the merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time
-    (or text such as "400MB"), on the host and as much on a device; the result never depends on it. ``shard_size``:
-    bytes of tensor data in an output file, or text. ``device``, ``backend`` (a name, or a backend) and ``threads``:
-    see ``create_backend``. ``overwrite``: replace an earlier output in the folder. ``on_schedule`` is called with
-    the schedule before work starts, ``progress`` with the number of input bytes of each finished batch.
+    where the merge is computed, or text such as "400MB"; by default 400 MB of the host's memory or, on a GPU, a quarter
+    of its free memory. The result never depends on it. ``shard_size``: bytes of tensor data in an output file, or text.
+    ``device``, ``backend`` (a name, or a backend) and ``threads``: see ``create_backend``. If neither of the first two
+    is given, a GPU is taken where it is expected to be faster than the CPU, and the result's notes say why.
+    ``overwrite``: replace an earlier output in the folder. ``on_schedule`` is called with the schedule before work
+    starts, ``progress`` with the number of input bytes of each finished batch.
 
     Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError`` or ``BackendError``
     before anything is written, ``CheckpointError`` for an input that changes or cannot be read, ``NonFiniteError``
@@ -109,18 +109,23 @@ def run(
     """
     with seldom_collected:
         notes: list[str] = []
-        chosen = backend if isinstance(backend, Backend) else create_backend(backend, threads, device, notes)
         planned = (
             recipe
             if isinstance(recipe, MergePlan)
             else plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
         )
+        folder = None if output is None else Path(output)
+        chosen = (
+            backend
+            if isinstance(backend, Backend)
+            else choose_backend(planned, folder, backend, threads, device, notes)
+        )
         with open_access(planned, chosen) as access:
             scheduled = schedule_for(planned, access, chosen, parse_memory(memory))
             if on_schedule is not None:
                 on_schedule(scheduled)
-            if output is not None:
-                return merge_to_folder(scheduled, Path(output), chosen, access, notes, progress)
+            if folder is not None:
+                return merge_to_folder(scheduled, folder, chosen, access, notes, progress)
             sink = MemorySink(planned)
             done = carry_out(scheduled, chosen, access, sink, None, progress)
             result = result_of(planned, done.results, done.trimmed_to, done.ledger, [*notes, *done.notes])
@@ -260,9 +265,9 @@ def side_files(planned: MergePlan) -> dict[str, bytes]:
     return files
 
 
-def parse_memory(memory: int | str) -> int:
-    """Bytes of a memory budget. Raises ``OptionError`` if it is no size."""
-    return _size(memory, "memory")
+def parse_memory(memory: int | str | None) -> int | None:
+    """Bytes of a memory budget, None for the default. Raises ``OptionError`` if it is no size."""
+    return None if memory is None else _size(memory, "memory")
 
 
 def _size(value: int | str, name: str) -> int:

@@ -7,39 +7,56 @@ from contextlib import contextmanager
 
 from merge_engine.backends import Backend
 from merge_engine.operands import Access
-from merge_engine.planning import Budget, MergePlan, Schedule
-from merge_engine.storage import OpenFiles, available_memory, choose_way
+from merge_engine.planning import DEFAULT_MEMORY, DEVICE_PIECE, PIECE, Budget, MergePlan, Schedule
+from merge_engine.storage import OpenFiles, available_memory, choose_way, mount_of
+
+DEVICE_SHARE = 4
+"""By default a run takes one part in so many of a device's free memory."""
+
+SMALLEST_DEVICE_MEMORY = 16 << 20
+"""The smallest memory budget, in bytes, that a run tries on a device with too little memory."""
 
 
 @contextmanager
 def open_access(plan: MergePlan, backend: Backend | type[Backend]) -> Iterator[Access]:
     """Decide how the inputs are read, and keep them open until the context is left.
 
-    For the decision see ``choose_way``. Inputs that are read through the page cache are used there in place if the
-    backend can do that.
+    For the decision see ``choose_way``; files on a RAM disk are in memory already and take no more of it. Inputs that
+    are read through the page cache are used there in place if the backend can do that.
     """
     try:
         available = available_memory()
     except OSError:  # the system does not say
         available = 0
+    on_disk = [file for file in plan.files if not mount_of(file.path).in_memory]
     with OpenFiles() as files:
-        yield Access(files, choose_way(plan.files, available), backend.reads_in_place)
+        yield Access(files, choose_way(on_disk, available), backend.reads_in_place)
 
 
 def schedule_for(
     plan: MergePlan,
     access: Access,
     backend: Backend | type[Backend],
-    memory: int,
+    memory: int | None = None,
     shared_known: bool = False,
 ) -> Schedule:
     """The schedule of a plan for a backend and ``memory`` bytes, with inputs read as ``access`` says.
 
-    For ``shared_known`` see ``Schedule``. Raises ``PlanError`` when the memory is too small.
+    The default of the memory is 400 MB of the host's or, with a device, a quarter of what it has free. For
+    ``shared_known`` see ``Schedule``. Raises ``PlanError`` when the memory is too small.
     """
+    if memory is None:
+        memory = _default_memory(backend)
     in_place = (
         access.in_place
         and access.way == "cached"
         and all(operand.maps(access) for task in plan.tasks for operand in task.inputs)
     )
-    return Schedule(plan, Budget(memory, backend.depth, in_place), shared_known)
+    piece = DEVICE_PIECE if backend.has_link else PIECE
+    return Schedule(plan, Budget(memory, in_place, piece), shared_known)
+
+
+def _default_memory(backend: Backend | type[Backend]) -> int:
+    """Bytes of tensor data at a time. Where the device is not here, that of the host's memory."""
+    free = None if isinstance(backend, type) else backend.free_memory()
+    return DEFAULT_MEMORY if free is None else max(free // DEVICE_SHARE, SMALLEST_DEVICE_MEMORY)

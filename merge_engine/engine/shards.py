@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from merge_engine.backends import create_backend
 from merge_engine.checkpoint import CheckpointTransaction, write_shard
+from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.run import carry_out, digests_of, publish, result_of
 from merge_engine.engine.scheduling import open_access, schedule_for
@@ -21,15 +21,15 @@ from merge_engine.methods import Answers, Method, Need, Operation, Task
 from merge_engine.methods.needs import is_shared
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult, TensorResult
-from merge_engine.planning import DEFAULT_MEMORY, MergePlan, Schedule, measuring
+from merge_engine.planning import MergePlan, Schedule, measuring
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard of a plan, to be written below ``drafts``, in ``memory`` bytes.
+    """One shard of a plan, to be written below ``drafts``.
 
     ``plan`` has this one shard. ``device``, ``backend`` and ``threads`` are those of the process that does the job
-    (see ``create_backend``).
+    (see ``create_backend``), and ``memory`` is the bytes of tensor data that it holds at a time (see ``run``).
     """
 
     plan: MergePlan
@@ -38,7 +38,7 @@ class ShardJob:
     device: str = "auto"
     backend: str = "auto"
     threads: int | None = None
-    memory: int = DEFAULT_MEMORY
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ShardResult:
 
 def merge_shard(job: ShardJob) -> ShardResult:
     """Do a job. Repeating it replaces what was written before. Raises as ``run`` does."""
-    backend = create_backend(job.backend, job.threads, job.device)
+    backend = choose_backend(job.plan, job.drafts, job.backend, job.threads, job.device)
     digests = digests_of(job.plan)
     with open_access(job.plan, backend) as access, write_shard(job.drafts, job.plan.shards[0]) as writer:
         schedule = schedule_for(job.plan, access, backend, job.memory, job.shared is not None)
@@ -99,10 +99,10 @@ def decide_together(plan: MergePlan) -> SharedAnswers | None:
     """The answers to the shared needs of a plan, as data; None if it has none. Raises as ``run`` does."""
     if not Schedule(plan).shared_needs:
         return None
-    backend = create_backend()
     shared = measuring(plan, _Together(plan.method))
+    backend = choose_backend(shared, None)
     with open_access(shared, backend) as access:
-        run = carry_out(schedule_for(shared, access, backend, DEFAULT_MEMORY), backend, access, None, None)
+        run = carry_out(schedule_for(shared, access, backend), backend, access, None, None)
     assert run.shared is not None
     return run.shared.data()
 

@@ -13,7 +13,7 @@ from merge_engine.backends import Backend
 from merge_engine.backends.memory import identical
 from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, Line, Outcome
 from merge_engine.engine.measuring import Measurement, SharedAnswers
-from merge_engine.errors import NonFiniteError, PlanError
+from merge_engine.errors import NonFiniteError
 from merge_engine.methods import Action, Answers, Operation, Task
 from merge_engine.methods.needs import needs_reading
 from merge_engine.observe.ledger import Ledger
@@ -62,6 +62,13 @@ class Run:
             elements = sum(task.count for task in tasks)
             self.shared = Measurement(backend, schedule.shared_needs, working, elements, known=shared)
 
+    def add(self, visit: Visit) -> TensorResult:
+        """Add a visit that has merged or copied its chunk to the results, and return that of the tensor."""
+        name = visit.task.name
+        result = self.results.setdefault(name, TensorResult(name, 0))
+        result.elements += visit.count
+        return result
+
     def measurement(self, visit: Visit) -> Measurement:
         """The measurement that a visit belongs to."""
         if visit.shared:
@@ -80,8 +87,8 @@ class Work:
     """One visit.
 
     ``arrays`` returns its first so many inputs as arrays of the backend, the base first. ``hosts`` are the same
-    inputs in host memory, if they are there. Call ``measure``, ``merge`` and ``wait``, each once and in the order
-    of the visits.
+    inputs, if the backend computes in the host's memory. Call ``measure``, ``merge`` and ``wait``, each once and in
+    the order of the visits.
     """
 
     def __init__(
@@ -107,8 +114,6 @@ class Work:
         """
         run, visit = self._run, self.visit
         task = visit.task
-        if task.action is Action.COPY:
-            return
         before = run.measured.get(task.name)
         self._unchanged = before[1] if before is not None else self._is_unchanged()
         self._chunk = chunk = self._make_chunk()
@@ -129,8 +134,6 @@ class Work:
         """
         visit, backend = self.visit, self._run.backend
         task = visit.task
-        if task.action is Action.COPY:
-            return
         assert self._chunk is not None
         if not visit.merge:
             self._handle = backend.mark()
@@ -142,18 +145,6 @@ class Work:
                 self._handle = backend.consensus(self._chunk, operation, output)
             else:
                 self._handle = backend.combine(self._chunk, operation, output)
-
-    def copy(self, output: memoryview) -> None:
-        """Copy a tensor that can only be copied into ``output``, of the same bytes as an input.
-
-        Raises ``PlanError`` unless all inputs hold the same bytes.
-        """
-        task = self.visit.task
-        assert self._hosts is not None
-        for operand, data in zip(task.inputs[1:], self._hosts[1:], strict=True):
-            if not identical([self._hosts[0], data], None):
-                raise differing(task, task.inputs[0].owner, operand.owner)
-        output[:] = self._hosts[0]
 
     def wait(self) -> None:
         """Wait until inputs and output are no longer in use, and add the counts to the run's results.
@@ -169,10 +160,7 @@ class Work:
             run.measurements.pop(task.name, None)
         if not visit.merge:
             return
-        result = run.results.setdefault(task.name, TensorResult(task.name, 0))
-        result.elements += visit.count
-        if outcome is None:  # copied
-            return
+        result = run.add(visit)
         check_finite(task, outcome, run.plan.recipe.allow_nonfinite)
         if task.action is Action.MERGE:
             self._count(result, outcome)
@@ -271,13 +259,3 @@ def check_finite(task: Task, outcome: Outcome, allowed: bool) -> None:
             f"{task.name}: {outcome.non_finite_output} merged value(s) are too large for {task.out}; choose a wider "
             "out_dtype or smaller weights, or set allow_nonfinite: true to write infinity"
         )
-
-
-def differing(task: Task, one: str, other: str) -> PlanError:
-    """The error for a tensor that can only be copied, but differs between the inputs ``one`` and ``other``."""
-    return PlanError(
-        [
-            f"{task.name}: {task.out} tensors cannot be merged and must be the same in all inputs, but {other} "
-            f"differs from {one}"
-        ]
-    )

@@ -20,18 +20,24 @@ class Stage:
     _since: float = field(default=0.0, repr=False)
 
 
+_STAGES = ("read", "up", "compute", "down", "digest", "write", "publish")
+
+
 @dataclass
 class Ledger:
     """Bytes and busy seconds of every stage, and the time the run took.
 
-    ``read`` and ``write`` count bytes of files, ``compute`` input bytes. ``digest`` computes the digests of the
-    output, ``publish`` adds other files and flushes all of them to disk; both only in a merge to a folder.
+    ``read`` and ``write`` count bytes of files, ``compute`` input bytes. ``up`` and ``down`` are copies to and from a
+    device, if one computes. ``digest`` computes the digests of the output, ``publish`` adds other files and flushes
+    all of them to disk; both only in a merge to a folder.
     ``from_storage`` is the number of bytes that the system read from storage for this process, not from the page
     cache; None if the system does not count them. ``seconds`` is the time of the run.
     """
 
     read: Stage = field(default_factory=Stage)
+    up: Stage = field(default_factory=Stage)
     compute: Stage = field(default_factory=Stage)
+    down: Stage = field(default_factory=Stage)
     write: Stage = field(default_factory=Stage)
     digest: Stage = field(default_factory=Stage)
     publish: Stage = field(default_factory=Stage)
@@ -56,8 +62,9 @@ class Ledger:
                     stage.seconds += time.perf_counter() - stage._since
 
     def stages(self) -> dict[str, Stage]:
-        """The stages by name, in the order of a run."""
-        return {name: getattr(self, name) for name in ("read", "compute", "digest", "write", "publish")}
+        """The stages by name, in the order of a run; ``up`` and ``down`` only if anything was copied."""
+        stages = {name: getattr(self, name) for name in _STAGES}
+        return {name: stage for name, stage in stages.items() if stage.bytes or name not in ("up", "down")}
 
     @property
     def bound_by(self) -> str | None:

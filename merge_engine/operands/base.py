@@ -61,8 +61,8 @@ class Operand(ABC):
         Raises ``CheckpointError`` when a file cannot be opened or has changed.
         """
 
-    def read_into(self, memory: memoryview, start: int, files: OpenFiles) -> None:
-        """Fill C-contiguous ``memory`` with elements from ``start`` on, in row-major order.
+    def read_into(self, memory: memoryview, start: int, files: OpenFiles, way: Way = "cached") -> None:
+        """Fill C-contiguous ``memory`` with elements from ``start`` on, in row-major order, read in the given way.
 
         Raises ``CheckpointError`` when they cannot be read. Raises ``ValueError`` if the memory does not hold a whole
         number of elements, or holds more than there are.
@@ -73,7 +73,7 @@ class Operand(ABC):
             raise ValueError(f"{memory.nbytes} bytes hold no whole number of {self.dtype} elements")
         if start < 0 or start + count > self.count:
             raise ValueError(f"{self.label}: has {self.count} elements, not {count} from {start} on")
-        elements = self.range(start, count, Access(files, "cached", in_place=False))
+        elements = self.range(start, count, Access(files, way, in_place=False))
         if elements.length:
             elements.read(memory, 0, elements.length)
         elif count:  # they are in memory

@@ -1,6 +1,7 @@
 """The order of work for a plan and a budget, known before the first byte is read.
 
-A tensor that fits in memory is visited once, to be measured and merged. A larger one is visited once per chunk for
+Memory is where the backend computes: that of the host, or of a device. A tensor that fits there is visited once, to be
+measured and merged, and a tensor that can only be copied takes no memory. A larger one is visited once per chunk for
 every step of its needs, and once more to be merged. A tensor whose inputs are used in place is measured whole and
 then merged chunk by chunk, so that the output is still in the processor's cache when it is digested. Shared needs,
 which all tensors of a model answer together, come first, in the order of the tensors' names.
@@ -24,10 +25,13 @@ from merge_engine.planning.plan import MergePlan
 from merge_engine.storage import PAGE, aligned
 
 DEFAULT_MEMORY = 400_000_000
-"""Bytes of tensor data that a run holds at a time by default."""
+"""Bytes of tensor data that a run holds in the host's memory at a time by default."""
 
 PIECE = 16 << 20
 """Bytes of inputs and output in a chunk: large enough for disk throughput, small enough for the processor's cache."""
+
+DEVICE_PIECE = 64 << 20
+"""The same for a device, which has no such cache, and where each chunk takes launches."""
 
 CACHED_PIECE = 8 << 20
 """Bytes of output in a chunk whose inputs are used in place."""
@@ -39,6 +43,7 @@ SIDE_BY_SIDE = 8
 """Shards that are written at a time: one file on a RAM disk takes 2.4 GB/s however many threads write to it."""
 
 _PIECES = 8  # A chunk takes at most this part of the memory, so that the first one is soon read.
+_HELD = 2  # Room for so many tensors that are held whole: while one is merged, the next is read.
 _PIECES_AT_ONCE = (
     4  # With fewer chunks in the rings, a disk with a high rate and a high latency would be idle.
 )
@@ -46,14 +51,13 @@ _PIECES_AT_ONCE = (
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits of a run: ``memory`` in bytes of tensor data, and the visits that a backend works on at a time.
+    """Limits of a run: ``memory`` in bytes of tensor data, of the host or of the device that computes.
 
     ``in_place`` says that inputs are used in the page cache and take none of the memory. ``piece`` and
-    ``cached_piece`` are the bytes of a chunk, see ``PIECE`` and ``CACHED_PIECE``.
+    ``cached_piece`` are the bytes of a chunk, see ``PIECE``, ``DEVICE_PIECE`` and ``CACHED_PIECE``.
     """
 
     memory: int = DEFAULT_MEMORY
-    visits_in_flight: int = 1
     in_place: bool = False
     piece: int = PIECE
     cached_piece: int = CACHED_PIECE
@@ -125,7 +129,7 @@ class Schedule:
     def __post_init__(self) -> None:
         needed = sum(self.largest_chunk) + self.scratch_bytes
         if needed > self.budget.memory:
-            largest = max(self.plan.tasks, key=lambda task: self._span_bytes(task, self.chunk_elements(task)))
+            largest = max(self._computed, key=lambda task: self._span_bytes(task, self.chunk_elements(task)))
             raise PlanError(
                 [
                     f"{largest.name}: at least {needed / 2**20:.1f} MiB of it must be in memory at a time, but the "
@@ -182,7 +186,7 @@ class Schedule:
     def largest_chunk(self) -> RingBytes:
         """Bytes of the largest inputs and of the largest output of one chunk. Inputs used in place count as 0."""
         inputs = outputs = 0
-        for task in self.plan.tasks:
+        for task in self._computed:
             count = min(self.chunk_elements(task), task.count)
             inputs = max(inputs, self._input_bits(task) * count // 8)
             outputs = max(outputs, task.out.bits * count // 8)
@@ -205,15 +209,15 @@ class Schedule:
     def ring_bytes(self) -> RingBytes:
         """Bytes of the two rings.
 
-        As far as the budget allows, they hold one chunk (or batch) that is read and those that the backend works
-        on, and as many outputs. They are no larger than the plan needs, because new memory costs time.
+        As far as the budget allows, they hold the largest chunk, one that is read meanwhile, and their outputs. They
+        are no larger than the plan needs, because new memory costs time.
         """
-        pages = 2 * PAGE * max((len(task.inputs) for task in self.plan.tasks), default=0)
+        pages = 2 * PAGE * max((len(task.inputs) for task in self._computed), default=0)
         largest = self.largest_chunk
         inputs, outputs = largest.inputs + pages, largest.outputs + PAGE
         least = inputs + outputs
-        whole = sum(self._span_bytes(task, task.count) + 2**16 for task in self.plan.tasks)
-        wanted = min(max((self.budget.visits_in_flight + 1) * least, _PIECES_AT_ONCE * self._piece), whole)
+        whole = sum(self._span_bytes(task, task.count) + 2**16 for task in self._computed)
+        wanted = min(max(_HELD * least, _PIECES_AT_ONCE * self._piece), whole)
         total = max(least, min(wanted, self.budget.memory - self.scratch_bytes))
         return RingBytes(*(aligned(part * total // least) for part in (inputs, outputs)))
 
@@ -222,6 +226,18 @@ class Schedule:
         """Input bytes that all readings of all tensors move together."""
         return sum(
             self.readings(task) * operand.stored_bytes for task in self.plan.tasks for operand in task.inputs
+        )
+
+    @cached_property
+    def bytes_up(self) -> int:
+        """Input bytes that cross the link to a device, if there is one."""
+        return sum(self.readings(task) * self._input_bits(task) * task.count // 8 for task in self._computed)
+
+    @cached_property
+    def bytes_down(self) -> int:
+        """Output bytes that cross the link from a device, if there is one."""
+        return sum(
+            task.out.bits * task.count // 8 for task in self._computed if task.action is not Action.MEASURE
         )
 
     def visits(self) -> Iterator[Visit]:
@@ -273,6 +289,11 @@ class Schedule:
             return ()
         return steps(self.shared_needs, self._measured_together[0].working)
 
+    @cached_property
+    def _computed(self) -> Sequence[Task]:
+        """The tasks that the backend works on: all but copies."""
+        return [task for task in self.plan.tasks if task.action is not Action.COPY]
+
     def _in_writing_order(self) -> Sequence[Task]:
         """Tasks in the order of their output. Shards take turns, so that several files are written side by side."""
         if len(self.plan.shards) < 2:
@@ -293,6 +314,8 @@ class Schedule:
 
     def _divide(self, task: Task) -> _Division:
         total, budget = task.count, self.budget
+        if task.action is Action.COPY:
+            return _Division(max(total, 1))
         scratch = self.plan.method.scratch_bytes(len(task.models)) if task.action is Action.MERGE else 0
         blocks = min(budget.memory // _PIECES, self._piece) // max(self._span_bytes(task, SUM_BLOCK), 1)
         if scratch:
@@ -302,10 +325,9 @@ class Schedule:
             return _Division(max(total, 1))
         needs = self.own_needs(task)
         readings = len(steps(needs, task.working))
-        if readings and total <= MOST_ELEMENTS and not budget.in_place:
-            held = (budget.visits_in_flight + 1) * self._span_bytes(task, total) + scratch * total
-            if held <= budget.memory:
-                return _Division(total)
+        held = _HELD * self._span_bytes(task, total) + scratch * total
+        if readings and total <= MOST_ELEMENTS and not budget.in_place and held <= budget.memory:
+            return _Division(total)
         together = max((need.elements for need in needs if isinstance(need, Together)), default=1)
         unit = min(math.lcm(SUM_BLOCK, together), total)
         # A backend may keep one bit of notes for every element of every model whose norms are summed.

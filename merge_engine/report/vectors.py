@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merge_engine.backends import create_backend
+from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.run import carry_out
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import ReportError
 from merge_engine.methods import Answers, Gram, Method, Operation, Task
 from merge_engine.observe.discards import Place
-from merge_engine.planning import DEFAULT_MEMORY, Schedule, make_plan, measuring
+from merge_engine.planning import Schedule, make_plan, measuring
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.report.record import Record
 
@@ -76,10 +76,10 @@ def measure(
     for given in (merge.base, *merge.models.values()):
         if given and record.inputs[str(given.path)].fingerprint != given.fingerprint:
             raise ReportError(f"{given.path}: has been rewritten since it was merged")
-    backend = create_backend()
     plan = measuring(merge, _InnerProducts())
+    backend = choose_backend(plan, None)
     with open_access(plan, backend) as access:
-        schedule = schedule_for(plan, access, backend, DEFAULT_MEMORY)
+        schedule = schedule_for(plan, access, backend)
         on_schedule(schedule)
         carry_out(schedule, backend, access, None, None, progress, add)
     return result

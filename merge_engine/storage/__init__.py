@@ -1,8 +1,8 @@
 """Bytes: files opened once, read past the page cache or through it; mounts; processors and memory of this machine."""
 
 from merge_engine.storage.files import File, OpenFiles
-from merge_engine.storage.machine import available_memory, cores, processor
-from merge_engine.storage.memory import PAGE, aligned, as_bytes
+from merge_engine.storage.machine import available_memory, cores, link_rate, processor
+from merge_engine.storage.memory import PAGE, aligned, allocate, as_bytes
 from merge_engine.storage.mounts import Mount, mount_of
 from merge_engine.storage.page_cache import cached_share
 from merge_engine.storage.ranges import ByteRange, Extent, Way, open_range
@@ -17,11 +17,13 @@ __all__ = [
     "OpenFiles",
     "Way",
     "aligned",
+    "allocate",
     "as_bytes",
     "available_memory",
     "cached_share",
     "choose_way",
     "cores",
+    "link_rate",
     "mount_of",
     "open_range",
     "processor",

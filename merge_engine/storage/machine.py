@@ -1,4 +1,4 @@
-"""Processors and memory that this process may use, within the limits of its control groups.
+"""Processors, memory and links that this process may use, within the limits of its control groups.
 
 A container is a control group (cgroup) with limits. Groups are nested, and each limits all groups inside it.
 Version 2 has one tree of groups, version 1 a tree for every kind of resource. Missing files, and files with
@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
+PCI = Path("/sys/bus/pci/devices")
+
+_NVIDIA, _DISPLAY = "0x10de", "0x03"  # a vendor, and the beginning of a class: graphics and 3D controllers
 
 _MEMORY_FILES = (  # limit, use, and the prefix of entries in memory.stat that include nested groups
     ("memory.max", "memory.current", ""),
@@ -61,6 +65,21 @@ def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
                 cached = stat.get(f"{prefix}active_file", 0) + stat.get(f"{prefix}inactive_file", 0)
                 available = min(available, max(limit - used + cached, 0))
     return available
+
+
+def link_rate(devices: Path = PCI) -> float | None:
+    """Bytes per second, one way, that the slowest PCIe link of an NVIDIA GPU is made for.
+
+    None if there is none, or if the system does not say.
+    """
+    rates = []
+    for device in devices.glob("*"):
+        kind = _text(device / "vendor").strip(), _text(device / "class")[: len(_DISPLAY)]
+        lanes = _number(_text(device / "max_link_width"))
+        transfers = re.match(r"[0-9.]+(?= GT/s)", _text(device / "max_link_speed"))
+        if kind == (_NVIDIA, _DISPLAY) and lanes and transfers:
+            rates.append(float(transfers[0]) * 1e9 / 8 * lanes)  # a lane moves a bit in each transfer
+    return min(rates, default=None)
 
 
 def _groups(resource: str, proc: Path, cgroups: Path) -> Iterator[Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+
 PAGE = 4096
 """Bytes. Direct reads and writes move whole pages; inputs and outputs start on one (see ``Backend.attach``)."""
 
@@ -15,3 +18,12 @@ def as_bytes(buffer: memoryview) -> memoryview:
     """A flat view of bytes on the same C-contiguous memory."""
     # A view with a zero in its shape cannot be cast.
     return buffer.cast("B") if buffer.nbytes else memoryview(b"")
+
+
+def allocate(nbytes: int) -> memoryview:
+    """Whole pages of memory, at least ``nbytes``. The system provides a page only when it is first used."""
+    region = mmap.mmap(-1, max(aligned(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            region.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(region)

@@ -22,6 +22,11 @@ class Mount:
         """Whether it is certainly not on a network, where mapped files would be read one page at a time."""
         return self.kind in _LOCAL
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether its files are in memory only."""
+        return self.kind in ("ramfs", "tmpfs")
+
     def __str__(self) -> str:
         return f"{self.kind} {self.source} at {self.point}"
 

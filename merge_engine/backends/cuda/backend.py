@@ -1,9 +1,8 @@
 """The CUDA backend: the kernels of csrc/cuda on a stream, without torch.
 
-Two ways of working. Tensors that are on the device already are merged there, on the caller's stream. Host memory that
-was attached has a mirror on the device: inputs go up on one stream, are merged on a second and results come down on
-a third, so that three visits are under way at a time. Between them stand events, and nothing waits for the host:
-thresholds are found and used on the device.
+Two ways of working. Tensors that are on the device already are merged there, on the caller's stream. Attached memory
+is filled from the host on one stream, merged on a second and brought to the host on a third, so that several visits
+are under way at a time. Thresholds are found and used on the device, and no kernel waits for the host.
 
 What is asked for is written down first and launched at once, or together with what belongs to it.
 """
@@ -28,7 +27,7 @@ from merge_engine.backends.cuda.handles import (
     PendingSums,
     Results,
 )
-from merge_engine.backends.cuda.mirror import DeviceMirror
+from merge_engine.backends.cuda.link import DeviceLink
 from merge_engine.backends.operations import (
     Chunk,
     Combine,
@@ -43,7 +42,7 @@ from merge_engine.backends.operations import (
 from merge_engine.backends.statistics import KeyPlaces, KeyTable, level_bins
 from merge_engine.backends.structures import Structures, check, check_combination
 from merge_engine.dtypes import BY_NAME, DType
-from merge_engine.errors import BackendError, NoDeviceError, NotBuiltError
+from merge_engine.errors import BackendError, DeviceMemoryError, NoDeviceError, NotBuiltError
 
 if TYPE_CHECKING:
     import torch
@@ -72,18 +71,34 @@ class CudaBackend(Backend):
         self._structures = Structures(self._native)
         self.device = device
         self.label = _examine(self._native, device)
-        self._mirror = DeviceMirror(self._native, device)
-        self._aside = self._native.Queue(device)
+        try:
+            self._link = DeviceLink(self._native, device)
+            self._aside = self._native.Queue(device)
+        except (MemoryError, RuntimeError) as error:  # full, or another process has it for itself
+            reason = "it has no free memory" if isinstance(error, MemoryError) else error
+            raise BackendError(f"CUDA device {device} ({self.label}) cannot be used now: {reason}") from None
         self._batch = self._new_batch()
         self._more_to_come = False
 
-    def attach(self, memory: memoryview, scratch: int) -> None:
-        """Mirror host memory on the device (see ``Backend.attach``)."""
-        self._mirror.attach(memory, scratch)
+    def attach(self, nbytes: int, scratch: int, staging: memoryview) -> memoryview:
+        """Take memory of the device (see ``Backend.attach``)."""
+        return self._link.attach(nbytes, scratch, staging)
 
     def detach(self) -> None:
-        """Wait for all work and release the mirror (see ``Backend.detach``)."""
-        self._mirror.detach()
+        """Wait for all work and release the memory (see ``Backend.detach``)."""
+        self._link.detach()
+
+    def upload(self, source: memoryview, target: memoryview) -> None:
+        """Copy to the device (see ``Backend.upload``)."""
+        self._link.upload(source, target)
+
+    def download(self, source: memoryview, target: memoryview) -> None:
+        """Copy from the device (see ``Backend.download``)."""
+        self._link.download(source, target)
+
+    def free_memory(self) -> int:
+        """Bytes that nobody has taken, other processes included (see ``Backend.free_memory``)."""
+        return self._native.free_memory(self.device)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -97,17 +112,10 @@ class CudaBackend(Backend):
             self._batch = self._new_batch()
 
     def array(self, memory: memoryview, dtype: DType) -> DeviceArray:
-        """Send attached host memory up (see ``Backend.array``)."""
-        array = self.output(memory, dtype)
-        self._batch.uploads.append(array)
-        self._asked()
-        return array
-
-    def output(self, memory: memoryview, dtype: DType) -> DeviceArray:
-        """Make room for what will come down to attached host memory (see ``Backend.output``)."""
-        address = self._mirror.address(memory)
+        """Take a piece of the attached memory (see ``Backend.array``)."""
+        address = self._link.address(memory)
         native = self._native.Array(address=address, dtype=self._structures.dtype(dtype))
-        return DeviceArray(native, address, len(memory) // dtype.itemsize, dtype, mirrors=True)
+        return DeviceArray(native, address, len(memory) // dtype.itemsize, dtype)
 
     def tensor(self, tensor: torch.Tensor) -> DeviceArray:
         """Wrap a contiguous tensor on the device (see ``Backend.tensor``)."""
@@ -179,29 +187,32 @@ class CudaBackend(Backend):
         """Merge task vectors (see ``Backend.consensus``)."""
         check(chunk, output)
         outcome = self._batch.consensus(chunk, operation, output)
-        return self._brought_down(outcome, output)
+        self._asked()
+        return outcome
 
     def combine(self, chunk: Chunk, operation: Combine, output: DeviceArray) -> PendingOutcome:
         """Write a linear combination (see ``Backend.combine``)."""
         check_combination(chunk, operation, output)
         outcome = self._batch.combine(chunk, operation, output)
-        return self._brought_down(outcome, output)
+        self._asked()
+        return outcome
 
     def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key; waits for the device (see ``Backend.locate``)."""
         check(chunk)
         self._launch()
-        located = self._native.DeviceMemory(self._queue(), nbytes=16, zero=False)
-        self._native.locate(
-            self._queue(),
-            base=chunk.base.native,
-            model=chunk.models[model].native,
-            working=self._structures.dtype(chunk.working),
-            key=key,
-            nth=nth,
-            count=chunk.count,
-            located=located.address,
-        )
+        with self._enough_memory():
+            located = self._native.DeviceMemory(self._queue(), nbytes=16, zero=False)
+            self._native.locate(
+                self._queue(),
+                base=chunk.base.native,
+                model=chunk.models[model].native,
+                working=self._structures.dtype(chunk.working),
+                key=key,
+                nth=nth,
+                count=chunk.count,
+                located=located.address,
+            )
         total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located, at=0, nbytes=16))
         return KeyPlaces.of(chunk.start, total), offset if offset != 2**64 - 1 else None
 
@@ -234,13 +245,6 @@ class CudaBackend(Backend):
             for slot, within in enumerate(counts.within)
         ]
 
-    def _brought_down(self, outcome: PendingOutcome, output: DeviceArray) -> PendingOutcome:
-        """Outputs that mirror host memory come down; resident tensors stay."""
-        if output.mirrors:
-            self._batch.downloads.append(output)
-        self._asked()
-        return outcome
-
     def _asked(self) -> None:
         if not self._more_to_come:
             self._launch()
@@ -249,19 +253,28 @@ class CudaBackend(Backend):
         """Hand over what was asked for so far."""
         batch, self._batch = self._batch, self._new_batch()
         queue = self._queue()
-        self._mirror.upload(batch.uploads)
-        batch.launch(queue)
+        with self._enough_memory():
+            batch.launch(queue)
         batch.results.ready = self._native.Event(queue)
-        if batch.downloads:
-            self._mirror.download(batch.downloads, batch.results)
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        """Raise ``DeviceMemoryError`` when there is too little memory for what masks and counts take."""
+        try:
+            yield
+        except MemoryError:
+            raise DeviceMemoryError(
+                f"CUDA device {self.device} ran out of memory; give the merge less of it (memory), end what "
+                "else uses the device, or merge on the CPU"
+            ) from None
 
     def _new_batch(self) -> Batch:
         return Batch(self._native, self._structures)
 
     def _queue(self) -> Queue:
-        """The stream to work on: our own while host memory is attached, else the caller's."""
-        if self._mirror.attached:
-            return self._mirror.compute
+        """The stream to work on: our own while memory is attached, else the caller's."""
+        if self._link.attached:
+            return self._link.compute
         return self._native.Queue(self.device, self._callers_stream())
 
     def _callers_stream(self) -> int:

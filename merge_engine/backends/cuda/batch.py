@@ -55,17 +55,12 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """What was asked for since the last launch. Handles that it gives stand for what is there after its own.
-
-    ``uploads`` and ``downloads`` are for its owner to copy before and after.
-    """
+    """What was asked for since the last launch. Handles that it gives stand for what is there after its own."""
 
     def __init__(self, native: Native, structures: Structures):
         self._native = native
         self._structures = structures
         self.results = Results()
-        self.uploads: list[DeviceArray] = []
-        self.downloads: list[DeviceArray] = []
         self.counts: list[DeviceCounts] = []
         self._told: list[
             Found

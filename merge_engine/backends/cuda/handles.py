@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class DeviceArray:
-    """Elements in device memory: those that mirror host memory, or a tensor's, which ``owner`` keeps alive."""
+    """Elements in device memory: a piece of what is attached, or a tensor's, which ``owner`` keeps alive."""
 
     native: Array
     address: int
     count: int
     dtype: DType
-    mirrors: bool = False
     owner: Any = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the elements."""
-        return self.count * self.dtype.itemsize
 
 
 class DeviceCounts:
@@ -64,15 +58,13 @@ class DeviceCounts:
 class Results:
     """The numbers that the kernels of a batch leave: keys that were found, bands that were solved, counters.
 
-    ``memory`` and ``ready``, the event after the kernels, are there once the batch is launched. Where the batch has
-    outputs that come down to the host, ``arrived`` waits for them and for the numbers, which come along.
+    ``memory`` and ``ready``, the event after the kernels, are there once the batch is launched.
     """
 
     def __init__(self) -> None:
         self.pieces = self.nbytes = 0
         self.memory: DeviceMemory | None = None
         self.ready: Event | None = None
-        self.arrived: Callable[[], bytes] | None = None
         self._data: bytes | None = None
 
     def piece(self, nbytes: int) -> Piece:
@@ -87,12 +79,10 @@ class Results:
         self.memory, self._data = memory, data
 
     def data(self, native: Native, aside: Queue) -> bytes:
-        """Wait for the numbers. They are copied once, on the stream ``aside`` if they do not come by themselves."""
-        if self._data is None and self.arrived is not None:
-            self._data = self.arrived()
-        elif self._data is None:
+        """Wait for the numbers. They are copied once, on the stream ``aside``: not behind what was asked for since."""
+        if self._data is None:
             assert self.ready is not None and self.memory is not None, "what is looked at was launched"
-            self.ready.hold_back(aside)  # not behind what was asked for since
+            self.ready.wait()
             self._data = native.read(aside, self.memory, at=0, nbytes=self.nbytes)
         return self._data
 

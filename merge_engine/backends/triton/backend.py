@@ -1,14 +1,13 @@
 """The Triton backend: kernels written in Python, compiled for the GPU that is there, or interpreted for tests.
 
-Statistics, what is found in them and what is solved from it stay in device memory; only ``fetch`` waits. Host memory
-that is streamed through has a mirror on the device, and three streams keep both directions of the link and the kernels
-busy at the same time.
+Statistics, what is found in them and what is solved from it stay in device memory; only ``fetch`` waits. Three streams
+keep both directions of the link and the kernels busy at the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ from merge_engine.backends.triton.handles import (
     TorchArray,
     TorchCounts,
 )
-from merge_engine.backends.triton.mirror import Copy, TorchMirror
+from merge_engine.backends.triton.link import Copy, TorchLink, free_memory
 from merge_engine.backends.triton.rows import band_kind, described_band, found_row, kind_of, mask_row
 from merge_engine.dtypes import BY_NAME, F64, DType
 from merge_engine.errors import BackendError, DeviceMemoryError
@@ -66,6 +65,8 @@ class TritonBackend(Backend):
     """
 
     name = "triton"
+    depth = 3
+    has_link = True
 
     def __init__(self, device: int | None = None):
         if launching.INTERPRETED:
@@ -80,19 +81,36 @@ class TritonBackend(Backend):
             if index >= torch.cuda.device_count():
                 raise BackendError(f"there is no GPU {index}, only 0 to {torch.cuda.device_count() - 1}")
             self.device = torch.device("cuda", index)
-        self.depth = 1 if launching.INTERPRETED else 3
-        self._mirror: TorchMirror | None = None
+        if launching.INTERPRETED:
+            self.depth, self.has_link = 1, False
+        self._link: TorchLink | None = None
 
-    def attach(self, memory: memoryview, scratch: int) -> None:
-        """Give host memory a mirror on the device (see ``Backend.attach``)."""
-        if not launching.INTERPRETED:
-            self._mirror = TorchMirror(memory, scratch, self.device)
+    def attach(self, nbytes: int, scratch: int, staging: memoryview) -> memoryview:
+        """Take memory of the device; interpreted, of the host (see ``Backend.attach``)."""
+        if not self.has_link:
+            return super().attach(nbytes, scratch, staging)
+        self._link = TorchLink(nbytes, scratch, staging, self.device)
+        return self._link.memory
 
     def detach(self) -> None:
-        """Let go of the mirror (see ``Backend.detach``)."""
-        if self._mirror is not None:
-            self._mirror.close()
-            self._mirror = None
+        """Wait for all work and release the memory (see ``Backend.detach``)."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def upload(self, source: memoryview, target: memoryview) -> None:
+        """Copy to the device (see ``Backend.upload``)."""
+        assert self._link is not None, "memory is attached before it is filled"
+        self._link.upload(source, target)
+
+    def download(self, source: memoryview, target: memoryview) -> None:
+        """Copy from the device (see ``Backend.download``)."""
+        assert self._link is not None, "memory is attached before it is read"
+        self._link.download(source, target)
+
+    def free_memory(self) -> int | None:
+        """Bytes that nobody has taken, other processes included (see ``Backend.free_memory``)."""
+        return free_memory(self.device) if self.has_link else None
 
     def fetch(self, value: Any) -> Any:
         """Wait for a value (see ``Backend.fetch``)."""
@@ -112,17 +130,9 @@ class TritonBackend(Backend):
             return Copy.of(torch.empty(0, dtype=torch.int64, device=self.device))
 
     def array(self, memory: memoryview, dtype: DType) -> TorchArray:
-        """Copy host memory to the device; interpreted, wrap it (see ``Backend.array``)."""
-        if self._mirror is None:
-            return TorchArray(self._wrapped(memory).view(BITS[dtype.bits]), dtype)
-        return TorchArray(self._mirror.upload(memory).view(BITS[dtype.bits]), dtype)
-
-    def output(self, memory: memoryview, dtype: DType) -> TorchArray:
-        """Take host memory as an output (see ``Backend.output``)."""
-        if self._mirror is None:
-            return self.array(memory, dtype)
-        host, mirrored = self._mirror.pieces(memory)
-        return TorchArray(mirrored.view(BITS[dtype.bits]), dtype, host)
+        """Take a piece of the attached memory; interpreted, of the host's (see ``Backend.array``)."""
+        elements = self._wrapped(memory) if self._link is None else self._link.piece(memory)
+        return TorchArray(elements.view(BITS[dtype.bits]), dtype)
 
     def tensor(self, tensor: torch.Tensor) -> TorchArray:
         """Wrap a contiguous tensor on the device (see ``Backend.tensor``)."""
@@ -293,7 +303,7 @@ class TritonBackend(Backend):
                 vote_slack=any(entry.vote_slack != 0 for entry in entries),
                 retain_slack=any(entry.retain_slack != 0 for entry in entries),
             )
-            return PendingRows(self._finished(output, counts), len(entries))
+            return PendingRows(Copy.of(counts), len(entries))
 
     def combine(self, chunk: Chunk, operation: Combine, output: TorchArray) -> PendingRows:
         """Write a linear combination (see ``Backend.combine``)."""
@@ -312,18 +322,27 @@ class TritonBackend(Backend):
                 divides=operation.divisor is not None,
                 fused=operation.fused,
             )
-            return PendingRows(self._finished(output, counts), 0)
+            return PendingRows(Copy.of(counts), 0)
 
-    def _working(self) -> AbstractContextManager[Any]:
-        """Makes the stream current that kernels go to: the mirror's, or else torch's own."""
-        if self._mirror is not None:
-            return torch.cuda.stream(self._mirror.compute)
-        return nullcontext() if launching.INTERPRETED else torch.cuda.device(self.device)
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Makes the stream current that kernels go to: the link's, or else torch's own.
 
-    def _finished(self, output: TorchArray, counts: torch.Tensor) -> Copy:
-        if self._mirror is not None and output.host is not None:
-            return self._mirror.download(output.bits.view(torch.uint8), output.host, counts)
-        return Copy.of(counts)
+        Raises ``DeviceMemoryError`` when there is too little memory for what masks and counts take.
+        """
+        streams: AbstractContextManager[Any] = nullcontext()
+        if self._link is not None:
+            streams = torch.cuda.stream(self._link.compute)
+        elif not launching.INTERPRETED:
+            streams = torch.cuda.device(self.device)
+        try:
+            with streams:
+                yield
+        except torch.cuda.OutOfMemoryError:
+            raise DeviceMemoryError(
+                f"GPU {self.device.index} ran out of memory; give the merge less of it (memory), end what else "
+                "uses the GPU, or merge on the CPU"
+            ) from None
 
     def _wrapped(self, memory: memoryview) -> torch.Tensor:
         if not launching.INTERPRETED:
@@ -377,21 +396,16 @@ class TritonBackend(Backend):
         if not isinstance(mask, Ranked):
             unused: torch.Tensor = chunk.base.bits
             return unused
-        try:
-            result: torch.Tensor = torch.empty(chunk.count, dtype=torch.uint32, device=self.device)
-            ranks.rank_thresholds(
-                chunk.base.bits,
-                model.bits,
-                _codes(chunk.base, model),
-                chunk.working.code,
-                *chunk.line,
-                self._doubles([mask.density - mask.epsilon, 2 * mask.epsilon]),
-                result,
-            )
-        except torch.cuda.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"{self.device} has too little memory to rank {chunk.count} elements"
-            ) from error
+        result: torch.Tensor = torch.empty(chunk.count, dtype=torch.uint32, device=self.device)
+        ranks.rank_thresholds(
+            chunk.base.bits,
+            model.bits,
+            _codes(chunk.base, model),
+            chunk.working.code,
+            *chunk.line,
+            self._doubles([mask.density - mask.epsilon, 2 * mask.epsilon]),
+            result,
+        )
         return result
 
 

@@ -9,18 +9,17 @@ import torch
 
 from merge_engine.backends.operations import Counts, Found, Outcome
 from merge_engine.backends.statistics import BlockSums, KeyTable
-from merge_engine.backends.triton.mirror import Copy
+from merge_engine.backends.triton.link import Copy
 from merge_engine.dtypes import DType
 from merge_engine.kernels import masks
 
 
 @dataclass
 class TorchArray:
-    """Elements in device memory, as unsigned integers. An output may have host memory that it is copied to."""
+    """Elements in device memory, as unsigned integers."""
 
     bits: torch.Tensor
     dtype: DType
-    host: torch.Tensor | None = None
 
     @property
     def count(self) -> int:

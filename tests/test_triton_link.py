@@ -1,7 +1,8 @@
-"""How the Triton backend's mirror of host memory ends, on a stand-in for torch's streams and runtime."""
+"""The Triton backend's link: its copies and its end, on a stand-in for torch's streams and runtime."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge_engine.backends.triton.mirror import TorchMirror
+from merge_engine.backends.triton.link import TorchLink
 
 
 class Region(bytearray):
@@ -48,7 +49,7 @@ class Device:
         )
 
 
-def mirror_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[TorchMirror, Device]:
+def link_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[TorchLink, Device]:
     device = Device(region)
     for name, stand_in in {
         "memory_reserved": lambda _: 0,
@@ -62,21 +63,21 @@ def mirror_of(region: Region, monkeypatch: pytest.MonkeyPatch) -> tuple[TorchMir
     monkeypatch.setattr(
         torch.Tensor, "record_stream", lambda tensor, stream: device.note("use", tensor.numel(), id(stream))
     )
-    return TorchMirror(memoryview(region), 0, torch.device("cpu")), device
+    return TorchLink(8192, 0, memoryview(region), torch.device("cpu")), device
 
 
 @pytest.mark.parametrize("closed", (True, False))
 def test_the_end(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
-    """All streams are waited for and the memory is unpinned before it goes, also if nobody closes the mirror."""
+    """All streams are waited for and the memory is unpinned before it goes, also if nobody closes the link."""
     region = Region(4096)
-    mirror, device = mirror_of(region, monkeypatch)
+    link, device = link_of(region, monkeypatch)
     *uses, pin = device.calls
-    assert len({stream for what, nbytes, stream, _ in uses if (what, nbytes) == ("use", 4096)}) == 3
+    assert len({stream for what, nbytes, stream, _ in uses if (what, nbytes) == ("use", 8192)}) == 3
     device.calls.clear()
     if closed:
-        mirror.close()
-        mirror.close()
-    del region, mirror
+        link.close()
+        link.close()
+    del region, link
     gc.collect()
     *waits, unpin = device.calls
     assert pin[0] == "pin" and unpin == ("unpin", pin[1], True)
@@ -84,9 +85,25 @@ def test_the_end(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
     assert device.region() is None
 
 
+def test_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any piece of the staging memory goes to any place in the device's, and is waited for; and back."""
+    staging = memoryview(Region(range(256)))
+    link, device = link_of(staging.obj, monkeypatch)
+    event = SimpleNamespace(record=lambda stream: None, synchronize=lambda: device.note("wait"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
+    device.calls.clear()
+    link.upload(staging[10:20], link.memory[4090:4100])
+    assert link.piece(link.memory[4090:4100]).tolist() == list(range(10, 20))
+    link.download(link.memory[4092:4096], staging[:4])
+    assert list(staging[:6]) == [12, 13, 14, 15, 4, 5]
+    assert device.calls == [("wait", True)] * 2
+    assert link.piece(link.memory[:0]).numel() == 0
+
+
 def test_a_lost_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror, device = mirror_of(Region(4096), monkeypatch)
+    link, device = link_of(Region(4096), monkeypatch)
     device.lost = True
     with pytest.raises(RuntimeError, match="the device is lost"):
-        mirror.close()
+        link.close()
     assert device.calls[-1][0] == "unpin"

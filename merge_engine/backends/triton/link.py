@@ -1,4 +1,4 @@
-"""Host memory and its mirror on a GPU: copies up, kernels and copies down, each on a stream of their own."""
+"""The way to a GPU: memory there for inputs and outputs, staging memory here, and copies between the two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from merge_engine.backends.base import HEADROOM
-from merge_engine.backends.memory import address_of
+from merge_engine.backends.memory import address_of, view_at
 from merge_engine.errors import DeviceMemoryError
 
 
@@ -39,23 +39,21 @@ class Copy:
         return self.host
 
 
-class TorchMirror:
-    """As many bytes on ``device`` as ``memory`` has, a byte for a byte.
+class TorchLink:
+    """``nbytes`` bytes of ``device``'s memory, and copies between it and ``staging``, which is pinned.
 
-    Whoever uses a piece of the memory again must have waited for what used it before. A mirror that dies without
-    ``close`` is closed then. Raises ``DeviceMemoryError`` when the device has too little memory for it and
-    ``scratch`` more bytes.
+    Copies up, kernels (``compute``) and copies down have a stream each. Whoever asks for a copy waits for it. A link
+    that dies without ``close`` is closed then. Raises ``DeviceMemoryError`` when the device has too little memory for
+    it and ``scratch`` more bytes.
     """
 
-    def __init__(self, memory: memoryview, scratch: int, device: torch.device):
-        self._host = torch.frombuffer(memory, dtype=torch.uint8)
-        self._address = self._host.data_ptr()
-        needed = len(memory) + scratch + HEADROOM
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    def __init__(self, nbytes: int, scratch: int, staging: memoryview, device: torch.device):
+        self._host = torch.frombuffer(staging, dtype=torch.uint8)
+        needed = nbytes + scratch + HEADROOM
         try:
-            if torch.cuda.mem_get_info(device)[0] + cached < needed:
+            if free_memory(device) < needed:
                 raise torch.cuda.OutOfMemoryError
-            self._device = torch.empty(len(memory), dtype=torch.uint8, device=device)
+            self._device = torch.empty(nbytes, dtype=torch.uint8, device=device)
         except torch.cuda.OutOfMemoryError:
             raise DeviceMemoryError(
                 f"GPU {device.index} has less than {needed >> 20:,} MiB of free memory"
@@ -67,9 +65,10 @@ class TorchMirror:
         streams = (self._up, self.compute, self._down)
         for stream in streams:  # torch knows only of the stream that was current when it gave the memory
             self._device.record_stream(stream)
+        self.memory = view_at(self._device.data_ptr(), nbytes)
         # Pinned memory is copied without a detour. Where it cannot be pinned, copies take longer, no more.
         cudart = torch.cuda.cudart()
-        status = cudart.cudaHostRegister(self._address, len(memory), 0)
+        status = cudart.cudaHostRegister(self._host.data_ptr(), len(staging), 0)
         pinned = bool(status == cudart.cudaError.success)
         self._end = weakref.finalize(self, _let_go, self._host, pinned, streams)
         if not pinned:
@@ -78,30 +77,43 @@ class TorchMirror:
             ):  # a refusal is reported once more, by whatever is launched next
                 torch.zeros(1, device=device)
 
-    def pieces(self, memory: memoryview) -> tuple[torch.Tensor, torch.Tensor]:
-        """The bytes of a view of the memory, and those that mirror them."""
-        first = address_of(memory) - self._address if len(memory) else 0
-        piece = slice(first, first + len(memory))
-        return self._host[piece], self._device[piece]
+    def piece(self, memory: memoryview) -> torch.Tensor:
+        """The bytes of a piece of the device's memory."""
+        return _cut(self._device, memory)
 
-    def upload(self, memory: memoryview) -> torch.Tensor:
-        """Copy a view of the memory to the device; kernels wait for it."""
-        host, mirrored = self.pieces(memory)
-        with torch.cuda.stream(self._up):
-            mirrored.copy_(host, non_blocking=True)
-        self.compute.wait_stream(self._up)
-        return mirrored
+    def upload(self, source: memoryview, target: memoryview) -> None:
+        """See ``Backend.upload``."""
+        self._copy(self._up, _cut(self._host, source), self.piece(target))
 
-    def download(self, mirrored: torch.Tensor, host: torch.Tensor, counts: torch.Tensor) -> Copy:
-        """Copy an output down, and the counts that belong to it, behind what the kernels have to do so far."""
-        self._down.wait_stream(self.compute)
-        with torch.cuda.stream(self._down):
-            host.copy_(mirrored, non_blocking=True)
-            return Copy.of(counts)
+    def download(self, source: memoryview, target: memoryview) -> None:
+        """See ``Backend.download``."""
+        self._copy(self._down, self.piece(source), _cut(self._host, target))
 
     def close(self) -> None:
-        """Wait for everything, and unpin the memory."""
+        """Wait for everything, and unpin the staging memory."""
         self._end()
+
+    def _copy(self, stream: torch.cuda.Stream, source: torch.Tensor, target: torch.Tensor) -> None:
+        with torch.cuda.stream(stream):
+            target.copy_(source, non_blocking=True)
+            done = torch.cuda.Event(blocking=True)
+            done.record(stream)
+        done.synchronize()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that nobody has taken, or that torch keeps for later."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    except torch.cuda.OutOfMemoryError:  # not even enough to ask
+        return 0
+
+
+def _cut(whole: torch.Tensor, memory: memoryview) -> torch.Tensor:
+    """The bytes of ``whole`` that are those of a view."""
+    first = address_of(memory) - whole.data_ptr() if len(memory) else 0
+    return whole[first : first + len(memory)]
 
 
 def _let_go(host: torch.Tensor, pinned: bool, streams: Sequence[torch.cuda.Stream]) -> None:

@@ -1,0 +1,80 @@
+"""Inputs to where the backend computes, and outputs from there: the interface of the two ways, and what they share.
+
+A backend that computes in this host's memory is fed by ``InHostMemory``, one with a device of its own by ``OverLink``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from merge_engine.engine.batches import Batch, Piece
+from merge_engine.engine.copying import copy
+from merge_engine.engine.ring import Ring
+from merge_engine.engine.sinks import Sink
+from merge_engine.observe.digests import Digests
+from merge_engine.observe.ledger import Ledger
+from merge_engine.operands import Access
+from merge_engine.planning import Visit
+from merge_engine.storage import cores
+
+MOST_READERS = 16
+"""With buffers in the processor's cache, 16 threads read faster than a link of PCIe 5.0 carries."""
+
+READ_THREADS = min(max(4, cores()), MOST_READERS)
+"""With fewer than four, a disk is idle between reads; copies out of the page cache keep all cores busy."""
+
+WRITE_THREADS = min(max(2, cores() // 2), 8)
+"""Writes to a RAM disk are copies by the processor, and one file takes one thread at a time."""
+
+
+class Mover(ABC):
+    """Reads with some threads into the ring ``inputs``, and writes with others to ``sink`` and ``digests``."""
+
+    def __init__(
+        self, access: Access, inputs: Ring, sink: Sink | None, digests: Digests | None, ledger: Ledger
+    ):
+        self.access = access
+        self.inputs = inputs
+        self.sink = sink
+        self.digests = digests
+        self.ledger = ledger
+        self.readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+        self.writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
+
+    @abstractmethod
+    def load(self, visits: Sequence[Visit]) -> Batch:
+        """Wait for memory for the inputs of visits, and start to read them.
+
+        Raises ``RingClosed`` when the run is stopped, and ``CheckpointError`` for a file that cannot be opened or has
+        changed.
+        """
+
+    def copy(self, visits: Sequence[Visit]) -> Batch:
+        """Start to copy the tensors of visits. They go from the inputs to the output, and not to the backend."""
+
+        def copy_all() -> None:
+            for visit in visits:
+                copy(visit.task, self.access, self.sink, self.digests, self.ledger)
+
+        return Batch([Piece(visit, []) for visit in visits], [self.readers.submit(copy_all)])
+
+    def used(self, batch: Batch) -> None:  # noqa: B027
+        """Let go of the inputs of a batch.
+
+        Raises ``CheckpointError`` if the backend was not given the bytes of the files.
+        """
+
+    @abstractmethod
+    def take_away(self, batch: Batch) -> list[Future[None]]:
+        """Start to write and to digest the outputs of a batch, which is finished when all of these are."""
+
+    def finish(self) -> None:
+        """Wait until all that is taken away has arrived."""
+        self.writers.shutdown(wait=True)
+
+    def close(self) -> None:
+        """End all threads. What has not begun will not be done."""
+        for pool in (self.readers, self.writers):
+            pool.shutdown(wait=True, cancel_futures=True)
