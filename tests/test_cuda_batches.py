@@ -213,6 +213,6 @@ def test_counts_are_bounded(backend, save_checkpoint, monkeypatch: pytest.Monkey
     kinds = [((64,), dtype, "quantised") for dtype in DTYPES * 5]
     recipe = saved(checkpoint_states(kinds), save_checkpoint) | RECIPES["ties"]
     at_once = launches(backend, recipe)
-    monkeypatch.setattr("merge_engine.backends.cuda.backend.COUNTS_BYTES", 2 << 20)
+    monkeypatch.setattr("merge_engine.backends.cuda.batch.COUNTS_BYTES", 2 << 20)
     same(backend, recipe, "400MB")
     assert launches(backend, recipe) > at_once

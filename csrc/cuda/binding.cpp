@@ -172,7 +172,7 @@ void bind_primitives(py::module_& m) {
             merge_engine::select(queue, queries, uint64_t{1} << level_bits(level));  // not that of POSIX
         },
         queue, queries, py::arg("level"), Released());
-    m.def("find_all", &find_all, queue, calls, py::arg("level"), Released());
+    m.def("find_all", &find_all, queue, calls, py::arg("level"), py::arg("counts_bytes"), Released());
     m.def("solve_bands", &solve_bands, queue, queries, Released());
     m.def("l1_norms", &l1_norms, queue, calls, Released());
     m.def("gram", &gram, queue, calls, Released());

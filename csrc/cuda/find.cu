@@ -6,8 +6,6 @@
 namespace merge_engine {
 namespace {
 
-constexpr uint64_t COUNTS_AT_ONCE = (128 << 20) / sizeof(uint64_t);
-
 // Ranks of some calls, whose histograms together take `bins`.
 void find_some(const Queue& queue, const FindCall* first, const FindCall* last, int level, uint64_t columns) {
     const uint64_t bins = uint64_t{1} << level_bits(level);
@@ -44,9 +42,9 @@ void find_some(const Queue& queue, const FindCall* first, const FindCall* last, 
 
 }  // namespace
 
-void find_all(const Queue& queue, const std::vector<FindCall>& calls, int level) {
+void find_all(const Queue& queue, const std::vector<FindCall>& calls, int level, uint64_t counts_bytes) {
     const OnDevice on(queue.device);
-    const uint64_t most = COUNTS_AT_ONCE >> level_bits(level);
+    const uint64_t most = counts_bytes / sizeof(uint64_t) >> level_bits(level);
     uint64_t columns = 0;
     const FindCall* first = calls.data();
     const FindCall* const end = first + calls.size();

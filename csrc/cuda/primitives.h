@@ -116,7 +116,8 @@ void histogram(const Queue& queue, const std::vector<HistogramCall>& calls);
 void select(const Queue& queue, const std::vector<RankQuery>& queries, uint64_t bins);
 
 // The same as counting chunks that hold all elements, and selecting in what was counted. What is not found stays as it is.
-void find_all(const Queue& queue, const std::vector<FindCall>& calls, int level);
+// Histograms take up to `counts_bytes` at a time, or those of one call.
+void find_all(const Queue& queue, const std::vector<FindCall>& calls, int level, uint64_t counts_bytes);
 
 void solve_bands(const Queue& queue, const std::vector<BandQuery>& queries);
 

@@ -39,7 +39,7 @@ from merge_engine.backends.operations import (
     SolvedBand,
     Sought,
 )
-from merge_engine.backends.statistics import KeyPlaces, KeyTable, level_bins
+from merge_engine.backends.statistics import KeyPlaces, KeyTable
 from merge_engine.backends.structures import Structures, check, check_combination
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError, DeviceMemoryError, NoDeviceError, NotBuiltError
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
     import torch
 
     from merge_engine._cuda import Native, Queue
-
-COUNTS_BYTES = 128 << 20
-"""Counts of a batch take no more than this: the tensors that they are for are launched, and others follow."""
 
 OLDEST = (8, 0)
 """The first compute capability that the kernels are made for (Ampere)."""
@@ -151,8 +148,7 @@ class CudaBackend(Backend):
 
     def new_counts(self, level: int, within: Sequence[PendingFound | Found | None]) -> DeviceCounts:
         """Make empty counts (see ``Backend.new_counts``)."""
-        held = sum(others.nbytes for others in self._batch.counts)
-        if held + 8 * level_bins(level) * len(within) > COUNTS_BYTES:
+        if not self._batch.has_room_for(level, len(within)):
             self._launch()
         counts = self._batch.new_counts(level, within)
         self._asked()

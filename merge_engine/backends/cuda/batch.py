@@ -35,7 +35,7 @@ from merge_engine.backends.operations import (
     SolvedBand,
     Sought,
 )
-from merge_engine.backends.statistics import SUM_BLOCK
+from merge_engine.backends.statistics import SUM_BLOCK, level_bins
 from merge_engine.backends.structures import Structures
 from merge_engine.dtypes import DType
 
@@ -52,6 +52,11 @@ if TYPE_CHECKING:
         Queue,
         RankQuery,
     )
+
+
+COUNTS_BYTES = 128 << 20
+"""Counts that are launched together take no more than this: the tensors that they are for are launched, and others
+follow."""
 
 
 class Batch:
@@ -81,6 +86,11 @@ class Batch:
         self._multiplied: list[tuple[Chunk, PendingSums]] = []
         self._merged: list[tuple[Chunk, Consensus, DeviceArray, Piece]] = []
         self._combined: list[tuple[Chunk, Combine, DeviceArray, Piece]] = []
+
+    def has_room_for(self, level: int, slots: int) -> bool:
+        """Whether so many more slots of counts may be launched with the others."""
+        held = sum(counts.nbytes for counts in self.counts)
+        return held + 8 * level_bins(level) * slots <= COUNTS_BYTES
 
     def new_counts(self, level: int, within: Sequence[PendingFound | Found | None]) -> DeviceCounts:
         """See ``Backend.new_counts``."""
@@ -168,7 +178,8 @@ class Batch:
         for level in sorted(self._counted.keys() | self._sought.keys() | self._sought_at_once.keys()):
             native.histogram(queue, [self._histogram_call(*asked) for asked in self._counted[level]])
             native.select(queue, [self._rank_query(*asked) for asked in self._sought[level]], level)
-            native.find_all(queue, [self._find_call(*asked) for asked in self._sought_at_once[level]], level)
+            calls = [self._find_call(*asked) for asked in self._sought_at_once[level]]
+            native.find_all(queue, calls, level, counts_bytes=COUNTS_BYTES)
         native.solve_bands(queue, [self._band_query(*asked) for asked in self._banded])
         self._sum(queue)
         self._merge(queue)
