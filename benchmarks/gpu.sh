@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one go of at most 6 minutes: build for this card, prove the kernels on it, measure them.
-# It prints as it goes, so that a run that is cut off has told what it found. Needs torch with CUDA, triton, nvcc, pytest,
-# hypothesis, xxhash, typer, rich and pydantic (with WHEELS=FOLDER, pydantic is installed from wheels there), for `merges`
-# 60 GB in /dev/shm, and for `sanitizer` compute-sanitizer. pytest-xdist makes the proofs faster.
+# Everything that wants a GPU, in one go that is meant to take 6 minutes: build for this card, prove the kernels on it,
+# measure them. It prints as it goes, so that a run that is cut off has told what it found. Needs torch with CUDA, triton,
+# nvcc, pytest, hypothesis, xxhash, typer, rich and pydantic (with WHEELS=FOLDER, pydantic is installed from wheels there),
+# for `merges` 60 GB in /dev/shm, and for `sanitizer` compute-sanitizer. pytest-xdist makes the proofs faster.
 #
 #     bash benchmarks/gpu.sh [PART ...]
 #

@@ -77,7 +77,7 @@ def _jump(instruction: str) -> tuple[tuple[int, ...], bool] | None:
     found = re.match(PREDICATE + r"(BRA|EXIT|RET)\b(.*)", instruction)
     if found is None:
         return None
-    conditional = bool(found[1]) or bool(re.match(r"\S*\s+!?U?P\d", found[3]))
+    conditional = bool(found[1]) or bool(re.match(r"\S*\s+(!?U?P|UR)\d", found[3]))  # UR: if lanes went apart
     targets = re.findall(r"0x([0-9a-f]+)", found[3])
     return (int(targets[-1], 16),) if found[2] == "BRA" and targets else (), conditional
 
