@@ -9,11 +9,11 @@ import pytest
 from benchmarks.cuda_kernels import ARCHITECTURES, HOT, OCTET, hot_table, instructions, resources
 
 MOST = {
-    "fast_merge_kernel<bf16, elect, 2>": 80,
-    "fast_merge_kernel<fp16, elect, 2>": 80,
-    "fast_merge_kernel<bf16, slack, 2>": 120,
+    "fast_merge_kernel<bf16, elect, 2>": 70,
+    "fast_merge_kernel<fp16, elect, 2>": 70,
+    "fast_merge_kernel<bf16, slack, 2>": 95,
     "fast_combine_kernel<bf16, 2>": 12,
-    "count_windows<bf16, 2>": 24,
+    "count_windows<bf16, 2>": 20,
 }
 """Instructions an element, on sm_90."""
 
@@ -25,9 +25,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_registers_hold_everything(architecture: int) -> None:
     stack = {kernel.name: kernel.stack for kernel in resources(architecture)}
-    spilling = {hot.kernel: stack[hot.kernel] for hot in HOT if stack[hot.kernel] > 0}
-    # With 8 models a few numbers are spilled: fewer threads at a time would cost more.
-    assert all(", 8>" in name and size <= 64 for name, size in spilling.items()), spilling
+    assert {hot.kernel: stack[hot.kernel] for hot in HOT if stack[hot.kernel] > 0} == {}
 
 
 def test_instructions() -> None:
