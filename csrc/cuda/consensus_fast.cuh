@@ -60,6 +60,9 @@ struct FastTables {
             fast.mask = fast_mask(model.mask);
             if (fast.mask.draws()) draws = true;
             if (weight != 0 && magnitude_of(weight) < 0x1p-16f) well = false;  // a vote may be rounded to 0
+        } else if (threadIdx.x < N) {
+            FastModel& none = models[threadIdx.x];  // its votes are 0
+            none.rescale = none.weight = none.vote = none.retain = 0;
         }
         __syncthreads();
         if (threadIdx.x >= 1u << N) return;
