@@ -109,6 +109,15 @@ __global__ void __launch_bounds__(SAMPLING_THREADS, 1) sample(const List<Column>
     uint64_t own = 0;
     for (uint32_t i = 1; i <= run; ++i) own += sampled[top - i];
     const uint64_t before = sum_over_block(own, sums).before;
+    Window& window = *column.window;
+    const bool exists = column.rank > 0 && column.rank <= column.count;
+    if (threadIdx.x == 0) {
+        window.above = 0;
+        window.low = 1, window.high = exists ? KeyCounters::KEYS : 1;
+    }
+    for (uint32_t i = threadIdx.x; i < WIDEST; i += blockDim.x) window.counts[i] = 0;
+    __syncthreads();
+    if (!exists) return;
     const double size = static_cast<double>(taken * each);
     const double share = static_cast<double>(column.rank) / static_cast<double>(column.count);
     const double margin = 2 + DEVIATIONS * sqrt(size * share * (1 - share));
@@ -120,15 +129,8 @@ __global__ void __launch_bounds__(SAMPLING_THREADS, 1) sample(const List<Column>
         for (; static_cast<double>(above + sampled[key]) < rank; --key) above += sampled[key];
         take(key);
     };
-    Window& window = *column.window;
-    if (threadIdx.x == 0) {
-        window.above = 0;
-        if (size * share - margin <= 0) window.high = KeyCounters::KEYS;
-        if (size * share + margin > size) window.low = 1;
-    }
     look_for(size * share - margin, [&](uint32_t key) { window.high = key + 1; });
     look_for(size * share + margin, [&](uint32_t key) { window.low = max(key, 1u); });
-    for (uint32_t i = threadIdx.x; i < WIDEST; i += blockDim.x) window.counts[i] = 0;
 }
 
 // Counts the keys of up to N columns. A window that is too wide is cut, and then its rank may lie outside.
