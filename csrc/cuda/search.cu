@@ -105,10 +105,8 @@ __global__ void __launch_bounds__(SAMPLING_THREADS, 1) sample(const List<Column>
         }
     }
     __syncthreads();
-    const uint32_t run = KeyCounters::KEYS / blockDim.x, top = KeyCounters::KEYS - threadIdx.x * run;
-    uint64_t own = 0;
-    for (uint32_t i = 1; i <= run; ++i) own += sampled[top - i];
-    const uint64_t before = sum_over_block(own, sums).before;
+    const auto count_of = [&](uint64_t key) -> uint64_t { return sampled[static_cast<uint32_t>(key)]; };
+    const BinRuns runs(count_of, KeyCounters::KEYS, sums);
     Window& window = *column.window;
     const bool exists = column.rank > 0 && column.rank <= column.count;
     if (threadIdx.x == 0) {
@@ -121,16 +119,11 @@ __global__ void __launch_bounds__(SAMPLING_THREADS, 1) sample(const List<Column>
     const double size = static_cast<double>(taken * each);
     const double share = static_cast<double>(column.rank) / static_cast<double>(column.count);
     const double margin = 2 + DEVIATIONS * sqrt(size * share * (1 - share));
-    // The key with this rank in the sample, if it is one of this thread's.
-    const auto look_for = [&](double rank, auto&& take) {
-        uint64_t above = before;
-        if (rank <= static_cast<double>(above) || rank > static_cast<double>(above + own)) return;
-        uint32_t key = top - 1;
-        for (; static_cast<double>(above + sampled[key]) < rank; --key) above += sampled[key];
-        take(key);
-    };
-    look_for(size * share - margin, [&](uint32_t key) { window.high = key + 1; });
-    look_for(size * share + margin, [&](uint32_t key) { window.low = max(key, 1u); });
+    const auto rank_of = [](double place) { return place > 0 ? static_cast<uint64_t>(ceil(place)) : 0; };
+    runs.find(rank_of(size * share - margin),
+              [&](uint64_t key, uint64_t, uint64_t) { window.high = static_cast<uint32_t>(key) + 1; });
+    runs.find(rank_of(size * share + margin),
+              [&](uint64_t key, uint64_t, uint64_t) { window.low = max(static_cast<uint32_t>(key), 1u); });
 }
 
 // Counts the keys of up to N columns. A window that is too wide is cut, and then its rank may lie outside.
@@ -217,19 +210,15 @@ __global__ void __launch_bounds__(COUNTING_THREADS, N <= 4 ? 4 : 2)
 __global__ void __launch_bounds__(PROVING_THREADS, 1) prove(const List<Column> columns) {
     const Column column = columns[blockIdx.x];
     const Window& window = *column.window;
-    constexpr uint32_t RUN = WIDEST / PROVING_THREADS;
-    const uint32_t end = WIDEST - threadIdx.x * RUN;  // from the top
-    uint64_t own = 0;
-    for (uint32_t i = 1; i <= RUN; ++i) own += window.counts[end - i];
-    const BlockSum sum = sum_over_block(own, shared_memory<uint64_t>());
-    uint64_t above = window.above + sum.before;
-    if (column.rank > above && column.rank <= above + own) {
-        uint32_t bin = end - 1;
-        for (; above + window.counts[bin] < column.rank; --bin) above += window.counts[bin];
-        *column.found = {window.low + bin, above, window.counts[bin]};
+    const auto count_of = [&](uint64_t bin) { return window.counts[bin]; };
+    const BinRuns runs(count_of, WIDEST, shared_memory<uint64_t>());
+    if (column.rank > window.above) {
+        runs.find(column.rank - window.above, [&](uint64_t bin, uint64_t above, uint64_t equal) {
+            *column.found = {window.low + bin, window.above + above, equal};
+        });
     }
     if (threadIdx.x != 0) return;
-    const uint64_t reached = window.above + sum.total;
+    const uint64_t reached = window.above + runs.total();
     const bool beyond = column.rank <= window.above || column.rank > column.count;
     if (beyond || (column.rank > reached && window.low > 1)) {
         *column.open = 1;

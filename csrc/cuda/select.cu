@@ -8,21 +8,17 @@ namespace {
 
 constexpr unsigned THREADS = 1024;
 
-// One block per query. Thread t looks at the t-th run of bins from the top.
+// One block per query.
 __global__ void __launch_bounds__(THREADS, 1)
     select_kernel(const List<RankQuery> queries, uint64_t bins) {
     const RankQuery query = queries[blockIdx.x];
     if (query.open && *query.open == 0) return;
     const Found within = query.within ? *query.within : Found{0, 0, 0};
-    const uint64_t run = bins / blockDim.x, top = bins - threadIdx.x * run;
-    uint64_t own = 0;
-    for (uint64_t i = 1; i <= run; ++i) own += query.counts[top - i];
-    const uint64_t rank = query.rank - within.above;
-    uint64_t above = sum_over_block(own, shared_memory<uint64_t>()).before;
-    if (rank <= above || rank > above + own) return;
-    uint64_t bin = top - 1;
-    for (; above + query.counts[bin] < rank; --bin) above += query.counts[bin];
-    *query.found = {within.key << NEXT_BITS | bin, within.above + above, query.counts[bin]};
+    const auto count_of = [&](uint64_t bin) { return query.counts[bin]; };
+    const BinRuns runs(count_of, bins, shared_memory<uint64_t>());
+    runs.find(query.rank - within.above, [&](uint64_t bin, uint64_t above, uint64_t equal) {
+        *query.found = {within.key << NEXT_BITS | bin, within.above + above, equal};
+    });
 }
 
 __global__ void bands_kernel(const List<BandQuery> queries, size_t n) {
