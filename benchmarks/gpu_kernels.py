@@ -186,19 +186,26 @@ def table(timings: list[Timing], copy: float) -> str:
     return "\n".join(lines)
 
 
-def write(timings: list[Timing], copy: float, device: torch.device) -> None:
-    """Write what was measured so far."""
+def described(device: torch.device, folders: dict[str, Path]) -> dict[str, Any]:
+    """Date, device, machine and versions of a measurement, whose files are in ``folders``, by their use."""
     properties = torch.cuda.get_device_properties(device)
-    document = {
+    return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": {"name": properties.name, "cuda": torch.version.cuda, "memory": properties.total_memory},
-        **describe({}, None),
+        **describe(folders, None),
+    }
+
+
+def write(timings: list[Timing], copy: float, device: torch.device) -> None:
+    """Write what was measured so far."""
+    document = {
+        **described(device, {}),
         "copy_bytes_per_second": copy,
         "kernels": [asdict(timing) for timing in timings],
     }
     (RESULTS / "gpu_kernels.json").write_text(json.dumps(document, indent=1) + "\n")
     lines = [
-        f"# Kernels on {properties.name}",
+        f"# Kernels on {document['device']['name']}",
         "",
         f"{document['date']}, copy {copy / 1e9:,.0f} GB/s. Percent of the copy rate by own bytes, and times the",
         "one-read bound for the largest size. `python -m benchmarks.gpu_kernels`",

@@ -16,17 +16,14 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import merge_engine as me
-from benchmarks.gpu_kernels import RESULTS, timed
+from benchmarks.gpu_kernels import RESULTS, described, timed
 from merge_engine.bench.checkpoints import Family
 from merge_engine.bench.contestants import Merge
-from merge_engine.bench.machine import describe
 
 RAM = Path("/dev/shm")
 ROUNDS = 3
@@ -156,22 +153,20 @@ def main() -> None:
     outcomes: list[Outcome] = []
     for shape in options.shapes.split(","):
         outcomes += merges(shape, options.methods.split(","), str(device))
-        _write(outcomes, link, torch.cuda.get_device_properties(device))
+        _write(outcomes, link, device)
     print(table(outcomes, link))
 
 
-def _write(outcomes: list[Outcome], link: float, properties: Any) -> None:
+def _write(outcomes: list[Outcome], link: float, device: torch.device) -> None:
     document = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": {"name": properties.name, "cuda": torch.version.cuda, "memory": properties.total_memory},
-        **describe({"ram": RAM}, None),
+        **described(device, {"ram": RAM}),
         "link_bytes_per_second": link,
         "merges": [asdict(outcome) for outcome in outcomes],
     }
     (RESULTS / "gpu_merges.json").write_text(json.dumps(document, indent=1) + "\n")
     machine = document["machine"]
     lines = [
-        f"# Merges from RAM to RAM on {properties.name}, {machine['cores']} cores of {machine['cpu']}",
+        f"# Merges from RAM to RAM on {document['device']['name']}, {machine['cores']} cores of {machine['cpu']}",
         "",
         f"{document['date']}, link {link / 1e9:,.1f} GB/s; a base and two fine-tunes.",
         "`python -m benchmarks.gpu_merges`",

@@ -56,10 +56,8 @@ void add_kernel(MergeLaunches& launches, Job job, uint64_t last, int device) {
     constexpr unsigned BLOCKS_PER_PROCESSOR = 32;  // waves of blocks: the next one loads while this one computes
     constexpr uint64_t PER_BLOCK = uint64_t{MERGE_THREADS} * 8;
     constexpr uint64_t MOST_PACKS = 0x1FFF;  // of a thread, with eight elements: then tallies of 16 bits are full
-    const uint64_t fewest = (last + PER_BLOCK * MOST_PACKS - 1) / (PER_BLOCK * MOST_PACKS);
     job.first = 0, job.last = last;
-    const unsigned blocks = std::max(blocks_for(last, PER_BLOCK, BLOCKS_PER_PROCESSOR, device),
-                                     static_cast<unsigned>(fewest));
+    const unsigned blocks = blocks_for(last, PER_BLOCK, BLOCKS_PER_PROCESSOR, device, MOST_PACKS);
     launches.add(fast_merge_kernel<Working, How, N>, job, blocks, shared_bytes(job.models));
 }
 

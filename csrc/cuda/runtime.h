@@ -55,6 +55,11 @@ inline unsigned blocks_for(uint64_t items, uint64_t per_block, unsigned per_proc
     const uint64_t wanted = (items + per_block - 1) / per_block;
     return static_cast<unsigned>(std::min<uint64_t>(wanted, uint64_t{per_processor} * processors(device)));
 }
+// The same for threads that can count no more than `most_turns` of their loop.
+inline unsigned blocks_for(uint64_t items, uint64_t per_block, unsigned per_processor, int device, uint64_t most_turns) {
+    const uint64_t fewest = (items + per_block * most_turns - 1) / (per_block * most_turns);
+    return std::max(blocks_for(items, per_block, per_processor, device), static_cast<unsigned>(fewest));
+}
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, size_t shared_bytes, const Queue& queue,

@@ -236,8 +236,7 @@ void add_job(CountLaunches& launches, const Job& job, int device) {
     }
     constexpr uint64_t PER_BLOCK = COUNTING_THREADS * elements_of_octet(Working);
     constexpr uint64_t MOST_PACKS = 0x3FFF;  // of a thread, with four in each half: then its counters are full
-    const uint64_t fewest = (job.count + PER_BLOCK * MOST_PACKS - 1) / (PER_BLOCK * MOST_PACKS);
-    const unsigned blocks = std::max(blocks_for(job.count, PER_BLOCK, 16, device), static_cast<unsigned>(fewest));
+    const unsigned blocks = blocks_for(job.count, PER_BLOCK, 16, device, MOST_PACKS);
     launches.add(count_windows<Working, N>, job, blocks, job.columns * WIDEST * sizeof(uint32_t));
 }
 
