@@ -110,6 +110,7 @@ def test_format_2(recipe: dict[str, Any], tmp_path: Path) -> None:
             "counts": of_models,
             "files": list,
             "notes": list,
+            "warnings": list,
             "ledger": {
                 "seconds": float,
                 "bytes_from_storage": (int, type(None)),

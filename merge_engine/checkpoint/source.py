@@ -23,12 +23,13 @@ _MAX_DEPTH = 100  # of config.json, far below what exhausts the stack when it is
 class Checkpoint:
     """A checkpoint, read from its headers. Nothing is kept open.
 
-    ``path`` is the folder or file that was opened. ``tensors`` are in the order of the files and of their places in
-    them. ``config`` is the parsed config.json ({} if there is none). ``contents`` has each weight file with a
-    digest of its header.
+    ``path`` is the folder or file that was opened, ``folder`` the folder of its config.json. ``tensors`` are in
+    the order of the files and of their places in them. ``config`` is the parsed config.json ({} if there is
+    none). ``contents`` has each weight file with a digest of its header.
     """
 
     path: Path
+    folder: Path
     tensors: Mapping[str, Operand]
     config: Mapping[str, Any]
     contents: tuple[tuple[File, str], ...] = field(repr=False)
@@ -56,7 +57,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from merge_engine.checkpoint.torch_source import describe_pickles  # imports torch
 
     tensors, contents = describe_pickles(weights)
-    return Checkpoint(weights.path, tensors, config, contents)
+    return Checkpoint(weights.path, weights.folder, tensors, config, contents)
 
 
 def _open_safetensors(weights: WeightFiles, config: Mapping[str, Any]) -> Checkpoint:
@@ -72,7 +73,7 @@ def _open_safetensors(weights: WeightFiles, config: Mapping[str, Any]) -> Checkp
             if place is path or place == path:
                 tensors[name] = Stored(name, info.dtype, info.shape, file, info.start, owner)
     contents = tuple((files[path], headers[path].digest) for path in sorted(headers))
-    return Checkpoint(weights.path, tensors, config, contents)
+    return Checkpoint(weights.path, weights.folder, tensors, config, contents)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

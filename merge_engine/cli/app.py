@@ -19,6 +19,7 @@ from merge_engine.engine.run import parse_memory
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import MergeError, OptionError
 from merge_engine.observe.versions import versions
+from merge_engine.planning import Schedule
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,6 +79,11 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Merge checkpoints as a recipe says."""
+
+    def start(schedule: Schedule) -> None:
+        show.warnings(schedule.plan.warnings)
+        progress.start(schedule)
+
     with show.Progress(console) as progress:
         result = merge_engine.run(
             recipe,
@@ -88,7 +94,7 @@ def run(
             memory=memory,
             shard_size=shard_size,
             overwrite=overwrite,
-            on_schedule=progress.start,
+            on_schedule=start,
             progress=progress.advance,
         )
     show.result(console, result)
@@ -109,6 +115,7 @@ def plan(
 ) -> None:
     """Check a merge: show what it would read and write, and report all problems."""
     planned = merge_engine.plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
+    show.warnings(planned.warnings)
     notes: list[str] = []
     device = choose_device(planned, output, backend, threads, device, notes)
     chosen = backend_or_kind(backend, threads, device, notes)

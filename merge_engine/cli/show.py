@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +60,12 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def warnings(lines: Iterable[str]) -> None:
+    """Print warnings to stderr, one line each."""
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:

@@ -116,6 +116,7 @@ def _plan(
         tuple(planned.tasks),
         (),
         tuple(planned.notes),
+        tuple(planned.warnings),
     )
 
 

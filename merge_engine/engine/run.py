@@ -208,7 +208,8 @@ def result_of(
     """The result of a merge. Tensors without elements are never visited, but appear in it."""
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     per_tensor = [results.get(task.name) or TensorResult(task.name, 0) for task in planned.tasks]
-    return MergeResult(None, None, per_tensor, labels, ledger, [*planned.notes, *notes], trimmed_to)
+    said = [*planned.notes, *notes]
+    return MergeResult(None, None, per_tensor, labels, ledger, said, trimmed_to, list(planned.warnings))
 
 
 def publish(

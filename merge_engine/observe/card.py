@@ -43,6 +43,8 @@ def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
         "```",
         "",
     ]
+    if result.warnings:
+        lines += ["## Warnings", "", *(f"- {warning}" for warning in result.warnings), ""]
     if result.counts:
         lines += [
             "## What became of the task vectors",

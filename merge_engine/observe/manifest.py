@@ -59,6 +59,7 @@ def encode_manifest(
         "counts": _counts(result.counts),
         "files": list(files),
         "notes": result.notes,
+        "warnings": result.warnings,
         "ledger": result.ledger.as_dict(),
     }
     # One line for each key: fully indented JSON of many tensors is long and slow to write.

@@ -71,7 +71,8 @@ class MergeResult:
 
     ``output`` is its folder, or None; then ``tensors`` holds the merged tensors by name. ``per_tensor`` has the
     counts of each tensor. ``models`` has the name of each model by recipe position. ``ledger`` has bytes and
-    seconds of each stage, ``notes`` are messages for the user. ``trimmed_to`` has, by recipe position, the number
+    seconds of each stage, ``notes`` are messages for the user, ``warnings`` say what may be
+    wrong with the inputs. ``trimmed_to`` has, by recipe position, the number
     of entries that a trim over the whole model would have kept without slack.
     """
 
@@ -82,6 +83,7 @@ class MergeResult:
     ledger: Ledger
     notes: list[str]
     trimmed_to: Mapping[int, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[int, ModelCounts]:

@@ -21,6 +21,7 @@ from merge_engine.checkpoint import (
     plan_shards,
 )
 from merge_engine.errors import CheckpointError, PlanError
+from merge_engine.fit import examine
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.tasks import Catalogue, make_tasks
 from merge_engine.recipe import ModelReference, Recipe
@@ -45,7 +46,8 @@ class MergePlan:
 
     ``tasks`` are in the order of the donor's files. ``base`` is None for methods without one. ``models`` are by
     recipe position, from 0. The output gets config and tokenizer of the ``donor``. ``untied`` says that the output
-    has a head of its own although the config may tie it to the embedding. ``notes`` are messages for the user.
+    has a head of its own although the config may tie it to the embedding. ``notes`` are messages for the user,
+    ``warnings`` say what may be wrong with these inputs.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class MergePlan:
     tasks: tuple[Task, ...]
     shards: tuple[ShardLayout, ...]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     untied: bool = False
 
     @cached_property
@@ -115,7 +118,8 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     order = {name: place for place, name in enumerate(donor.tensors)}
     tasks = sorted(planned.tasks, key=lambda task: order.get(task.name, len(order)))
     shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
-    problems = planned.problems
+    findings = examine(recipe, base, models, donor)
+    problems = [*findings.problems, *planned.problems]
     if output is not None:
         folders = [checkpoint.path for checkpoint in opened.values()]
         problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
@@ -131,6 +135,7 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         tuple(tasks),
         tuple(shards),
         tuple(planned.notes),
+        (*findings.warnings, *planned.warnings),
         planned.untied and _tied(donor) is not False,
     )
 

@@ -49,13 +49,14 @@ class Catalogue:
 class Planned:
     """All output tensors, in the order of the inputs' names.
 
-    ``problems`` prevent the merge, one line each; ``notes`` are messages for the user. ``untied`` says that some
-    input has a head of its own.
+    ``problems`` prevent the merge, one line each; ``notes`` are messages for the user, ``warnings`` say what may be
+    wrong. ``untied`` says that some input has a head of its own.
     """
 
     tasks: list[Task] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     untied: bool = False
 
 

@@ -32,6 +32,10 @@ _Settings = Annotated[
 _DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 
 
+Misfit = Literal["architecture", "layers", "names", "quantization", "tokenizer"]
+"""A kind of misfit between the inputs: it is refused unless the recipe allows it."""
+
+
 class ModelEntry(BaseModel):
     """One model to merge, and its own settings."""
 
@@ -53,7 +57,7 @@ class Recipe(BaseModel):
 
     Ours beside mergekit's keys: ``arithmetic`` is ``exact``, or ``mergekit`` to repeat its rounding;
     ``seed`` (0 to 2**64 - 1) makes the random methods repeatable; ``allow_nonfinite`` lets NaN and
-    infinity in the inputs pass.
+    infinity in the inputs pass; ``allow`` names kinds of misfits that are merged although the result may mean nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -67,6 +71,7 @@ class Recipe(BaseModel):
     arithmetic: Literal["exact", "mergekit"] = "exact"
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**64)] = 0
     allow_nonfinite: Annotated[bool, Field(strict=True)] = False
+    allow: tuple[Misfit, ...] = ()
 
     @property
     def working_dtype(self) -> DType | None:
@@ -83,12 +88,14 @@ class Recipe(BaseModel):
         plain: dict[str, Any] = {}
         for key in type(self).model_fields:
             value = getattr(self, key)
-            if key not in self.model_fields_set or value is None or value == {}:
+            if key not in self.model_fields_set or value is None or value in ({}, ()):
                 continue
             if isinstance(value, ModelReference):
                 value = value.to_plain()
             elif key == "models":
                 value = [_plain_entry(entry) for entry in self.models]
+            elif isinstance(value, tuple):
+                value = list(value)
             plain[key] = value
         return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
