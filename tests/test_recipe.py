@@ -190,7 +190,7 @@ def test_a_recipe_of_slices_is_not_told_that_models_are_missing() -> None:
     ("keys", "line"),
     [
         ({"base_modl": "x"}, 'unknown key "base_modl"; did you mean "base_model"?'),
-        ({"lambda": 1}, 'unknown key "lambda"; known here: allow_nonfinite, arithmetic'),
+        ({"lambda": 1}, 'unknown key "lambda"; known here: allow, allow_nonfinite, arithmetic'),
         (
             {"models": [{"model": "a", "parametrs": {}}]},
             'unknown key "models[0].parametrs"; did you mean "param',
