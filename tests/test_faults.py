@@ -412,3 +412,56 @@ def test_a_killed_run_leaves_no_checkpoint_and_can_be_repeated(
 
 def load_bytes(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
+
+
+def rewrite_in_place(path: Path) -> None:
+    """Other bytes, and the same size: what ``rsync --inplace`` does."""
+    data = path.read_bytes()
+    with path.open("r+b") as stream:
+        stream.seek(len(data) // 2)
+        stream.write(data[: len(data) - len(data) // 2])
+    os.utime(path)  # the times of a file system may be coarser than this test
+
+
+@pytest.mark.parametrize("way", ("cached", "direct"))
+@pytest.mark.parametrize("in_place", (False, True))
+@pytest.mark.parametrize("owner", ("base", "b"))
+def test_an_input_that_is_rewritten_during_the_run(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, owner: str, in_place: bool, way: Way
+) -> None:
+    """Before it is first read, and after."""
+    file = getattr(setup, owner) / SHARD
+    for nth in (1, 4):
+        original, calls = Work.merge, itertools.count(1)
+
+        def merge(*args: Any, calls: Any = calls, nth: int = nth, original: Any = original) -> None:
+            if next(calls) == nth:
+                rewrite_in_place(file)
+            original(*args)
+
+        monkeypatch.setattr(Work, "merge", merge)
+        setup.refused(me.CheckpointError, file, "it has been written to", way=way, in_place=in_place)
+        monkeypatch.undo()
+
+
+def test_an_input_that_is_rewritten_during_a_merge_into_memory(setup: Setup) -> None:
+    plan = me.plan(setup.recipe())
+    with pytest.raises(me.CheckpointError, match="it has been written to while it was merged"):
+        me.run(plan, progress=lambda _: rewrite_in_place(setup.a / SHARD))
+
+
+def test_a_pickle_that_is_rewritten_during_the_run(setup: Setup) -> None:
+    for name, tensors in zip(("base", "a"), setup.tensors, strict=False):
+        folder = setup.output.with_name(f"{name}-pickled")
+        folder.mkdir()
+        torch.save(tensors, folder / "pytorch_model.bin")
+    recipe = setup.recipe(base_model=str(setup.output.with_name("base-pickled")))
+    recipe["models"][0]["model"] = str(folder)
+    file = folder / "pytorch_model.bin"
+    setup.refused(
+        me.CheckpointError,
+        file,
+        "it has been written to",
+        recipe=recipe,
+        progress=lambda _: os.utime(file),
+    )

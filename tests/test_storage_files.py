@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def open_descriptors() -> int:
 
 def test_what_is_known_of_a_file(file: File) -> None:
     stat = file.path.stat()
-    assert (file.size, file.mtime_ns) == (len(CONTENT), stat.st_mtime_ns)
+    assert (file.size, file.mtime_ns, file.inode) == (len(CONTENT), stat.st_mtime_ns, stat.st_ino)
     assert pickle.loads(pickle.dumps(file)) == file and hash(File.of(file.path)) == hash(file)
     os.utime(file.path, ns=(0, stat.st_mtime_ns + 1))
     assert File.of(file.path) != file
@@ -101,8 +102,76 @@ def test_a_file_whose_size_has_changed(file: File, size: int) -> None:
             for _ in range(2):
                 with pytest.raises(CheckpointError) as caught:
                     opening(file)
-                assert str(caught.value) == f"{file.path}: its size has changed since its header was read"
+                said = "its size has changed since its header was read; run the merge again"
+                assert str(caught.value) == f"{file.path}: {said}"
         assert open_descriptors() == before
+
+
+def rewrite(path: Path) -> None:
+    with path.open("r+b") as stream:
+        stream.write(b"other")
+    os.utime(path)  # the times of a file system may be coarser than this test
+
+
+def replace(path: Path) -> None:
+    """By a file of the same size and time."""
+    stat = path.stat()
+    other = path.with_name("other")
+    other.write_bytes(CONTENT[::-1])
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (rewrite, "it has been written to since its header was read"),
+        (replace, "another file has taken its place since its header was read"),
+    ],
+)
+def test_a_file_that_is_another_one_when_it_is_opened(
+    file: File, change: Callable[[Path], None], said: str
+) -> None:
+    with OpenFiles() as opened:
+        past = opened.direct_descriptor(file) >= 0
+    change(file.path)
+    with OpenFiles() as opened:
+        before = open_descriptors()
+        openings = [opened.descriptor, opened.mapping, lambda file: opened.kept(file, Path)]
+        for opening in [*openings, *([opened.direct_descriptor] if past else [])]:
+            with pytest.raises(CheckpointError) as caught:
+                opening(file)
+            assert str(caught.value) == f"{file.path}: {said}; run the merge again"
+        assert open_descriptors() == before
+
+
+def test_numbers_of_files_on_a_network_may_change(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mount, "local", False)
+    replace(file.path)
+    with OpenFiles() as opened:
+        assert opened.descriptor(file) >= 0
+
+
+@pytest.mark.parametrize("way", ("descriptor", "direct_descriptor", "mapping", "kept"))
+def test_a_file_that_is_written_to_while_it_is_open(file: File, way: str) -> None:
+    with OpenFiles() as opened:
+        assert getattr(opened, way)(file, *([Path] if way == "kept" else [])) != -1
+        opened.check_unchanged()
+        replace(file.path)
+        opened.check_unchanged()  # what is open is still the same
+    with OpenFiles() as opened:
+        file = File.of(file.path)
+        getattr(opened, way)(file, *([Path] if way == "kept" else []))
+        rewrite(file.path)
+        with pytest.raises(CheckpointError) as caught:
+            opened.check_unchanged()
+    said = "it has been written to while it was merged; run the merge again once nothing writes to it"
+    assert str(caught.value) == f"{file.path}: {said}"
+
+
+def test_a_file_that_is_replaced_while_it_is_loaded(file: File) -> None:
+    with OpenFiles() as opened, pytest.raises(CheckpointError, match="another file has taken its place"):
+        opened.kept(file, replace)
 
 
 def test_files_of_a_network_are_never_mapped(file: File, monkeypatch: pytest.MonkeyPatch) -> None:

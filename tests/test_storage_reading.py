@@ -38,14 +38,14 @@ NBYTES = 2 * 800 * 700
 
 @given(st.lists(st.integers(0, 1 << 40), max_size=5), st.integers(0, 1 << 42))
 def test_half_of_the_available_memory(sizes: list[int], available: int) -> None:
-    files = [File(Path(f"/models/{number}"), size, 0) for number, size in enumerate(sizes)]
+    files = [File(Path(f"/models/{number}"), size, 0, number) for number, size in enumerate(sizes)]
     assert choose_way(files, available) == ("cached" if sum(sizes) <= available / 2 else "direct")
 
 
 @given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=5), st.integers(0, 1 << 42), st.randoms())
 def test_the_choice_knows_neither_order_nor_other_runs(sizes: list[int], available: int, draw: Any) -> None:
     """More memory never sends a run past the page cache, and more files never into it."""
-    files = [File(Path(f"/models/{number}"), size, 0) for number, size in enumerate(sizes)]
+    files = [File(Path(f"/models/{number}"), size, 0, number) for number, size in enumerate(sizes)]
     way = choose_way(files, available)
     draw.shuffle(files)
     assert choose_way(files, available) == choose_way(frozenset(files), available) == way

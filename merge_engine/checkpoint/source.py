@@ -61,8 +61,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_safetensors(weights: WeightFiles, config: Mapping[str, Any]) -> Checkpoint:
-    headers: dict[Path, Header] = {path: read_header(path) for path in weights.files}
+    # Each file is looked at before its header is read: one that is rewritten meanwhile has changed for the run.
     files = {path: File.of(path) for path in weights.files}
+    headers: dict[Path, Header] = {path: read_header(path) for path in weights.files}
     places = place_tensors(weights, {path: header.tensors.keys() for path, header in headers.items()})
     owner = str(weights.path)
     tensors: dict[str, Operand] = {}

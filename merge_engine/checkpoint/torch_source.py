@@ -78,8 +78,8 @@ def describe_pickles(weights: WeightFiles) -> tuple[dict[str, Operand], tuple[tu
 
     Raises ``CheckpointError`` for a file that holds more than tensors, or that cannot be read.
     """
-    states = {path: _load(path) for path in weights.files}
     files = {path: File.of(path) for path in weights.files}
+    states = {path: _load(path) for path in weights.files}
     places = place_tensors(weights, {path: state.keys() for path, state in states.items()})
     tensors: dict[str, Operand] = {}
     for path, state in sorted(states.items()):

@@ -170,6 +170,7 @@ def carry_out(
                 )
                 continue
             pipeline.carry_out()
+            access.files.check_unchanged()
             break
     ledger.seconds = time.perf_counter() - start
     return run
