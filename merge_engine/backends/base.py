@@ -24,6 +24,7 @@ from merge_engine.backends.operations import (
 )
 from merge_engine.backends.statistics import KeyPlaces
 from merge_engine.dtypes import DType
+from merge_engine.errors import DeviceMemoryError
 from merge_engine.storage.memory import allocate
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ class Backend(ABC):
         bytes. ``staging`` is the host memory that ``upload`` and ``download`` will copy from and to; it is empty for a
         backend without a link. Raises ``DeviceMemoryError`` when the device has too little memory.
         """
-        return allocate(nbytes)
+        try:
+            return allocate(nbytes)
+        except MemoryError:
+            raise DeviceMemoryError(f"the system has less than {nbytes / 2**20:,.0f} MiB of memory") from None
 
     def detach(self) -> None:  # noqa: B027
         """Wait for all work, and let go of what ``attach`` took."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 from merge_engine.engine.batches import Batch, Piece
 from merge_engine.engine.mover import Mover
 from merge_engine.planning import Visit
 from merge_engine.storage import ByteRange, aligned
+from merge_engine.workers import Workers
 
 READ_PIECE = 16 << 20
 """Bytes of one read: several threads share the reading of one large tensor."""
@@ -20,7 +21,12 @@ class InHostMemory(Mover):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self._digester = ThreadPoolExecutor(1, thread_name_prefix="digest")
+        self._digester = Workers(1, "digest")
+
+    def start(self) -> None:
+        """See ``Mover.start``."""
+        super().start()
+        self._digester.start()
 
     def load(self, visits: Sequence[Visit]) -> Batch:
         """See ``Mover.load``. Inputs lie side by side, each from the start of a page."""
@@ -58,12 +64,12 @@ class InHostMemory(Mover):
     def finish(self) -> None:
         """See ``Mover.finish``."""
         super().finish()
-        self._digester.shutdown(wait=True)
+        self._digester.finish()
 
     def close(self) -> None:
         """See ``Mover.close``."""
         super().close()
-        self._digester.shutdown(wait=True, cancel_futures=True)
+        self._digester.close()
 
     def _start_reading(self, work: list[tuple[ByteRange, memoryview]], together: bool) -> list[Future[None]]:
         """Start reads: one thread for all ranges of small visits, several threads for those of a large one."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from merge_engine.engine.batches import Batch, Piece
 from merge_engine.engine.copying import copy
@@ -18,6 +18,7 @@ from merge_engine.observe.ledger import Ledger
 from merge_engine.operands import Access
 from merge_engine.planning import Visit
 from merge_engine.storage import cores
+from merge_engine.workers import Workers
 
 MOST_READERS = 16
 """With buffers in the processor's cache, 16 threads read faster than a link of PCIe 5.0 carries."""
@@ -40,8 +41,13 @@ class Mover(ABC):
         self.sink = sink
         self.digests = digests
         self.ledger = ledger
-        self.readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
-        self.writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
+        self.readers = Workers(READ_THREADS, "read")
+        self.writers = Workers(WRITE_THREADS, "write")
+
+    def start(self) -> None:
+        """Start the threads. Raises ``BackendError`` if the system refuses them."""
+        self.readers.start()
+        self.writers.start()
 
     @abstractmethod
     def load(self, visits: Sequence[Visit]) -> Batch:
@@ -72,9 +78,9 @@ class Mover(ABC):
 
     def finish(self) -> None:
         """Wait until all that is taken away has arrived."""
-        self.writers.shutdown(wait=True)
+        self.writers.finish()
 
     def close(self) -> None:
         """End all threads. What has not begun will not be done."""
-        for pool in (self.readers, self.writers):
-            pool.shutdown(wait=True, cancel_futures=True)
+        for workers in (self.readers, self.writers):
+            workers.close()

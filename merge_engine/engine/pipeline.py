@@ -33,6 +33,7 @@ from merge_engine.observe.ledger import Ledger
 from merge_engine.operands import Access
 from merge_engine.planning import Schedule, Visit
 from merge_engine.storage import aligned, allocate
+from merge_engine.workers import start
 
 _LOADED = 24
 """Most batches that are read ahead. The ring sets a lower limit, except where inputs are used in place."""
@@ -70,26 +71,36 @@ class Pipeline:
         self._mover: Mover = way(access, self._inputs, sink, digests, self._ledger)
         self._lock = threading.Lock()
         self._loaded: _Queue = queue.Queue(_LOADED)
+        self._starting = threading.Lock()
         self._stopping = False
         self._failure: BaseException | None = None  # the first one of what takes outputs away
 
     def carry_out(self) -> None:
         """Merge everything. Raises the first error of any thread."""
         feed = threading.Thread(target=self._feed, name="feed", daemon=True)
-        feed.start()
         try:
+            start(feed)
             self._merge_all()
             self._mover.finish()
             self._raise_failure()
         finally:
+            try:
+                self._stop(feed)
+            except KeyboardInterrupt:  # threads and memory go all the same
+                self._stop(feed)
+                raise
+
+    def _stop(self, feed: threading.Thread) -> None:
+        """End all threads, and let go of the memory."""
+        with self._starting:
             self._stopping = True
-            self._inputs.close()
-            self._outputs.close()
-            while feed.is_alive():
-                self._forget_loaded()
-                feed.join(0.01)
-            self._mover.close()
-            self._backend.detach()
+        self._inputs.close()
+        self._outputs.close()
+        while feed.is_alive():
+            self._forget_loaded()
+            feed.join(0.01)
+        self._mover.close()
+        self._backend.detach()
 
     def _forget_loaded(self) -> None:
         """Empty the queue, so that the feeder does not wait forever to put a batch into it."""
@@ -100,8 +111,16 @@ class Pipeline:
             pass
 
     def _feed(self) -> None:
-        """Take memory and start the reads, one batch after the other."""
+        """Take memory and start the reads, one batch after the other.
+
+        This thread starts the others, because no interrupt from the keyboard can come between: it comes in the main
+        thread. One that comes while this thread starts may find it neither alive nor ended.
+        """
         try:
+            with self._starting:
+                if self._stopping:
+                    return
+                self._mover.start()
             in_place = self._schedule.budget.in_place
             for batch in in_batches(
                 self._schedule.visits(), 0 if in_place else self._inputs.size, self._outputs.size

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from merge_engine.engine.pipeline import Pipeline
 from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY, open_access, schedule_for
 from merge_engine.engine.sinks import MemorySink, Sink
 from merge_engine.engine.work import Run
-from merge_engine.errors import DeviceMemoryError, OptionError, PlanError
+from merge_engine.errors import BackendError, DeviceMemoryError, OptionError, PlanError
 from merge_engine.methods import Answers, Task
 from merge_engine.observe.card import encode_card
 from merge_engine.observe.digests import Digests, model_digest
@@ -107,7 +108,7 @@ def run(
     for NaN or infinity in an input or output, ``OutputError`` when writing fails. After an error the output folder
     holds its earlier output or no model.
     """
-    with seldom_collected:
+    with seldom_collected, _naming_memory():
         notes: list[str] = []
         planned = (
             recipe
@@ -265,6 +266,18 @@ def side_files(planned: MergePlan) -> dict[str, bytes]:
         config = merged_config(dict(planned.donor.config), written, planned.untied)
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     return files
+
+
+@contextmanager
+def _naming_memory() -> Iterator[None]:
+    """Turn ``MemoryError`` into an error that says what to do."""
+    try:
+        yield
+    except MemoryError as error:
+        raise BackendError(
+            f"the system has too little memory for the merge{f' ({error})' if str(error) else ''}; choose a smaller "
+            "memory, or raise the limit of this process (ulimit -v)"
+        ) from error
 
 
 def parse_memory(memory: int | str | None) -> int | None:

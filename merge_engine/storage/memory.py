@@ -21,8 +21,14 @@ def as_bytes(buffer: memoryview) -> memoryview:
 
 
 def allocate(nbytes: int) -> memoryview:
-    """Whole pages of memory, at least ``nbytes``. The system provides a page only when it is first used."""
-    region = mmap.mmap(-1, max(aligned(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Whole pages of memory, at least ``nbytes``. The system provides a page only when it is first used.
+
+    Raises ``MemoryError``.
+    """
+    try:
+        region = mmap.mmap(-1, max(aligned(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"the system has no {nbytes} bytes of memory") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
             region.madvise(mmap.MADV_HUGEPAGE)
