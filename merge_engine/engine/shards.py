@@ -71,8 +71,8 @@ def merge_in_shards(
 ) -> MergeResult:
     """Merge a plan. ``do`` maps a function over jobs; it may be the ``map`` of a pool of processes.
 
-    ``overwrite`` replaces an earlier output. ``options`` are those of ``ShardJob``. Tensors are the same as after ``run``, byte for byte. Raises as ``run``
-    does.
+    ``overwrite`` replaces an earlier output. ``options`` are those of ``ShardJob``. Tensors are the same as after
+    ``run``, byte for byte. Raises as ``run`` does.
     """
     start = time.perf_counter()
     with CheckpointTransaction(output, plan.shards, overwrite=overwrite) as transaction:
