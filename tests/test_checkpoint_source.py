@@ -331,7 +331,8 @@ def test_more_shards_than_the_soft_limit_of_open_files(tmp_path: Path) -> None:
 def test_deeply_nested_config(depth: int, tmp_path: Path) -> None:
     save_file({"a": A}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"a":' * depth + "1" + "}" * depth)
-    assert "config.json: nested more than 100 levels deep" in refused(tmp_path)
+    message = refused(tmp_path)
+    assert "config.json: " in message and "nested" in message
     (tmp_path / "config.json").write_text('{"a":' * 99 + "[]" + "}" * 99)
     open_checkpoint(tmp_path)
 

@@ -69,7 +69,7 @@ ATTACKS = {
     "both sizes negative": (with_entries({"w": entry(shape=[-1, -2])}, bytes(8)), "shape [-1, -2]"),
     "shape a float": (with_entries({"w": entry(shape=[2.0])}, bytes(8)), "shape [2.0]"),
     "shape a boolean": (with_entries({"w": entry(shape=[True, 2])}, bytes(8)), "shape [True, 2]"),
-    "shape NaN": (raw_entry('{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}'), "shape [nan]"),
+    "shape NaN": (raw_entry('{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}'), "it holds NaN"),
     "shape a number": (with_entries({"w": entry(shape=2)}, bytes(8)), "shape 2"),
     "size of 2^63": (with_entries({"w": entry(shape=[2**63])}, bytes(8)), "from 0 to 2^63"),
     "product of 2^64": (with_entries({"w": entry(shape=[2**32, 2**32])}, bytes(8)), "more than 2^63"),

@@ -294,7 +294,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     missing, binary = tmp_path / "no.yaml", tmp_path / "binary.yaml"
     binary.write_bytes(b"merge_method: \xff")
     assert problems(str(missing)) == [f"{missing}: cannot read the recipe: No such file or directory"]
-    assert problems(tmp_path) == [f"{tmp_path}: cannot read the recipe: Is a directory"]
+    assert problems(tmp_path) == [f"{tmp_path}: cannot read the recipe: a folder, not a file"]
     assert problems(binary) == [f"{binary}: byte 14 is not UTF-8 text; save it as UTF-8"]
 
 

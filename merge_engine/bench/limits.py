@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from merge_engine.storage import mount_of
+from merge_engine.storage import mount_of, read_bounded
 from merge_engine.storage.machine import cores, processor
 
 ReadingWay = Literal["read", "direct", "cached"]
@@ -69,6 +69,7 @@ class Limits:
 
 
 _FILE = TypeAdapter(dict[str, Limits])  # by machine: a home folder may be shared by many
+_MAX_BYTES = 1_000_000
 
 
 def limits_file() -> Path:
@@ -96,7 +97,7 @@ def save_limits(limits: Limits) -> None:
 
 def _load_all() -> dict[str, Limits]:
     try:
-        return _FILE.validate_json(limits_file().read_bytes())
+        return _FILE.validate_json(read_bounded(limits_file(), _MAX_BYTES))
     except (OSError, ValidationError):
         return {}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.checkpoint.unfinished import unfinished_files
 from merge_engine.errors import CheckpointError
+from merge_engine.storage.bounded import MAX_INDEX, read_bounded
 from merge_engine.text import some
 
 SINGLE_FILE = "model.safetensors"
@@ -113,7 +114,7 @@ def _standard(folder: Path, single: str, index: str, suffix: str) -> WeightFiles
 
 def _indexed(folder: Path, index: Path, suffix: str) -> WeightFiles:
     try:
-        document = parse_json(index.read_bytes())
+        document = parse_json(read_bounded(index, MAX_INDEX))
     except OSError as error:
         raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
     except ValueError as error:

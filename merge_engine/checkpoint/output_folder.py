@@ -12,7 +12,13 @@ from pathlib import Path, PurePosixPath
 from merge_engine.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES
 from merge_engine.checkpoint.strict_json import parse_json
-from merge_engine.checkpoint.unfinished import PART_SUFFIX, drafts_in, remove_drafts, unfinished_files
+from merge_engine.checkpoint.unfinished import (
+    PART_SUFFIX,
+    RECORD_SUFFIX,
+    drafts_in,
+    remove_drafts,
+    unfinished_files,
+)
 from merge_engine.errors import OutputError
 from merge_engine.text import some
 
@@ -76,18 +82,19 @@ def naming(file: Path) -> Iterator[None]:
         raise OutputError(f"{file}: cannot be written: {error.strerror} (free space: {free})") from error
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete the ``.part`` files of a killed merge.
+def remove_unfinished(folder: Path, kept: Collection[str] = ()) -> None:
+    """Delete the ``.part`` files of a killed merge, except those whose names are in ``kept``.
 
     Drafts first, because another process may turn them into parts.
     """
     for drafts in drafts_in(folder):
         remove_drafts(drafts)
-    for name in (SINGLE_FILE, INDEX_FILE):
-        (folder / (name + PART_SUFFIX)).unlink(missing_ok=True)
-    for file in folder.glob("*.safetensors" + PART_SUFFIX):
-        if _OUR_SHARD.fullmatch(file.name.removesuffix(PART_SUFFIX)):
-            file.unlink()
+    (folder / (INDEX_FILE + PART_SUFFIX)).unlink(missing_ok=True)
+    for suffix in (PART_SUFFIX, RECORD_SUFFIX):
+        for file in folder.glob("*.safetensors" + suffix):
+            shard = file.name.removesuffix(suffix)
+            if file.name not in kept and (shard == SINGLE_FILE or _OUR_SHARD.fullmatch(shard)):
+                file.unlink()
 
 
 def retire_previous_output(folder: Path, kept: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from merge_engine.checkpoint.header import OutputTensor, TensorInfo, encode_header
 from merge_engine.checkpoint.layout import SINGLE_FILE
-from merge_engine.checkpoint.unfinished import PART_SUFFIX
+from merge_engine.checkpoint.unfinished import PART_SUFFIX, RECORD_SUFFIX
 from merge_engine.storage import PAGE
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -36,6 +36,11 @@ class ShardLayout:
     def part_name(self) -> str:
         """The name of the file until all files of the checkpoint are complete."""
         return self.name + PART_SUFFIX
+
+    @property
+    def record_name(self) -> str:
+        """The name of the record of this file while it is complete and others are not."""
+        return self.name + RECORD_SUFFIX
 
 
 def plan_shards(

@@ -12,11 +12,10 @@ from typing import Any
 
 from merge_engine.checkpoint.header import Header, read_header
 from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
-from merge_engine.errors import CheckpointError
+from merge_engine.checkpoint.strict_json import read_settings
 from merge_engine.operands import Operand, Stored
 from merge_engine.storage import File
-
-_MAX_DEPTH = 100  # of config.json, far below what exhausts the stack when it is copied or written
+from merge_engine.storage.bounded import MAX_CONFIG
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises ``CheckpointError`` when there are no weights or when a header, an index or config.json is wrong.
     """
     weights = find_weights(path)
-    config = _read_config(weights.folder / "config.json")
+    config = read_settings(weights.folder / "config.json", MAX_CONFIG) or {}
     if weights.is_safetensors:
         return _open_safetensors(weights, config)
     from merge_engine.checkpoint.torch_source import describe_pickles  # imports torch
@@ -75,31 +74,3 @@ def _open_safetensors(weights: WeightFiles, config: Mapping[str, Any]) -> Checkp
                 tensors[name] = Stored(name, info.dtype, info.shape, file, info.start, owner)
     contents = tuple((files[path], headers[path].digest) for path in sorted(headers))
     return Checkpoint(weights.path, weights.folder, tensors, config, contents)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config: object = json.loads(path.read_bytes())
-        too_deep = _depth(config) > _MAX_DEPTH
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: no valid JSON: {error}") from None
-    except RecursionError:
-        too_deep = True
-    if too_deep:
-        raise CheckpointError(f"{path}: nested more than {_MAX_DEPTH} levels deep; no model's configuration")
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds {config!r:.60}, not a JSON object")
-    return config
-
-
-def _depth(value: object) -> int:
-    """The depth of nested objects and lists. It goes level by level, because recursion could exhaust the stack."""
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, (dict, list))]:
-        depth += 1
-        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-    return depth

@@ -1,18 +1,62 @@
-"""Strict JSON, for files from others: keys given twice and broken text are errors."""
+"""JSON from others: broken text, numbers that JSON lacks, and keys given twice are errors."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
+
+from merge_engine.errors import CheckpointError
+from merge_engine.storage.bounded import read_bounded
+
+_MAX_DEPTH = 100  # of settings, far below what exhausts the stack when they are copied or written
 
 
-def parse_json(raw: bytes) -> object:
-    """Parse UTF-8 JSON. Raises ``ValueError`` with the reason if it is malformed or a key occurs twice."""
+def parse_json(raw: bytes, *, repeated: bool = False) -> object:
+    """Parse UTF-8 JSON. ``repeated`` lets a key occur twice: the last one counts, as for most readers.
+
+    Infinity is read although JSON lacks it, because published models have it in config.json. Raises ``ValueError``
+    with the reason if the text is malformed, if a key occurs twice, or if a text in it holds a lone surrogate such as
+    "\\ud800", which is legal in JSON but cannot be written to a file again.
+    """
     text = raw.decode("utf-8")
     try:
-        # Only an escape can give text that UTF-8 cannot encode; the slower check is for texts with escapes only.
-        return json.loads(text, object_pairs_hook=_encodable if "\\u" in text else _without_duplicates)
+        unique = None if repeated else _without_duplicates
+        document = json.loads(text, object_pairs_hook=unique, parse_constant=_infinity)
+        if "\\u" in text:  # only an escape can give text that UTF-8 cannot encode
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text in it holds {error.object[error.start]!a}, half a character") from None
+    return document
+
+
+def read_settings(path: Path, limit: int) -> dict[str, Any] | None:
+    """The JSON object of a model's settings, such as config.json; None if there is no such file.
+
+    Raises ``CheckpointError`` if the file cannot be read, has more than ``limit`` bytes, or is malformed.
+    """
+    try:
+        settings = parse_json(read_bounded(path, limit), repeated=True)
+        depth = _depth(settings)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no valid JSON: {error}") from None
+    if depth > _MAX_DEPTH:
+        raise CheckpointError(f"{path}: nested more than {_MAX_DEPTH} levels deep; no model's configuration")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: holds {settings!r:.60}, not a JSON object")
+    return settings
+
+
+def _infinity(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("it holds NaN, which is no number")
+    return float(name)
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -21,13 +65,15 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {key!r} occurs twice")
+                raise ValueError(f"the key {key!r:.100} occurs twice")
             seen.add(key)
     return entries
 
 
-def _encodable(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuse a lone surrogate such as "\\ud800", which is legal in JSON but cannot be written to a file again."""
-    entries = _without_duplicates(pairs)
-    "".join(entries).encode("utf-8")
-    return entries
+def _depth(value: object) -> int:
+    """The depth of nested objects and lists. It goes level by level, because recursion could exhaust the stack."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth

@@ -13,8 +13,10 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+
+from xxhash import xxh3_128
 
 from merge_engine.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from merge_engine.checkpoint.output_folder import (
@@ -25,10 +27,13 @@ from merge_engine.checkpoint.output_folder import (
     retire_previous_output,
     sync_folder,
 )
+from merge_engine.checkpoint.records import complete_parts, open_own, write_record
 from merge_engine.checkpoint.shards import ShardLayout
 from merge_engine.checkpoint.unfinished import PART_SUFFIX, make_drafts, remove_drafts
-from merge_engine.errors import OutputError
+from merge_engine.errors import CheckpointError, OutputError
 from merge_engine.text import some
+
+_PIECE = 1 << 20
 
 
 class CheckpointTransaction:
@@ -39,13 +44,23 @@ class CheckpointTransaction:
     the folder with ``check_output_folder`` first: an earlier output is replaced without a question.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[ShardLayout]):
-        """Lock the folder and delete the files that a killed merge left in it.
+    def __init__(
+        self, folder: Path, shards: Sequence[ShardLayout], *, key: str = "", overwrite: bool = False
+    ):
+        """Lock the folder, and take over the complete parts that a merge with the same ``key`` recorded there.
+
+        ``key`` identifies the plan: everything that decides the bytes of the shards. Without one nothing is taken
+        over or recorded. ``overwrite`` allows that an earlier output is replaced.
 
         Raises ``OutputError`` if the folder cannot be written, or another merge is writing into it.
         """
         self._folder = folder
         self._shards = tuple(shards)
+        self._key = key
+        self._overwrite = overwrite
+        self._complete: dict[str, bytes] = {}
+        self._recorded: set[str] = set()
+        self._files: dict[str, tuple[int, str]] = {}
         self._made_folders: list[Path] = []
         self._parts: list[Path] = []  # of this transaction, deleted by abort
         self._side_parts: dict[Path, Path] = {}
@@ -57,7 +72,13 @@ class CheckpointTransaction:
                 self._make_folder(folder)
                 self._lock_descriptor = _lock(folder)
                 self._refuse_folders([folder / shard.name for shard in shards])
-                remove_unfinished(folder)
+                if key:
+                    self._complete = complete_parts(folder, self._shards, key)
+                self._recorded = set(self._complete)
+                kept = [shard for shard in self._shards if shard.name in self._complete]
+                remove_unfinished(
+                    folder, {name for shard in kept for name in (shard.part_name, shard.record_name)}
+                )
             self._parts = [self.part_of(shard) for shard in shards]
         except BaseException:
             self.abort()
@@ -66,6 +87,32 @@ class CheckpointTransaction:
     def part_of(self, shard: ShardLayout) -> Path:
         """The file that a shard is written to until ``finish``."""
         return self._folder / shard.part_name
+
+    @property
+    def complete(self) -> Mapping[str, bytes]:
+        """The records of the shards that an earlier merge left complete, by the shard's name. They stay as they are."""
+        return self._complete
+
+    @property
+    def kept(self) -> list[str]:
+        """The names of the recorded shards, which ``abort`` keeps. None after ``finish``."""
+        return [shard.name for shard in self._shards if shard.name in self._recorded]
+
+    @property
+    def files(self) -> Mapping[str, tuple[int, str]]:
+        """Size in bytes and XXH3-128 digest (hexadecimal) of every file added beside the weights, by name."""
+        return self._files
+
+    def record(self, shard: ShardLayout, record: bytes) -> None:
+        """Note durably that the shard is complete, so that the next merge with the same key begins after it.
+
+        Call it when the part is on the disk. ``record`` is given back by ``complete``. Does nothing without a key.
+        Thread-safe. Raises ``OutputError``.
+        """
+        if self._key:
+            with naming(self._folder / shard.record_name):
+                write_record(self._folder, shard, self._key, record)
+            self._recorded.add(shard.name)
 
     def open_drafts(self) -> Path:
         """A new folder from which ``write_shard``, in any process, adds shards until ``finish`` or ``abort``.
@@ -76,22 +123,32 @@ class CheckpointTransaction:
             self._drafts = make_drafts(self._folder)
         return self._drafts
 
-    def add_file(self, relative_name: str, data: bytes) -> None:
+    def add_file(self, name: str, data: bytes) -> None:
         """Add a file such as config.json beside the weights; ``finish`` gives it its name.
 
-        ``relative_name`` may have a subfolder (``1_Pooling/config.json``). Raises ``OutputError`` if it leads out of
-        the folder or cannot be written.
+        ``name`` may have a subfolder (``1_Pooling/config.json``). Raises ``OutputError`` if it leads out of the
+        folder or cannot be written.
         """
-        relative = PurePosixPath(relative_name)
+        self._add(name, [data])
+
+    def copy_file(self, name: str, source: Path) -> None:
+        """``add_file`` the content of the regular file ``source``, of which 1 MiB at a time is in memory.
+
+        Raises ``CheckpointError`` if the source cannot be read, and ``OutputError`` as ``add_file`` does.
+        """
+        self._add(name, _pieces_of(source))
+
+    def _add(self, name: str, pieces: Iterable[bytes]) -> None:
+        relative = PurePosixPath(name)
         target = self._folder / relative
         inside = target.parent.resolve().is_relative_to(self._folder.resolve())
         if not inside or relative.is_absolute() or ".." in relative.parts or not relative.name:
-            raise OutputError(f"{relative_name!r} is not the name of a file inside {self._folder}")
+            raise OutputError(f"{name!r} is not the name of a file inside {self._folder}")
         part = target.with_name(target.name + PART_SUFFIX)
         with naming(target):
             self._make_folder(target.parent)
             self._side_parts[target] = part
-            _write_file(part, data)
+            self._files[name] = _write_file(part, pieces)
 
     def finish(self) -> None:
         """Check that every shard is there, and give all files their names, the index last.
@@ -107,6 +164,9 @@ class CheckpointTransaction:
                 self._publish()
         except OutputError as error:
             raise OutputError(f"{error}{self._rescue()}") from error
+        for shard in self._shards:
+            (self._folder / shard.record_name).unlink(missing_ok=True)
+        self._recorded.clear()
         self._release()
 
     def abort(self) -> None:
@@ -118,7 +178,8 @@ class CheckpointTransaction:
         with contextlib.suppress(OSError):  # the steps below matter more
             self._close_drafts()
         if self._lock_descriptor >= 0 and not self._retiring:
-            for part in (*self._parts, *self._side_parts.values()):
+            dropped = [self.part_of(shard) for shard in self._shards if shard.name not in self._recorded]
+            for part in (*dropped, *self._side_parts.values()):
                 part.unlink(missing_ok=True)
             (self._folder / (INDEX_FILE + PART_SUFFIX)).unlink(missing_ok=True)
         for made in reversed(self._made_folders):
@@ -139,7 +200,7 @@ class CheckpointTransaction:
             raise OutputError(f"{self._folder}: not written: {some(missing)}; write them, and finish then")
         for shard in self._shards:
             part = self.part_of(shard)
-            with naming(part), open(part, "rb", opener=_open_file) as file:
+            with naming(part), open(part, "rb", opener=open_own) as file:
                 found = os.fstat(file.fileno())
                 if not stat.S_ISREG(found.st_mode) or found.st_size != shard.size:
                     raise OutputError(
@@ -160,7 +221,7 @@ class CheckpointTransaction:
         self._refuse_folders([*targets, *self._side_parts])
         index_part = self._folder / (INDEX_FILE + PART_SUFFIX)
         if len(self._shards) > 1:
-            _write_file(index_part, self._encode_index())
+            _write_file(index_part, [self._encode_index()])
         written = {*targets, *self._side_parts, *self._parts, index_part}
         stale = [file for file in listed_files(self._folder) if file not in written]
         for target, part in self._side_parts.items():
@@ -235,14 +296,28 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _open_file(path: str, flags: int) -> int:
-    """Open the file of this name: follow no link, and do not wait for a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _write_file(path: Path, data: bytes) -> None:
+def _write_file(path: Path, pieces: Iterable[bytes]) -> tuple[int, str]:
+    """Write a new file durably. Returns its size and its XXH3-128 digest, hexadecimal."""
     path.unlink(missing_ok=True)  # it may be a link to another file
+    digest, size = xxh3_128(), 0
     with path.open("xb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
         file.flush()
         os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def _pieces_of(source: Path) -> Iterator[bytes]:
+    """The content of a regular file, in pieces of at most 1 MiB. Raises ``CheckpointError``."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CheckpointError(f"{source}: is not a regular file, so it is not copied; remove it")
+            while piece := file.read(_PIECE):
+                yield piece
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read: {error.strerror}") from error

@@ -16,6 +16,8 @@ from pathlib import Path
 from merge_engine.errors import OutputError
 
 PART_SUFFIX = ".part"
+RECORD_SUFFIX = ".record" + PART_SUFFIX
+"""The end of the name of a record: what a merge knows about a complete part of the same shard."""
 
 _DRAFTS = re.compile(rf"merge-[0-9a-f]{{32}}{re.escape(PART_SUFFIX)}")
 

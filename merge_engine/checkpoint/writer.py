@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,14 +22,28 @@ class CheckpointWriter:
     question.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[ShardLayout]):
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[ShardLayout],
+        *,
+        key: str = "",
+        overwrite: bool = False,
+        record: Callable[[ShardLayout], bytes] | None = None,
+    ):
         """Reserve the disk space of all shards, except on a RAM disk, and write their headers.
+
+        ``key`` and ``overwrite`` are those of ``CheckpointTransaction``. Shards that are complete already are not
+        opened, and nothing may be written to them. ``record`` is called for every other shard once it is on the disk,
+        in a thread of the writer. It may wait for other threads, but must return or raise after an error as well,
+        because ``abort`` waits for it. Its bytes are given to ``CheckpointTransaction.record``.
 
         Raises ``OutputError`` if the disk is too small, the folder cannot be written, or another merge is writing
         into it.
         """
         self._folder = folder
-        self._transaction = CheckpointTransaction(folder, shards)
+        self._record = record
+        self._transaction = CheckpointTransaction(folder, shards, key=key, overwrite=overwrite)
         self._shards: list[ShardWriter] = []
         self._syncs = ThreadPoolExecutor(max_workers=max(1, len(shards)), thread_name_prefix="fsync")
         self._finished: dict[ShardWriter, Future[None]] = {}
@@ -37,12 +51,29 @@ class CheckpointWriter:
             allow_many_files()
         try:
             for layout in shards:
+                if layout.name in self.complete:
+                    continue
                 part = self._transaction.part_of(layout)
                 self._shards.append(ShardWriter(part, layout, on_complete=self._sync))
         except BaseException:
             self.abort()
             raise
         self._shard_of = {name: shard for shard in self._shards for name in shard.layout.tensors}
+
+    @property
+    def complete(self) -> Mapping[str, bytes]:
+        """See ``CheckpointTransaction.complete``."""
+        return self._transaction.complete
+
+    @property
+    def kept(self) -> list[str]:
+        """See ``CheckpointTransaction.kept``."""
+        return self._transaction.kept
+
+    @property
+    def files(self) -> Mapping[str, tuple[int, str]]:
+        """See ``CheckpointTransaction.files``."""
+        return self._transaction.files
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
         """Write ``data`` (C-contiguous) as the tensor's bytes from byte ``offset`` on. Thread-safe.
@@ -60,9 +91,13 @@ class CheckpointWriter:
         for shard, its_pieces in by_shard.items():
             shard.write_batch(its_pieces)
 
-    def add_file(self, relative_name: str, data: bytes) -> None:
+    def add_file(self, name: str, data: bytes) -> None:
         """See ``CheckpointTransaction.add_file``."""
-        self._transaction.add_file(relative_name, data)
+        self._transaction.add_file(name, data)
+
+    def copy_file(self, name: str, source: Path) -> None:
+        """See ``CheckpointTransaction.copy_file``."""
+        self._transaction.copy_file(name, source)
 
     def flush(self) -> None:
         """Check that all bytes came, and wait until they are on the disk. Call it after all writes have returned.
@@ -101,7 +136,12 @@ class CheckpointWriter:
 
     def _sync(self, shard: ShardWriter) -> None:
         """Start to flush a complete shard to the disk while others are still written."""
-        self._finished[shard] = self._syncs.submit(shard.finish)
+        self._finished[shard] = self._syncs.submit(self._complete, shard)
+
+    def _complete(self, shard: ShardWriter) -> None:
+        shard.finish()
+        if self._record is not None:
+            self._transaction.record(shard.layout, self._record(shard.layout))
 
     def _close(self) -> None:
         """Close the shards once no thread writes."""

@@ -126,7 +126,7 @@ def run(
             if on_schedule is not None:
                 on_schedule(scheduled)
             if folder is not None:
-                return merge_to_folder(scheduled, folder, chosen, access, notes, progress)
+                return merge_to_folder(scheduled, folder, chosen, access, notes, progress, overwrite)
             sink = MemorySink(planned)
             done = carry_out(scheduled, chosen, access, sink, None, progress)
             result = result_of(planned, done.results, done.trimmed_to, done.ledger, [*notes, *done.notes])
@@ -184,10 +184,11 @@ def merge_to_folder(
     access: Access,
     notes: Sequence[str] = (),
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> MergeResult:
     """Carry out a schedule, write the output, and publish it. Raises as ``run`` does."""
     planned = scheduled.plan
-    with CheckpointWriter(output, planned.shards) as writer:
+    with CheckpointWriter(output, planned.shards, overwrite=overwrite) as writer:
         digests = digests_of(planned)
         run = carry_out(scheduled, backend, access, writer, digests, progress)
         result = result_of(planned, run.results, run.trimmed_to, run.ledger, [*notes, *run.notes])

@@ -66,15 +66,16 @@ def merge_in_shards(
     plan: MergePlan,
     output: Path,
     do: Callable[[Callable[[ShardJob], ShardResult], Iterable[ShardJob]], Iterable[ShardResult]] = map,
+    overwrite: bool = False,
     **options: object,
 ) -> MergeResult:
     """Merge a plan. ``do`` maps a function over jobs; it may be the ``map`` of a pool of processes.
 
-    ``options`` are those of ``ShardJob``. Tensors are the same as after ``run``, byte for byte. Raises as ``run``
-    does.
+    ``overwrite`` replaces an earlier output. ``options`` are those of ``ShardJob``. Tensors are the same as after
+    ``run``, byte for byte. Raises as ``run`` does.
     """
     start = time.perf_counter()
-    with CheckpointTransaction(output, plan.shards) as transaction:
+    with CheckpointTransaction(output, plan.shards, overwrite=overwrite) as transaction:
         template = ShardJob(plan, transaction.open_drafts(), decide_together(plan))
         template = replace(template, **options)  # type: ignore[arg-type]
         jobs = (replace(template, plan=plan.only(number)) for number in range(len(plan.shards)))

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from merge_engine.errors import RecipeError
 from merge_engine.recipe.problems import describe, shown
 from merge_engine.recipe.schema import KNOWN_KEYS, Recipe
+from merge_engine.storage.bounded import MAX_RECIPE, read_bounded
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
@@ -45,7 +46,7 @@ def _names_file(text: str) -> bool:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bounded(path, MAX_RECIPE).decode("utf-8-sig")
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except UnicodeDecodeError as error:

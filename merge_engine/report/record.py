@@ -15,6 +15,7 @@ from merge_engine.observe.discards import Discards, sum_up
 from merge_engine.observe.manifest import FORMAT
 from merge_engine.observe.result import ModelCounts, TensorResult
 from merge_engine.recipe import Recipe, load_recipe
+from merge_engine.storage.bounded import MAX_MANIFEST, read_bounded
 
 _Count = Annotated[int, Field(strict=True)]
 
@@ -109,7 +110,7 @@ def _without_common_folder(names: list[str]) -> list[str]:
 
 def _read(path: Path) -> _Manifest:
     try:
-        document = parse_json(path.read_bytes())
+        document = parse_json(read_bounded(path, MAX_MANIFEST))
         found = document.get("format") if isinstance(document, dict) else None
         if type(found) is int and found != FORMAT:
             raise ReportError(

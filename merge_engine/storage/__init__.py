@@ -1,5 +1,6 @@
 """Bytes: files opened once, read past the page cache or through it; mounts; processors and memory of this machine."""
 
+from merge_engine.storage.bounded import read_bounded
 from merge_engine.storage.files import File, OpenFiles
 from merge_engine.storage.machine import available_memory, cores, link_rate, processor
 from merge_engine.storage.memory import PAGE, aligned, allocate, as_bytes
@@ -27,4 +28,5 @@ __all__ = [
     "mount_of",
     "open_range",
     "processor",
+    "read_bounded",
 ]
