@@ -28,7 +28,7 @@ import merge_engine as me
 from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.operations import Chunk, Combine
 from merge_engine.dtypes import F32
-from merge_engine.engine.run import carry_out
+from merge_engine.engine.carrying import carry_out
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.sinks import MemorySink
 from merge_engine.engine.work import Run

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 import merge_engine as me
 from merge_engine.backends import create_backend
-from merge_engine.engine.run import carry_out
+from merge_engine.engine.carrying import carry_out
 from merge_engine.engine.sinks import MemorySink
 from merge_engine.operands import Access
 from merge_engine.planning import Budget, Schedule

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import merge_engine as me
 from merge_engine.backends import create_backend
 from merge_engine.dtypes import BF16, F32, DType
-from merge_engine.engine.run import carry_out
+from merge_engine.engine.carrying import carry_out
 from merge_engine.engine.sinks import MemorySink
 from merge_engine.operands import Access, InMemory, Operand
 from merge_engine.planning import Budget, MergePlan, Schedule

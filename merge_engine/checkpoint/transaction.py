@@ -114,6 +114,11 @@ class CheckpointTransaction:
                 write_record(self._folder, shard, self._key, record)
             self._recorded.add(shard.name)
 
+    def forget(self) -> None:
+        """Let ``abort`` delete the recorded shards as well, because no merge can go on from them."""
+        self._key = ""
+        self._recorded.clear()
+
     def open_drafts(self) -> Path:
         """A new folder from which ``write_shard``, in any process, adds shards until ``finish`` or ``abort``.
 

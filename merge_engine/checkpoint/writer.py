@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 from merge_engine.checkpoint.shard_writer import Piece, ShardWriter
@@ -12,6 +12,7 @@ from merge_engine.checkpoint.transaction import CheckpointTransaction
 from merge_engine.errors import OutputError
 from merge_engine.storage.files import allow_many_files
 from merge_engine.text import some
+from merge_engine.workers import Workers
 
 
 class CheckpointWriter:
@@ -45,7 +46,7 @@ class CheckpointWriter:
         self._record = record
         self._transaction = CheckpointTransaction(folder, shards, key=key, overwrite=overwrite)
         self._shards: list[ShardWriter] = []
-        self._syncs = ThreadPoolExecutor(max_workers=max(1, len(shards)), thread_name_prefix="fsync")
+        self._syncs: list[Workers] = []
         self._finished: dict[ShardWriter, Future[None]] = {}
         if len(shards) > 1:
             allow_many_files()
@@ -69,6 +70,11 @@ class CheckpointWriter:
     def kept(self) -> list[str]:
         """See ``CheckpointTransaction.kept``."""
         return self._transaction.kept
+
+    def forget(self) -> None:
+        """See ``CheckpointTransaction.forget``. Call it when no write is under way; ``abort`` must follow."""
+        self._close()
+        self._transaction.forget()
 
     @property
     def files(self) -> Mapping[str, tuple[int, str]]:
@@ -136,7 +142,10 @@ class CheckpointWriter:
 
     def _sync(self, shard: ShardWriter) -> None:
         """Start to flush a complete shard to the disk while others are still written."""
-        self._finished[shard] = self._syncs.submit(self._complete, shard)
+        thread = Workers(1, "fsync")
+        thread.start()
+        self._syncs.append(thread)
+        self._finished[shard] = thread.submit(self._complete, shard)
 
     def _complete(self, shard: ShardWriter) -> None:
         shard.finish()
@@ -147,4 +156,5 @@ class CheckpointWriter:
         """Close the shards once no thread writes."""
         for shard in self._shards:
             shard.close()
-        self._syncs.shutdown(wait=True)
+        for thread in self._syncs:
+            thread.finish()

@@ -42,8 +42,8 @@ Query = tuple[int, int]
 class SharedAnswers:
     """The answers to the shared needs, as data that can be sent: by recipe position of the model, and rank."""
 
-    found: Mapping[Query, Found]
-    places: Mapping[Query, Place]
+    found: Sequence[tuple[Query, Found]]
+    places: Sequence[tuple[Query, Place]]
 
 
 class Measurement(Mapping[Need, Any]):
@@ -98,8 +98,8 @@ class Measurement(Mapping[Need, Any]):
 
     def data(self) -> SharedAnswers:
         """The keys and places that were found, for use in another process. Waits for a device."""
-        found = {query: self._backend.fetch(handle) for query, handle in self._found.items()}
-        return SharedAnswers(found, dict(self._places))
+        found = [(query, self._backend.fetch(handle)) for query, handle in self._found.items()]
+        return SharedAnswers(found, list(self._places.items()))
 
     def masks(self, task: Task, masks: Mapping[int, Mask]) -> list[SolvedBand]:
         """For each model's mask, in order: the mask as a backend applies it, and its number of kept entries without

@@ -137,6 +137,8 @@ class Pipeline:
     def _load(self, visits: list[Visit]) -> Batch:
         """Start to read a batch, and take memory for its outputs."""
         if is_copy(visits[0]):
+            for visit in visits:  # before the last byte is written, for then the shard is recorded
+                self._run.add(visit)
             return self._mover.copy(visits)
         batch = self._mover.load(visits)
         if any(visit.merge for visit in visits):
@@ -203,9 +205,6 @@ class Pipeline:
         with self._ledger.timed(self._ledger.compute, 0):
             for each in work:
                 each.wait()
-        if batch.copies:
-            for piece in batch.pieces:
-                self._run.add(piece.visit)
         self._mover.used(batch)
         if batch.inputs is not None:
             self._inputs.release(batch.inputs)

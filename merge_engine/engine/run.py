@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,24 @@ from merge_engine.checkpoint import (
     merged_config,
     parse_size,
 )
+from merge_engine.engine.carrying import Progress, carry_out, decide_together
 from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.collecting import seldom_collected
 from merge_engine.engine.measuring import SharedAnswers
-from merge_engine.engine.pipeline import Pipeline
-from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY, open_access, schedule_for
-from merge_engine.engine.sinks import MemorySink, Sink
-from merge_engine.engine.work import Run
-from merge_engine.errors import BackendError, DeviceMemoryError, OptionError, PlanError
-from merge_engine.methods import Answers, Task
+from merge_engine.engine.records import Collected, Recorder, ShardResult, kept_if_useful, plan_key
+from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.engine.sinks import MemorySink
+from merge_engine.errors import BackendError, OptionError
 from merge_engine.observe.card import encode_card
-from merge_engine.observe.digests import Digests, model_digest
-from merge_engine.observe.ledger import Ledger, reading_counted
+from merge_engine.observe.digests import model_digest
+from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.manifest import MergedInput, encode_manifest
 from merge_engine.observe.result import MergeResult, TensorResult
 from merge_engine.operands import Access
-from merge_engine.planning import MergePlan, Schedule, make_plan
+from merge_engine.planning import SIDE_BY_SIDE, MergePlan, Schedule, make_plan
 from merge_engine.recipe import Recipe, load_recipe
+from merge_engine.storage import mount_of
 
-Progress = Callable[[int], None]
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
 
 
@@ -134,49 +134,6 @@ def run(
             return result
 
 
-def carry_out(
-    scheduled: Schedule,
-    backend: Backend,
-    access: Access,
-    sink: Sink | None,
-    digests: Digests | None,
-    progress: Progress | None = None,
-    answered: Callable[[Task, Answers], None] | None = None,
-    shared: SharedAnswers | None = None,
-) -> Run:
-    """Carry out a schedule.
-
-    ``sink`` takes the merged bytes. ``answered`` is called with each tensor that is only measured, and its answers.
-    ``shared`` has the answers to the shared needs, if they are known already. If the device has too little memory,
-    the plan is scheduled again for half of it, and so on. Raises as ``run`` does.
-    """
-    ledger = Ledger()
-    notes: list[str] = []
-    start = time.perf_counter()
-    with reading_counted(ledger):
-        while True:
-            run = Run(scheduled, backend, ledger, notes, answered, shared)
-            try:
-                pipeline = Pipeline(scheduled, run, access, sink, digests, progress or (lambda nbytes: None))
-            except DeviceMemoryError as short:
-                memory = scheduled.budget.memory // 2
-                if memory < SMALLEST_DEVICE_MEMORY:
-                    raise
-                try:
-                    scheduled = scheduled.within(memory)
-                except PlanError:  # the smallest piece of some tensor does not fit
-                    raise short from None
-                notes.append(
-                    f"the device is short of memory: working with {memory / 2**20:,.0f} MiB at a time"
-                )
-                continue
-            pipeline.carry_out()
-            access.files.check_unchanged()
-            break
-    ledger.seconds = time.perf_counter() - start
-    return run
-
-
 def merge_to_folder(
     scheduled: Schedule,
     output: Path,
@@ -186,19 +143,60 @@ def merge_to_folder(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> MergeResult:
-    """Carry out a schedule, write the output, and publish it. Raises as ``run`` does."""
+    """Carry out a schedule, write the output, and publish it. Raises as ``run`` does.
+
+    Shards that an interrupted merge of the same plan left complete are not merged again.
+    """
+    scheduled = _in_few_shards(scheduled, output)
     planned = scheduled.plan
-    with CheckpointWriter(output, planned.shards, overwrite=overwrite) as writer:
-        digests = digests_of(planned)
-        run = carry_out(scheduled, backend, access, writer, digests, progress)
-        result = result_of(planned, run.results, run.trimmed_to, run.ledger, [*notes, *run.notes])
-        publish(planned, output, result, backend.name, digests, writer)
-    return result
+    collected = Collected(planned)
+    recorder = Recorder(collected.digests)
+    writer = CheckpointWriter(
+        output, planned.shards, key=plan_key(planned), overwrite=overwrite, record=recorder
+    )
+    with writer, kept_if_useful(writer, planned):
+        try:
+            for record in writer.complete.values():
+                collected.add(ShardResult.decode(record))
+            rest, shared = _rest_of(scheduled, writer.complete, collected.shared, backend, access)
+            if progress is not None and rest is not scheduled:
+                progress(scheduled.bytes_read - rest.bytes_read)
+            run = carry_out(
+                rest, backend, access, writer, collected.digests, progress, shared=shared, recorder=recorder
+            )
+        except BaseException:
+            collected.digests.give_up()
+            raise
+        collected.add_run(run)
+        return publish(planned, output, collected, run.ledger, writer, notes)
 
 
-def digests_of(planned: MergePlan) -> Digests:
-    """Empty digests for all tensors of a plan."""
-    return Digests({t.name: t.nbytes for shard in planned.shards for t in shard.tensors.values()})
+def _rest_of(
+    scheduled: Schedule,
+    complete: Collection[str],
+    shared: SharedAnswers | None,
+    backend: Backend,
+    access: Access,
+) -> tuple[Schedule, SharedAnswers | None]:
+    """The schedule for the shards that are not complete, and the answers to its shared needs, if they must be known."""
+    if not complete:
+        return scheduled, None
+    planned = scheduled.plan
+    missing = [number for number, shard in enumerate(planned.shards) if shard.name not in complete]
+    if missing and shared is None:
+        shared = decide_together(scheduled, backend, access)
+    return Schedule(planned.only(*missing), scheduled.budget, shared is not None), shared
+
+
+def _in_few_shards(scheduled: Schedule, output: Path) -> Schedule:
+    """The schedule for an output on a disk: an interrupted merge loses what it has of shards that are not complete.
+
+    Two files at a time take all that a disk can write.
+    """
+    if mount_of(output).in_memory:
+        return scheduled
+    few = max(2, len(scheduled.plan.shards) // 10)
+    return replace(scheduled, budget=replace(scheduled.budget, side_by_side=min(few, SIDE_BY_SIDE)))
 
 
 def result_of(
@@ -206,7 +204,7 @@ def result_of(
     results: Mapping[str, TensorResult],
     trimmed_to: Mapping[int, int],
     ledger: Ledger,
-    notes: Sequence[str],
+    notes: Iterable[str],
 ) -> MergeResult:
     """The result of a merge. Tensors without elements are never visited, but appear in it."""
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
@@ -218,30 +216,36 @@ def result_of(
 def publish(
     planned: MergePlan,
     output: Path,
-    result: MergeResult,
-    backend: str,
-    digests: Digests,
+    collected: Collected,
+    ledger: Ledger,
     writer: CheckpointWriter | CheckpointTransaction,
-) -> None:
+    notes: Iterable[str] = (),
+) -> MergeResult:
     """Add config, tokenizer, model card and manifest, wait for the disk, and give all files their names.
 
-    Raises ``OutputError``.
+    Raises ``CheckpointError`` and ``OutputError``.
     """
+    result = result_of(planned, collected.results, collected.trimmed_to, ledger, [*notes, *collected.notes])
     result.output = output
-    ledger = result.ledger
     start = time.perf_counter()
-    by_name = digests.by_name()
-    files = side_files(planned)
-    files["README.md"] = encode_card(planned.recipe, result, model_digest(by_name))
-    for name, data in files.items():
-        writer.add_file(name, data)
+    by_name = collected.digests.by_name()
+    names = add_side_files(planned, writer)
+    writer.add_file("README.md", encode_card(planned.recipe, result, model_digest(by_name)))
     if isinstance(writer, CheckpointWriter):
         writer.flush()
     ledger.publish.seconds = time.perf_counter() - start
     ledger.seconds += ledger.publish.seconds
-    manifest = encode_manifest(planned.recipe, _inputs(planned), result, backend, by_name, list(files))
+    backends = ", ".join(collected.backends)
+    names = [*dict.fromkeys([*names, "README.md"])]
+    manifest = encode_manifest(planned.recipe, _inputs(planned), result, backends, by_name, names)
     writer.add_file(MANIFEST_NAME, manifest)
     writer.finish()
+    if writer.complete:
+        # No line of the manifest: it is the same, however often the merge was interrupted.
+        result.notes.append(
+            f"{len(writer.complete)} of {len(planned.shards)} shards were complete from an earlier run"
+        )
+    return result
 
 
 def _inputs(planned: MergePlan) -> list[MergedInput]:
@@ -258,15 +262,21 @@ def _inputs(planned: MergePlan) -> list[MergedInput]:
     ]
 
 
-def side_files(planned: MergePlan) -> dict[str, bytes]:
-    """Config, tokenizer and the like of the donor, with the output's dtype in the config."""
-    files = {name: path.read_bytes() for name, path in carried_files(planned.donor.path).items()}
-    if "config.json" in files:
-        dtypes = {task.out for task in planned.tasks if task.out.mergeable}
-        written = planned.recipe.output_dtype or (dtypes.pop() if len(dtypes) == 1 else None)
-        config = merged_config(dict(planned.donor.config), written, planned.untied)
-        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    return files
+def add_side_files(planned: MergePlan, writer: CheckpointWriter | CheckpointTransaction) -> list[str]:
+    """Add config, tokenizer and the like of the donor, with the output's dtype in the config. Returns their names.
+
+    Raises ``CheckpointError`` for a file that cannot be read, and ``OutputError``.
+    """
+    files = carried_files(planned.donor.path)
+    for name, path in files.items():
+        if name == "config.json":
+            dtypes = {task.out for task in planned.tasks if task.out.mergeable}
+            written = planned.recipe.output_dtype or (dtypes.pop() if len(dtypes) == 1 else None)
+            config = merged_config(dict(planned.donor.config), written, planned.untied)
+            writer.add_file(name, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+        else:
+            writer.copy_file(name, path)
+    return list(files)
 
 
 @contextmanager

@@ -32,7 +32,8 @@ class Run:
     """The state that all visits of one run share.
 
     ``results`` has an entry for each merged tensor. ``trimmed_to`` has, by model, the number of entries that a trim
-    over the whole model would have kept without slack. ``notes`` are messages for the user. ``answered`` is called
+    over the whole model would have kept without slack. ``decided`` are the answers to the shared needs, once a tensor
+    was merged with them. ``notes`` are messages for the user. ``answered`` is called
     with each tensor that is only measured, and its answers. ``shared`` are known answers to the shared needs.
     """
 
@@ -56,6 +57,7 @@ class Run:
         self.operations: dict[str, Solved] = {}
         self.measured: dict[str, tuple[Chunk, bool]] = {}
         self.shared: Measurement | None = None
+        self.decided: SharedAnswers | None = None
         if schedule.shared_needs:
             tasks = [task for task in self.plan.tasks if task.action in (Action.MERGE, Action.MEASURE)]
             working = next(task.working for task in tasks if task.count)
@@ -183,6 +185,7 @@ class Work:
         plain = {model: run.backend.fetch(kept) for model, kept in trimmed_to.items()}
         if run.shared is not None:
             run.trimmed_to.update(plain)
+            run.decided = run.decided or run.shared.data()
             plain = {}
         for model, counts in zip(task.models, outcome.counts, strict=False):
             before = result.counts.get(model, ModelCounts())

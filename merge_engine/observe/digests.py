@@ -7,7 +7,8 @@ a model is XXH3-128 over one line for each tensor, in order of the names (docs/a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Collection, Iterable, Mapping
 
 from xxhash import xxh3_128, xxh3_128_digest, xxh3_128_hexdigest
 
@@ -32,6 +33,8 @@ class Digests:
         """``sizes``: the number of bytes of every tensor, by name."""
         self._sizes = dict(sizes)
         self._blocks: dict[str, dict[int, bytes]] = {}
+        self._given_up = False
+        self._changed = threading.Condition()
         self._begun: dict[tuple[str, int], tuple[int, xxh3_128]] = {}
 
     def add(self, name: str, offset: int, data: memoryview) -> None:
@@ -57,12 +60,26 @@ class Digests:
                 self._continue(name, block, start, piece, whole)
             offset, data = offset + piece.nbytes, data[piece.nbytes :]
 
-    def blocks(self) -> dict[str, dict[int, bytes]]:
+    def blocks(self, names: Iterable[str] | None = None) -> dict[str, dict[int, bytes]]:
         """The digests (16 bytes) of all complete blocks, by tensor and number of the block: plain data to be sent.
 
-        Tensors without a complete block are left out.
+        Tensors without a complete block are left out, and those that are not among ``names``, if these are given.
         """
-        return {name: dict(blocks) for name, blocks in self._blocks.copy().items()}
+        found = self._blocks.copy()
+        return {name: dict(found[name]) for name in (found if names is None else names) if name in found}
+
+    def wait_for(self, names: Collection[str]) -> None:
+        """Wait until these tensors are digested. Raises ``OutputError`` once ``give_up`` was called."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._given_up or all(map(self._is_complete, names)))
+            if self._given_up:
+                raise OutputError("the merge has failed before all tensors of a shard were digested")
+
+    def give_up(self) -> None:
+        """No more bytes will come."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
 
     def merge(self, blocks: Mapping[str, Mapping[int, bytes]]) -> None:
         """Take digests of blocks that another process computed, as its ``blocks`` gave them.
@@ -85,7 +102,7 @@ class Digests:
         missing = []
         for name in sorted(self._sizes):
             blocks = self._blocks.get(name, {})
-            count = -(-self._sizes[name] // BLOCK)
+            count = self._count(name)
             if len(blocks) < count:
                 missing.append(name)
             elif count == 1:
@@ -112,6 +129,16 @@ class Digests:
         blocks = self._blocks.setdefault(name, {})
         if blocks.setdefault(block, digest) is not digest:
             raise _misuse(name, f"block {block} was digested twice")
+        if len(blocks) == self._count(name):
+            with self._changed:
+                self._changed.notify_all()
+
+    def _count(self, name: str) -> int:
+        """The number of blocks of a tensor."""
+        return -(-self._sizes[name] // BLOCK)
+
+    def _is_complete(self, name: str) -> bool:
+        return len(self._blocks.get(name, ())) == self._count(name)
 
 
 def model_digest(digests: Mapping[str, str]) -> str:

@@ -45,6 +45,13 @@ class Ledger:
     from_storage: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Everything but the lock, which no other process can have."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     @contextmanager
     def timed(self, stage: Stage, nbytes: int) -> Iterator[None]:
         """Count the enclosed block, which handles ``nbytes``, as work of a stage. Thread-safe."""

@@ -77,17 +77,14 @@ class MergePlan:
         """The number of the shard, from 0, by the name of a tensor in it."""
         return {name: number for number, shard in enumerate(self.shards) for name in shard.tensors}
 
-    def only(self, shard: int) -> MergePlan:
-        """The part of the plan that makes one shard.
+    def only(self, *shards: int) -> MergePlan:
+        """The part of the plan that makes some shards.
 
-        ``shard`` is its number, from 0; ``IndexError`` if there is none.
+        ``shards`` are their numbers, from 0; ``IndexError`` if there is none.
         """
-        names = self.shards[shard].tensors.keys()
-        return replace(
-            self,
-            tasks=tuple(task for task in self.tasks if task.name in names),
-            shards=(self.shards[shard],),
-        )
+        made = tuple(self.shards[shard] for shard in shards)
+        names = {name for shard in made for name in shard.tensors}
+        return replace(self, tasks=tuple(task for task in self.tasks if task.name in names), shards=made)
 
 
 def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite: bool = False) -> MergePlan:

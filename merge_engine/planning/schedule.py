@@ -40,7 +40,7 @@ MOST_ELEMENTS = 1 << 30
 """Elements of a chunk: native code counts those of a chunk in 32 bits."""
 
 SIDE_BY_SIDE = 8
-"""Shards that are written at a time: one file on a RAM disk takes 2.4 GB/s however many threads write to it."""
+"""Most shards that are written at a time: one file on a RAM disk takes 2.4 GB/s however many threads write to it."""
 
 _PIECES = 8  # A chunk takes at most this part of the memory, so that the first one is soon read.
 _HELD = 2  # Room for so many tensors that are held whole: while one is merged, the next is read.
@@ -54,13 +54,15 @@ class Budget:
     """Limits of a run: ``memory`` in bytes of tensor data, of the host or of the device that computes.
 
     ``in_place`` says that inputs are used in the page cache and take none of the memory. ``piece`` and
-    ``cached_piece`` are the bytes of a chunk, see ``PIECE``, ``DEVICE_PIECE`` and ``CACHED_PIECE``.
+    ``cached_piece`` are the bytes of a chunk, see ``PIECE``, ``DEVICE_PIECE`` and ``CACHED_PIECE``. ``side_by_side``
+    shards are written at a time.
     """
 
     memory: int = DEFAULT_MEMORY
     in_place: bool = False
     piece: int = PIECE
     cached_piece: int = CACHED_PIECE
+    side_by_side: int = SIDE_BY_SIDE
 
 
 class RingBytes(NamedTuple):
@@ -302,8 +304,8 @@ class Schedule:
         for task in self.plan.tasks:
             by_shard[self.plan.shard_of[task.name]].append(task)
         result: list[Task] = []
-        for first in range(0, len(by_shard), SIDE_BY_SIDE):
-            result += _in_turns(by_shard[first : first + SIDE_BY_SIDE])
+        for first in range(0, len(by_shard), self.budget.side_by_side):
+            result += _in_turns(by_shard[first : first + self.budget.side_by_side])
         return result
 
     def _division(self, task: Task) -> _Division:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from merge_engine.engine.carrying import carry_out
 from merge_engine.engine.choosing import choose_backend
-from merge_engine.engine.run import carry_out
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import ReportError
 from merge_engine.methods import Answers, Gram, Method, Operation, Task
