@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from merge_engine.errors import (
     BackendError,
     CheckpointError,
+    ManifestError,
     MergeError,
     NonFiniteError,
     OptionError,
@@ -95,6 +96,7 @@ __all__ = [
     "Entry",
     "Gram",
     "KeyRanks",
+    "ManifestError",
     "MaskedL1",
     "MergeError",
     "MergePlan",

@@ -28,7 +28,7 @@ from merge_engine.engine.work import Run
 from merge_engine.errors import DeviceMemoryError, OptionError, PlanError
 from merge_engine.methods import Answers, Task
 from merge_engine.observe.card import encode_card
-from merge_engine.observe.digests import Digests, model_digest
+from merge_engine.observe.digests import Digests, digest_of, model_digest
 from merge_engine.observe.ledger import Ledger, reading_counted
 from merge_engine.observe.manifest import MergedInput, encode_manifest
 from merge_engine.observe.result import MergeResult, TensorResult
@@ -228,15 +228,17 @@ def publish(
     ledger = result.ledger
     start = time.perf_counter()
     by_name = digests.by_name()
-    files = side_files(planned)
-    files["README.md"] = encode_card(planned.recipe, result, model_digest(by_name))
-    for name, data in files.items():
+    side = side_files(planned)
+    side["README.md"] = encode_card(planned.recipe, result, model_digest(by_name))
+    for name, data in side.items():
         writer.add_file(name, data)
     if isinstance(writer, CheckpointWriter):
         writer.flush()
     ledger.publish.seconds = time.perf_counter() - start
     ledger.seconds += ledger.publish.seconds
-    manifest = encode_manifest(planned.recipe, _inputs(planned), result, backend, by_name, list(files))
+    files = {name: (len(data), digest_of(data)) for name, data in side.items()}
+    inputs = _inputs(planned)
+    manifest = encode_manifest(planned.recipe, inputs, result, backend, digests, planned.shards, files)
     writer.add_file(MANIFEST_NAME, manifest)
     writer.finish()
 
@@ -250,6 +252,7 @@ def _inputs(planned: MergePlan) -> list[MergedInput]:
             str(path),
             given.fingerprint,
             tuple(role for role, one in roles.items() if one and one.path == path),
+            given.contents,
         )
         for path, given in inputs.items()
     ]
