@@ -7,6 +7,7 @@
     me.merge_state_dicts(base_sd, [sd_a, sd_b], "ties", density=0.2)
     me.plan("recipe.yaml")                                               # checks all inputs, merges nothing
     me.write_report("merged/")                                           # losses to the election, norms, angles
+    me.verify("merged/")                                                 # its files against its manifest
 
 A method of your own is a class: see ``Method`` and ``register``. Every error that the caller can fix is a
 ``MergeError``.
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
     from merge_engine.engine.resident import merge_state_dicts, merge_tensors
     from merge_engine.engine.run import plan, run, schedule
+    from merge_engine.inspect.verify import Finding, Verification, verify
     from merge_engine.methods import METHODS, Gram, KeyRanks, MaskedL1, Method, Task, Together, register
     from merge_engine.observe.discards import Discards, discards
     from merge_engine.observe.result import MergeResult, ModelCounts, TensorResult
@@ -65,6 +67,7 @@ _HOMES = {
     ),
     "merge_engine.engine.resident": ("merge_state_dicts", "merge_tensors"),
     "merge_engine.engine.run": ("plan", "run", "schedule"),
+    "merge_engine.inspect.verify": ("Finding", "Verification", "verify"),
     "merge_engine.methods": (
         "METHODS",
         "Gram",
@@ -94,6 +97,7 @@ __all__ = [
     "Discards",
     "Draw",
     "Entry",
+    "Finding",
     "Gram",
     "KeyRanks",
     "ManifestError",
@@ -116,6 +120,7 @@ __all__ = [
     "Task",
     "TensorResult",
     "Together",
+    "Verification",
     "discards",
     "load_recipe",
     "merge_state_dicts",
@@ -125,6 +130,7 @@ __all__ = [
     "register",
     "run",
     "schedule",
+    "verify",
     "write_report",
 ]
 

@@ -6,7 +6,7 @@ from merge_engine.storage.memory import PAGE, aligned, allocate, as_bytes
 from merge_engine.storage.mounts import Mount, mount_of
 from merge_engine.storage.page_cache import cached_share
 from merge_engine.storage.ranges import ByteRange, Extent, Way, open_range
-from merge_engine.storage.reading import choose_way
+from merge_engine.storage.reading import choose_way, way_here
 
 __all__ = [
     "PAGE",
@@ -27,4 +27,5 @@ __all__ = [
     "mount_of",
     "open_range",
     "processor",
+    "way_here",
 ]
