@@ -13,6 +13,7 @@ import merge_engine
 from merge_engine.backends import backend_or_kind
 from merge_engine.cli import show
 from merge_engine.cli.bench import bench
+from merge_engine.cli.diff import diff
 from merge_engine.cli.doctor import examine
 from merge_engine.cli.verify import verify
 from merge_engine.engine.choosing import choose_device
@@ -158,6 +159,7 @@ def doctor(
 
 
 app.command()(verify)
+app.command()(diff)
 app.command()(bench)
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from merge_engine.backends import Backend
 from merge_engine.engine.over_link import STAGING
+from merge_engine.errors import MergeError
 from merge_engine.observe.ledger import Stage
 from merge_engine.observe.result import MergeResult
 from merge_engine.planning import Schedule
@@ -77,6 +78,12 @@ def lines(console: Console, texts: Iterable[str]) -> None:
     """Print texts as they are, each on a line of its own, however long."""
     for text in texts:
         console.print(Text(printable(text)), soft_wrap=True)
+
+
+def errors(error: MergeError) -> None:
+    """Print the lines of an error to stderr."""
+    for line in str(error).splitlines():
+        print(f"error: {printable(line)}", file=sys.stderr)
 
 
 def pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:

@@ -14,7 +14,7 @@ from merge_engine.inspect.reading import STEP, access_to, in_threads, load
 from merge_engine.observe.digests import BLOCK, tensor_digest
 from merge_engine.observe.recorded import RecordedTensor
 from merge_engine.operands import Access
-from merge_engine.storage import Extent, File, open_range
+from merge_engine.storage import Extent, File, open_range, start_to_cache
 
 CHANGED = "not as they were merged"
 
@@ -105,6 +105,8 @@ def _digests(access: Access, file: File, unit: Sequence[Block]) -> list[bytes]:
     """The digest (16 bytes) of each block."""
     digests: list[bytes] = []
     running, at = xxh3_128(), unit[0].start
+    if access.way == "cached":
+        start_to_cache(access.files.descriptor(file), at, unit[-1].end)
     for start in range(at, unit[-1].end, STEP):
         extent = Extent(file, unit[0].tensor, start, min(STEP, unit[-1].end - start))
         found = open_range(access.files, extent, access.way, access.in_place)
