@@ -7,6 +7,8 @@
     me.merge_state_dicts(base_sd, [sd_a, sd_b], "ties", density=0.2)
     me.plan("recipe.yaml")                                               # checks all inputs, merges nothing
     me.write_report("merged/")                                           # losses to the election, norms, angles
+    me.verify("merged/")                                                 # its files against its manifest
+    me.diff("merged/", "other/")                                         # what differs between two checkpoints
 
 A method of your own is a class: see ``Method`` and ``register``. Every error that the caller can fix is a
 ``MergeError``.
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from merge_engine.errors import (
     BackendError,
     CheckpointError,
+    ManifestError,
     MergeError,
     NonFiniteError,
     OptionError,
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     )
     from merge_engine.engine.resident import merge_state_dicts, merge_tensors
     from merge_engine.engine.run import plan, run, schedule
+    from merge_engine.inspect.diff import Difference, TensorDifference, TensorType, diff
+    from merge_engine.inspect.verify import Finding, Verification, verify
     from merge_engine.methods import METHODS, Gram, KeyRanks, MaskedL1, Method, Task, Together, register
     from merge_engine.observe.discards import Discards, discards
     from merge_engine.observe.result import MergeResult, ModelCounts, TensorResult
@@ -64,6 +69,8 @@ _HOMES = {
     ),
     "merge_engine.engine.resident": ("merge_state_dicts", "merge_tensors"),
     "merge_engine.engine.run": ("plan", "run", "schedule"),
+    "merge_engine.inspect.diff": ("Difference", "TensorDifference", "TensorType", "diff"),
+    "merge_engine.inspect.verify": ("Finding", "Verification", "verify"),
     "merge_engine.methods": (
         "METHODS",
         "Gram",
@@ -90,11 +97,14 @@ __all__ = [
     "Combine",
     "Consensus",
     "Dense",
+    "Difference",
     "Discards",
     "Draw",
     "Entry",
+    "Finding",
     "Gram",
     "KeyRanks",
+    "ManifestError",
     "MaskedL1",
     "MergeError",
     "MergePlan",
@@ -112,8 +122,12 @@ __all__ = [
     "ReportError",
     "Schedule",
     "Task",
+    "TensorDifference",
     "TensorResult",
+    "TensorType",
     "Together",
+    "Verification",
+    "diff",
     "discards",
     "load_recipe",
     "merge_state_dicts",
@@ -123,6 +137,7 @@ __all__ = [
     "register",
     "run",
     "schedule",
+    "verify",
     "write_report",
 ]
 

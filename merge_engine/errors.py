@@ -33,8 +33,12 @@ class NonFiniteError(MergeError):
     """An input or a merged value is NaN or infinite, and the recipe does not allow it."""
 
 
+class ManifestError(MergeError):
+    """The folder holds no finished merge, or the manifest in it is damaged or of another format."""
+
+
 class ReportError(MergeError):
-    """The folder holds no merge with task vectors, or jinja2 or matplotlib is not installed."""
+    """The merge has no task vectors, or jinja2 or matplotlib is not installed."""
 
 
 class OutputError(MergeError):

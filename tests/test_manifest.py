@@ -13,6 +13,7 @@ import torch
 import yaml
 from conftest import SaveCheckpoint
 from safetensors.torch import load_file
+from written import load_folder
 from xxhash import xxh3_128
 
 import merge_engine as me
@@ -83,12 +84,15 @@ def test_the_same_merge_has_the_same_digests_and_another_seed_has_not(
     assert other["tensors"]["no"] == first["tensors"]["no"]
 
 
-def test_format_2(recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_format_3(recipe: dict[str, Any], tmp_path: Path) -> None:
     """Every key with the type of its value, on which other programs may rely."""
     counts = {"kept": int, "lost": int, "saved_by_trim": int, "saved_by_sign": int}
     of_models = {"0": counts, "1": counts}
     stage = {"bytes": int, "busy_seconds": float}
     stages = dict.fromkeys(("read", "compute", "digest", "write", "publish"), stage)
+    file = {"bytes": int, "mtime_ns": int, "header": str}
+    given = {"fingerprint": str, "roles": list, "files": {"model.safetensors": file}}
+    side = {"bytes": int, "digest": str}
     manifest = merged(recipe, tmp_path / "out")
     assert_schema(
         manifest,
@@ -98,17 +102,23 @@ def test_format_2(recipe: dict[str, Any], tmp_path: Path) -> None:
             "backend": str,
             "recipe": str,
             "inputs": {
-                recipe["base_model"]: {"fingerprint": str, "roles": list},
-                recipe["models"][0]["model"]: {"fingerprint": str, "roles": list},
-                recipe["models"][1]["model"]: {"fingerprint": str, "roles": list},
+                recipe["base_model"]: given,
+                recipe["models"][0]["model"]: given,
+                recipe["models"][1]["model"]: given,
             },
             "digest": str,
             "tensors": {
-                name: {"digest": str, "elements": int, **({"counts": of_models} if name != "no" else {})}
+                name: {
+                    "digest": str,
+                    "elements": int,
+                    **({"blocks": list} if name == "embed.weight" else {}),
+                    **({"counts": of_models} if name != "no" else {}),
+                }
                 for name in SHAPES
             },
             "counts": of_models,
-            "files": list,
+            "shards": {"model.safetensors": {"bytes": int, "header": str}},
+            "files": {"config.json": side, "README.md": side},
             "notes": list,
             "warnings": list,
             "ledger": {
@@ -119,18 +129,22 @@ def test_format_2(recipe: dict[str, Any], tmp_path: Path) -> None:
             },
         },
     )
-    assert manifest["format"] == 2
+    assert manifest["format"] == 3
     assert manifest["versions"]["merge_engine"] == version("merge_engine")
     assert load_recipe(manifest["recipe"]) == load_recipe(recipe)
     assert manifest["backend"] == "cpu"
-    assert manifest["files"] == ["config.json", "README.md"]
     assert {path: given["roles"] for path, given in manifest["inputs"].items()} == {
         recipe["base_model"]: ["base"],
         recipe["models"][0]["model"]: ["0"],
         recipe["models"][1]["model"]: ["1"],
     }
     for path, given in manifest["inputs"].items():
-        assert given["fingerprint"] == open_checkpoint(Path(path)).fingerprint
+        checkpoint = open_checkpoint(Path(path))
+        assert given["fingerprint"] == checkpoint.fingerprint
+        assert given["files"] == {
+            file.path.name: {"bytes": file.size, "mtime_ns": file.mtime_ns, "header": header}
+            for file, header in checkpoint.contents
+        }
     assert HEX.fullmatch(manifest["digest"])
     elements = {name: torch.Size(shape).numel() for name, shape in SHAPES.items()}
     assert {name: tensor["elements"] for name, tensor in manifest["tensors"].items()} == elements
@@ -138,6 +152,23 @@ def test_format_2(recipe: dict[str, Any], tmp_path: Path) -> None:
         for model in of_models:
             by_tensor = [t["counts"][model][key] for t in manifest["tensors"].values() if "counts" in t]
             assert manifest["counts"][model][key] == sum(by_tensor)
+
+
+def test_digests_of_blocks_headers_and_files(recipe: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = merged(recipe, out, shard_size="1MB")
+    tensor = manifest["tensors"]["embed.weight"]
+    block, large = 1 << 24, load_folder(out)["embed.weight"].view(torch.uint8).flatten().numpy().tobytes()
+    expected = [xxh3_128(large[start : start + block]).hexdigest() for start in range(0, len(large), block)]
+    assert tensor["blocks"] == expected and len(expected) == 2
+    assert set(manifest["shards"]) == {file.name for file in out.glob("*.safetensors")}
+    for name, shard in manifest["shards"].items():
+        data = (out / name).read_bytes()
+        header = data[: 8 + int.from_bytes(data[:8], "little")]
+        assert shard == {"bytes": len(data), "header": xxh3_128(header).hexdigest()}
+    for name, side in manifest["files"].items():
+        data = (out / name).read_bytes()
+        assert side == {"bytes": len(data), "digest": xxh3_128(data).hexdigest()}
 
 
 def assert_schema(value: Any, schema: Any, place: str = "") -> None:

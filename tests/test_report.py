@@ -250,22 +250,22 @@ def test_a_folder_whose_name_is_no_text(merged: Path, tmp_path: Path) -> None:
         (None, "holds no merge_manifest.json"),
         ("{", "no valid JSON"),
         ("[]", "not the manifest of a merge"),
-        ('{"format": 2}', "not the manifest of a merge"),
-        ('{"format": "1"}', "not the manifest of a merge"),
+        ('{"format": 3}', "not the manifest of a merge"),
+        ('{"format": "3"}', "not the manifest of a merge"),
         (
             '{"format": 1}',
-            "has format 1, and this version of merge_engine reads format 2; run the merge again$",
+            "has format 1, and this version of merge_engine reads format 3; run the merge again$",
         ),
         (
-            '{"format": 3}',
-            "has format 3, and this version of merge_engine reads format 2; run the merge again$",
+            '{"format": 2}',
+            "has format 2, and this version of merge_engine reads format 3; run the merge again$",
         ),
     ],
 )
 def test_a_folder_without_a_manifest(tmp_path: Path, text: str | None, expected: str) -> None:
     if text is not None:
         (tmp_path / MANIFEST_NAME).write_text(text)
-    with pytest.raises(me.ReportError, match=expected):
+    with pytest.raises(me.ManifestError, match=expected):
         me.write_report(tmp_path)
 
 

@@ -25,11 +25,10 @@ from merge_engine.backends import Backend
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.bench.limits import DiskLimits, Limits, save_limits
 from merge_engine.checkpoint import open_checkpoint
-from merge_engine.engine import scheduling
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.operands import Access, Stored
 from merge_engine.planning import DEFAULT_MEMORY, DEVICE_PIECE, PIECE, MergePlan
-from merge_engine.storage import File, Mount, OpenFiles, Way, choose_way, mount_of
+from merge_engine.storage import File, Mount, OpenFiles, Way, choose_way, mount_of, reading
 
 PLENTY, NOTHING = 1 << 40, 0
 SHAPE = (800, 700)  # in bfloat16 above what is too small to be read past the page cache
@@ -74,7 +73,7 @@ def on_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_on_a_ram_disk_take_no_memory(
     recipe: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduling, "available_memory", lambda: NOTHING)
+    monkeypatch.setattr(reading, "available_memory", lambda: NOTHING)
     for in_memory, way in ((True, "cached"), (False, "direct")):
         monkeypatch.setattr(Mount, "in_memory", in_memory)
         with open_access(me.plan(recipe), CpuBackend) as access:
@@ -108,7 +107,7 @@ def test_what_is_used_in_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """For a backend as for its class, which a plan is shown with where nothing runs."""
-    monkeypatch.setattr(scheduling, "available_memory", lambda: available)
+    monkeypatch.setattr(reading, "available_memory", lambda: available)
     monkeypatch.setattr(Mount, "local", local)
     plan = me.plan(recipe)
     for chosen in (backend, backend()):
@@ -124,7 +123,7 @@ def test_the_boundary(recipe: dict[str, object], monkeypatch: pytest.MonkeyPatch
     needed = 2 * sum(file.size for file in plan.files)
     assert len(plan.files) == 2 and needed > 2 * 2 * NBYTES
     for available, way in ((needed, "cached"), (needed - 1, "direct")):
-        monkeypatch.setattr(scheduling, "available_memory", lambda available=available: available)
+        monkeypatch.setattr(reading, "available_memory", lambda available=available: available)
         with open_access(plan, CpuBackend) as access:
             assert access.way == way
 
@@ -135,7 +134,7 @@ def test_a_system_that_does_not_say_what_is_available(
     def fail() -> int:
         raise OSError("nothing known")
 
-    monkeypatch.setattr(scheduling, "available_memory", fail)
+    monkeypatch.setattr(reading, "available_memory", fail)
     with open_access(me.plan(recipe), CpuBackend) as access:
         assert access.way == "direct"
 
@@ -219,7 +218,7 @@ def test_a_run_reads_in_the_way_that_is_chosen(
     if not can(chosen, plan):
         pytest.skip(f"this file system cannot be read {chosen}")
     with monkeypatch.context() as patch, watched(plan.files) as read:
-        patch.setattr(scheduling, "available_memory", lambda: available)
+        patch.setattr(reading, "available_memory", lambda: available)
         patch.setattr(Mount, "local", local)
         scheduled: list[me.Schedule] = []
         me.run(recipe, tmp_path / "out", backend="cpu", memory=memory, on_schedule=scheduled.append)

@@ -124,7 +124,7 @@ def listed_files(folder: Path) -> list[Path]:
     except (OSError, ValueError):
         return []
     names = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(names, list) or not all(_is_inside(folder, name) for name in names):
+    if not isinstance(names, (dict, list)) or not all(_is_inside(folder, name) for name in names):
         return []
     return [folder / name for name in names]
 

@@ -13,7 +13,9 @@ import merge_engine
 from merge_engine.backends import backend_or_kind
 from merge_engine.cli import show
 from merge_engine.cli.bench import bench
+from merge_engine.cli.diff import diff
 from merge_engine.cli.doctor import examine
+from merge_engine.cli.verify import verify
 from merge_engine.engine.choosing import choose_device
 from merge_engine.engine.run import parse_memory
 from merge_engine.engine.scheduling import open_access, schedule_for
@@ -156,6 +158,8 @@ def doctor(
         show.limits(console, measure, measure_limits(measure))
 
 
+app.command()(verify)
+app.command()(diff)
 app.command()(bench)
 
 

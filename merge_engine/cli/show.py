@@ -16,10 +16,12 @@ from rich.text import Text
 
 from merge_engine.backends import Backend
 from merge_engine.engine.over_link import STAGING
+from merge_engine.errors import MergeError
 from merge_engine.observe.ledger import Stage
 from merge_engine.observe.result import MergeResult
 from merge_engine.planning import Schedule
 from merge_engine.storage import Way
+from merge_engine.text import printable
 
 if TYPE_CHECKING:
     from merge_engine.bench.limits import Limits
@@ -45,7 +47,11 @@ class Progress:
 
     def start(self, schedule: Schedule) -> None:
         """Show the bar for the work of a schedule."""
-        self._task = self._bar.add_task("merge", total=schedule.bytes_read)
+        self.start_bytes(schedule.bytes_read)
+
+    def start_bytes(self, nbytes: int) -> None:
+        """Show the bar for so many bytes."""
+        self._task = self._bar.add_task("merge", total=nbytes)
 
     def advance(self, nbytes: int) -> None:
         """Move the bar by ``nbytes`` of input."""
@@ -66,6 +72,18 @@ def warnings(lines: Iterable[str]) -> None:
     """Print warnings to stderr, one line each."""
     for line in lines:
         print(f"warning: {line}", file=sys.stderr)
+
+
+def lines(console: Console, texts: Iterable[str]) -> None:
+    """Print texts as they are, each on a line of its own, however long."""
+    for text in texts:
+        console.print(Text(printable(text)), soft_wrap=True)
+
+
+def errors(error: MergeError) -> None:
+    """Print the lines of an error to stderr."""
+    for line in str(error).splitlines():
+        print(f"error: {printable(line)}", file=sys.stderr)
 
 
 def pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:

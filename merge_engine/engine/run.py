@@ -228,16 +228,22 @@ def publish(
     result = result_of(planned, collected.results, collected.trimmed_to, ledger, [*notes, *collected.notes])
     result.output = output
     start = time.perf_counter()
-    by_name = collected.digests.by_name()
-    names = add_side_files(planned, writer)
-    writer.add_file("README.md", encode_card(planned.recipe, result, model_digest(by_name)))
+    add_side_files(planned, writer)
+    digest = model_digest(collected.digests.by_name())
+    writer.add_file("README.md", encode_card(planned.recipe, result, digest))
     if isinstance(writer, CheckpointWriter):
         writer.flush()
     ledger.publish.seconds = time.perf_counter() - start
     ledger.seconds += ledger.publish.seconds
-    backends = ", ".join(collected.backends)
-    names = [*dict.fromkeys([*names, "README.md"])]
-    manifest = encode_manifest(planned.recipe, _inputs(planned), result, backends, by_name, names)
+    manifest = encode_manifest(
+        planned.recipe,
+        _inputs(planned),
+        result,
+        ", ".join(collected.backends),
+        collected.digests,
+        planned.shards,
+        writer.files,
+    )
     writer.add_file(MANIFEST_NAME, manifest)
     writer.finish()
     if writer.complete:
@@ -257,18 +263,18 @@ def _inputs(planned: MergePlan) -> list[MergedInput]:
             str(path),
             given.fingerprint,
             tuple(role for role, one in roles.items() if one and one.path == path),
+            given.contents,
         )
         for path, given in inputs.items()
     ]
 
 
-def add_side_files(planned: MergePlan, writer: CheckpointWriter | CheckpointTransaction) -> list[str]:
-    """Add config, tokenizer and the like of the donor, with the output's dtype in the config. Returns their names.
+def add_side_files(planned: MergePlan, writer: CheckpointWriter | CheckpointTransaction) -> None:
+    """Add config, tokenizer and the like of the donor, with the output's dtype in the config.
 
     Raises ``CheckpointError`` for a file that cannot be read, and ``OutputError``.
     """
-    files = carried_files(planned.donor.path)
-    for name, path in files.items():
+    for name, path in carried_files(planned.donor.path).items():
         if name == "config.json":
             dtypes = {task.out for task in planned.tasks if task.out.mergeable}
             written = planned.recipe.output_dtype or (dtypes.pop() if len(dtypes) == 1 else None)
@@ -276,7 +282,6 @@ def add_side_files(planned: MergePlan, writer: CheckpointWriter | CheckpointTran
             writer.add_file(name, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
         else:
             writer.copy_file(name, path)
-    return list(files)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from merge_engine.backends import Backend
 from merge_engine.operands import Access
 from merge_engine.planning import DEFAULT_MEMORY, DEVICE_PIECE, PIECE, Budget, MergePlan, Schedule
-from merge_engine.storage import OpenFiles, available_memory, choose_way, mount_of
+from merge_engine.storage import OpenFiles, way_here
 
 DEVICE_SHARE = 4
 """By default a run takes one part in so many of a device's free memory."""
@@ -21,16 +21,11 @@ SMALLEST_DEVICE_MEMORY = 16 << 20
 def open_access(plan: MergePlan, backend: Backend | type[Backend]) -> Iterator[Access]:
     """Decide how the inputs are read, and keep them open until the context is left.
 
-    For the decision see ``choose_way``; files on a RAM disk are in memory already and take no more of it. Inputs that
-    are read through the page cache are used there in place if the backend can do that.
+    For the decision see ``way_here``. Inputs that are read through the page cache are used there in place if the
+    backend can do that.
     """
-    try:
-        available = available_memory()
-    except OSError:  # the system does not say
-        available = 0
-    on_disk = [file for file in plan.files if not mount_of(file.path).in_memory]
     with OpenFiles() as files:
-        yield Access(files, choose_way(on_disk, available), backend.reads_in_place)
+        yield Access(files, way_here(plan.files), backend.reads_in_place)
 
 
 def schedule_for(

@@ -8,7 +8,7 @@ a model is XXH3-128 over one line for each tensor, in order of the names (docs/a
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from xxhash import xxh3_128, xxh3_128_digest, xxh3_128_hexdigest
 
@@ -105,10 +105,8 @@ class Digests:
             count = self._count(name)
             if len(blocks) < count:
                 missing.append(name)
-            elif count == 1:
-                found[name] = xxh3_128_hexdigest(blocks[0])
             else:
-                found[name] = xxh3_128_hexdigest(b"".join(blocks[block] for block in range(count)))
+                found[name] = tensor_digest([blocks[block] for block in range(count)])
         if missing:
             raise OutputError(f"internal error: not completely digested: {some(missing)}")
         return found
@@ -139,6 +137,16 @@ class Digests:
 
     def _is_complete(self, name: str) -> bool:
         return len(self._blocks.get(name, ())) == self._count(name)
+
+
+def digest_of(data: bytes) -> str:
+    """The hexadecimal digest of a file, or of a header: XXH3-128 of its bytes."""
+    return xxh3_128_hexdigest(data)
+
+
+def tensor_digest(blocks: Sequence[bytes]) -> str:
+    """The hexadecimal digest of a tensor, from the digests of its blocks (16 bytes each) in order."""
+    return xxh3_128_hexdigest(b"".join(blocks))
 
 
 def model_digest(digests: Mapping[str, str]) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merge_engine.observe.digests import model_digest
+from merge_engine.checkpoint import ShardLayout
+from merge_engine.observe.digests import Digests, digest_of, model_digest
 from merge_engine.observe.result import MergeResult, ModelCounts
 from merge_engine.observe.versions import versions
 from merge_engine.recipe import Recipe
+from merge_engine.storage import File
 
-FORMAT = 2
+FORMAT = 3
 """The version of the format. It grows with every change that a reader must know."""
 
 
@@ -20,12 +22,14 @@ FORMAT = 2
 class MergedInput:
     """A checkpoint that was merged: its path, its fingerprint, and its roles: ``base``, or recipe positions.
 
-    An input without a role gave only config and tokenizer.
+    An input without a role gave only config and tokenizer. ``contents`` has each weight file with a digest of its
+    header, as in ``Checkpoint``.
     """
 
     path: str
     fingerprint: str
     roles: tuple[str, ...]
+    contents: tuple[tuple[File, str], ...]
 
 
 def encode_manifest(
@@ -33,31 +37,36 @@ def encode_manifest(
     inputs: Sequence[MergedInput],
     result: MergeResult,
     backend: str,
-    digests: Mapping[str, str],
-    files: Sequence[str],
+    digests: Digests,
+    shards: Sequence[ShardLayout],
+    files: Mapping[str, tuple[int, str]],
 ) -> bytes:
     """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run.
 
-    ``backend`` is the backend's name, ``digests`` has the hexadecimal digest of each tensor by name, ``files`` are
-    the names of the other files that were written into the folder.
+    ``backend`` is the backend's name. ``digests`` has all bytes of all tensors. ``files`` has the size and the
+    hexadecimal digest of each other file that was written into the folder, by name. Raises ``OutputError`` when
+    digests are missing.
     """
+    by_name, blocks = digests.by_name(), digests.blocks()
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "versions": versions(),
         "backend": backend,
         "recipe": recipe.to_yaml(),
-        "inputs": {one.path: {"fingerprint": one.fingerprint, "roles": one.roles} for one in inputs},
-        "digest": model_digest(digests),
+        "inputs": {one.path: _input(one) for one in inputs},
+        "digest": model_digest(by_name),
         "tensors": {
             tensor.name: {
-                "digest": digests[tensor.name],
+                "digest": by_name[tensor.name],
                 "elements": tensor.elements,
+                **_blocks(blocks.get(tensor.name, {})),
                 **({"counts": _counts(tensor.counts)} if tensor.counts else {}),
             }
             for tensor in result.per_tensor
         },
         "counts": _counts(result.counts),
-        "files": list(files),
+        "shards": {shard.name: {"bytes": shard.size, "header": digest_of(shard.header)} for shard in shards},
+        "files": {name: {"bytes": nbytes, "digest": digest} for name, (nbytes, digest) in files.items()},
         "notes": result.notes,
         "warnings": result.warnings,
         "ledger": result.ledger.as_dict(),
@@ -65,6 +74,19 @@ def encode_manifest(
     # One line for each key: fully indented JSON of many tensors is long and slow to write.
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def _input(given: MergedInput) -> dict[str, Any]:
+    files = {
+        file.path.name: {"bytes": file.size, "mtime_ns": file.mtime_ns, "header": header}
+        for file, header in given.contents
+    }
+    return {"fingerprint": given.fingerprint, "roles": given.roles, "files": files}
+
+
+def _blocks(blocks: Mapping[int, bytes]) -> dict[str, list[str]]:
+    """The digests of a tensor's blocks. That of a single block is left out: it would be as long as the tensor's."""
+    return {"blocks": [blocks[number].hex() for number in range(len(blocks))]} if len(blocks) > 1 else {}
 
 
 def _counts(counts: Mapping[int, ModelCounts]) -> dict[str, dict[str, int]]:

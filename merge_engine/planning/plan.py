@@ -32,12 +32,14 @@ from merge_engine.storage import File
 class Input:
     """One input of a merge: its path, its fingerprint when its headers were read, and its config.json as a mapping.
 
-    ``fingerprint`` changes when the checkpoint is rewritten (see ``Checkpoint.fingerprint``).
+    ``fingerprint`` changes when the checkpoint is rewritten. It follows from ``contents``, each weight file with a
+    digest of its header (see ``Checkpoint``).
     """
 
     path: Path
     fingerprint: str
     config: Mapping[str, object]
+    contents: tuple[tuple[File, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
 
 
 def _input(checkpoint: Checkpoint) -> Input:
-    return Input(checkpoint.path, checkpoint.fingerprint, checkpoint.config)
+    return Input(checkpoint.path, checkpoint.fingerprint, checkpoint.config, checkpoint.contents)
 
 
 def _catalogue(checkpoint: Checkpoint) -> Catalogue:

@@ -1,55 +1,16 @@
-"""The manifest of a merge, checked: a folder may hold a file that no merge wrote."""
+"""A finished merge, from the manifest in its folder: what a report is about."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, Field, ValidationError
 
 from merge_engine.checkpoint import MANIFEST_NAME
-from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.errors import ReportError
 from merge_engine.methods import METHODS
 from merge_engine.observe.discards import Discards, sum_up
-from merge_engine.observe.manifest import FORMAT
-from merge_engine.observe.result import ModelCounts, TensorResult
+from merge_engine.observe.recorded import read_manifest
+from merge_engine.observe.result import TensorResult
 from merge_engine.recipe import Recipe, load_recipe
-from merge_engine.storage.bounded import MAX_MANIFEST, read_bounded
-
-_Count = Annotated[int, Field(strict=True)]
-
-
-class _Counts(BaseModel):
-    kept: _Count
-    lost: _Count
-    saved_by_trim: _Count
-    saved_by_sign: _Count
-
-    def plain(self) -> ModelCounts:
-        return ModelCounts(self.kept, self.lost, self.saved_by_trim, self.saved_by_sign)
-
-
-class _Tensor(BaseModel):
-    elements: _Count
-    counts: dict[int, _Counts] = {}
-
-
-class Input(BaseModel):
-    """One input: its fingerprint when it was merged, and its roles (``base``, or recipe positions)."""
-
-    fingerprint: str
-    roles: tuple[str, ...] = ()
-
-
-class _Manifest(BaseModel):
-    format: Literal[2]
-    recipe: str
-    digest: str
-    inputs: dict[str, Input]
-    tensors: dict[str, _Tensor]
-    counts: dict[int, _Counts]
-    notes: list[str] = []
 
 
 class Record:
@@ -61,9 +22,9 @@ class Record:
     def __init__(self, folder: Path):
         """Read the manifest in ``folder``.
 
-        Raises ``ReportError`` if there is none, if it is not one of ours, or if it has no counts.
+        Raises ``ManifestError`` if there is none or it is not one of ours, and ``ReportError`` if it has no counts.
         """
-        manifest = _read(folder / MANIFEST_NAME)
+        manifest = read_manifest(folder)
         self.folder = folder
         self.recipe: Recipe = load_recipe(manifest.recipe)
         self.digest = manifest.digest
@@ -106,27 +67,3 @@ def _without_common_folder(names: list[str]) -> list[str]:
     while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1
     return ["/".join(p[shared:]) for p in parts]
-
-
-def _read(path: Path) -> _Manifest:
-    try:
-        document = parse_json(read_bounded(path, MAX_MANIFEST))
-        found = document.get("format") if isinstance(document, dict) else None
-        if type(found) is int and found != FORMAT:
-            raise ReportError(
-                f"{path}: has format {found}, and this version of merge_engine reads format {FORMAT}; "
-                "run the merge again"
-            )
-        return _Manifest.model_validate(document)
-    except FileNotFoundError:
-        raise ReportError(
-            f"{path.parent}: holds no {MANIFEST_NAME}; name the output folder of a merge"
-        ) from None
-    except OSError as error:
-        raise ReportError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ReportError(f"{path}: not the manifest of a merge: {place!r}: {first['msg']}") from None
-    except ValueError as error:
-        raise ReportError(f"{path}: no valid JSON: {error}") from None

@@ -30,8 +30,9 @@ def write_report(
     them. Counts come from the merge's manifest. For norms and cosines the inputs are read once more; if they are
     gone or have been rewritten, both files say so. ``on_schedule`` and ``progress`` are as in ``run``.
 
-    Returns the paths of both files. Raises ``ReportError`` if the folder holds no merge with task vectors, or
-    jinja2 or matplotlib is not installed, and ``OutputError`` if the files cannot be written.
+    Returns the paths of both files. Raises ``ManifestError`` if the folder holds no merge, ``ReportError`` if the
+    merge has no task vectors, or jinja2 or matplotlib is not installed, and ``OutputError`` if the files cannot be
+    written.
     """
     _require_extra()
     record = Record(Path(output))

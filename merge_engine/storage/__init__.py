@@ -5,9 +5,9 @@ from merge_engine.storage.files import File, OpenFiles
 from merge_engine.storage.machine import available_memory, cores, link_rate, processor
 from merge_engine.storage.memory import PAGE, aligned, allocate, as_bytes
 from merge_engine.storage.mounts import Mount, mount_of
-from merge_engine.storage.page_cache import cached_share
+from merge_engine.storage.page_cache import cached_share, start_to_cache
 from merge_engine.storage.ranges import ByteRange, Extent, Way, open_range
-from merge_engine.storage.reading import choose_way
+from merge_engine.storage.reading import choose_way, way_here
 
 __all__ = [
     "PAGE",
@@ -29,4 +29,6 @@ __all__ = [
     "open_range",
     "processor",
     "read_bounded",
+    "start_to_cache",
+    "way_here",
 ]
