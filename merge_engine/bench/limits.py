@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from merge_engine.errors import OptionError
 from merge_engine.storage import mount_of
 from merge_engine.storage.machine import cores, processor
 
@@ -71,9 +72,23 @@ class Limits:
 _FILE = TypeAdapter(dict[str, Limits])  # by machine: a home folder may be shared by many
 
 
+def user_cache() -> Path:
+    """The folder of merge_engine below ``$XDG_CACHE_HOME``, by default ``~/.cache``.
+
+    Raises ``OptionError`` where neither is known: a user of a container may have no account.
+    """
+    try:
+        above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise OptionError(
+            "HOME: not set, and this user has no account; set XDG_CACHE_HOME to a folder for measurements"
+        ) from None
+    return above / "merge_engine"
+
+
 def limits_file() -> Path:
-    """The file of the limits: below ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merge_engine" / "limits.json"
+    """The file of the limits. Raises ``OptionError`` as ``user_cache`` does."""
+    return user_cache() / "limits.json"
 
 
 def load_limits() -> Limits:
@@ -82,7 +97,7 @@ def load_limits() -> Limits:
 
 
 def save_limits(limits: Limits) -> None:
-    """Keep the limits of this machine. Raises ``OSError`` when the cache cannot be written."""
+    """Keep the limits of this machine. Raises ``OSError`` or ``OptionError`` when the cache cannot be written."""
     machines = {**_load_all(), _machine(): limits}
     file = limits_file()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +112,7 @@ def save_limits(limits: Limits) -> None:
 def _load_all() -> dict[str, Limits]:
     try:
         return _FILE.validate_json(limits_file().read_bytes())
-    except (OSError, ValidationError):
+    except (OSError, OptionError, ValidationError):
         return {}
 
 

@@ -1,8 +1,11 @@
 """The command line: parse, call, show."""
 
 import gc
-import io
 import sys
+import warnings
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
 
 
 def main() -> None:
@@ -12,17 +15,16 @@ def main() -> None:
     it, a merge of 50,000 tensors took 1.7 times the processor time.
     """
     gc.disable()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold letters that the terminal's encoding lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
-    from merge_engine.cli.app import call
-
-    code = call()
+    if not sys.warnoptions:  # those of libraries are no messages for the user of a command
+        warnings.simplefilter("ignore")
     try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # it is None if it was closed before the start
-                stream.flush()
-    except OSError:  # the reader of a pipe has ended, or the disk is full
-        sys.stdout = None  # otherwise Python flushes again at exit
-        code = code or 1
+        from merge_engine.cli.terminal import open_streams
+
+        open_streams()
+        from merge_engine.cli.app import call
+
+        code = call()
+    except KeyboardInterrupt:  # also while modules are imported
+        code = INTERRUPTED
     gc.freeze()  # the end of the process frees all objects
     sys.exit(code)
