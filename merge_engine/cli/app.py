@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import merge_engine
+from merge_engine.arguments import threads_of
 from merge_engine.backends import backend_or_kind
 from merge_engine.cli import show, terminal
 from merge_engine.cli.bench import bench
@@ -38,7 +39,10 @@ Device = Annotated[
 BackendName = Annotated[
     str, typer.Option("--backend", help="auto, cpu, cuda, triton or reference.", show_default=True)
 ]
-Threads = Annotated[int | None, typer.Option(min=1, show_default="all cores", help="Threads that compute.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(callback=threads_of, show_default="all cores", help="Threads that compute."),
+]
 Memory = Annotated[
     str | None,
     typer.Option(
