@@ -1,8 +1,11 @@
 """The command line: parse, call, show."""
 
 import gc
+import os
+import signal
 import sys
 import warnings
+from typing import Any
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
@@ -17,14 +20,30 @@ def main() -> None:
     gc.disable()
     if not sys.warnoptions:  # those of libraries are no messages for the user of a command
         warnings.simplefilter("ignore")
+    # Modules that are being imported may swallow a KeyboardInterrupt, and nothing has to be cleaned up yet.
+    handler = _at_once()
+    from merge_engine.cli.terminal import open_streams
+
+    open_streams()
+    from merge_engine.cli.app import call
+
     try:
-        from merge_engine.cli.terminal import open_streams
-
-        open_streams()
-        from merge_engine.cli.app import call
-
+        signal.signal(signal.SIGINT, handler)
         code = call()
-    except KeyboardInterrupt:  # also while modules are imported
+    except KeyboardInterrupt:
         code = INTERRUPTED
+    finally:
+        _at_once()
     gc.freeze()  # the end of the process frees all objects
     sys.exit(code)
+
+
+def _at_once() -> Any:
+    """Let Ctrl-C end the process at once, unless it is ignored, as for a job in the background.
+
+    Returns what handled it before.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    return before
