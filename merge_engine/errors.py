@@ -1,12 +1,31 @@
 """Errors that the user can fix, one class for each place to look.
 
-Each message is one line (or one line per problem) that names the file, tensor or key, the value found, and the way
-out. The command line prints the message alone; Python users catch ``MergeError``.
+Each problem is one line that names the file, tensor or key, the value found, and the way out. The command line prints
+these lines alone; Python users catch ``MergeError``.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from merge_engine.text import printable
 
 
 class MergeError(Exception):
-    """Base of every error that merge_engine raises on purpose."""
+    """Base of every error that merge_engine raises on purpose.
+
+    ``problems`` holds every reason found, one line each; ``str(error)`` joins them by line feeds. Names come from the
+    files of others and may hold anything, so what is not printable in a problem is escaped (see ``text.printable``).
+    """
+
+    def __init__(self, problems: str | Iterable[str]):
+        lines = [problems] if isinstance(problems, str) else problems
+        self.problems = [printable(line) for line in lines]
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles keep the problems apart."""
+        return type(self), (self.problems,), self.__dict__
 
 
 class OptionError(MergeError):
@@ -22,11 +41,7 @@ class CheckpointError(MergeError):
 
 
 class PlanError(MergeError):
-    """These inputs cannot be merged with this recipe. ``problems`` holds every reason found, one line each."""
-
-    def __init__(self, problems: list[str]):
-        self.problems = problems
-        super().__init__("\n".join(problems))
+    """These inputs cannot be merged with this recipe."""
 
 
 class NonFiniteError(MergeError):

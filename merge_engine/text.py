@@ -20,6 +20,26 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
+def cut(text: str, longest: int) -> str:
+    """The text if it has at most ``longest`` characters, else its begin and end with the number of those left out.
+
+    ``longest`` is at least 100.
+    """
+    if len(text) <= longest:
+        return text
+    half = longest // 2 - 25  # leaves room for the number
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+
+
+def without_common_folder(paths: Sequence[str]) -> list[str]:
+    """The paths without the folders that all of them begin with. The rest of each is not empty."""
+    parts = [path.split("/") for path in paths]
+    shared = 0
+    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    return ["/".join(p[shared:]) for p in parts]
+
+
 def some(items: Sequence[str]) -> str:
     """The first five items, separated by commas, and the number of the others: for a message of one line."""
     rest = len(items) - _SHOWN

@@ -104,14 +104,6 @@ def test_bad_input_is_one_line_and_no_output(
     assert not out.exists()
 
 
-def test_nobody_need_listen(recipe: Path) -> None:
-    out = recipe.parent / "out"
-    command = 'exec "$0" -m merge_engine run "$1" "$2" >&-'
-    done = subprocess.run(["sh", "-c", command, sys.executable, recipe, out], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (out / "model.safetensors").exists()
-
-
 def test_importing_needs_no_torch() -> None:
     code = "import sys, merge_engine; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 
+from merge_engine.arguments import threads_of
 from merge_engine.backends.base import HEADROOM, Backend
 from merge_engine.errors import (
     BackendChoiceError,
@@ -15,6 +16,7 @@ from merge_engine.errors import (
     NoDeviceError,
     NotBuiltError,
 )
+from merge_engine.tensors import demand_values
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """What there is where a driver of NVIDIA, of AMD, or of a virtual machine under Windows is loaded."""
@@ -33,15 +35,17 @@ def create_backend(
     one that is there cannot be used is added to ``notes``. ``name`` forces a backend: ``cpu`` and ``cuda`` (native
     code), ``triton`` (a GPU), or ``reference`` (plain torch). ``threads`` is the number of threads of the cpu backend,
     by default all that the process may use. Whether a GPU is worth it for a merge of files is decided before, by
-    ``engine.choosing``. Raises ``BackendChoiceError`` for what does not exist, and other ``BackendError`` for what
-    cannot be used.
+    ``engine.choosing``. Raises ``BackendChoiceError`` for what does not exist, other ``BackendError`` for what
+    cannot be used, and ``OptionError`` for no number of threads.
     """
+    name, device, threads = str(name), str(device), threads_of(threads)
     if name not in NAMES:
         raise BackendChoiceError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')
     index = _device_index(device)
     if name == "reference":
         from merge_engine.backends.reference import ReferenceBackend
 
+        demand_values()
         return ReferenceBackend()
     if name == "triton":
         return _triton(index)
@@ -137,6 +141,7 @@ def _triton(index: int | None) -> Backend:
         )
     from merge_engine.backends.triton import TritonBackend
 
+    demand_values()
     return TritonBackend(index)
 
 

@@ -169,8 +169,8 @@ def relaxed_key(key: int, slack: float, working: DType) -> int:
     """The key of RN(float32(1 - slack) * magnitude(key)), in double for float64."""
     integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[working.bits]
     real = real_dtype(working)
-    magnitude = torch.tensor([key], dtype=integer).view(torch_dtype(working)).to(real)
-    return int(keys_of(torch.tensor(1.0 - slack, dtype=real) * magnitude, working))
+    magnitude = torch.tensor([key], dtype=integer, device="cpu").view(torch_dtype(working)).to(real)
+    return int(keys_of(torch.tensor(1.0 - slack, dtype=real, device="cpu") * magnitude, working))
 
 
 def solve_band(band: FoundBand, working: DType) -> SolvedBand:
@@ -232,7 +232,7 @@ class ReferenceBackend(Backend):
     def array(self, memory: memoryview, dtype: DType) -> torch.Tensor:
         """Wrap host memory (see ``Backend.array``)."""
         if not len(memory):
-            return torch.empty(0, dtype=torch_dtype(dtype))
+            return torch.empty(0, dtype=torch_dtype(dtype), device="cpu")
         return torch.frombuffer(memory, dtype=torch_dtype(dtype))
 
     def tensor(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -245,7 +245,7 @@ class ReferenceBackend(Backend):
 
     def new_counts(self, level: int, within: Sequence[Found | None]) -> _Counts:
         """Make empty counts (see ``Backend.new_counts``)."""
-        tables = [torch.zeros(level_bins(level), dtype=torch.int64) for _ in within]
+        tables = [torch.zeros(level_bins(level), dtype=torch.int64, device="cpu") for _ in within]
         return _Counts(level, list(within), tables)
 
     def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: _Counts) -> None:

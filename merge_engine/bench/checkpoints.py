@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from merge_engine.bench.limits import user_cache
 from merge_engine.bench.shapes import ARCHITECTURES
 from merge_engine.bench.tensor_memory import memory_of
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, open_checkpoint, plan_shards
@@ -32,9 +33,12 @@ _PIECE = 1 << 22  # elements drawn at a time
 
 
 def cache_folder() -> Path:
-    """Where checkpoints are kept by default: ``$MERGE_ENGINE_BENCH_DIR``, else a folder in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "merge_engine" / "benchmarks"
-    return Path(os.environ.get(FOLDER_VARIABLE, default))
+    """Where checkpoints are kept by default: ``$MERGE_ENGINE_BENCH_DIR``, else a folder in the user's cache.
+
+    Raises ``OptionError`` where there is neither.
+    """
+    given = os.environ.get(FOLDER_VARIABLE)
+    return Path(given) if given else user_cache() / "benchmarks"
 
 
 def draw_base(count: int, seed: int) -> torch.Tensor:

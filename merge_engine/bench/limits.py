@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from merge_engine.errors import OptionError
 from merge_engine.storage import mount_of, read_bounded
 from merge_engine.storage.machine import cores, processor
 
@@ -72,9 +73,23 @@ _FILE = TypeAdapter(dict[str, Limits])  # by machine: a home folder may be share
 _MAX_BYTES = 1_000_000
 
 
+def user_cache() -> Path:
+    """The folder of merge_engine below ``$XDG_CACHE_HOME``, by default ``~/.cache``.
+
+    Raises ``OptionError`` where neither is known: a user of a container may have no account.
+    """
+    try:
+        above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise OptionError(
+            "HOME: not set, and this user has no account; set XDG_CACHE_HOME to a folder for measurements"
+        ) from None
+    return above / "merge_engine"
+
+
 def limits_file() -> Path:
-    """The file of the limits: below ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merge_engine" / "limits.json"
+    """The file of the limits. Raises ``OptionError`` as ``user_cache`` does."""
+    return user_cache() / "limits.json"
 
 
 def load_limits() -> Limits:
@@ -83,7 +98,7 @@ def load_limits() -> Limits:
 
 
 def save_limits(limits: Limits) -> None:
-    """Keep the limits of this machine. Raises ``OSError`` when the cache cannot be written."""
+    """Keep the limits of this machine. Raises ``OSError`` or ``OptionError`` when the cache cannot be written."""
     machines = {**_load_all(), _machine(): limits}
     file = limits_file()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +113,7 @@ def save_limits(limits: Limits) -> None:
 def _load_all() -> dict[str, Limits]:
     try:
         return _FILE.validate_json(read_bounded(limits_file(), _MAX_BYTES))
-    except (OSError, ValidationError):
+    except (OSError, OptionError, ValidationError):
         return {}
 
 

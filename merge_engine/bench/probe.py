@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from merge_engine.bench.limits import DiskLimits, Limits, load_limits, save_limits
+from merge_engine.bench.limits import DiskLimits, Limits, load_limits, save_limits, user_cache
 from merge_engine.checkpoint import CheckpointWriter, OutputTensor, plan_shards
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE
 from merge_engine.dtypes import BF16
@@ -39,8 +39,9 @@ def measure_limits(folder: Path) -> Limits:
     """Measure memory, link, and the file system of ``folder``, and keep the limits in the user's cache.
 
     Other file systems of this machine that were measured before stay known. Raises as ``measure_disk`` does,
-    and ``OSError`` when the user's cache cannot be written.
+    and ``OSError`` or ``OptionError`` when the user's cache cannot be written.
     """
+    user_cache()  # fails now, not after the work
     limits = load_limits()
     limits.memory, limits.link = measure_memory(), measure_link()
     limits.disks[str(mount_of(folder))] = measure_disk(folder)

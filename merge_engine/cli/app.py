@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import merge_engine
+from merge_engine.arguments import threads_of
 from merge_engine.backends import backend_or_kind
-from merge_engine.cli import show
+from merge_engine.cli import show, terminal
 from merge_engine.cli.bench import bench
 from merge_engine.cli.diff import diff
 from merge_engine.cli.doctor import examine
+from merge_engine.cli.terminal import console
 from merge_engine.cli.verify import verify
 from merge_engine.engine.choosing import choose_device
 from merge_engine.engine.run import parse_memory
 from merge_engine.engine.scheduling import open_access, schedule_for
-from merge_engine.errors import MergeError, OptionError
+from merge_engine.errors import MergeError, OptionError, OutputError
 from merge_engine.observe.versions import versions
 from merge_engine.planning import Schedule
 
@@ -28,7 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file in mergekit's format.")]
 Device = Annotated[
@@ -40,7 +41,10 @@ Device = Annotated[
 BackendName = Annotated[
     str, typer.Option("--backend", help="auto, cpu, cuda, triton or reference.", show_default=True)
 ]
-Threads = Annotated[int | None, typer.Option(min=1, show_default="all cores", help="Threads that compute.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(callback=threads_of, show_default="all cores", help="Threads that compute."),
+]
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -52,6 +56,8 @@ ShardSize = Annotated[str, typer.Option(help="Size of an output file, such as 5G
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output in the folder.")]
 
 SHARD_SIZE = "5GB"
+TRACEBACK = "MERGE_ENGINE_TRACEBACK"
+"""The environment variable that shows the traceback of an internal error."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -99,6 +105,7 @@ def run(
             on_schedule=start,
             progress=progress.advance,
         )
+    terminal.result_is_on_disk()
     show.result(console, result)
 
 
@@ -135,8 +142,9 @@ def report(
         page, numbers = merge_engine.write_report(
             output, on_schedule=progress.start, progress=progress.advance
         )
+    terminal.result_is_on_disk()
     for path in (page, numbers):
-        console.print(f"wrote {path}", soft_wrap=True, markup=False, highlight=False)
+        console.print(terminal.cell(f"wrote {path}"), soft_wrap=True)
 
 
 @app.command()
@@ -166,14 +174,34 @@ app.command()(bench)
 def call() -> int:
     """Run the command line and return its exit code: 2 for a wrong option, 1 for other errors, one line each."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        if lost := terminal.lost_output():
+            raise OutputError(f"stdout: cannot be written: {lost.strerror}; write it to another place")
+        return code if isinstance(code, int) else 0
     except MergeError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        terminal.say("error", error.problems)
         return 2 if isinstance(error, OptionError) else 1
+    except typer.TyperException as error:
+        terminal.say("error", _wrong_use(error))
+        return error.exit_code
     except OSError as error:  # no permission, no space for a temporary file, a disk that fails
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except SystemExit as stop:  # raised by typer
-        return int(stop.code or 0)
-    return 0
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        terminal.say("error", [f"{place}{error.strerror or error}"])
+    except MemoryError:
+        terminal.say("error", ["this machine has too little free memory; a smaller --memory needs less"])
+    except Exception as error:  # a fault of this program
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        said = f"{type(error).__name__}: {error}"
+        terminal.say("error", [f"internal error: {said}; {TRACEBACK}=1 shows where: please report it"])
+    return 1
+
+
+def _wrong_use(error: typer.TyperException) -> list[str]:
+    """The line for options and arguments that do not fit a command. None where typer has printed the help instead."""
+    message = error.format_message().rstrip(".")
+    if not message:
+        return []
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "merge-engine"
+    return [f"{message[0].lower()}{message[1:]}; `{command} --help` shows what it takes"]

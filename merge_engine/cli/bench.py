@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from merge_engine.checkpoint import parse_size
+from merge_engine.cli.terminal import console
 from merge_engine.errors import OptionError
-
-console = Console()
 
 
 def bench(

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 import merge_engine
 from merge_engine.cli import show
+from merge_engine.cli.terminal import cell, console, say
 from merge_engine.errors import MergeError
 from merge_engine.inspect.diff import Difference, TensorDifference
-from merge_engine.text import printable, some
+from merge_engine.text import some
 
 _SHOWN = 20
 
@@ -31,12 +30,11 @@ def diff(
     ] = False,
 ) -> None:
     """Compare two checkpoints. The exit code is 0 if nothing differs, 1 if something does, and 2 after an error."""
-    console = Console()
     try:
         with show.Progress(console, "reading") as progress:
             found = merge_engine.diff(a, b, on_start=progress.start_bytes, progress=progress.advance)
     except MergeError as error:
-        show.errors(error)
+        say("error", error.problems)
         raise typer.Exit(2) from None
     if as_json:
         text = json.dumps(found.as_dict(), indent=1).replace(
@@ -44,12 +42,12 @@ def diff(
         )  # the one that json leaves as it is
         show.lines(console, text.splitlines())
     else:
-        _print(console, found, None if everything else _SHOWN)
+        _print(found, None if everything else _SHOWN)
     if not found.same:
         raise typer.Exit(1)
 
 
-def _print(console: Console, found: Difference, limit: int | None) -> None:
+def _print(found: Difference, limit: int | None) -> None:
     show.pairs(console, [("a", str(found.a)), ("b", str(found.b)), *_summary(found, limit)])
     if found.tensors:
         shown = sorted(found.tensors, key=_rank, reverse=True)[:limit]
@@ -97,7 +95,7 @@ def _table(tensors: Iterable[TensorDifference]) -> Table:
         table.add_column(heading, justify="right")
     for tensor in tensors:
         table.add_row(
-            Text(printable(tensor.name)),
+            cell(tensor.name),
             _both(tensor.a.dtype, tensor.b.dtype),
             _both(_shape(tensor.a.shape), _shape(tensor.b.shape)),
             _count(tensor),

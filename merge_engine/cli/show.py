@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from merge_engine.backends import Backend
+from merge_engine.cli.terminal import cell, say
 from merge_engine.engine.over_link import STAGING
-from merge_engine.errors import MergeError
 from merge_engine.observe.ledger import Stage
 from merge_engine.observe.result import MergeResult
 from merge_engine.planning import Schedule
 from merge_engine.storage import Way
-from merge_engine.text import printable
+from merge_engine.text import printable, without_common_folder
 
 if TYPE_CHECKING:
     from merge_engine.bench.limits import Limits
@@ -70,8 +69,7 @@ class Progress:
 
 def warnings(lines: Iterable[str]) -> None:
     """Print warnings to stderr, one line each."""
-    for line in lines:
-        print(f"warning: {line}", file=sys.stderr)
+    say("warning", lines)
 
 
 def lines(console: Console, texts: Iterable[str]) -> None:
@@ -80,19 +78,13 @@ def lines(console: Console, texts: Iterable[str]) -> None:
         console.print(Text(printable(text)), soft_wrap=True)
 
 
-def errors(error: MergeError) -> None:
-    """Print the lines of an error to stderr."""
-    for line in str(error).splitlines():
-        print(f"error: {printable(line)}", file=sys.stderr)
-
-
 def pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     """Print a table of two columns."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for left, right in rows:
-        table.add_row(left, Text(right))
+        table.add_row(left, cell(right))
     console.print(table)
 
 
@@ -130,21 +122,14 @@ def result(console: Console, merged: MergeResult) -> None:
     """Print the counts and the ledger of a merge."""
     if merged.counts:
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for heading in (
-            "model",
-            "kept",
-            "lost to the election",
-            "saved by trim slack",
-            "saved by sign slack",
-        ):
-            if heading == "model":
-                table.add_column(heading, overflow="fold")
-            else:
-                table.add_column(heading, justify="right")
-        for model, c in merged.counts.items():
+        table.add_column("model", overflow="fold")
+        for heading in ("kept", "lost to the election", "saved by trim slack", "saved by sign slack"):
+            table.add_column(heading, justify="right", overflow="fold")
+        labels = without_common_folder([merged.models[model] for model in merged.counts])
+        for label, c in zip(labels, merged.counts.values(), strict=True):
             lost = f"{c.lost:,} ({c.lost / c.kept:.1%})" if c.kept else "0"
             table.add_row(
-                Text(merged.models[model]),
+                cell(label),
                 f"{c.kept:,}",
                 lost,
                 f"{c.saved_by_trim:,}",

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import merge_engine
 from merge_engine.cli import show
+from merge_engine.cli.terminal import console
 
 
 def verify(
@@ -19,7 +19,6 @@ def verify(
     ] = False,
 ) -> None:
     """Read an output once, and hold it against its manifest. The exit code is 1 if anything is wrong."""
-    console = Console()
     with show.Progress(console, "reading") as progress:
         found = merge_engine.verify(
             output, inputs=inputs, on_start=progress.start_bytes, progress=progress.advance

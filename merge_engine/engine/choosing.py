@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from merge_engine.arguments import threads_of
 from merge_engine.backends import Backend, any_driver, create_backend
 from merge_engine.engine.mover import MOST_READERS
 from merge_engine.planning import MergePlan
@@ -103,8 +104,9 @@ def choose_device(
 ) -> str:
     """``cpu`` if neither a backend nor a device is demanded and the CPU is expected to be faster, else ``device``.
 
-    The reason is added to ``notes``, if there may be a GPU.
+    The reason is added to ``notes``, if there may be a GPU. Raises ``OptionError`` for no number of threads.
     """
+    threads = threads_of(threads)
     if (backend, device) != ("auto", "auto") or not any_driver():
         return device
     takes_gpu, reason = facts_of(plan, output, threads).choice()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ from merge_engine.backends import Backend, create_backend
 from merge_engine.engine.batches import in_batches, is_copy
 from merge_engine.engine.copying import differing
 from merge_engine.engine.work import Run, Work
-from merge_engine.errors import BackendError, PlanError, RecipeError
+from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.operands import InMemory
 from merge_engine.planning import Budget, Catalogue, Input, MergePlan, Schedule, Visit, make_tasks
 from merge_engine.recipe import Recipe, load_recipe
+from merge_engine.tensors import demand_values, new_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +46,7 @@ def merge_tensors(
     """
     merged = merge_state_dicts(
         None if base is None else {name: base},
-        [{name: model} for model in models],
+        [{name: model} for model in _listed(models, "tensors")],
         method,
         backend=backend,
         **options,
@@ -68,15 +70,18 @@ def merge_state_dicts(
 
     Tensors of one name have the same shape in all inputs. They may have any layout, and all are on one device. On a
     CUDA device they are merged there, on the current stream. Returns new contiguous tensors by name, of dtype
-    ``out_dtype``, else ``dtype``, else the promoted type of the inputs; autograd records nothing. Raises
-    ``RecipeError`` for wrong options, ``PlanError`` for tensors that do not fit together, ``BackendError`` for a
-    backend that cannot be used, and ``NonFiniteError``.
+    ``out_dtype``, else ``dtype``, else the promoted type of the inputs; autograd records nothing, whether or not
+    inputs require gradients. A base that the method does not use is not looked at. Raises ``OptionError`` and
+    ``RecipeError`` for wrong arguments, ``PlanError`` for tensors that do not fit together or have no values in
+    memory (sparse, nested, on the meta device), ``BackendError`` for a backend that cannot be used, and
+    ``NonFiniteError``.
     """
     found = find_method(method)
     if found.uses_base and base is None:
         raise RecipeError(f"{method} needs a base model")
-    plan = _plan(found, base if found.uses_base else None, models, options)
-    chosen = _backend_for(backend, [*([base] if base is not None else []), *models])
+    demand_values()
+    plan = _plan(found, base if found.uses_base else None, _listed(models, "state dicts"), options)
+    chosen = _backend_for(backend, plan)
     schedule = Schedule(plan, _WHOLE)
     run = Run(schedule, chosen)
     merged = {task.name: _output(task) for task in plan.tasks}
@@ -130,7 +135,7 @@ def _output(task: Task) -> torch.Tensor:
             if not _same_bytes(_tensor(task, i), first):
                 raise differing(task, task.inputs[0].owner, task.inputs[i].owner)
         return first.contiguous().clone()
-    return torch.empty(task.shape, dtype=getattr(torch, task.out.name), device=first.device)
+    return new_tensor(task.shape, getattr(torch, task.out.name), first.device)
 
 
 def _tensor(task: Task, i: int) -> torch.Tensor:
@@ -183,16 +188,54 @@ def _recipe(method: Method, models: int, options: Mapping[str, Any]) -> Recipe:
     return load_recipe({"merge_method": method.name, "models": entries, "parameters": common, **top})
 
 
-def _catalogue(label: str, tensors: StateDict) -> Catalogue:
-    return Catalogue(label, {name: InMemory.of(name, tensor, label) for name, tensor in tensors.items()})
+def _listed(models: object, of: str) -> list[Any]:
+    """The argument ``models`` as a list. A state dict, a text and one tensor are iterable, but no lists of models."""
+    import torch
+
+    if not isinstance(models, Iterable) or isinstance(models, str | bytes | Mapping | torch.Tensor):
+        kind = type(models).__qualname__
+        raise OptionError(f"models: must be a list of {of}, not an object of type {kind}; write [model]")
+    return list(models)
 
 
-def _backend_for(name: str, inputs: Sequence[StateDict]) -> Backend:
+def _catalogue(label: str, tensors: object) -> Catalogue:
+    """The tensors of a state dict. Raises ``PlanError`` that names each tensor that cannot be merged."""
+    if not isinstance(tensors, Mapping):
+        kind = type(tensors).__qualname__
+        way_out = (
+            "give its state_dict()"
+            if hasattr(tensors, "state_dict")
+            else "give a mapping of names to tensors"
+        )
+        raise PlanError(f"{label}: is no state dict, but an object of type {kind}; {way_out}")
+    operands: dict[str, InMemory] = {}
+    problems: list[str] = []
+    for name, tensor in tensors.items():
+        try:
+            if not isinstance(name, str) or not _is_utf8(name):
+                raise PlanError(f"{label}: names of tensors must be text in UTF-8, not {reprlib.repr(name)}")
+            operands[name] = InMemory.of(name, tensor, label)
+        except PlanError as error:
+            problems += error.problems
+    if problems:
+        raise PlanError(problems)
+    return Catalogue(label, operands)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def _backend_for(name: str, plan: MergePlan) -> Backend:
     """The backend for the device of the tensors; the reference backend if no other works on that device."""
-    devices = {str(tensor.device) for tensors in inputs for tensor in tensors.values()}
+    devices = {str(_tensor(task, i).device) for task in plan.tasks for i in range(len(task.inputs))}
     if len(devices) > 1:
         raise PlanError(
-            [f"the tensors are on several devices ({', '.join(sorted(devices))}); move them to one"]
+            f"the tensors are on several devices ({', '.join(sorted(devices))}); move them to one"
         )
     device = devices.pop() if devices else "cpu"
     if name != "auto":

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from merge_engine.arguments import path_of, switch_of, threads_of
 from merge_engine.backends import Backend
 from merge_engine.checkpoint import (
     DEFAULT_SHARD_SIZE,
@@ -55,9 +56,9 @@ def plan(
     """
     return make_plan(
         load_recipe(recipe),
-        Path(output) if output is not None else None,
+        None if output is None else path_of("output", output),
         shard_size=_size(shard_size, "shard_size"),
-        overwrite=overwrite,
+        overwrite=switch_of("overwrite", overwrite),
     )
 
 
@@ -110,19 +111,20 @@ def run(
     """
     with seldom_collected, _naming_memory():
         notes: list[str] = []
+        threads, budget = threads_of(threads), parse_memory(memory)  # before inputs are looked at
         planned = (
             recipe
             if isinstance(recipe, MergePlan)
             else plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
         )
-        folder = None if output is None else Path(output)
+        folder = None if output is None else path_of("output", output)
         chosen = (
             backend
             if isinstance(backend, Backend)
             else choose_backend(planned, folder, backend, threads, device, notes)
         )
         with open_access(planned, chosen) as access:
-            scheduled = schedule_for(planned, access, chosen, parse_memory(memory))
+            scheduled = schedule_for(planned, access, chosen, budget)
             if on_schedule is not None:
                 on_schedule(scheduled)
             if folder is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from merge_engine.backends.memory import address_of
 from merge_engine.errors import PlanError
 from merge_engine.planning import MergePlan
+from merge_engine.tensors import new_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ class Sink(Protocol):
 class MemorySink:
     """Merged tensors in memory, by name, allocated whole.
 
-    Raises ``PlanError`` for a dtype that torch does not have.
+    Raises ``PlanError`` for a dtype that torch does not have, and ``BackendError`` where torch makes no tensors.
     """
 
     def __init__(self, plan: MergePlan):
@@ -39,7 +40,7 @@ class MemorySink:
                     [f"{task.name}: torch has no tensors of {task.out}; merge to a folder instead"]
                 )
         self.tensors: dict[str, torch.Tensor] = {
-            task.name: torch.empty(task.shape, dtype=getattr(torch, task.out.name)) for task in plan.tasks
+            task.name: new_tensor(task.shape, getattr(torch, task.out.name), "cpu") for task in plan.tasks
         }
 
     def write_batch(self, pieces: Iterable[tuple[str, int, memoryview]]) -> None:

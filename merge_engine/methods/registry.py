@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from importlib.metadata import entry_points
 from typing import TypeVar
 
@@ -37,6 +38,8 @@ def register(method: M) -> M:
 
 def find_method(name: str) -> Method:
     """The method of this name. Raises ``RecipeError`` that names the nearest one, or all if none is near."""
+    if not isinstance(name, str):
+        raise RecipeError(f"merge_method: must be the name of a method, not {reprlib.repr(name)}")
     if name in METHODS:
         return METHODS[name]
     for point in entry_points(group=ENTRY_POINTS, name=name):  # slow: reads about all installed packages

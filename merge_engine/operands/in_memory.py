@@ -10,6 +10,7 @@ from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import PlanError
 from merge_engine.operands.base import Access, Operand
 from merge_engine.storage import ByteRange
+from merge_engine.tensors import plain
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class InMemory(Operand):
-    """A torch tensor of any layout, on any device. ``owner`` names the model that it belongs to."""
+    """A torch tensor with any strides, on any device. ``owner`` names the model that it belongs to."""
 
     name: str
     tensor: torch.Tensor
@@ -26,15 +27,21 @@ class InMemory(Operand):
     owner: str
 
     @classmethod
-    def of(cls, name: str, tensor: torch.Tensor, owner: str) -> InMemory:
+    def of(cls, name: str, given: object, owner: str) -> InMemory:
         """The operand for a tensor, without its autograd graph.
 
-        Raises ``PlanError`` for a dtype that no checkpoint holds.
+        Raises ``PlanError`` for what is no tensor with values in memory, or has a dtype that no checkpoint holds.
         """
+        try:
+            tensor = plain(given)
+        except ValueError as error:
+            raise PlanError(f"{name}: {owner} has it {error}") from None
         dtype = BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
         if dtype is None:
-            raise PlanError([f"{name}: {owner} has it as {tensor.dtype}, which no checkpoint can hold"])
-        return cls(name, tensor.detach(), dtype, tuple(tensor.shape), owner)
+            raise PlanError(
+                f"{name}: {owner} has it as {tensor.dtype}, which no checkpoint can hold; convert it first"
+            )
+        return cls(name, tensor, dtype, tuple(tensor.shape), owner)
 
     @property
     def label(self) -> str:

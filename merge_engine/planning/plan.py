@@ -156,9 +156,9 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
         try:
             opened[reference] = open_checkpoint(locate(reference.path, reference.revision))
         except CheckpointError as error:
-            problems.append(str(error))
+            problems += error.problems
     if problems:
-        raise CheckpointError("\n".join(problems))
+        raise CheckpointError(problems)
     return opened
 
 

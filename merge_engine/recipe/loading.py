@@ -58,7 +58,7 @@ def _validated(data: object, prefix: str) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         lines = describe(error, KNOWN_KEYS)
-        raise RecipeError("\n".join(prefix + line for line in lines)) from None
+        raise RecipeError([prefix + line for line in lines]) from None
 
 
 class _Loader(yaml.SafeLoader):

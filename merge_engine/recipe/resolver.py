@@ -45,7 +45,7 @@ class ParameterResolver:
             of_model = [p for p in declared if p.scope == "model"]
             self._models.append(_Lookup(merged, of_model, f"model {entry.model}", place))
         if problems:
-            raise RecipeError("\n".join(problems))
+            raise RecipeError(problems)
 
     def for_model(self, index: int, tensor: str, t: float) -> Values:
         """Values of the model-scope parameters for ``models[index]`` and an input tensor at layer position t.

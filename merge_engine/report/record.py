@@ -11,6 +11,7 @@ from merge_engine.observe.discards import Discards, sum_up
 from merge_engine.observe.recorded import read_manifest
 from merge_engine.observe.result import TensorResult
 from merge_engine.recipe import Recipe, load_recipe
+from merge_engine.text import without_common_folder
 
 
 class Record:
@@ -39,7 +40,7 @@ class Record:
         if unknown:
             raise ReportError(f"{folder / MANIFEST_NAME}: counts models that its recipe lacks; merge again")
         names = {model: str(self.recipe.models[model].model) for model in sorted(manifest.counts)}
-        self.labels = dict(zip(names, _without_common_folder(list(names.values())), strict=True))
+        self.labels = dict(zip(names, without_common_folder(list(names.values())), strict=True))
         self.elements = sum(tensor.elements for tensor in manifest.tensors.values())
         tensors = [
             TensorResult(name, tensor.elements, {model: c.plain() for model, c in tensor.counts.items()})
@@ -58,12 +59,3 @@ class Record:
     def trims_whole_model(self) -> bool:
         """Whether one trim spans all tensors, so that entries saved by its slack are counted in total only."""
         return self.recipe.parameters.get("trim_scope") == "model"
-
-
-def _without_common_folder(names: list[str]) -> list[str]:
-    """Names without the folders that all of them begin with. The rest of each name is not empty."""
-    parts = [name.split("/") for name in names]
-    shared = 0
-    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
-        shared += 1
-    return ["/".join(p[shared:]) for p in parts]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from merge_engine.arguments import path_of
 from merge_engine.checkpoint import REPORT_NAMES
 from merge_engine.errors import MergeError, OutputError, ReportError
 from merge_engine.observe.result import ModelCounts
@@ -35,12 +36,12 @@ def write_report(
     written.
     """
     _require_extra()
-    record = Record(Path(output))
+    record = Record(path_of("output", output))
     vectors, missing = None, ""
     try:
         vectors = measure(record, on_schedule, progress)
     except MergeError as error:
-        missing = str(error).splitlines()[0].rstrip(".")
+        missing = error.problems[0].rstrip(".")
     page, numbers = (record.folder / name for name in REPORT_NAMES)
     try:
         # The name of a folder may have bytes that are not UTF-8.
