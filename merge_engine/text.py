@@ -1,4 +1,4 @@
-"""Texts in messages for people: the first few of many names, and the nearest known name."""
+"""Texts in messages for people: safe to print, the first few of many names, the nearest known name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 
 _SHOWN = 5
+
+
+def printable(text: str) -> str:
+    r"""The text with each character that is not printable as an escape of Python: ``\x1b``, ``\u202e``.
+
+    Escaped are control and format characters (which move the cursor, reverse the text or hide), all line ends and
+    separators but the space, lone surrogates, and code points without a character. All other characters stay, a
+    backslash too, so that escaping twice changes nothing more.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def some(items: Sequence[str]) -> str:

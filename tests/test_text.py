@@ -1,4 +1,6 @@
-"""Texts for messages: a few of many names, and the nearest known name."""
+"""Texts for messages: safe to print, a few of many names, and the nearest known name."""
+
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -6,9 +8,43 @@ from hypothesis import strategies as st
 
 import merge_engine as me
 from merge_engine.recipe.problems import suggestion
-from merge_engine.text import did_you_mean, some
+from merge_engine.text import did_you_mean, printable, some
 
 NAMES = st.lists(st.text("abc", min_size=1, max_size=8), unique=True)
+
+
+@given(st.text())
+def test_what_is_printable_has_no_control_character_and_can_be_read_back(text: str) -> None:
+    safe = printable(text)
+    assert not {unicodedata.category(one) for one in safe} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    assert len(safe.splitlines()) <= 1
+    assert printable(safe) == safe
+    if "\\" not in text:
+        assert safe.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a b", "Größe", "模型", "नमस्ते", "สวัสดี", "e\u0301", "\U0001f600", "C:\\a", "[red]x[/red]"],
+)
+def test_what_people_write_stays(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("\x1b[2J", r"\x1b[2J"),
+        ("\r\n\t\a", r"\r\n\t\x07"),
+        ("\x85\x9b\x7f", r"\x85\x9b\x7f"),
+        ("\u202e\u2066\u200f\u200b\ufeff", r"\u202e\u2066\u200f\u200b\ufeff"),
+        ("\u2028\u2029", r"\u2028\u2029"),
+        ("\udcff", r"\udcff"),
+        ("\U000e0041", r"\U000e0041"),
+    ],
+)
+def test_what_moves_or_hides_text_is_escaped(text: str, safe: str) -> None:
+    assert printable(text) == safe
 
 
 @given(NAMES)
