@@ -79,9 +79,11 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Merge checkpoints as a recipe says."""
+    warned: list[str] = []
 
     def start(schedule: Schedule) -> None:
-        show.warnings(schedule.plan.warnings)
+        warned.extend(schedule.plan.warnings)
+        show.warnings(warned)
         progress.start(schedule)
 
     with show.Progress(console) as progress:
@@ -97,6 +99,7 @@ def run(
             on_schedule=start,
             progress=progress.advance,
         )
+    show.warnings(result.warnings[len(warned) :])
     show.result(console, result)
 
 

@@ -26,6 +26,7 @@ from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY, open_access, 
 from merge_engine.engine.sinks import MemorySink, Sink
 from merge_engine.engine.work import Run
 from merge_engine.errors import DeviceMemoryError, OptionError, PlanError
+from merge_engine.fit import idle_models
 from merge_engine.methods import Answers, Task
 from merge_engine.observe.card import encode_card
 from merge_engine.observe.digests import Digests, model_digest
@@ -209,7 +210,9 @@ def result_of(
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     per_tensor = [results.get(task.name) or TensorResult(task.name, 0) for task in planned.tasks]
     said = [*planned.notes, *notes]
-    return MergeResult(None, None, per_tensor, labels, ledger, said, trimmed_to, list(planned.warnings))
+    result = MergeResult(None, None, per_tensor, labels, ledger, said, trimmed_to, list(planned.warnings))
+    result.warnings += idle_models(labels, {i: counts.kept for i, counts in result.counts.items()})
+    return result
 
 
 def publish(
