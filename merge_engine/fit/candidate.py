@@ -66,12 +66,12 @@ class Candidate:
 
 
 def short_labels(names: Sequence[str]) -> list[str]:
-    """The names for messages: as they are or, if one is long, without the folders that all of them begin with."""
+    """The names for messages: as they are or, if one is long, without the folders that all begin with but the last."""
     if len(set(names)) < 2 or all(len(name) <= _LONG for name in names):
         return list(names)
     parts = [PurePath(name).parts for name in names]
     shared = 0
-    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+    while all(len(p) > shared + 2 and p[: shared + 2] == parts[0][: shared + 2] for p in parts):
         shared += 1
     return [str(PurePath(*p[shared:])) for p in parts]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from merge_engine.fit.candidate import Candidate, by_value, labels, shown
+from merge_engine.fit.candidate import Candidate, by_value, shown
 from merge_engine.fit.findings import Findings
 from merge_engine.recipe import layer_of
 from merge_engine.text import some
@@ -91,7 +91,7 @@ def check_configs(inputs: Sequence[Candidate], findings: Findings) -> None:
     having = [each for each in inputs if each.config]
     if having and not donor.config:
         findings.warnings.append(
-            f"{donor.label}: it has no config.json, so the output has none; {labels(having)}: has one to copy"
+            f"{donor.label}: it has no config.json, so the output has none; copy that of {having[0].label}"
         )
     differences = dict(_differences(having))
     by_kind: dict[str, list[str]] = {}

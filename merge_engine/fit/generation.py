@@ -129,7 +129,7 @@ def _compare_settings(donor: Candidate, models: Sequence[Candidate], findings: F
     for keys, those in differing.items():
         values = some([f"{key} {shown((_settings_of(those[0]) or {})[key])}" for key in keys])
         gets = f"the output gets those of {donor.label}" if own is not None else "the output has no such file"
-        findings.warnings.append(f"{_GENERATION}: {labels(those)} has other settings ({values}); {gets}")
+        findings.warnings.append(f"{_GENERATION}: other settings in {labels(those)}: {values}; {gets}")
 
 
 def _settings_of(candidate: Candidate) -> Mapping[str, Any] | None:

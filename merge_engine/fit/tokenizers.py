@@ -39,8 +39,8 @@ def check_tokenizers(inputs: Sequence[Candidate], findings: Findings) -> None:
     if more := [(model, each.more) for model, each in found if each.more]:
         tokens = dict.fromkeys(token for _, those in more for token in those)
         findings.warnings.append(
-            f"tokenizer: only {_those(more)} has {some([shown(token) for token in tokens])}; the output's tokenizer is "
-            f"that of {donor.label} and lacks them"
+            f"tokenizer: tokens only in {_those(more)}: {some([shown(token) for token in tokens])}; the output's "
+            f"tokenizer is that of {donor.label} and lacks them"
         )
     if splits := [(model, each.splits) for model, each in found if each.splits]:
         parts = dict.fromkeys(part for _, those in splits for part in those)
@@ -56,7 +56,7 @@ def _warn_of_none(donor: Candidate, models: Sequence[Candidate], findings: Findi
         having = [each for each in models if any(each.path(name).exists() for name in names)]
         if having:
             findings.warnings.append(
-                f"{donor.label}: it has no tokenizer, so the output has none; {labels(having)} has one to copy"
+                f"{donor.label}: it has no tokenizer, so the output has none; copy that of {having[0].label}"
             )
 
 
@@ -95,7 +95,7 @@ def _differences(donor: Candidate, models: Sequence[Candidate]) -> Iterator[tupl
         if (single := donor.read(file)) is not None:
             for model in models:
                 if (other := model.read(file)) is not None and other != single:
-                    yield model, Difference((), (), (), [file])
+                    yield model, Difference(splits=[file])
             return
 
 
@@ -112,7 +112,7 @@ def _vocab_json(candidate: Candidate) -> _Files | None:
     raw = candidate.read("vocab.json")
     if raw is None:
         return None
-    return raw, candidate.read("merges.txt") or b"null", candidate.read("added_tokens.json") or b"{}"
+    return raw, candidate.read("merges.txt") or b"", candidate.read("added_tokens.json") or b"{}"
 
 
 def _of_vocab_json(files: _Files) -> Vocabulary:

@@ -1,70 +1,25 @@
 """The tokens of a model and their ids, and how those of two models differ, parsed no further than that needs.
 
 A tokenizer.json takes up to 30 MB, and parsing it takes longer than planning a merge. In the layout that the tokenizers
-library writes, its two large lists, of tokens and of merges, can be cut out and compared as bytes.
+library writes, its two large members, tokens and merges, can be cut out and compared as bytes, line by line.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 _MODEL = b'\n  "model": {'
+_IDS = b'\n    "vocab": '
+_MERGES = b'\n    "merges": '
+_END = {b"[": b"\n    ]", b"{": b"\n    }"}
+"""The end of a member of the model: all that is inside is indented further, and a text has no line ends."""
+
 _CUTTING = ("normalizer", "pre_tokenizer")
 """What cuts a text into tokens besides the merges, in a tokenizer.json."""
-
-_MEMBER_END = (b"\n    ]", b"\n    }")
-"""The end of a list or an object that is a member of the model: all that is inside is indented further."""
-
-
-@dataclass
-class Vocabulary:
-    """The tokens of a tokenizer. ``rest`` is its file without the tokens and merges of the model.
-
-    ``added`` has the ids of added tokens. Tokens and merges are JSON (null without any), or ``raw_merges`` is the text
-    of a merges.txt. Look-ups raise as ``json.loads`` and conversions do if they are malformed.
-    """
-
-    raw_ids: bytes = field(repr=False)
-    raw_merges: bytes = field(repr=False)
-    added: Mapping[str, int]
-    rest: Mapping[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def ids(self) -> Mapping[str, int]:
-        """The id of each token of the model."""
-        given = json.loads(self.raw_ids)
-        if isinstance(given, list):  # of a unigram model: pairs of token and score
-            return {entry[0]: index for index, entry in enumerate(given)}
-        return {} if given is None else dict(given)
-
-    @cached_property
-    def merges(self) -> Sequence[str]:
-        """The merges in order, each as ``left right``."""
-        if self.raw_merges.startswith((b"[", b"null")):
-            given = json.loads(self.raw_merges) or []
-            # Newer versions write pairs, older ones text.
-            return given if not given or isinstance(given[0], str) else [f"{a} {b}" for a, b in given]
-        lines = self.raw_merges.decode("utf-8").splitlines()
-        return [line for line in lines if not line.startswith("#version")]
-
-    def same_ids(self, other: Vocabulary) -> bool:
-        """Whether the tokens of both models have the same ids."""
-        return self.raw_ids == other.raw_ids or self.ids == other.ids
-
-    def same_merges(self, other: Vocabulary) -> bool:
-        """Whether both merge letters into tokens in the same order."""
-        return self.raw_merges == other.raw_merges or self.merges == other.merges
-
-
-def from_tokenizer_json(raw: bytes) -> Vocabulary:
-    """The vocabulary in a tokenizer.json. Raises as ``json.loads`` and look-ups do if it is malformed."""
-    document, ids, merges = _cut(raw) or _whole(raw)
-    added = {token["content"]: token["id"] for token in document["added_tokens"]}
-    return Vocabulary(ids, merges, added, document)
 
 
 class Change(NamedTuple):
@@ -77,30 +32,129 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """How the vocabulary of one model differs from that of another.
+    """How the tokenizer of one model differs from that of another.
 
     ``moved``: a token has another id, or an id is another token of the model itself. ``renamed``: an id is another
     added token, which may be one of those that were kept free for this. ``more``: the tokens that only the other has.
     ``splits``: the parts of the tokenizer that cut a text into tokens and differ.
     """
 
-    moved: Sequence[Change]
-    renamed: Sequence[Change]
-    more: Sequence[str]
-    splits: Sequence[str]
+    moved: Sequence[Change] = ()
+    renamed: Sequence[Change] = ()
+    more: Sequence[str] = ()
+    splits: Sequence[str] = ()
+
+
+@dataclass
+class Vocabulary:
+    """The tokens of a tokenizer: those of its model, and the ids of added ones.
+
+    ``raw_ids`` and ``raw_merges`` are in JSON, or the merges are the lines of a merges.txt; they are empty if ``ids``
+    and ``merges`` were set. ``rest`` is a tokenizer.json without them. Look-ups raise as ``json.loads`` and
+    conversions do if something is malformed.
+    """
+
+    raw_ids: bytes = field(repr=False)
+    raw_merges: bytes = field(repr=False)
+    added: Mapping[str, int]
+    rest: Mapping[str, Any] = field(default_factory=dict)
+    _same_merges: list[bytes] = field(default_factory=list)
+
+    @cached_property
+    def ids(self) -> Mapping[str, int]:
+        """The id of each token of the model."""
+        return _by_token(json.loads(self.raw_ids))
+
+    @cached_property
+    def merges(self) -> Sequence[str]:
+        """The merges in order, each as ``left right``."""
+        if self.raw_merges.startswith(b"["):
+            return _as_text(json.loads(self._merges_as_text))
+        return [line for line in self.raw_merges.decode().splitlines() if not line.startswith("#version")]
+
+    def changed(self, other: Vocabulary) -> tuple[dict[str, int], dict[str, int]]:
+        """The ids of the models' tokens that are not the same in both, for this vocabulary and the other."""
+        if self.raw_ids and self.raw_ids == other.raw_ids:
+            return {}, {}
+        if self._lines and other._lines:
+            ours, theirs = _entries(self._lines - other._lines), _entries(other._lines - self._lines)
+        elif self.ids == other.ids:
+            return {}, {}
+        else:
+            ours, theirs = dict(self.ids), dict(other.ids)
+        same = {token for token, i in ours.items() if theirs.get(token) == i}
+        return (
+            {token: i for token, i in ours.items() if token not in same},
+            {token: i for token, i in theirs.items() if token not in same},
+        )
+
+    def same_merges(self, other: Vocabulary) -> bool:
+        """Whether both merge letters into tokens in the same order."""
+        if other.raw_merges and other.raw_merges in (self.raw_merges, *self._same_merges):
+            return True
+        if self._merges_as_text == other._merges_as_text != b"" or self.merges == other.merges:
+            self._same_merges.append(other.raw_merges)
+            return True
+        return False
+
+    @cached_property
+    def _lines(self) -> frozenset[bytes]:
+        """The entries of a map of tokens to ids that has one on each line; empty for another layout."""
+        return frozenset(self.raw_ids.split(b"\n")) if self.raw_ids.startswith(b"{\n") else frozenset()
+
+    @cached_property
+    def _merges_as_text(self) -> bytes:
+        """Newer versions of the library write each merge as a list on lines of its own, older ones as a text."""
+        texts = self.raw_merges.replace(b'[\n        "', b'"').replace(b'",\n        "', b" ")
+        return texts.replace(b'"\n      ]', b'"')
+
+
+def from_tokenizer_json(raw: bytes) -> Vocabulary:
+    """The vocabulary in a tokenizer.json. Raises as ``json.loads`` and look-ups do if it is malformed."""
+    start = max(raw.find(_MODEL), 0)
+    merges, rest = _cut_out(raw, _MERGES, start)  # the larger of the two first, because the rest is copied
+    ids, rest = _cut_out(rest, _IDS, start)
+    document = json.loads(rest)
+    added = {token["content"]: token["id"] for token in document["added_tokens"]}
+    found = Vocabulary(ids, merges, added, document)
+    model = document["model"]
+    if not ids:  # another layout
+        found.ids = _by_token(model.pop("vocab"))
+    if not merges:
+        found.merges = _as_text(model.pop("merges", None) or [])
+    return found
+
+
+def _by_token(given: Any) -> Mapping[str, int]:
+    if isinstance(given, list):  # of a unigram model: pairs of token and score
+        return {entry[0]: i for i, entry in enumerate(given)}
+    return dict(given)
+
+
+def _as_text(given: Any) -> Sequence[str]:
+    return [one if isinstance(one, str) else " ".join(one) for one in given]
+
+
+def _cut_out(raw: bytes, key: bytes, start: int) -> tuple[bytes, bytes]:
+    """The value of a member of the model, and the document with null in its place; nothing, in another layout."""
+    found = raw.find(key, start)
+    begin = found + len(key)
+    end = raw.find(_END.get(raw[begin : begin + 1], b"\0"), begin) + len(b"\n    ]")
+    if found < 0 or end < begin or raw[begin + 1 : begin + 2] != b"\n":
+        return b"", raw
+    return raw[begin:end], b"".join((raw[:begin], b"null", raw[end:]))
 
 
 def difference(one: Vocabulary, other: Vocabulary) -> Difference:
     """How ``other`` differs from ``one``. Raises as their look-ups do."""
-    ours, theirs = one.added, other.added
-    if not one.same_ids(other):
-        ours, theirs = {**one.ids, **ours}, {**other.ids, **theirs}
+    ours, theirs = one.changed(other)
+    ours, theirs = {**ours, **one.added}, {**theirs, **other.added}
     moved = [Change(token, i, there) for token, i in ours.items() if (there := theirs.get(token, i)) != i]
     renamed, more = [], []
     lost = {i: token for token, i in ours.items() if token not in theirs}
     for token, i in theirs.items():
-        if token in ours or one.ids.get(token) == i:  # a token of the model may be an added one as well
-            continue
+        if token in ours or (token in other.added and one.ids.get(token) == i):
+            continue  # it may be a token of the model as well
         if i not in lost:
             more.append(token)
         elif token in other.added and lost[i] in one.added:
@@ -121,33 +175,6 @@ def _alike(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _cut(raw: bytes) -> tuple[Any, bytes, bytes] | None:
-    """The document without the large lists, and these; None for another layout."""
-    model = raw.find(_MODEL)
-    if model < 0:
-        return None
-    cut = [b"null", b"null"]
-    rest = []
-    start = 0
-    for i, key in enumerate((b'\n    "vocab": ', b'\n    "merges": ')):
-        found = raw.find(key, max(model, start))
-        if found < 0:
-            continue
-        begin = found + len(key)
-        end = raw.find(_MEMBER_END[raw[begin : begin + 1] == b"{"], begin) + len(_MEMBER_END[0])
-        if end < begin or raw[begin : begin + 1] not in (b"{", b"[") or raw[begin + 1 : begin + 2] != b"\n":
-            return None
-        cut[i] = raw[begin:end]
-        rest += [raw[start:begin], b"null"]
-        start = end
-    try:
-        return json.loads(b"".join((*rest, raw[start:]))), cut[0], cut[1]
-    except ValueError:
-        return None
-
-
-def _whole(raw: bytes) -> tuple[Any, bytes, bytes]:
-    document = json.loads(raw)
-    model = document["model"]
-    ids, merges = (json.dumps(model.pop(key, None)).encode() for key in ("vocab", "merges"))
-    return document, ids, merges
+def _entries(lines: Iterable[bytes]) -> dict[str, int]:
+    found = b",".join(line.rstrip(b",") for line in lines if line.startswith(b"      "))
+    return dict(json.loads(b"{%b}" % found))
