@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -76,22 +76,22 @@ def short_labels(names: Sequence[str]) -> list[str]:
     return [str(PurePath(*p[shared:])) for p in parts]
 
 
-def labels(candidates: Iterable[Candidate]) -> str:
-    """The labels of some inputs, each once, separated by commas."""
-    return ", ".join(dict.fromkeys(each.label for each in candidates))
-
-
-def by_value(values: Iterable[tuple[Candidate, Any]]) -> str:
-    """Which inputs have which value: ``4096 in models/base, 2048 in models/a, models/b``."""
-    owners: dict[str, list[Candidate]] = {}
-    for candidate, value in values:
-        owners.setdefault(shown(value), []).append(candidate)
-    return ", ".join(f"{value} in {labels(having)}" for value, having in owners.items())
-
-
 def shown(value: Any) -> str:
     """A value of a JSON file for a message; None is "none"."""
     if value is None:
         return "none"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def labels(candidates: Iterable[Candidate]) -> str:
+    """The labels of some inputs, each once, separated by commas."""
+    return ", ".join(dict.fromkeys(each.label for each in candidates))
+
+
+def by_value(values: Iterable[tuple[Candidate, Any]], show: Callable[[Any], str] = shown) -> str:
+    """Which inputs have which value: ``4096 in models/base, 2048 in models/a, models/b``."""
+    owners: dict[str, list[Candidate]] = {}
+    for candidate, value in values:
+        owners.setdefault(show(value), []).append(candidate)
+    return ", ".join(f"{value} in {labels(having)}" for value, having in owners.items())

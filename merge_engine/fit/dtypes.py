@@ -18,7 +18,7 @@ def check_dtypes(recipe: Recipe, merged: Sequence[Candidate], findings: Findings
     main = [(each, dtype) for each in merged if (dtype := _main_dtype(each)) is not None]
     types = {dtype for _, dtype in main}
     if types and (promoted := promote(*types)) not in types:
-        found = by_value((each, dtype.name) for each, dtype in main)
+        found = by_value(main, str)
         findings.warnings.append(
             f"the tensors are {found}, so the output is {promoted}, which is larger; set dtype to one of them"
         )

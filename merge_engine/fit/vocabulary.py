@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 _MODEL = b'\n  "model": {'
@@ -176,5 +177,6 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _entries(lines: Iterable[bytes]) -> dict[str, int]:
+    """The entries on these lines, in order of their ids."""
     found = b",".join(line.rstrip(b",") for line in lines if line.startswith(b"      "))
-    return dict(json.loads(b"{%b}" % found))
+    return dict(sorted(json.loads(b"{%b}" % found).items(), key=itemgetter(1)))
