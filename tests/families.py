@@ -142,7 +142,8 @@ def save_model(
         if content is not None:
             text = content if isinstance(content, str) else json.dumps(content, indent=2)
             (folder / name.replace("__", ".")).write_text(text, encoding="utf-8")
-    save_file(dict(tensors or state_dict(seed)), folder / "model.safetensors", {"format": "pt"})
+    held = {name: tensor.clone() for name, tensor in (tensors or state_dict(seed)).items()}
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

@@ -6,7 +6,7 @@ warning. Each cause gives one line, which names the models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from merge_engine.checkpoint import Checkpoint
 from merge_engine.fit.adapters import check_adapters
@@ -28,18 +28,19 @@ __all__ = ["Findings", "examine", "idle_models", "unused_settings"]
 def examine(
     recipe: Recipe, base: Checkpoint | None, models: Mapping[int, Checkpoint], donor: Checkpoint
 ) -> Findings:
-    """Compare the inputs of a merge; ``models`` are by recipe position.
+    """Compare the inputs of a merge; ``models`` are by recipe position. A base is the donor as well.
 
-    Of the tensors, it reads at most a few hundred short pieces. Raises ``CheckpointError`` if it cannot.
+    Of the tensors, it reads at most 16 MiB, or a few hundred short pieces. Raises ``CheckpointError`` if it cannot.
     """
     findings = Findings(recipe.allow)
-    named = {id(model): str(recipe.models[i].model) for i, model in models.items()}
+    names = {id(model): str(recipe.models[i].model) for i, model in models.items()}
     if recipe.base_model is not None:
-        named[id(donor)] = str(recipe.base_model)
+        names[id(donor)] = str(recipe.base_model)
     given = {id(each): each for each in (donor, *models.values())}
-    names = short_labels([named[key] for key in given])
-    by_id = {key: Candidate(label, given[key], findings) for key, label in zip(given, names, strict=True)}
-    _check(recipe, base, models, by_id, findings)
+    labels = short_labels([names[key] for key in given])
+    inputs = [Candidate(label, each, findings) for label, each in zip(labels, given.values(), strict=True)]
+    is_merged = base is not None or any(model is donor for model in models.values())
+    _check(recipe, base is not None, inputs, inputs if is_merged else inputs[1:], findings)
     for lines in (findings.problems, findings.warnings, findings.notes):
         lines[:] = map(printable, lines)
     return findings
@@ -47,23 +48,21 @@ def examine(
 
 def _check(
     recipe: Recipe,
-    base: Checkpoint | None,
-    models: Mapping[int, Checkpoint],
-    by_id: Mapping[int, Candidate],
+    has_base: bool,
+    inputs: Sequence[Candidate],
+    merged: Sequence[Candidate],
     findings: Findings,
 ) -> None:
-    inputs = list(by_id.values())  # the donor is the first
+    """Fill ``findings``. The first of the ``inputs`` is the donor; only ``merged`` give tensors to the output."""
+    donor = inputs[0]
     check_adapters(inputs, findings)
-    check_quantization(recipe, inputs, findings)
+    check_quantization(recipe, donor, merged, findings)
     if findings.problems:  # configs and tokenizers of such models add nothing to that
         return
-    merged = list(
-        dict.fromkeys(id(each) for each in (*([base] if base is not None else []), *models.values()))
-    )
     check_configs(inputs, findings)
-    check_dtypes(recipe, [by_id[key] for key in merged], findings)
+    check_dtypes(recipe, merged, findings)
     check_tokenizers(inputs, findings)
     check_generation(inputs, findings)
-    check_identical(None if base is None else by_id[id(base)], [by_id[key] for key in merged], findings)
-    if base is None and recipe.base_model is not None:
+    check_identical(donor if has_base else None, merged, findings)
+    if not has_base and recipe.base_model is not None:
         findings.notes.append(f"{recipe.merge_method} takes only config and tokenizer from base_model")

@@ -14,33 +14,32 @@ _KEYS = ("quantization_config", "quantization", "compression_config")
 _PACKED = ("U8", "I8", "I16", "U16", "I32", "U32", "F4")
 
 
-def check_quantization(recipe: Recipe, inputs: Sequence[Candidate], findings: Findings) -> None:
+def check_quantization(
+    recipe: Recipe, donor: Candidate, merged: Sequence[Candidate], findings: Findings
+) -> None:
     """Refuse quantised models, except to copy them as they are.
 
-    Keys that call a donor quantised whose tensors are not are stale.
+    Keys in the donor's config that call it quantised are stale if the output is not.
     """
     schemes: dict[str, list[Candidate]] = {}
-    for each in inputs:
+    for each in merged:
         if scheme := quantization_of(each.checkpoint):
             schemes.setdefault(scheme, []).append(each)
     for scheme, those in schemes.items():
         line = f"{labels(those)}: quantised ({scheme})"
         if _copies(recipe):
-            findings.misfit(
-                "quantization", f"{line}; the tensors are copied as they are", explains_tensors=True
-            )
+            findings.misfit("quantization", f"{line}; the tensors are copied as they are")
         else:
             findings.problems.append(
                 f"{line}, which cannot be merged or rounded; dequantise it to bfloat16 first"
             )
             findings.explain_tensors = True
-    donor = inputs[0]
-    quantised = any(donor in those for those in schemes.values())
-    findings.stale_keys = stale = () if quantised else tuple(key for key in _KEYS if key in donor.config)
+    stale = [] if schemes else [key for key in _KEYS if key in donor.config]
     if stale:
+        findings.stale_keys = stale
         findings.warnings.append(
-            f"{donor.label}: config.json has {', '.join(stale)} ({_declared(donor.config)}), but the tensors are not "
-            "quantised; left out of the output's config"
+            f"{donor.label}: config.json has {', '.join(stale)} ({_declared(donor.config)}), but the output is not "
+            "quantised; left out of its config"
         )
 
 
