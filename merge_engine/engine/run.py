@@ -211,7 +211,8 @@ def result_of(
     per_tensor = [results.get(task.name) or TensorResult(task.name, 0) for task in planned.tasks]
     said = [*planned.notes, *notes]
     result = MergeResult(None, None, per_tensor, labels, ledger, said, trimmed_to, list(planned.warnings))
-    result.warnings += idle_models(labels, {i: counts.kept for i, counts in result.counts.items()})
+    kept = {i: counts.kept for i, counts in result.counts.items() if i not in planned.copies}
+    result.warnings += idle_models(labels, kept)
     return result
 
 

@@ -40,7 +40,8 @@ def examine(
     labels = short_labels([names[key] for key in given])
     inputs = [Candidate(label, each, findings) for label, each in zip(labels, given.values(), strict=True)]
     is_merged = base is not None or any(model is donor for model in models.values())
-    _check(recipe, base is not None, inputs, inputs if is_merged else inputs[1:], findings)
+    copies = _check(recipe, base is not None, inputs, inputs if is_merged else inputs[1:], findings)
+    findings.copies = frozenset(i for i, model in models.items() if any(model is copy for copy in copies))
     for lines in (findings.problems, findings.warnings, findings.notes):
         lines[:] = map(printable, lines)
     return findings
@@ -52,17 +53,21 @@ def _check(
     inputs: Sequence[Candidate],
     merged: Sequence[Candidate],
     findings: Findings,
-) -> None:
-    """Fill ``findings``. The first of the ``inputs`` is the donor; only ``merged`` give tensors to the output."""
+) -> list[Checkpoint]:
+    """Fill ``findings``, and return the copies of the base.
+
+    The first of the ``inputs`` is the donor; only ``merged`` give tensors to the output.
+    """
     donor = inputs[0]
     check_adapters(inputs, findings)
     check_quantization(recipe, donor, merged, findings)
     if findings.problems:  # configs and tokenizers of such models add nothing to that
-        return
+        return []
     check_configs(inputs, findings)
     check_dtypes(recipe, merged, findings)
     check_tokenizers(inputs, findings)
     check_generation(inputs, findings)
-    check_identical(donor if has_base else None, merged, findings)
+    copies = check_identical(donor if has_base else None, merged, findings)
     if not has_base and recipe.base_model is not None:
         findings.notes.append(f"{recipe.merge_method} takes only config and tokenizer from base_model")
+    return [each.checkpoint for each in copies]

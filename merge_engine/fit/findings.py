@@ -14,7 +14,7 @@ class Findings:
 
     ``allowed`` are the kinds of misfits that the recipe allows. ``explain_tensors`` says that a problem is the cause of
     names and shapes that differ as well. ``stale_keys`` are the keys of the donor's config.json that are wrong for
-    the output.
+    the output. ``copies`` are the recipe positions of models whose tensors are those of the base, byte for byte.
     """
 
     allowed: Collection[Misfit] = ()
@@ -23,6 +23,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     explain_tensors: bool = False
     stale_keys: Collection[str] = ()
+    copies: frozenset[int] = frozenset()
 
     def misfit(self, kind: Misfit, line: str, *, explains_tensors: bool = False) -> None:
         """A misfit that makes the result meaningless: a problem, or a warning if the recipe allows its kind."""

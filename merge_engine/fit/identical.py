@@ -20,8 +20,14 @@ _PLACE_BITS = 8 * 4096
 _GROUP = 64  # elements: those of any type fill whole bytes
 
 
-def check_identical(base: Candidate | None, merged: Sequence[Candidate], findings: Findings) -> None:
-    """Warn of models that have the same tensors as the base or as a model before them."""
+def check_identical(
+    base: Candidate | None, merged: Sequence[Candidate], findings: Findings
+) -> list[Candidate]:
+    """Warn of models that have the same tensors as the base or as a model before them.
+
+    Returns those whose tensors are certainly the base's.
+    """
+    copies = []
     with OpenFiles() as files:
         distinct: list[Candidate] = []
         for each in merged:
@@ -29,9 +35,12 @@ def check_identical(base: Candidate | None, merged: Sequence[Candidate], finding
                 if (places := _compare(each.checkpoint, other.checkpoint, files)) is not None:
                     what = "adds nothing" if other is base else "counts twice"
                     findings.warnings.append(f"{each.label}: {_equal(other.label, places)}; it {what}")
+                    if other is base and not places:
+                        copies.append(each)
                     break
             else:
                 distinct.append(each)
+    return copies
 
 
 def idle_models(models: Mapping[int, str], kept: Mapping[int, int]) -> list[str]:

@@ -48,6 +48,7 @@ class MergePlan:
     recipe position, from 0. The output gets tokenizer and config of the ``donor``, whose config here lacks the keys
     that are wrong for the output. ``untied`` says that the output has a head of its own although the config may tie
     it to the embedding. ``notes`` are messages for the user, ``warnings`` say what may be wrong with these inputs.
+    ``copies`` are the positions of the models that are copies of the base, of which a warning tells.
     """
 
     recipe: Recipe
@@ -60,6 +61,7 @@ class MergePlan:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     untied: bool = False
+    copies: frozenset[int] = frozenset()
 
     @cached_property
     def bytes_written(self) -> int:
@@ -138,6 +140,7 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         (*findings.notes, *planned.notes),
         (*findings.warnings, *planned.warnings, *unused),
         planned.untied and _tied(donor) is not False,
+        findings.copies,
     )
 
 
