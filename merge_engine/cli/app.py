@@ -87,9 +87,11 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Merge checkpoints as a recipe says."""
+    warned: list[str] = []
 
     def start(schedule: Schedule) -> None:
-        show.warnings(schedule.plan.warnings)
+        warned.extend(schedule.plan.warnings)
+        show.warnings(warned)
         progress.start(schedule)
 
     with show.Progress(console) as progress:
@@ -106,6 +108,7 @@ def run(
             progress=progress.advance,
         )
     terminal.result_is_on_disk()
+    show.warnings(result.warnings[len(warned) :])
     show.result(console, result)
 
 

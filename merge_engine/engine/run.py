@@ -29,6 +29,7 @@ from merge_engine.engine.records import Collected, Recorder, ShardResult, kept_i
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.sinks import MemorySink
 from merge_engine.errors import BackendError, OptionError
+from merge_engine.fit import idle_models
 from merge_engine.observe.card import encode_card
 from merge_engine.observe.digests import model_digest
 from merge_engine.observe.ledger import Ledger
@@ -212,7 +213,10 @@ def result_of(
     labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
     per_tensor = [results.get(task.name) or TensorResult(task.name, 0) for task in planned.tasks]
     said = [*planned.notes, *notes]
-    return MergeResult(None, None, per_tensor, labels, ledger, said, trimmed_to, list(planned.warnings))
+    result = MergeResult(None, None, per_tensor, labels, ledger, said, trimmed_to, list(planned.warnings))
+    kept = {i: counts.kept for i, counts in result.counts.items() if i not in planned.copies}
+    result.warnings += idle_models(labels, kept)
+    return result
 
 
 def publish(

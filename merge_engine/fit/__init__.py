@@ -1,28 +1,73 @@
 """Whether models belong together, from their configs, tokenizers and names: found before anything is merged.
 
 A misfit that makes the result meaningless is a problem, unless the recipe allows its kind. One that may be meant is a
-warning.
+warning. Each cause gives one line, which names the models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 from merge_engine.checkpoint import Checkpoint
+from merge_engine.fit.adapters import check_adapters
+from merge_engine.fit.candidate import Candidate, short_labels
+from merge_engine.fit.configs import check_configs
+from merge_engine.fit.dtypes import check_dtypes
+from merge_engine.fit.findings import Findings
+from merge_engine.fit.generation import check_generation
+from merge_engine.fit.identical import check_identical, idle_models
+from merge_engine.fit.quantization import check_quantization
+from merge_engine.fit.tokenizers import check_tokenizers
+from merge_engine.fit.unused import unused_settings
 from merge_engine.recipe import Recipe
+from merge_engine.text import printable
 
-
-@dataclass
-class Findings:
-    """What does not fit: ``problems`` prevent the merge, ``warnings`` do not. One line for each cause."""
-
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+__all__ = ["Findings", "examine", "idle_models", "unused_settings"]
 
 
 def examine(
     recipe: Recipe, base: Checkpoint | None, models: Mapping[int, Checkpoint], donor: Checkpoint
 ) -> Findings:
-    """Compare the inputs of a merge; ``models`` are by recipe position."""
-    return Findings()
+    """Compare the inputs of a merge; ``models`` are by recipe position. A base is the donor as well.
+
+    Of the tensors, it reads at most 16 MiB, or a few hundred short pieces. Raises ``CheckpointError`` if it cannot.
+    """
+    findings = Findings(recipe.allow)
+    names = {id(model): str(recipe.models[i].model) for i, model in models.items()}
+    if recipe.base_model is not None:
+        names[id(donor)] = str(recipe.base_model)
+    given = {id(each): each for each in (donor, *models.values())}
+    labels = short_labels([names[key] for key in given])
+    inputs = [Candidate(label, each, findings) for label, each in zip(labels, given.values(), strict=True)]
+    is_merged = base is not None or any(model is donor for model in models.values())
+    copies = _check(recipe, base is not None, inputs, inputs if is_merged else inputs[1:], findings)
+    findings.copies = frozenset(i for i, model in models.items() if any(model is copy for copy in copies))
+    for lines in (findings.problems, findings.warnings, findings.notes):
+        lines[:] = map(printable, lines)
+    return findings
+
+
+def _check(
+    recipe: Recipe,
+    has_base: bool,
+    inputs: Sequence[Candidate],
+    merged: Sequence[Candidate],
+    findings: Findings,
+) -> list[Checkpoint]:
+    """Fill ``findings``, and return the copies of the base.
+
+    The first of the ``inputs`` is the donor; only ``merged`` give tensors to the output.
+    """
+    donor = inputs[0]
+    check_adapters(inputs, findings)
+    check_quantization(recipe, donor, merged, findings)
+    if findings.problems:  # configs and tokenizers of such models add nothing to that
+        return []
+    check_configs(inputs, findings)
+    check_dtypes(recipe, merged, findings)
+    check_tokenizers(inputs, findings)
+    check_generation(inputs, findings)
+    copies = check_identical(donor if has_base else None, merged, findings)
+    if not has_base and recipe.base_model is not None:
+        findings.notes.append(f"{recipe.merge_method} takes only config and tokenizer from base_model")
+    return [each.checkpoint for each in copies]

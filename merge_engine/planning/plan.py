@@ -1,7 +1,7 @@
-"""The plan of a merge: every output tensor, the place of every output byte, and every problem, from headers alone.
+"""The plan of a merge: every output tensor, the place of every output byte, and every problem.
 
-Only headers and configs are read, and nothing is written. A plan never changes. It holds no open file and can be
-sent to another process. Memory and devices are decided by the schedule.
+Only headers, configs, tokenizers and a few short pieces of tensors are read, and nothing is written. A plan never
+changes. It holds no open file and can be sent to another process. Memory and devices are decided by the schedule.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from merge_engine.checkpoint import (
     plan_shards,
 )
 from merge_engine.errors import CheckpointError, PlanError
-from merge_engine.fit import examine
+from merge_engine.fit import examine, unused_settings
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.tasks import Catalogue, make_tasks
 from merge_engine.recipe import ModelReference, Recipe
@@ -47,9 +47,10 @@ class MergePlan:
     """A merge without problems: every output tensor has its inputs and its place.
 
     ``tasks`` are in the order of the donor's files. ``base`` is None for methods without one. ``models`` are by
-    recipe position, from 0. The output gets config and tokenizer of the ``donor``. ``untied`` says that the output
-    has a head of its own although the config may tie it to the embedding. ``notes`` are messages for the user,
-    ``warnings`` say what may be wrong with these inputs.
+    recipe position, from 0. The output gets tokenizer and config of the ``donor``, whose config here lacks the keys
+    that are wrong for the output. ``untied`` says that the output has a head of its own although the config may tie
+    it to the embedding. ``notes`` are messages for the user, ``warnings`` say what may be wrong with these inputs.
+    ``copies`` are the positions of the models that are copies of the base, of which a warning tells.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class MergePlan:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     untied: bool = False
+    copies: frozenset[int] = frozenset()
 
     @cached_property
     def bytes_written(self) -> int:
@@ -118,24 +120,26 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     tasks = sorted(planned.tasks, key=lambda task: order.get(task.name, len(order)))
     shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
     findings = examine(recipe, base, models, donor)
-    problems = [*findings.problems, *planned.problems]
+    problems = findings.problems + ([] if findings.explain_tensors else planned.problems)
     if output is not None:
         folders = [checkpoint.path for checkpoint in opened.values()]
         problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
     if problems:
         raise PlanError(problems)
+    unused = unused_settings(recipe, method, models.keys(), [task.name for task in tasks])
     inputs = {id(checkpoint): _input(checkpoint) for checkpoint in opened.values()}
     return MergePlan(
         recipe,
         method,
         None if base is None else inputs[id(base)],
         {i: inputs[id(model)] for i, model in models.items()},
-        inputs[id(donor)],
+        replace(inputs[id(donor)], config=_without(donor.config, findings.stale_keys)),
         tuple(tasks),
         tuple(shards),
-        tuple(planned.notes),
-        (*findings.warnings, *planned.warnings),
+        (*findings.notes, *planned.notes),
+        (*findings.warnings, *planned.warnings, *unused),
         planned.untied and _tied(donor) is not False,
+        findings.copies,
     )
 
 
@@ -164,6 +168,10 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
 
 def _input(checkpoint: Checkpoint) -> Input:
     return Input(checkpoint.path, checkpoint.fingerprint, checkpoint.config, checkpoint.contents)
+
+
+def _without(config: Mapping[str, object], keys: Collection[str]) -> dict[str, object]:
+    return {key: value for key, value in config.items() if key not in keys}
 
 
 def _catalogue(checkpoint: Checkpoint) -> Catalogue:

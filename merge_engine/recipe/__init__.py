@@ -9,20 +9,23 @@ from merge_engine.recipe.loading import load_recipe
 from merge_engine.recipe.parameters import Parameter, declared, parameter
 from merge_engine.recipe.reference import ModelReference
 from merge_engine.recipe.resolver import ParameterResolver
-from merge_engine.recipe.schema import ModelEntry, Recipe
-from merge_engine.recipe.settings import ParameterSetting, Scalar
+from merge_engine.recipe.schema import Misfit, ModelEntry, Recipe
+from merge_engine.recipe.settings import ParameterSetting, Rule, Scalar, rules
 
 __all__ = [
+    "Misfit",
     "ModelEntry",
     "ModelReference",
     "Parameter",
     "ParameterResolver",
     "ParameterSetting",
     "Recipe",
+    "Rule",
     "Scalar",
     "declared",
     "layer_of",
     "layer_positions",
     "load_recipe",
     "parameter",
+    "rules",
 ]

@@ -1,0 +1,46 @@
+"""Adapters named as models: their tensors are factors of a change, and merge to nothing by themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from merge_engine.fit.candidate import Candidate, labels
+from merge_engine.fit.findings import Findings
+
+_FACTOR = re.compile(r"(^|[._])lora_(A|B|up|down|embedding_A|embedding_B|magnitude_vector)([._]|$)")
+_SETTINGS = "adapter_config.json"
+_REMEDY = "merge each into its base first (PEFT: merge_and_unload) and name the results"
+
+
+def check_adapters(inputs: Sequence[Candidate], findings: Findings) -> None:
+    """Refuse adapters, and models that hold the factors of a LoRA which is not merged into them."""
+    alone: dict[str, list[Candidate]] = {}
+    beside = []
+    for each in inputs:
+        factors = sum(1 for name in each.checkpoint.tensors if _FACTOR.search(name))
+        if _is_adapter_file(each) or (factors and 2 * factors >= len(each.checkpoint.tensors)):
+            alone.setdefault(_described(each), []).append(each)
+        elif factors:
+            beside.append(each)
+    findings.problems += [
+        f"{labels(those)}: {what}, no whole model; {_REMEDY}" for what, those in alone.items()
+    ]
+    if beside:
+        findings.problems.append(
+            f"{labels(beside)}: holds the factors of a LoRA adapter that is not merged into the weights; {_REMEDY}"
+        )
+    findings.explain_tensors |= bool(alone or beside)
+
+
+def _is_adapter_file(candidate: Candidate) -> bool:
+    return all(file.path.name.startswith("adapter_model.") for file, _ in candidate.checkpoint.contents)
+
+
+def _described(candidate: Candidate) -> str:
+    """Such as ``a LoRA adapter of org/base``: the base is as the adapter names it."""
+    settings = candidate.settings(_SETTINGS) or {}
+    kind = settings.get("peft_type")
+    base = settings.get("base_model_name_or_path")
+    name = {"LORA": "LoRA", None: "LoRA"}.get(kind, kind) if isinstance(kind, str | None) else "LoRA"
+    return f"a {name} adapter" + (f" of {base}" if base and isinstance(base, str) else "")

@@ -1,0 +1,141 @@
+"""How the output will be used: its chat template, the tokens at which it stops, its settings of generation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from merge_engine.fit.candidate import Candidate, by_value, labels, shown
+from merge_engine.fit.findings import Findings
+from merge_engine.text import some
+
+_GENERATION = "generation_config.json"
+_NOT_COMPARED = ("transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+_SPECIAL = (
+    "bos_token",
+    "unk_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+    "add_bos_token",
+    "add_eos_token",
+)
+
+
+class _Template(NamedTuple):
+    text: str
+    file: str
+
+
+def check_generation(inputs: Sequence[Candidate], findings: Findings) -> None:
+    """Warn of what the output lacks or has otherwise than a model. The donor is the first."""
+    donor, models = inputs[0], inputs[1:]
+    _compare_templates(donor, models, findings)
+    _compare_stops(donor, models, findings)
+    _compare_special_tokens(inputs, findings)
+    _compare_settings(donor, models, findings)
+
+
+def _compare_templates(donor: Candidate, models: Sequence[Candidate], findings: Findings) -> None:
+    own = _template_of(donor)
+    found = [(each, template) for each in models if (template := _template_of(each)) is not None]
+    others = [(each, template) for each, template in found if own is None or template.text != own.text]
+    if not others:
+        return
+    those = labels(each for each, _ in others)
+    one, template = others[0]
+    remedy = f"to change that, copy {template.file} from {one.label} into the output"
+    if own is None:
+        what = f"chat template: in {those}, but not in {donor.label}, so the output has none"
+    else:
+        what = f"chat template: that of {donor.label}, which the output gets, is not that of {those}"
+    findings.warnings.append(f"{what}; {remedy}")
+
+
+def _template_of(candidate: Candidate) -> _Template | None:
+    """The template that transformers uses, and its file."""
+    raw = candidate.read("chat_template.jinja")
+    if raw is not None:
+        return _Template(raw.decode("utf-8", "replace").strip(), "chat_template.jinja")
+    for file in ("chat_template.json", "tokenizer_config.json"):
+        template = (candidate.settings(file) or {}).get("chat_template")
+        if template:
+            return _Template(template.strip() if isinstance(template, str) else json.dumps(template), file)
+    return None
+
+
+def _compare_stops(donor: Candidate, models: Sequence[Candidate], findings: Findings) -> None:
+    own = _stops_of(donor)
+    others = [each for each in models if not _stops_of(each) <= own]
+    if not others:
+        return
+    if others[0].settings(_GENERATION):
+        remedy = f"copy {_GENERATION} from {others[0].label} into the output"
+    else:
+        remedy = "set eos_token_id in the output's config.json"
+    found = by_value((each, sorted(_stops_of(each))) for each in [donor, *others])
+    findings.warnings.append(
+        f"eos_token_id: {found}; the output stops where {donor.label} does, and may run on after an answer; to "
+        f"change that, {remedy}"
+    )
+
+
+def _stops_of(candidate: Candidate) -> frozenset[int]:
+    """The ids of the tokens that end a text."""
+    text = candidate.config.get("text_config")
+    sections = (candidate.settings(_GENERATION), candidate.config, text if isinstance(text, dict) else None)
+    for section in sections:
+        given = (section or {}).get("eos_token_id")
+        ids = given if isinstance(given, list) else [given]
+        if found := frozenset(one for one in ids if type(one) is int):
+            return found
+    return frozenset()
+
+
+def _compare_special_tokens(inputs: Sequence[Candidate], findings: Findings) -> None:
+    """Those that both files of tokenizers name. Padding is left out: trainers set it as they need it."""
+    donor = inputs[0]
+    given = [(each, _special_tokens(each)) for each in inputs]
+    differing = {}
+    for key in _SPECIAL:
+        values = [(each, tokens[key]) for each, tokens in given if key in tokens]
+        if values and values[0][0] is donor and any(value != values[0][1] for _, value in values):
+            differing[key] = values
+    if differing:
+        found = "; ".join(f"{key} is {by_value(values)}" for key, values in differing.items())
+        findings.warnings.append(f"tokenizer_config.json: {found}; the output gets what {donor.label} has")
+
+
+def _special_tokens(candidate: Candidate) -> Mapping[str, Any]:
+    """Text and switches by key, without those that are not set."""
+    tokens: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in (candidate.settings(file) or {}).items():
+            token = value.get("content") if isinstance(value, dict) else value
+            if key in _SPECIAL and token is not None:
+                tokens[key] = token
+    return tokens
+
+
+def _compare_settings(donor: Candidate, models: Sequence[Candidate], findings: Findings) -> None:
+    own = _settings_of(donor)
+    differing: dict[tuple[str, ...], list[Candidate]] = {}
+    for each in models:
+        theirs = _settings_of(each) or {}
+        keys = tuple(key for key in theirs if theirs[key] != (own or {}).get(key))
+        if keys:
+            differing.setdefault(keys, []).append(each)
+    for keys, those in differing.items():
+        values = some([f"{key} {shown((_settings_of(those[0]) or {})[key])}" for key in keys])
+        gets = f"the output gets those of {donor.label}" if own is not None else "the output has no such file"
+        findings.warnings.append(f"{_GENERATION}: other settings in {labels(those)}: {values}; {gets}")
+
+
+def _settings_of(candidate: Candidate) -> Mapping[str, Any] | None:
+    given = candidate.settings(_GENERATION)
+    if given is None:
+        return None
+    return {
+        key: value for key, value in given.items() if key not in _NOT_COMPARED and not key.startswith("_")
+    }

@@ -1,0 +1,114 @@
+"""Quantised models: packed integers with scales are no numbers that can be averaged or rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from merge_engine.checkpoint import Checkpoint
+from merge_engine.fit.candidate import Candidate, labels
+from merge_engine.fit.findings import Findings
+from merge_engine.recipe import Recipe
+
+_KEYS = ("quantization_config", "quantization", "compression_config")
+_PACKED = ("U8", "I8", "I16", "U16", "I32", "U32", "F4")
+
+
+def check_quantization(
+    recipe: Recipe, donor: Candidate, merged: Sequence[Candidate], findings: Findings
+) -> None:
+    """Refuse quantised models, except to copy them as they are.
+
+    Keys in the donor's config that call it quantised are stale if the output is not.
+    """
+    schemes: dict[str, list[Candidate]] = {}
+    for each in merged:
+        if scheme := quantization_of(each.checkpoint):
+            schemes.setdefault(scheme, []).append(each)
+    for scheme, those in schemes.items():
+        line = f"{labels(those)}: quantised ({scheme})"
+        if _copies(recipe):
+            findings.misfit("quantization", f"{line}; the tensors are copied as they are")
+        else:
+            findings.problems.append(
+                f"{line}, which cannot be merged or rounded; dequantise it to bfloat16 first"
+            )
+            findings.explain_tensors = True
+    stale = [] if schemes else [key for key in _KEYS if key in donor.config]
+    if stale:
+        findings.stale_keys = stale
+        findings.warnings.append(
+            f"{donor.label}: config.json has {', '.join(stale)} ({_declared(donor.config)}), but the output is not "
+            "quantised; left out of its config"
+        )
+
+
+def quantization_of(checkpoint: Checkpoint) -> str | None:
+    """The scheme in which the tensors are quantised, in words; None if they are not, whatever the config says."""
+    shown = _shown_by_tensors(checkpoint)
+    declared = _declared(checkpoint.config)
+    if shown is None and declared is not None and _holds_packed(checkpoint):
+        shown = declared
+    if shown is None or declared is None or shown.startswith("bitsandbytes"):  # which names say more of
+        return shown
+    return declared
+
+
+def _copies(recipe: Recipe) -> bool:
+    """Whether the output has the bytes of the input."""
+    given = recipe.parameters or any(entry.parameters for entry in recipe.models)
+    return recipe.merge_method == "passthrough" and recipe.output_dtype is None and not given
+
+
+def _declared(config: Mapping[str, Any]) -> str | None:
+    """The scheme that the config names, such as ``gptq 4-bit``."""
+    for key in _KEYS:
+        section = config.get(key)
+        if not isinstance(section, dict):
+            continue
+        method = section.get("quant_method") or ("mlx" if key == "quantization" else None)
+        bits = section.get("bits")
+        if section.get("load_in_4bit") is True:
+            method, bits = method or "bitsandbytes", 4
+        elif section.get("load_in_8bit") is True:
+            method, bits = method or "bitsandbytes", 8
+        return f"{method or 'unknown scheme'}" + (f" {bits}-bit" if isinstance(bits, int) else "")
+    return None
+
+
+def _shown_by_tensors(checkpoint: Checkpoint) -> str | None:
+    """The scheme that the names of the tensors show: what each format calls its packed weights and scales."""
+    last = {name.rpartition(".")[2] for name in checkpoint.tensors}
+    codes = {operand.dtype.code for operand in checkpoint.tensors.values()}
+    if "absmax" in last or any(name.startswith("bitsandbytes__") for name in last):
+        kinds = sorted(
+            name.removeprefix("bitsandbytes__") for name in last if name.startswith("bitsandbytes__")
+        )
+        return "bitsandbytes 4-bit" + (f" {', '.join(kinds)}" if kinds else "")
+    if "SCB" in last:
+        return "bitsandbytes 8-bit"
+    if "qweight" in last:
+        return "gptq" if "g_idx" in last else "awq" if "qzeros" in last else "packed qweight"
+    if "weight_packed" in last:
+        return "compressed-tensors"
+    if "W_q" in last:
+        return "hqq"
+    if "scales" in last and "U32" in codes:
+        return "mlx"
+    if "_data" in last and "_scale" in last:
+        return "quanto"
+    if "U8" in codes and any(name.endswith("_blocks") for name in last):
+        return "mxfp4"
+    if "weight_scale_inv" in last:
+        return "fp8"
+    if "weight_scale" in last and ("I8" in codes or "U8" in codes):
+        return "compressed-tensors"
+    weights = (operand for name, operand in checkpoint.tensors.items() if name.endswith(".weight"))
+    return "fp8" if any(operand.dtype.code.startswith("F8_") for operand in weights) else None
+
+
+def _holds_packed(checkpoint: Checkpoint) -> bool:
+    """Whether there are matrices of integers. Buffers such as masks are few and have other types or shapes."""
+    return any(
+        operand.dtype.code in _PACKED and len(operand.shape) == 2 for operand in checkpoint.tensors.values()
+    )
