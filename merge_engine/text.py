@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 _SHOWN = 5
 
 
-def some(items: Sequence[str]) -> str:
-    """The first five items, separated by commas, and the number of the others: for a message of one line."""
-    rest = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def some(items: Sequence[str], shown: int = _SHOWN) -> str:
+    """The first five items, separated by commas, and the number of the others: for a message of one line.
+
+    ``shown`` is another number than five.
+    """
+    rest = len(items) - shown
+    return ", ".join(items[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def did_you_mean(

@@ -7,6 +7,7 @@ from merge_engine.checkpoint.shard_writer import ShardWriter, write_shard
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE, ShardLayout, parse_size, plan_shards
 from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES, carried_files, merged_config
 from merge_engine.checkpoint.source import Checkpoint, open_checkpoint
+from merge_engine.checkpoint.tie_flags import tie_flag
 from merge_engine.checkpoint.transaction import CheckpointTransaction
 from merge_engine.checkpoint.writer import CheckpointWriter
 
@@ -31,5 +32,6 @@ __all__ = [
     "parse_size",
     "plan_shards",
     "read_header",
+    "tie_flag",
     "write_shard",
 ]

@@ -9,10 +9,12 @@ from merge_engine.recipe.loading import load_recipe
 from merge_engine.recipe.parameters import Parameter, declared, parameter
 from merge_engine.recipe.reference import ModelReference
 from merge_engine.recipe.resolver import ParameterResolver
-from merge_engine.recipe.schema import ModelEntry, Recipe
+from merge_engine.recipe.schema import Misfit, ModelEntry, Recipe
 from merge_engine.recipe.settings import ParameterSetting, Scalar
+from merge_engine.recipe.tensor_names import TensorNames, exclude_key, rename_key
 
 __all__ = [
+    "Misfit",
     "ModelEntry",
     "ModelReference",
     "Parameter",
@@ -20,9 +22,12 @@ __all__ = [
     "ParameterSetting",
     "Recipe",
     "Scalar",
+    "TensorNames",
     "declared",
+    "exclude_key",
     "layer_of",
     "layer_positions",
     "load_recipe",
     "parameter",
+    "rename_key",
 ]
