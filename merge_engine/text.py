@@ -40,10 +40,13 @@ def without_common_folder(paths: Sequence[str]) -> list[str]:
     return ["/".join(p[shared:]) for p in parts]
 
 
-def some(items: Sequence[str]) -> str:
-    """The first five items, separated by commas, and the number of the others: for a message of one line."""
-    rest = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def some(items: Sequence[str], shown: int = _SHOWN) -> str:
+    """The first five items, separated by commas, and the number of the others: for a message of one line.
+
+    ``shown`` is another number than five.
+    """
+    rest = len(items) - shown
+    return ", ".join(items[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def did_you_mean(

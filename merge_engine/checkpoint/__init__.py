@@ -8,6 +8,7 @@ from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE, ShardLayout, pars
 from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES, carried_files, merged_config
 from merge_engine.checkpoint.source import Checkpoint, open_checkpoint
 from merge_engine.checkpoint.strict_json import read_settings
+from merge_engine.checkpoint.tie_flags import tie_flag
 from merge_engine.checkpoint.transaction import CheckpointTransaction
 from merge_engine.checkpoint.writer import CheckpointWriter
 
@@ -33,5 +34,6 @@ __all__ = [
     "plan_shards",
     "read_header",
     "read_settings",
+    "tie_flag",
     "write_shard",
 ]

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from merge_engine.checkpoint.tie_flags import set_tie_flags
 from merge_engine.dtypes import DType
 from merge_engine.errors import CheckpointError
 
@@ -63,8 +64,8 @@ def merged_config(config: dict[str, Any], out_dtype: DType | None, untied: bool)
     """The config.json of the output: a copy of ``config`` with the output's dtype.
 
     The dtype is set under the key that the config uses, ``torch_dtype`` (old) or ``dtype``; None leaves it as it
-    is. ``untied`` says that the output has a head of its own: ``tie_word_embeddings`` becomes false. A nested
-    ``text_config`` is changed in the same way.
+    is. A nested ``text_config`` is changed in the same way. ``untied`` says that the output has a head of its own:
+    ``tie_word_embeddings`` becomes false at all levels. Otherwise all levels get the value that decides.
     """
     merged = copy.deepcopy(config)
     text = merged.get("text_config")
@@ -74,8 +75,7 @@ def merged_config(config: dict[str, Any], out_dtype: DType | None, untied: bool)
             if section is merged and not keys:
                 keys = ["dtype"]
             section.update(dict.fromkeys(keys, out_dtype.name))
-        if untied:
-            section["tie_word_embeddings"] = False
+    set_tie_flags(merged, untied)
     return merged
 
 

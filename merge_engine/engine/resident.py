@@ -15,7 +15,7 @@ from merge_engine.engine.copying import differing
 from merge_engine.engine.work import Run, Work
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
 from merge_engine.methods import Action, Method, Task, find_method
-from merge_engine.operands import InMemory
+from merge_engine.operands import InMemory, same_bytes
 from merge_engine.planning import Budget, Catalogue, Input, MergePlan, Schedule, Visit, make_tasks
 from merge_engine.recipe import Recipe, load_recipe
 from merge_engine.tensors import demand_values, new_tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 StateDict = Mapping[str, "torch.Tensor"]
-RECIPE_OPTIONS = ("dtype", "out_dtype", "arithmetic", "seed", "allow_nonfinite")
+RECIPE_OPTIONS = ("dtype", "out_dtype", "arithmetic", "seed", "allow", "allow_nonfinite", "tensors")
 _WHOLE = Budget(memory=2**62, in_place=True, cached_piece=2**62)
 """Nothing is streamed, and a tensor is cut only if it has more elements than a chunk may have."""
 
@@ -64,9 +64,10 @@ def merge_state_dicts(
 ) -> dict[str, torch.Tensor]:
     """Merge state dicts as ``run`` merges checkpoints.
 
-    ``options`` are the keys of a recipe (``dtype``, ``out_dtype``, ``arithmetic``, ``seed``, ``allow_nonfinite``)
-    and the method's parameters. A parameter of scope "model", such as ``weight``, takes one value for all models or
-    a list with one for each. ``lambda`` is a keyword of Python: write ``**{"lambda": 0.5}``. Weights default to 1.
+    ``options`` are the keys of a recipe (``dtype``, ``out_dtype``, ``arithmetic``, ``seed``, ``allow``,
+    ``allow_nonfinite``, ``tensors``) and the method's parameters. A parameter of scope "model", such as ``weight``,
+    takes one value for all models or a list with one for each. ``lambda`` is a keyword of Python: write
+    ``**{"lambda": 0.5}``. Weights default to 1.
 
     Tensors of one name have the same shape in all inputs. They may have any layout, and all are on one device. On a
     CUDA device they are merged there, on the current stream. Returns new contiguous tensors by name, of dtype
@@ -132,7 +133,7 @@ def _output(task: Task) -> torch.Tensor:
     first = _tensor(task, 0)
     if task.action is Action.COPY:
         for i in range(1, len(task.inputs)):
-            if not _same_bytes(_tensor(task, i), first):
+            if not same_bytes(task.inputs[0], task.inputs[i]):
                 raise differing(task, task.inputs[0].owner, task.inputs[i].owner)
         return first.contiguous().clone()
     return new_tensor(task.shape, getattr(torch, task.out.name), first.device)
@@ -153,12 +154,6 @@ def _arrays(backend: Backend, visit: Visit, count: int) -> list[Any]:
 
 def _target(backend: Backend, visit: Visit, output: torch.Tensor) -> Any:
     return backend.tensor(output.view(-1)[visit.start : visit.start + visit.count])
-
-
-def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
-    import torch
-
-    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
 
 
 def _recipe(method: Method, models: int, options: Mapping[str, Any]) -> Recipe:

@@ -32,7 +32,7 @@ class Task:
     the method's ``Settings`` for each of ``models``; ``common`` is an instance of its ``Common``. Inputs are
     rounded to the dtype ``working`` before arithmetic, and the result to the dtype ``out``. ``storage_rounding`` is
     ``arithmetic: mergekit``. ``elements`` has each model's number of elements in all merged tensors together, by
-    recipe position.
+    recipe position. ``drawn_as`` is the name of the tensor whose random draws it shares; None: it has its own.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Task:
     seed: int = 0
     storage_rounding: bool = False
     elements: Mapping[int, int] = field(default_factory=dict, compare=False)
+    drawn_as: str | None = None
 
     @cached_property
     def count(self) -> int:
@@ -61,5 +62,6 @@ class Task:
 
     def random_key(self, model: int) -> int:
         """Philox key of a recipe position: 64 bits of BLAKE2b over seed, tensor name and position."""
-        text = f"{self.seed}\0{self.name}\0{model}".encode()
+        name = self.name if self.drawn_as is None else self.drawn_as
+        text = f"{self.seed}\0{name}\0{model}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

@@ -1,7 +1,8 @@
 """Operands, the inputs of a method: tensors in files or in memory."""
 
 from merge_engine.operands.base import Access, Operand
+from merge_engine.operands.comparing import same_bytes
 from merge_engine.operands.in_memory import InMemory
 from merge_engine.operands.stored import Stored
 
-__all__ = ["Access", "InMemory", "Operand", "Stored"]
+__all__ = ["Access", "InMemory", "Operand", "Stored", "same_bytes"]

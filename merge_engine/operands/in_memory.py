@@ -57,6 +57,14 @@ class InMemory(Operand):
         """The elements in row-major order, of shape [count]: a view, or a copy of a tensor with another layout."""
         return self.tensor.contiguous().view(-1)
 
+    def same_bytes(self, other: InMemory) -> bool:
+        """Whether two tensors of one dtype and shape hold the same bytes."""
+        import torch
+
+        if not self.count:
+            return True
+        return torch.equal(self.flat().view(torch.uint8), other.flat().view(torch.uint8))
+
     def range(self, start: int, count: int, access: Access) -> ByteRange:
         """See ``Operand.range``. Only for tensors in host memory."""
         return _Resident(self.flat()[start : start + count])

@@ -1,5 +1,6 @@
 """Tasks, plan and schedule: the work of a merge and its order, known before the first byte is read."""
 
+from merge_engine.planning.inputs import Catalogue
 from merge_engine.planning.plan import Input, MergePlan, make_plan, measuring
 from merge_engine.planning.schedule import (
     DEFAULT_MEMORY,
@@ -10,7 +11,7 @@ from merge_engine.planning.schedule import (
     Schedule,
     Visit,
 )
-from merge_engine.planning.tasks import Catalogue, make_tasks
+from merge_engine.planning.tasks import make_tasks
 
 __all__ = [
     "DEFAULT_MEMORY",

@@ -19,11 +19,13 @@ from merge_engine.checkpoint import (
     locate,
     open_checkpoint,
     plan_shards,
+    tie_flag,
 )
 from merge_engine.errors import CheckpointError, PlanError
 from merge_engine.fit import examine, unused_settings
 from merge_engine.methods import Action, Method, Task, find_method
-from merge_engine.planning.tasks import Catalogue, make_tasks
+from merge_engine.planning.inputs import Catalogue
+from merge_engine.planning.tasks import make_tasks
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.storage import File
 
@@ -110,12 +112,9 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     if base is not None:  # a base listed among the models is still the base
         models = {i: model for i, model in models.items() if model is not base}
     donor = opened[recipe.base_model or recipe.models[0].model]
-    planned = make_tasks(
-        recipe,
-        method,
-        None if base is None else _catalogue(base),
-        {i: _catalogue(model) for i, model in models.items()},
-    )
+    catalogues = {i: _catalogue(model, i) for i, model in models.items()}
+    of_donor = next((catalogues[i] for i, model in models.items() if model is donor), _catalogue(donor))
+    planned = make_tasks(recipe, method, None if base is None else _catalogue(base), catalogues, of_donor)
     order = {name: place for place, name in enumerate(donor.tensors)}
     tasks = sorted(planned.tasks, key=lambda task: order.get(task.name, len(order)))
     shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
@@ -138,7 +137,7 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         tuple(shards),
         (*findings.notes, *planned.notes),
         (*findings.warnings, *planned.warnings, *unused),
-        planned.untied and _tied(donor) is not False,
+        planned.untied and tie_flag(donor.config) is not False,
         findings.copies,
     )
 
@@ -174,14 +173,5 @@ def _without(config: Mapping[str, object], keys: Collection[str]) -> dict[str, o
     return {key: value for key, value in config.items() if key not in keys}
 
 
-def _catalogue(checkpoint: Checkpoint) -> Catalogue:
-    return Catalogue(str(checkpoint.path), checkpoint.tensors, _tied(checkpoint))
-
-
-def _tied(checkpoint: Checkpoint) -> bool | None:
-    """Whether the config says that the head is the embedding; None if it says nothing, as for some tied models."""
-    text = checkpoint.config.get("text_config")
-    for section in (checkpoint.config, text if isinstance(text, dict) else {}):
-        if "tie_word_embeddings" in section:
-            return bool(section["tie_word_embeddings"])
-    return None
+def _catalogue(checkpoint: Checkpoint, position: int | None = None) -> Catalogue:
+    return Catalogue(str(checkpoint.path), checkpoint.tensors, tie_flag(checkpoint.config), position)

@@ -6,111 +6,146 @@ rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from merge_engine.dtypes import promote
 from merge_engine.methods import Action, Method, Task
 from merge_engine.operands import Operand
-from merge_engine.recipe import Parameter, ParameterResolver, Recipe, layer_positions
+from merge_engine.planning.buffers import Buffers
+from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.planning.names import examine_names, match_names
+from merge_engine.planning.selection import Selection, pattern_for
+from merge_engine.planning.shapes import Disagreements
+from merge_engine.planning.ties import find_ties
+from merge_engine.recipe import Parameter, ParameterResolver, Recipe, exclude_key, layer_positions
 from merge_engine.text import some
-
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight")
-HEAD = "lm_head.weight"
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The tensors of one input, by name. ``label`` names the input in messages.
-
-    ``tied`` says whether its head is its embedding; None if its config does not say.
-    """
-
-    label: str
-    tensors: Mapping[str, Operand]
-    tied: bool | None = False
-
-    def find(self, name: str) -> str | None:
-        """The name of the tensor to use for ``name``: the same, or the embedding for the head of a model without one.
-
-        None if the input has neither.
-        """
-        if name in self.tensors:
-            return name
-        if self.tied is not False and name.endswith(HEAD):
-            candidates = [other for other in self.tensors if other.endswith(EMBEDDINGS)]
-            if len(candidates) == 1:
-                return candidates[0]
-        return None
 
 
 @dataclass
-class Planned:
-    """All output tensors, in the order of the inputs' names.
+class Planned(Remarks):
+    """All output tensors, in the order of the inputs' names, and what is said about them.
 
-    ``problems`` prevent the merge, one line each; ``notes`` are messages for the user, ``warnings`` say what may be
-    wrong. ``untied`` says that some input has a head of its own.
+    ``untied`` says that some input has a head of its own.
     """
 
     tasks: list[Task] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     untied: bool = False
 
 
 def make_tasks(
-    recipe: Recipe, method: Method, base: Catalogue | None, models: Mapping[int, Catalogue]
+    recipe: Recipe,
+    method: Method,
+    base: Catalogue | None,
+    models: Mapping[int, Catalogue],
+    donor: Catalogue | None = None,
 ) -> Planned:
     """Plan every output tensor.
 
-    ``base`` is given if the method uses one; ``models`` are by recipe position, from 0. Problems are returned, not
-    raised, except for ``RecipeError``: a parameter is wrong, or has no value for a tensor.
+    ``base`` is given if the method uses one; ``models`` are by recipe position, from 0. The output has the names of
+    the base, else of the ``donor``, else of the first model. Problems are returned, not raised, except for
+    ``RecipeError``: a parameter is wrong, or has no value for a tensor. Raises ``CheckpointError`` if the bytes of a
+    head that may be tied cannot be read.
     """
-    planned = Planned(problems=_count_problems(method, models))
-    inputs = ([base] if base is not None else []) + list(models.values())
-    names = list(dict.fromkeys(name for catalogue in inputs for name in catalogue.tensors))
-    if not names:
-        planned.problems.append("the inputs hold no tensors")
+    planned = Planned(problems=_count_problems(method, models), allowed=recipe.allow)
+    reference = base or donor or next(iter(models.values()), None)
+    inputs = _named(recipe, Inputs(base, models, reference), planned)
+    names = list(dict.fromkeys(name for catalogue in inputs.merged() for name in catalogue.tensors))
     make = _TaskMaker(recipe, method, names)
-    absent: dict[int, list[str]] = {}
+    lacking = _Lacking(inputs, examine_names(inputs, planned))
+    ties = find_ties(inputs, planned)
+    buffers, disagreements = Buffers(inputs), Disagreements()
     for name in names:
-        found = {i: used for i, model in models.items() if (used := model.find(name)) is not None}
-        operands = [models[i].tensors[used] for i, used in found.items()]
-        has_base = False
-        if base is not None:
-            base_name = base.find(name)
-            if base_name is None:
-                having = ", ".join(models[i].label for i in found)
-                planned.problems.append(f"{name}: in {having}, but not in the base model {base.label}")
-                continue
-            operands.insert(0, base.tensors[base_name])
-            has_base = True
-        problem = _disagreement(name, operands)
-        if problem:
-            planned.problems.append(problem)
+        if name in ties.once:
             continue
-        if len(found) < len(models):
-            for i in models.keys() - found.keys():
-                absent.setdefault(i, []).append(name)
-        if name.endswith(HEAD):
-            owners = [models[i] for i in found] + ([base] if base is not None else [])
-            planned.untied |= any(owner.tied is False or owner.find(name) != name for owner in owners)
-        planned.tasks.append(make(name, tuple(operands), has_base, found))
-    planned.notes += [
-        f"{models[i].label} lacks {some(lacking)}; merged from the inputs that have them"
-        for i, lacking in sorted(absent.items())
-    ]
-    labels = [model.label for model in models.values()]
-    planned.notes += [
-        f"{label} is merged more than once" for label in dict.fromkeys(labels) if labels.count(label) > 1
-    ]
+        if buffers.has(name):
+            operand = buffers.of_reference(name)
+            if operand is not None:
+                planned.tasks.append(_copy(name, operand))
+            continue
+        same = ties.twins.get(name, name)
+        found = {
+            i: used
+            for i, model in inputs.models.items()
+            if (used := ties.source(model, same)) in model.tensors
+        }
+        operands = [inputs.models[i].tensors[used] for i, used in found.items()]
+        if inputs.base is not None:
+            operand = inputs.base.tensors.get(ties.source(inputs.base, same))
+            if operand is None:
+                lacking.in_base(name, found)
+                continue
+            operands.insert(0, operand)
+        if not disagreements.add(name, operands):
+            lacking.in_models(name, found)
+            planned.tasks.append(make(name, tuple(operands), inputs.base is not None, found, same))
+    planned.untied = ties.untied
+    planned.notes += [*buffers.notes(), *lacking.notes(), *_repeated(inputs)]
+    planned.problems += [*lacking.problems(), *disagreements.problems()]
     merged = [task for task in planned.tasks if task.action is Action.MERGE]
     if recipe.arithmetic == "mergekit" and any(task.working.name == "float64" for task in merged):
         planned.problems.append("arithmetic: mergekit is for bfloat16, float16 and float32, not for float64")
     planned.problems += method.check(recipe, merged)
     return planned
+
+
+def _named(recipe: Recipe, given: Inputs, planned: Planned) -> Inputs:
+    """The inputs without what the recipe leaves out, under the names that the output has."""
+    selection = Selection(recipe)
+    inputs = selection.exclude(match_names(selection.apply(given, planned), planned))
+    planned.warnings += selection.unused()
+    if not any(catalogue.tensors for catalogue in given.merged()):
+        planned.problems.append("the inputs hold no tensors")
+    elif not any(catalogue.tensors for catalogue in inputs.merged()):
+        planned.problems.append("tensors.exclude: no tensor is left to merge; leave out fewer")
+    return inputs
+
+
+def _copy(name: str, operand: Operand) -> Task:
+    return Task(name, operand.shape, operand.dtype, operand.dtype, Action.COPY, (operand,))
+
+
+def _repeated(inputs: Inputs) -> Iterator[str]:
+    labels = [model.label for model in inputs.models.values()]
+    return (f"{label} is merged more than once" for label in dict.fromkeys(labels) if labels.count(label) > 1)
+
+
+class _Lacking:
+    """Collects the tensors that some inputs lack, but those that another message explains."""
+
+    def __init__(self, inputs: Inputs, explained: Collection[str]):
+        self._inputs, self._explained = inputs, explained
+        self._in_models: dict[int, list[str]] = {}
+        self._in_base: dict[tuple[str, ...], list[str]] = {}
+
+    def in_models(self, name: str, found: Mapping[int, str]) -> None:
+        """Keep a tensor that only the models in ``found`` have."""
+        if len(found) < len(self._inputs.models) and name not in self._explained:
+            for i in self._inputs.models.keys() - found.keys():
+                self._in_models.setdefault(i, []).append(name)
+
+    def in_base(self, name: str, found: Mapping[int, str]) -> None:
+        """Keep a tensor that the base lacks."""
+        if name not in self._explained:
+            having = tuple(self._inputs.models[i].label for i in found)
+            self._in_base.setdefault(having, []).append(name)
+
+    def notes(self) -> Iterator[str]:
+        """A note for each model that lacks tensors."""
+        for i, names in sorted(self._in_models.items()):
+            yield f"{self._inputs.models[i].label} lacks {some(names)}; merged from the inputs that have them"
+
+    def problems(self) -> Iterator[str]:
+        """A problem for tensors that the base lacks, which have no task vector."""
+        base = self._inputs.base
+        if base is None:
+            return
+        for having, names in self._in_base.items():
+            yield (
+                f"{examples(names)}: in {', '.join(having)}, but not in the base model {base.label}; to merge without "
+                f"what the base lacks, add {exclude_key(pattern_for(names, base.names))} to the recipe"
+            )
 
 
 class _TaskMaker:
@@ -125,11 +160,17 @@ class _TaskMaker:
         self._elements: dict[int, int] = {}  # complete when the last task is made
 
     def __call__(
-        self, name: str, operands: tuple[Operand, ...], has_base: bool, found: Mapping[int, str]
+        self,
+        name: str,
+        operands: tuple[Operand, ...],
+        has_base: bool,
+        found: Mapping[int, str],
+        same: str,
     ) -> Task:
+        """The task for a tensor, with the parameters and the draws of ``same``, which may be another name."""
         shape, kind = operands[0].shape, operands[0].dtype
-        at = self._positions[name]
-        common = self._common(self._resolver.for_tensor(name, at))
+        at = self._positions[same]
+        common = self._common(self._resolver.for_tensor(same, at))
         if not all(operand.dtype.mergeable for operand in operands):
             return Task(name, shape, kind, kind, Action.COPY, operands)
         working = self._recipe.working_dtype or promote(*(operand.dtype for operand in operands))
@@ -150,6 +191,7 @@ class _TaskMaker:
             self._recipe.seed,
             self._recipe.arithmetic == "mergekit",
             self._elements,
+            same if same != name else None,
         )
         for i in found:
             self._elements[i] = self._elements.get(i, 0) + task.count
@@ -181,16 +223,3 @@ def _count_problems(method: Method, models: Mapping[int, Catalogue]) -> list[str
     if method.max_models is not None and len(models) > method.max_models:
         return [f"{method.name}: takes at most {method.max_models} model(s), not {len(models)}"]
     return []
-
-
-def _disagreement(name: str, operands: Sequence[Operand]) -> str | None:
-    """The reason why these operands cannot be merged to one tensor; None if they can."""
-    first = operands[0]
-    if any(operand.shape != first.shape for operand in operands):
-        shapes = ", ".join(f"{list(operand.shape)} in {operand.owner}" for operand in operands)
-        return f"{name}: the shapes differ: {shapes}"
-    kinds = {operand.dtype for operand in operands}
-    if len(kinds) > 1 and not all(kind.mergeable for kind in kinds):
-        dtypes = ", ".join(f"{operand.dtype} in {operand.owner}" for operand in operands)
-        return f"{name}: these types cannot be merged with each other: {dtypes}"
-    return None

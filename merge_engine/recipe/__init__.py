@@ -11,6 +11,7 @@ from merge_engine.recipe.reference import ModelReference
 from merge_engine.recipe.resolver import ParameterResolver
 from merge_engine.recipe.schema import Misfit, ModelEntry, Recipe
 from merge_engine.recipe.settings import ParameterSetting, Rule, Scalar, rules
+from merge_engine.recipe.tensor_names import TensorNames, exclude_key, rename_key
 
 __all__ = [
     "Misfit",
@@ -22,10 +23,13 @@ __all__ = [
     "Recipe",
     "Rule",
     "Scalar",
+    "TensorNames",
     "declared",
+    "exclude_key",
     "layer_of",
     "layer_positions",
     "load_recipe",
     "parameter",
+    "rename_key",
     "rules",
 ]

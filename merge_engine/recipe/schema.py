@@ -12,6 +12,7 @@ from merge_engine.dtypes import BY_NAME, MERGEABLE, DType
 from merge_engine.recipe.problems import InvalidValue, shown
 from merge_engine.recipe.reference import ModelReference
 from merge_engine.recipe.settings import ParameterSetting, read_setting
+from merge_engine.recipe.tensor_names import TensorNames
 
 
 def _empty_if_null(raw: object) -> object:
@@ -37,12 +38,13 @@ Misfit = Literal["architecture", "layers", "names", "quantization", "tokenizer"]
 
 
 class ModelEntry(BaseModel):
-    """One model to merge, and its own settings."""
+    """One model to merge, its own settings, and what becomes of its tensors' names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     model: ModelReference
     parameters: _Settings = {}
+    tensors: TensorNames = TensorNames()
 
 
 class Recipe(BaseModel):
@@ -57,7 +59,8 @@ class Recipe(BaseModel):
 
     Ours beside mergekit's keys: ``arithmetic`` is ``exact``, or ``mergekit`` to repeat its rounding;
     ``seed`` (0 to 2**64 - 1) makes the random methods repeatable; ``allow_nonfinite`` lets NaN and
-    infinity in the inputs pass; ``allow`` names kinds of misfits that are merged although the result may mean nothing.
+    infinity in the inputs pass; ``allow`` names kinds of misfits that are merged although the result may mean nothing;
+    ``tensors`` maps names of all inputs and leaves tensors out, after what a model's own key does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -72,6 +75,7 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**64)] = 0
     allow_nonfinite: Annotated[bool, Field(strict=True)] = False
     allow: tuple[Misfit, ...] = ()
+    tensors: TensorNames = TensorNames()
 
     @property
     def working_dtype(self) -> DType | None:
@@ -88,9 +92,9 @@ class Recipe(BaseModel):
         plain: dict[str, Any] = {}
         for key in type(self).model_fields:
             value = getattr(self, key)
-            if key not in self.model_fields_set or value is None or value in ({}, ()):
+            if key not in self.model_fields_set or value is None or value in ({}, (), TensorNames()):
                 continue
-            if isinstance(value, ModelReference):
+            if isinstance(value, ModelReference | TensorNames):
                 value = value.to_plain()
             elif key == "models":
                 value = [_plain_entry(entry) for entry in self.models]
@@ -100,13 +104,22 @@ class Recipe(BaseModel):
         return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 
-KNOWN_KEYS: dict[int, Iterable[str]] = {1: Recipe.model_fields, 3: ModelEntry.model_fields}
+KNOWN_KEYS: dict[int, Iterable[str]] = {
+    1: Recipe.model_fields,
+    2: TensorNames.model_fields,
+    3: ModelEntry.model_fields,
+    4: TensorNames.model_fields,
+}
 """The known keys by the length of their path: ``dtype`` has length 1, ``models[0].parameters`` 3."""
 
 
 def _plain_entry(entry: ModelEntry) -> dict[str, Any]:
     plain: dict[str, Any] = {"model": entry.model.to_plain()}
-    return plain | {"parameters": entry.parameters} if entry.parameters else plain
+    if entry.parameters:
+        plain["parameters"] = entry.parameters
+    if names := entry.tensors.to_plain():
+        plain["tensors"] = names
+    return plain
 
 
 class _Dumper(yaml.SafeDumper):

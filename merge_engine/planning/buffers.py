@@ -1,0 +1,100 @@
+"""Buffers: tensors that loaders compute anew from the config, whatever a checkpoint holds.
+
+Their names alone do not tell: ``h.0.attn.bias`` is the causal mask of GPT-2 if it has the shape [1, 1, n, n], and a
+weight otherwise. So a rule looks at the last part of the name and at shape and dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from merge_engine.operands import Operand
+from merge_engine.planning.inputs import Inputs, examples
+
+_Rule = Callable[[str, Operand], bool]
+
+
+def _any_shape(name: str, operand: Operand) -> bool:
+    return True
+
+
+def _line_of_integers(name: str, operand: Operand) -> bool:
+    """0, 1, 2, ... for each position: [n] or [1, n]."""
+    return not operand.dtype.mergeable and operand.shape[:-1] in ((), (1,)) and len(operand.shape) > 0
+
+
+def _integers(name: str, operand: Operand) -> bool:
+    return not operand.dtype.mergeable
+
+
+def _mask(name: str, operand: Operand) -> bool:
+    """[1, 1, n, n]: which positions see which."""
+    shape = operand.shape
+    return len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+
+
+def _mask_of_attention(name: str, operand: Operand) -> bool:
+    return name.endswith(("attn.bias", "attention.bias")) and _mask(name, operand)
+
+
+def _scalar(name: str, operand: Operand) -> bool:
+    return operand.shape in ((), (1,))
+
+
+def _sinusoids(name: str, operand: Operand) -> bool:
+    return name.endswith("embed_positions.weights")
+
+
+_RULES: dict[str, _Rule] = {
+    "inv_freq": _any_shape,  # rotary embeddings
+    "original_inv_freq": _any_shape,
+    "cos_cached": _any_shape,
+    "sin_cached": _any_shape,
+    "position_ids": _line_of_integers,  # BERT, CLIP
+    "token_type_ids": _line_of_integers,
+    "bias": _mask_of_attention,  # GPT-2, GPT-Neo, GPT-NeoX
+    "causal_mask": _mask,  # GPT-J, CodeGen
+    "masked_bias": _scalar,
+    "relative_position_index": _integers,  # Swin, BEiT
+    "weights": _sinusoids,  # M2M100, speech models
+}
+"""By the last part of the name. docs/recipes.md has this list in words."""
+
+
+def is_buffer(name: str, operand: Operand) -> bool:
+    """Whether loaders compute this tensor anew, so that the value in a checkpoint does not matter."""
+    rule = _RULES.get(name[name.rfind(".") + 1 :])
+    return rule is not None and rule(name, operand)
+
+
+class Buffers:
+    """The buffers of a merge. The output has those of the reference; others are left out."""
+
+    def __init__(self, inputs: Inputs):
+        self._inputs = inputs.merged()
+        self._reference = inputs.reference
+        self._differing: list[str] = []
+
+    def has(self, name: str) -> bool:
+        """Whether the tensor of this name is a buffer in all inputs that have it."""
+        if name[name.rfind(".") + 1 :] not in _RULES:
+            return False
+        held = [catalogue.tensors[name] for catalogue in self._inputs if name in catalogue.tensors]
+        if not all(is_buffer(name, operand) for operand in held):
+            return False
+        if len(held) < len(self._inputs) or len({(operand.shape, operand.dtype) for operand in held}) > 1:
+            self._differing.append(name)
+        return True
+
+    def of_reference(self, name: str) -> Operand | None:
+        """The buffer that the output has; None if it has none."""
+        return None if self._reference is None else self._reference.tensors.get(name)
+
+    def notes(self) -> list[str]:
+        """One note, if the inputs do not have the same buffers."""
+        if not self._differing or self._reference is None:
+            return []
+        return [
+            f"buffers that loaders compute anew are those of {self._reference.label}, or left out if it has none: "
+            f"{examples(self._differing)}"
+        ]

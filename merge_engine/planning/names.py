@@ -1,0 +1,251 @@
+"""Whether the names of models belong together: prefixes, numbers of layers, and how many names they share.
+
+Every model is compared with the reference, whose names the output gets. Tensors that a model may have or lack
+without being another model do not count: heads of a task, and buffers (see ``buffers``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from merge_engine.operands import Operand
+from merge_engine.planning.buffers import is_buffer
+from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.planning.ties import may_be_tied
+from merge_engine.recipe import exclude_key, layer_of, rename_key
+
+_HEADS = frozenset(
+    (
+        "classification_head",
+        "classifier",
+        "cls",
+        "embed_out",
+        "generator_lm_head",
+        "generator_predictions",
+        "lm_head",
+        "pooler",
+        "pre_classifier",
+        "qa_outputs",
+        "reward_head",
+        "score",
+        "v_head",
+        "value_head",
+        "vocab_layer_norm",
+        "vocab_projector",
+        "vocab_transform",
+    )
+)
+"""Parts of the names of heads: another task gives the same model another head."""
+
+_ADAPTER = (".lora_A", ".lora_B", ".lora_embedding_", ".lora_magnitude_vector", ".hada_w", ".lokr_w")
+_SAMPLE = 64  # names that vote on a prefix
+
+
+class _Prefix(NamedTuple):
+    """What stands at the start of a model's names, and what at the start of the same names of the reference."""
+
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        if not self.new:
+            return f'"{self.old}" at the start is removed'
+        if not self.old:
+            return f'"{self.new}" is put before them'
+        return f'"{self.old}" at the start becomes "{self.new}"'
+
+    @property
+    def condition(self) -> str:
+        if not self.new:
+            return f'"{self.old}" at the start were removed'
+        if not self.old:
+            return f'"{self.new}" were put before them'
+        return f'"{self.old}" at the start were "{self.new}"'
+
+    def applied(self, names: Iterable[str], known: Collection[str]) -> dict[str, str]:
+        """The new names by the old ones. Nothing is put before a name that so becomes none of the known ones."""
+        new = {name: self.new + name[len(self.old) :] for name in names if name.startswith(self.old)}
+        return new if self.old else {name: mapped for name, mapped in new.items() if mapped in known}
+
+
+def match_names(inputs: Inputs, remarks: Remarks) -> Inputs:
+    """The inputs under the names of the reference.
+
+    A model is mapped, with a note, if its names become those of the reference, but for heads and buffers, when one
+    prefix is removed from them or put before them.
+    """
+    reference = inputs.reference
+
+    def matched(catalogue: Catalogue) -> Catalogue:
+        if reference is None or catalogue is reference or catalogue.names == reference.names:
+            return catalogue
+        extra, lacking = _difference(catalogue, reference)
+        prefix = _prefix(extra, lacking)
+        if prefix is None or (prefix.old and prefix.new):
+            return catalogue
+        mapped = prefix.applied(extra, set(lacking))
+        new = set(mapped.values())
+        if _essential(extra - mapped.keys(), catalogue) or _essential(lacking - new, reference):
+            return catalogue
+        if 2 * len(new) < len(catalogue.tensors) or new & catalogue.tensors.keys():
+            return catalogue
+        remarks.notes.append(
+            f"{catalogue.label}: tensors get the names that they have in {reference.label}: {prefix}"
+        )
+        return catalogue.holding({mapped.get(name, name): held for name, held in catalogue.tensors.items()})
+
+    return inputs.map(matched)
+
+
+def examine_names(inputs: Inputs, remarks: Remarks) -> set[str]:
+    """Report models whose names do not belong to those of the reference; returns the names that this explains."""
+    reference = inputs.reference
+    if reference is None:
+        return set()
+    others = [catalogue for catalogue in inputs.others() if catalogue.names != reference.names]
+    if not others:
+        return set()
+    explained = _examine_layers([reference, *others], inputs.base is not None, remarks)
+    for catalogue in others:
+        extra, lacking = _difference(catalogue, reference)
+        alone = _essential(extra, catalogue) - explained
+        missing = _essential(lacking, reference) - explained
+        mismatch = _mismatch(catalogue, reference, alone, missing)
+        if mismatch is None:
+            continue
+        if inputs.base is not None and alone:  # without the base's tensor there is no task vector to allow
+            remarks.problems.append(f"{mismatch.line}; {mismatch.way_out}")
+        else:
+            remarks.misfit("names", f"{mismatch.line}; {mismatch.way_out}")
+        explained |= alone | missing
+    return explained
+
+
+class _Mismatch(NamedTuple):
+    line: str
+    way_out: str
+
+
+def _mismatch(
+    catalogue: Catalogue, reference: Catalogue, alone: set[str], missing: set[str]
+) -> _Mismatch | None:
+    """The message for a model with these names of its own, which lacks those of the reference; None if it fits."""
+    adapters = sorted(name for name in alone if any(part in name for part in _ADAPTER))
+    if 2 * len(adapters) > len(alone):
+        return _Mismatch(
+            f"{catalogue.label}: holds {len(adapters)} tensors of an adapter ({examples(adapters)})",
+            "first merge the adapter into its model and name the result",
+        )
+    shared = len(catalogue.tensors.keys() & reference.tensors.keys())
+    fits = 2 * shared >= shared + max(len(alone), len(missing))
+    prefix = _prefix(alone, missing)
+    if prefix is not None and not (fits and len(alone) == 1):
+        mapped = prefix.applied(alone, missing)
+        fitting = sorted(name for name, new in mapped.items() if new in missing)
+        if 2 * len(fitting) >= min(len(alone), len(missing)):
+            return _Mismatch(
+                f"{catalogue.label}: {len(fitting)} of its {len(catalogue.tensors)} tensors would have the names of "
+                f"{reference.label} if {prefix.condition} ({examples(fitting)}), but {_rest(alone, missing, mapped)}",
+                f"if they are the same, add {rename_key(prefix.old, prefix.new)} to the model's entry",
+            )
+    if fits:
+        return None
+    own = f" ({examples(sorted(alone))})" if alone else ""
+    there = f" ({examples(sorted(missing))})" if missing else ""
+    return _Mismatch(
+        f"{catalogue.label}: shares {shared or 'no'} names of tensors with {reference.label}, which lacks "
+        f"{len(alone)} of its tensors{own}, and has {len(missing)} others{there}",
+        "merge models of one architecture",
+    )
+
+
+def _rest(alone: set[str], missing: set[str], mapped: Mapping[str, str]) -> str:
+    left = sorted(alone - mapped.keys()) or sorted(missing - set(mapped.values()))
+    return f"others would still differ ({examples(left)})" if left else "two would get one name"
+
+
+def _examine_layers(catalogues: Sequence[Catalogue], has_base: bool, remarks: Remarks) -> set[str]:
+    """Report stacks of which the models have different layers; returns the names of the layers that not all have."""
+    stacks = [_stacks(catalogue.tensors) for catalogue in catalogues]
+    explained: set[str] = set()
+    for stack, layers in stacks[0].items():
+        having = [(c, found[stack]) for c, found in zip(catalogues, stacks, strict=True) if stack in found]
+        if all(found.keys() == layers.keys() for _, found in having) or _HEADS & set(stack.split(".")):
+            continue
+        common = set(layers).intersection(*(found.keys() for _, found in having))
+        explained |= {name for _, found in having for i in found.keys() - common for name in found[i]}
+        line = f"{stack}: the models have different numbers of layers: " + ", ".join(
+            f"{_counted(found.keys())} in {catalogue.label}" for catalogue, found in having
+        )
+        beyond = sorted({i for _, found in having for i in found.keys() - layers.keys()})
+        if has_base and beyond:
+            pattern = f"{stack}.{beyond[0]}.*".lstrip(".")
+            remarks.problems.append(
+                f'{line}; leave out the layers that the base model lacks, as with "{exclude_key(pattern)}"'
+            )
+        else:
+            remarks.misfit("layers", line)
+    return explained
+
+
+def _stacks(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
+    """The names in layers: by stack, then by the layer's index."""
+    stacks: dict[str, dict[int, list[str]]] = {}
+    for name in names:
+        place = layer_of(name)
+        if place is not None:
+            stacks.setdefault(place[0], {}).setdefault(place[1], []).append(name)
+    return stacks
+
+
+def _counted(layers: Collection[int]) -> str:
+    if max(layers) == len(layers) - 1:
+        return str(len(layers))
+    return f"{len(layers)} (between {min(layers)} and {max(layers)})"
+
+
+def _difference(catalogue: Catalogue, reference: Catalogue) -> tuple[set[str], set[str]]:
+    """The names that only the model has, and those that only the reference has."""
+    own, there = catalogue.tensors.keys(), reference.tensors.keys()
+    return own - there, there - own
+
+
+def _essential(names: Iterable[str], catalogue: Catalogue) -> set[str]:
+    """The names of tensors that make it another model if they are missing."""
+    return {name for name in names if not _is_extra(name, catalogue.tensors[name])}
+
+
+def _is_extra(name: str, operand: Operand) -> bool:
+    place = layer_of(name)
+    outside = name if place is None else place[0]
+    return not _HEADS.isdisjoint(outside.split(".")) or is_buffer(name, operand) or may_be_tied(name)
+
+
+def _prefix(extra: Collection[str], lacking: Collection[str]) -> _Prefix | None:
+    """The change at the start of names that makes most of ``extra`` names of ``lacking``; None if there is none."""
+    if not extra or not lacking:
+        return None
+    ends: dict[str, str | None] = {}  # the only name that ends so; None if there are several
+    for name in lacking:
+        for end in _ends(name):
+            ends[end] = None if end in ends else name
+    votes: Counter[_Prefix] = Counter()
+    ordered = sorted(extra)
+    for name in ordered[:: max(len(ordered) // _SAMPLE, 1)]:
+        for end in _ends(name):
+            whole = ends.get(end)
+            if whole is not None:
+                votes[_Prefix(name.removesuffix(end), whole.removesuffix(end))] += 1
+                break
+    return votes.most_common(1)[0][0] if votes else None
+
+
+def _ends(name: str) -> Iterable[str]:
+    """The name, and what follows each of its dots, the longest first."""
+    yield name
+    at = name.find(".")
+    while at >= 0:
+        yield name[at + 1 :]
+        at = name.find(".", at + 1)

@@ -1,0 +1,110 @@
+"""What the recipe says about names: tensors that are left out, and names that are mapped to others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import translate
+from itertools import takewhile
+from typing import NamedTuple
+
+from merge_engine.operands import Operand
+from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.recipe import Recipe
+from merge_engine.recipe.problems import shown
+
+
+class _Entry(NamedTuple):
+    """One entry of a key ``tensors``: its place in the recipe, the text or pattern, and the new text."""
+
+    place: str
+    text: str
+    new: str = ""
+
+
+class Selection:
+    """The recipe's keys ``tensors``. A model's own entries come before those of the recipe."""
+
+    def __init__(self, recipe: Recipe):
+        keys = {None: recipe.tensors} | {i: entry.tensors for i, entry in enumerate(recipe.models)}
+        self._renames: dict[int | None, list[_Entry]] = {}
+        self._excludes: dict[int | None, list[_Entry]] = {}
+        for position, key in keys.items():
+            place = "tensors" if position is None else f"models[{position}].tensors"
+            self._renames[position] = [_Entry(f"{place}.rename", old, new) for old, new in key.rename.items()]
+            self._excludes[position] = [
+                _Entry(f"{place}.exclude[{i}]", pattern) for i, pattern in enumerate(key.exclude)
+            ]
+        self._used: set[_Entry] = set()
+
+    def apply(self, inputs: Inputs, remarks: Remarks) -> Inputs:
+        """The inputs under their new names, without the tensors that are left out.
+
+        Two tensors of one input that get the same name are a problem.
+        """
+        return inputs.map(lambda catalogue: self._without(self._renamed(catalogue, remarks)))
+
+    def exclude(self, inputs: Inputs) -> Inputs:
+        """The inputs without the tensors that are left out, under the names that they have by now."""
+        return inputs.map(self._without)
+
+    def unused(self) -> Iterator[str]:
+        """A warning for each entry that fitted no name."""
+        for entries in (*self._renames.values(), *self._excludes.values()):
+            for entry in entries:
+                if entry not in self._used:
+                    what = "begins with it" if entry.place.endswith("rename") else "matches it"
+                    yield f"{entry.place}: {shown(entry.text)}: no tensor's name {what}"
+
+    def _renamed(self, catalogue: Catalogue, remarks: Remarks) -> Catalogue:
+        entries = _of(self._renames, catalogue.position)
+        if not entries:
+            return catalogue
+        tensors: dict[str, Operand] = {}
+        twice = []
+        for name, operand in catalogue.tensors.items():
+            entry = next((entry for entry in entries if name.startswith(entry.text)), None)
+            if entry is not None:
+                self._used.add(entry)
+                name = entry.new + name[len(entry.text) :]
+            if name in tensors:
+                twice.append(name)
+            tensors[name] = operand
+        if twice:
+            remarks.problems.append(
+                f"tensors.rename: {len(twice)} names of {catalogue.label} would stand for two tensors each "
+                f"({examples(twice)}); rename fewer, or leave one of the two out"
+            )
+        return catalogue.holding(tensors)
+
+    def _without(self, catalogue: Catalogue) -> Catalogue:
+        matched = set()
+        for entry in _of(self._excludes, catalogue.position):
+            found = set(_matching(entry.text, catalogue.tensors))
+            if found:
+                self._used.add(entry)
+                matched |= found
+        if not matched:
+            return catalogue
+        kept = {name: operand for name, operand in catalogue.tensors.items() if name not in matched}
+        return catalogue.holding(kept)
+
+
+def _of(entries: dict[int | None, list[_Entry]], position: int | None) -> list[_Entry]:
+    own = entries[position] if position is not None else []
+    return own + entries[None]
+
+
+def _matching(pattern: str, names: Iterable[str]) -> Iterator[str]:
+    matches = re.compile(translate(pattern)).match
+    return (name for name in names if matches(name))
+
+
+def pattern_for(names: Sequence[str], others: Iterable[str]) -> str:
+    """A pattern for a message, which leaves out all of ``names`` and none of the others, or else the first name."""
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    alike = takewhile(lambda column: len(set(column)) == 1, columns)
+    start = "".join(f"{column[0]}." for column in alike)
+    if len(names) == 1 or not start or any(other.startswith(start) for other in others):
+        return names[0]
+    return f"{start}*"

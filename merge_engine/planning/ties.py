@@ -1,0 +1,170 @@
+"""Tensors that a model uses as one: its embedding, copies of it, and a head that is tied to it.
+
+A tie is decided by the config, or by the bytes where the config says nothing. If all inputs tie two tensors, they are
+one tensor of the merge: the output stores it once. Where the output's config does not say that they are tied, and the
+reference stores both, the output stores both, with the same random draws and so with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from merge_engine.operands import same_bytes
+from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.recipe import layer_of
+
+EMBEDDINGS = (
+    ".embeddings.weight",  # Mamba, RWKV
+    "embed_in.weight",  # GPT-NeoX
+    "embed_tokens.weight",  # Llama and most others
+    "tok_embeddings.weight",  # ModernBERT, Llama as Meta stores it
+    "tokens_embed.weight",  # GPT
+    "word_embedding.weight",  # XLNet
+    "word_embeddings.weight",  # BERT, BLOOM, Falcon
+    "wte.weight",  # GPT-2
+)
+SHARED = ("shared.weight",)
+"""The embedding of encoder and decoder in T5 and BART; each of the two may be stored once more."""
+
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+HEADS = (
+    "embed_out.weight",  # GPT-NeoX
+    "generator_lm_head.weight",  # ELECTRA
+    "lm_head.decoder.weight",  # RoBERTa
+    "lm_head.weight",
+    "lm_loss.weight",  # XLNet
+    "output_projection.weight",  # BioGPT
+    "predictions.decoder.weight",  # BERT
+    "proj_out.weight",  # Whisper
+    "vocab_projector.weight",  # DistilBERT
+)
+BIASES = {"predictions.decoder.bias": "predictions.bias", "lm_head.decoder.bias": "lm_head.bias"}
+"""The bias of a head in BERT and RoBERTa is stored under two names."""
+
+_TIED = (*COPIES, *HEADS, *BIASES)
+
+
+def may_be_tied(name: str) -> bool:
+    """Whether the tensor of this name may be another one in some models."""
+    return name.endswith(_TIED) and layer_of(name) is None
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether the first dimension of the tensor of this name is the vocabulary."""
+    return name.endswith((*EMBEDDINGS, *SHARED, *HEADS)) and layer_of(name) is None
+
+
+@dataclass
+class Ties:
+    """The ties of a merge.
+
+    ``sources`` has the tensors of an input that stand for others, by the id of its catalogue and the name of the
+    other. ``once`` are names that are not written, because another tensor is the same in all inputs. ``twins`` are
+    written although another tensor is the same in all inputs, by name, with the name of the other. ``untied`` says
+    that the output has a head of its own.
+    """
+
+    sources: dict[int, dict[str, str]]
+    once: set[str] = field(default_factory=set)
+    twins: dict[str, str] = field(default_factory=dict)
+    untied: bool = False
+
+    def source(self, catalogue: Catalogue, name: str) -> str:
+        """The name of the tensor of an input that is merged as ``name``."""
+        return self.sources[id(catalogue)].get(name, name)
+
+
+def find_ties(inputs: Inputs, remarks: Remarks) -> Ties:
+    """Decide which tensors of the inputs are the same.
+
+    Of a head and its embedding bytes are read if no config decides. Raises ``CheckpointError`` if that fails.
+    """
+    merged = inputs.merged()
+    ties = Ties({id(catalogue): {} for catalogue in merged})
+    vocabularies = [_Vocabulary(catalogue) for catalogue in merged]
+    names = dict.fromkeys(name for each in vocabularies for name in each.aliases)
+    stored_once = []
+    for name in names:
+        partners = [each.partner(name) for each in vocabularies]
+        same = next((partner for partner in partners if partner is not None), None)
+        if same is None or any(partner not in (None, same) for partner in partners):
+            continue
+        _warn_of_unused(name, same, merged, remarks)
+        tied = [_is_tied(name, same, catalogue) for catalogue in merged]
+        own = [c for c, one in zip(merged, tied, strict=True) if not one and name in c.tensors]
+        if all(same in c.tensors and same_bytes(c.tensors[name], c.tensors[same]) for c in own):
+            if _is_written(name, inputs.reference):
+                ties.twins[name] = same
+            else:
+                ties.once.add(name)
+                stored_once += [f"{name} as {same}"] if any(name in c.tensors for c in merged) else []
+        else:
+            for catalogue, one in zip(merged, tied, strict=True):
+                if one:
+                    ties.sources[id(catalogue)][name] = same
+            if name.endswith(HEADS):
+                ties.untied |= any(tied) or any(catalogue.tied is False for catalogue in merged)
+    if stored_once:
+        remarks.notes.append(f"the same tensor in all inputs, so written once: {examples(stored_once)}")
+    return ties
+
+
+class _Vocabulary:
+    """The tensors of one input that may be the same: its embeddings, and by name those that may be tied to one."""
+
+    def __init__(self, catalogue: Catalogue):
+        names = [name for name in catalogue.tensors if name.endswith(_FAMILY) and layer_of(name) is None]
+        self.aliases = [name for name in names if name.endswith(_TIED)]
+        self._names = catalogue.tensors.keys()
+        self._shared = [name for name in names if name.endswith(SHARED)]
+        self._embeddings = self._shared or [name for name in names if name.endswith(EMBEDDINGS)]
+
+    def partner(self, name: str) -> str | None:
+        """The tensor that ``name`` may be tied to; None if this input has none, or several."""
+        for end, sibling in BIASES.items():
+            if name.endswith(end):
+                found = name.removesuffix(end) + sibling
+                return found if found in self._names else None
+        candidates = self._embeddings if name.endswith(HEADS) else self._shared
+        near = [_in_common(name, other) for other in candidates]
+        nearest = [other for other, parts in zip(candidates, near, strict=True) if parts == max(near)]
+        return nearest[0] if len(nearest) == 1 else None
+
+
+_FAMILY = (*EMBEDDINGS, *SHARED, *_TIED)
+
+
+def _in_common(one: str, other: str) -> int:
+    """How many parts two names have in common at their start."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+
+
+def _is_tied(name: str, same: str, catalogue: Catalogue) -> bool:
+    """Whether this input uses the tensor ``same`` as ``name``, as its config says or for want of the other."""
+    if same not in catalogue.tensors:
+        return False
+    if name.endswith(HEADS) and catalogue.tied is not None:
+        return catalogue.tied
+    return name not in catalogue.tensors
+
+
+def _is_written(name: str, reference: Catalogue | None) -> bool:
+    """Whether the output stores a tensor that is the same as another in all inputs."""
+    if reference is None or name not in reference.tensors:
+        return False
+    return not (name.endswith(HEADS) and reference.tied is True)
+
+
+def _warn_of_unused(name: str, same: str, merged: Sequence[Catalogue], remarks: Remarks) -> None:
+    """Warn of heads that a config ties away although they differ from the embedding."""
+    for catalogue in merged:
+        tensors = catalogue.tensors
+        if not (catalogue.tied and name.endswith(HEADS) and name in tensors and same in tensors):
+            continue
+        if not same_bytes(tensors[name], tensors[same], sampled=True):
+            remarks.warnings.append(
+                f"{catalogue.label}: its config ties {name} to {same}, so the stored {name} is not used, although it "
+                "differs; set tie_word_embeddings to false in its config.json if it has a head of its own"
+            )
