@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from merge_engine.checkpoint import (
     CheckpointTransaction,
     CheckpointWriter,
     carried_files,
+    encode_config,
     merged_config,
     parse_size,
 )
@@ -262,7 +262,7 @@ def side_files(planned: MergePlan) -> dict[str, bytes]:
         dtypes = {task.out for task in planned.tasks if task.out.mergeable}
         written = planned.recipe.output_dtype or (dtypes.pop() if len(dtypes) == 1 else None)
         config = merged_config(dict(planned.donor.config), written, planned.untied)
-        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+        files["config.json"] = encode_config(config)
     return files
 
 

@@ -16,6 +16,7 @@ from merge_engine.checkpoint import (
     OutputTensor,
     ShardLayout,
     check_output_folder,
+    find_side_files,
     locate,
     open_checkpoint,
     plan_shards,
@@ -120,7 +121,9 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
     findings = examine(recipe, base, models, donor)
     problems = [*findings.problems, *planned.problems]
+    warnings = [*findings.warnings, *planned.warnings]
     if output is not None:
+        warnings += find_side_files(donor.path).warnings
         folders = [checkpoint.path for checkpoint in opened.values()]
         problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
     if problems:
@@ -135,7 +138,7 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         tuple(tasks),
         tuple(shards),
         tuple(planned.notes),
-        (*findings.warnings, *planned.warnings),
+        tuple(warnings),
         planned.untied and _tied(donor) is not False,
     )
 
