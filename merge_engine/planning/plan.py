@@ -137,7 +137,7 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         inputs[id(donor)],
         tuple(tasks),
         tuple(shards),
-        tuple(planned.notes),
+        (*(f'the key "{key}" is ignored: no result depends on it' for key in recipe.ignored), *planned.notes),
         tuple(warnings),
         planned.untied and _tied(donor) is not False,
     )
