@@ -27,6 +27,7 @@ from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.tasks import Catalogue, make_tasks
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.storage import File
+from merge_engine.text import some
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
             )
         base = opened[recipe.base_model]
     models = {i: opened[entry.model] for i, entry in enumerate(recipe.models)}
-    if base is not None:  # a base listed among the models is still the base
-        models = {i: model for i, model in models.items() if model is not base}
+    if base is not None:  # a base listed among the models is still the base, however its path is written
+        models = {i: model for i, model in models.items() if model.file_ids != base.file_ids}
     donor = opened[recipe.base_model or recipe.models[0].model]
     planned = make_tasks(
         recipe,
@@ -137,7 +138,7 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         inputs[id(donor)],
         tuple(tasks),
         tuple(shards),
-        (*(f'the key "{key}" is ignored: no result depends on it' for key in recipe.ignored), *planned.notes),
+        (*_ignored_keys(recipe), *_repeated(models), *planned.notes),
         tuple(warnings),
         planned.untied and _tied(donor) is not False,
     )
@@ -164,6 +165,22 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
     if problems:
         raise CheckpointError("\n".join(problems))
     return opened
+
+
+def _ignored_keys(recipe: Recipe) -> list[str]:
+    return [f'the key "{key}" is ignored: no result depends on it' for key in recipe.ignored]
+
+
+def _repeated(models: Mapping[int, Checkpoint]) -> list[str]:
+    """A note for each model that is listed several times."""
+    places: dict[frozenset[tuple[int, int]], list[int]] = {}
+    for i, model in models.items():
+        places.setdefault(model.file_ids, []).append(i)
+    return [
+        f"{models[same[0]].path} is merged more than once, as {some([f'models[{i}]' for i in same])}"
+        for same in places.values()
+        if len(same) > 1
+    ]
 
 
 def _input(checkpoint: Checkpoint) -> Input:

@@ -102,10 +102,6 @@ def make_tasks(
         f"{models[i].label} lacks {some(lacking)}; merged from the inputs that have them"
         for i, lacking in sorted(absent.items())
     ]
-    labels = [model.label for model in models.values()]
-    planned.notes += [
-        f"{label} is merged more than once" for label in dict.fromkeys(labels) if labels.count(label) > 1
-    ]
     merged = [task for task in planned.tasks if task.action is Action.MERGE]
     if recipe.arithmetic == "mergekit" and any(task.working.name == "float64" for task in merged):
         planned.problems.append("arithmetic: mergekit is for bfloat16, float16 and float32, not for float64")
