@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 
 _SHOWN = 5
+_LONGEST = 300
 
 
 def printable(text: str) -> str:
@@ -58,8 +59,15 @@ def did_you_mean(
 ) -> str:
     """``; did you mean "..."?`` with the known name nearest to a misspelt one, or "" if none is near.
 
-    ``cutoff`` is the least similarity of a near name, from 0 to 1. ``quoted`` turns the name into text for the
-    message.
+    ``cutoff`` is the least similarity of a near name, from 0 to 1; upper and lower case count as the same.
+    ``quoted`` turns the name into text for the message.
     """
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {quoted(nearest[0])}?" if nearest else ""
+    folded = {each.casefold(): each for each in known}
+    nearest = difflib.get_close_matches(name[:_LONGEST].casefold(), folded, n=1, cutoff=cutoff)
+    return f"; did you mean {quoted(folded[nearest[0]])}?" if nearest else ""
+
+
+def shortened(path: object) -> str:
+    """A path as text, cut off if it is longer than any that is in use."""
+    text = str(path)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -173,7 +173,19 @@ def test_lists_of_text_pick_one() -> None:
     ]
 
 
-@pytest.mark.parametrize(("given", "value"), [("true", "true"), ("no", "false"), ("density", "density")])
+@pytest.mark.parametrize("given", ["true", "1", "1.0", "'1.0'", "on"])
+@pytest.mark.parametrize("negated", [False, True])
+def test_a_switch_may_be_a_number(given: str, negated: bool) -> None:
+    """As tools write it that search for the best recipe."""
+    if negated:
+        given = {"true": "false", "on": "off"}.get(given, given.replace("1", "0"))
+    assert resolver(top=f"{{normalize: {given}}}").for_tensor(MLP, 0.0)["normalize"] is not negated
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("true", "true"), ("no", "false"), ("density", "density"), ("1.0", "true"), ("0", "false")],
+)
 def test_a_choice_may_be_spelt_as_a_yaml_switch(given: str, value: str) -> None:
     assert resolver(top=f"{{rescale: {given}}}").for_tensor(MLP, 0.0)["rescale"] == value
 
@@ -183,7 +195,7 @@ def test_any_text_goes_without_choices() -> None:
 
 
 def test_int8_mask_is_accepted_for_every_method_and_ignored() -> None:
-    resolve = resolver("{weight: 1}", "{int8_mask: true}", method="linear")
+    resolve = resolver("{weight: 1, int8_mask: 1.0}", "{int8_mask: true}", method="linear")
     assert "int8_mask" not in resolve.for_tensor(MLP, 0.0)
     assert "int8_mask" not in resolve.for_model(0, MLP, 0.0)
 
@@ -199,10 +211,6 @@ def test_int8_mask_is_accepted_for_every_method_and_ignored() -> None:
         (
             "{normalize: true}",
             "models[0].parameters.normalize: holds for all models at once; move it to the top",
-        ),
-        (
-            "{int8_mask: true}",
-            "models[0].parameters.int8_mask: holds for all models at once; move it to the top",
         ),
         ("{weight: true}", "models[0].parameters.weight: must be a number, not true"),
         ("{weight: heavy}", 'models[0].parameters.weight: must be a number, not "heavy"'),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from merge_engine.errors import CheckpointError
-from merge_engine.text import did_you_mean
+from merge_engine.text import did_you_mean, shortened
 
-_SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.vocab", "*.py"]
-# Weights in subfolders and Mistral's second copy are never read.
-_NEVER_READ = ["*/*.safetensors", "*/*.bin", "consolidated*.safetensors"]
+_SIDE_FILES = [
+    *("*.json", "*.txt", "*.model", "tokenizer.model*", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.codes"),
+    *("*.vocab", "*.py", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
+]
+# Mistral's second copy, and weights in subfolders, except those of sentence-transformers' layers (2_Dense).
+_NEVER_READ = [
+    *("consolidated*.safetensors", "*/*.bin", "[!0-9]*/*.safetensors", "[0-9][!_]*/*.safetensors"),
+]
+_HUB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 
 
 def locate(path: str, revision: str | None) -> Path:
@@ -18,21 +25,26 @@ def locate(path: str, revision: str | None) -> Path:
     ``revision`` is a branch, tag or commit on the hub. Files in the hub's cache are not downloaded again; without a
     network only the cache is used. Raises ``CheckpointError`` if there is no such model or it cannot be downloaded.
     """
+    shown = shortened(path)
     try:
         local = Path(path).expanduser()
-        exists = local.exists()
+        exists = local.exists() or local.is_symlink()
     except RuntimeError as error:  # ~name without such a user
-        raise CheckpointError(f"{path}: there is no such folder or file: {error}") from None
+        raise CheckpointError(f"{shown}: there is no such folder or file: {error}") from None
+    except ValueError:  # a NUL, or half a character
+        raise CheckpointError(f"{shown}: no folder or file has such a name") from None
     except OSError as error:  # a name too long, a folder without permission
-        raise CheckpointError(f"{path:.300}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{shown}: cannot be read: {error.strerror}") from error
     if exists:
         if revision is not None:
             raise CheckpointError(
-                f"{path}: a revision ({revision}) is given, but this is a local path; remove it"
+                f"{shown}: a revision ({shortened(revision)}) is given, but this is a local path; remove it"
             )
         return local
+    if "://" in path:
+        raise CheckpointError(f"{shown}: a web address; {_instead_of_address(path)}")
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # the hub has names and owner/name only
-        raise CheckpointError(f"{path}: there is no such folder or file{_suggestion(local)}")
+        raise CheckpointError(f"{shown}: there is no such folder or file{_suggestion(local)}")
     try:
         folder = _snapshot(path, revision, [*_SIDE_FILES, "*.safetensors"])
         if not any(folder.glob("*.safetensors")):
@@ -40,6 +52,11 @@ def locate(path: str, revision: str | None) -> Path:
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_suggestion(local)}") from error
     return folder
+
+
+def _instead_of_address(address: str) -> str:
+    found = _HUB_ADDRESS.match(address)
+    return f"write {found[1]}" if found else "download the model and name its folder"
 
 
 def _suggestion(local: Path) -> str:
@@ -65,5 +82,5 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         at = f" at revision {revision}" if revision else ""
         raise CheckpointError(
-            f"{repo}: neither a folder here nor a model on the hub{at} that can be fetched: {reason}"
+            f"{shortened(repo)}: neither a folder here nor a model on the hub{at} that can be fetched: {reason}"
         ) from error

@@ -13,15 +13,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from merge_engine.checkpoint.no_weights import which_of, why_no_weight_file, why_no_weights
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.checkpoint.unfinished import unfinished_files
 from merge_engine.errors import CheckpointError
-from merge_engine.storage.bounded import MAX_INDEX, read_bounded
+from merge_engine.storage.bounded import MAX_INDEX, broken_link, read_bounded
 from merge_engine.text import some
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r".*-\d{5,}-of-\d{5,}\.(safetensors|bin)")
+
+ONLY_SHARD = re.compile(r".*-0{4,}1-of-0{4,}1\.(safetensors|bin)")
+"""A single shard is whole without an index."""
 
 _SAFETENSORS_SUFFIXES = (".safetensors",)
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
@@ -57,17 +61,18 @@ def find_weights(path: Path) -> WeightFiles:
     """
     try:
         return _find_weights(path)
-    except OSError as error:  # a name too long, a folder without permission
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except OSError as error:  # a name too long, a folder without permission, a broken link
+        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
 
 
 def _find_weights(path: Path) -> WeightFiles:
-    if path.is_file():
+    if _present(path):
         if path.suffix not in _SAFETENSORS_SUFFIXES + _TORCH_SUFFIXES:
-            raise CheckpointError(f"{path}: not a weight file; expected .safetensors, .bin, .pt or .pth")
+            raise CheckpointError(f"{path}: {why_no_weight_file(path)}")
         return WeightFiles(path, path.parent, (path,))
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or folder")
+        what = "a pipe, socket or device" if path.exists() else "no such file or folder"
+        raise CheckpointError(f"{path}: {what}")
     if found := _standard(path, SINGLE_FILE, INDEX_FILE, ".safetensors"):
         return found
     if parts := unfinished_files(path):
@@ -75,6 +80,13 @@ def _find_weights(path: Path) -> WeightFiles:
     if found := _standard(path, "pytorch_model.bin", "pytorch_model.bin.index.json", ".bin"):
         return found
     return WeightFiles(path, path, (_only_weight_file(path),))
+
+
+def _present(file: Path) -> bool:
+    """Whether this is a file. Raises ``OSError`` for a link to a file that does not exist."""
+    if file.is_symlink() and not file.exists():
+        raise broken_link(file)
+    return file.is_file()
 
 
 def place_tensors(weights: WeightFiles, contents: Mapping[Path, Collection[str]]) -> dict[str, Path]:
@@ -105,9 +117,9 @@ def place_tensors(weights: WeightFiles, contents: Mapping[Path, Collection[str]]
 
 
 def _standard(folder: Path, single: str, index: str, suffix: str) -> WeightFiles | None:
-    if (folder / single).is_file():
+    if _present(folder / single):
         return WeightFiles(folder, folder, (folder / single,))
-    if (folder / index).is_file():
+    if _present(folder / index):
         return _indexed(folder, folder / index, suffix)
     return None
 
@@ -133,6 +145,12 @@ def _indexed(folder: Path, index: Path, suffix: str) -> WeightFiles:
             raise CheckpointError(f"{index}: {file_name!r:.100}... is too long for a file name; not read")
         if not file_name.endswith(suffix):
             raise CheckpointError(f"{index}: {file_name!r:.100} is not a {suffix} file; not read")
+    broken = [name for name in names if (folder / name).is_symlink() and not (folder / name).exists()]
+    if broken:
+        raise CheckpointError(
+            f"{folder}: {len(broken)} of {len(names)} files named by {index.name} are broken links: "
+            f"{some(broken)}; download them again"
+        )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -143,22 +161,17 @@ def _indexed(folder: Path, index: Path, suffix: str) -> WeightFiles:
 
 
 def _only_weight_file(folder: Path) -> Path:
-    """The weight file of a folder without files of a standard name. A shard alone is never a checkpoint."""
-    files = sorted(file.name for file in folder.iterdir() if file.is_file())
-    shards = [name for name in files if SHARD_NAME.fullmatch(name)]
+    """The weight file of a folder without files of a standard name. A shard of several is never a checkpoint."""
+    files = sorted(file.name for file in folder.iterdir() if file.is_symlink() or file.is_file())
+    shards = [name for name in files if SHARD_NAME.fullmatch(name) and not ONLY_SHARD.fullmatch(name)]
     if shards:
         raise CheckpointError(
             f"{folder}: it holds {some(shards)} but no index: an unfinished merge or download; complete it"
         )
     for suffixes in (_SAFETENSORS_SUFFIXES, _TORCH_SUFFIXES):
         loose = [name for name in files if name.endswith(suffixes) and not _TRAINING_STATE.fullmatch(name)]
-        if len(loose) == 1:
+        if len(loose) == 1 and _present(folder / loose[0]):
             return folder / loose[0]
         if loose:
-            raise CheckpointError(
-                f"{folder}: it holds {some(loose)} and no index; name the file to read, not the folder"
-            )
-    raise CheckpointError(
-        f"{folder}: no weights in it: looked for {SINGLE_FILE}, {INDEX_FILE}, pytorch_model.bin, "
-        "pytorch_model.bin.index.json, or a single .safetensors, .bin, .pt or .pth file"
-    )
+            raise CheckpointError(f"{folder}: {which_of(loose)}")
+    raise CheckpointError(f"{folder}: {why_no_weights(folder, files)}")

@@ -1,100 +1,160 @@
-"""The files of a checkpoint besides weights: configuration, tokenizer, templates, code."""
+"""The files of a checkpoint besides weights that its output inherits: settings, tokenizer, templates, code, licence."""
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from merge_engine.checkpoint.tie_flags import set_tie_flags
-from merge_engine.dtypes import DType
+from merge_engine.checkpoint.model_code import code_files, module_folders
 from merge_engine.errors import CheckpointError
+from merge_engine.storage.bounded import MAX_TOKENIZER, broken_link
+from merge_engine.text import some
 
 MANIFEST_NAME = "merge_manifest.json"
 REPORT_NAMES = ("merge_report.html", "merge_report.json")
 """Files about an output that are not part of it: no other output inherits them."""
 
-_SUFFIXES = frozenset((".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".py"))
-# A single weight file may be in a downloads folder: only files with the well-known names of a model are copied.
-_BESIDE_A_FILE = (
+# What loaders of transformers, sentence-transformers and mistral-common read. A trainer's folder holds much more: logs,
+# optimizers, adapters, scripts, private notes. docs/recipes.md has this list too.
+_BELONGS = (
     "config.json",
     "generation_config.json",
-    "tokenizer*",
+    # tokenizer
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model*",
+    "tokenizer.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.*",
+    "*vocab.json",
+    "vocab*.json",
+    "vocab*.txt",
+    "vocab.bpe",
     "merges.txt",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-    "NOTICE*",
+    "bpe.codes",
+    "dict.txt",
+    "tekken.json",
+    "normalizer.json",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "*.vocab",
+    # templates
+    "chat_template*.jinja",
+    "chat_template*.json",
+    # pictures, sound, video
+    "*preprocessor_config.json",
+    "*processor_config.json",
+    "feature_extractor_config.json",
+    "audio_tokenizer_config.json",
+    # sentence-transformers
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
 )
-# A larger text file is data, not configuration; big tokenizers take a third of this.
-_MAX_BYTES = 100_000_000
+_BELONGS_IN_FOLDER = {"additional_chat_templates": ("*.jinja",)}
+_BELONGS_IN_MODULE = (*_BELONGS, "*.safetensors")  # a Dense layer of sentence-transformers has weights
+_LICENCES = ("licen[cs]e*", "notice*", "use_policy*", "copying*")
+
+
+@dataclass
+class SideFiles:
+    """The files that an output inherits, by relative name, sorted, and ``warnings`` about files that it does not."""
+
+    carried: dict[str, Path] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def find_side_files(path: Path) -> SideFiles:
+    """What an output inherits from the checkpoint at ``path``, a folder or a single weight file.
+
+    These are the files that belong to a model by their names, in its folder, in the folders that modules.json names and
+    in ``additional_chat_templates``; the Python files that its settings name; and the licence. Not inherited, with a
+    warning, are links to files outside of the folder (those of the hub's cache lead to its blobs), files above
+    100 MB, and what is no regular file.
+
+    Raises ``CheckpointError`` if a folder or a file is not readable, or is a broken link.
+    """
+    folder = path if path.is_dir() else path.parent
+    try:
+        return _found(folder)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
 
 
 def carried_files(path: Path) -> dict[str, Path]:
-    """The files that an output inherits from the checkpoint at ``path``, by relative name, sorted.
+    """The files that an output inherits; see ``find_side_files``."""
+    return find_side_files(path).carried
 
-    From a folder these are the licence, and all text and tokenizer files in it and in its direct subfolders
-    (``1_Pooling/config.json``), except indexes of weights, manifests and reports of earlier merges, the
-    ``checkpoint-*`` and hidden folders of training runs, and files above 100 MB, which are data and not
-    configuration. For a single weight file they are the files beside it that have the well-known names of a model's
-    files. Raises ``CheckpointError`` if a folder or a file is not readable.
+
+def leaves(file: Path, folder: Path) -> bool:
+    """Whether a file in the model's folder is a link to somewhere else.
+
+    A folder of the hub's cache, ``snapshots/<commit>``, has its files in ``blobs`` beside ``snapshots``.
     """
-    try:
-        if path.is_dir():
-            found = {file.relative_to(path).as_posix(): file for file in _candidates(path)}
-        else:
-            found = {file.name: file for file in path.parent.iterdir() if _is_known(file)}
-        carried = {name: found[name] for name in sorted(found) if _is_carried(found[name])}
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
-    for file in carried.values():
-        if not os.access(file, os.R_OK):
+    home, target = folder.resolve(), file.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    return not any(target.is_relative_to(one) for one in homes)
+
+
+def _found(folder: Path) -> SideFiles:
+    named = {entry.name: entry for entry in folder.iterdir() if _belongs(entry.name)}
+    found = _checked(folder, named)
+    inner = dict.fromkeys(module_folders(folder, found.carried), _BELONGS_IN_MODULE) | _BELONGS_IN_FOLDER
+    more = {
+        f"{name}/{entry.name}": entry
+        for name, patterns in inner.items()
+        if (folder / name).is_dir()
+        for entry in (folder / name).iterdir()
+        if _matches(entry.name, patterns)
+    }
+    more |= {name: folder / name for name in code_files(folder, found.carried)}
+    return _checked(folder, named | more)
+
+
+def _belongs(name: str) -> bool:
+    return _matches(name, _BELONGS) or _matches(name.lower(), _LICENCES)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _checked(folder: Path, named: dict[str, Path]) -> SideFiles:
+    """The files that can be carried over, and a warning for each reason why others cannot."""
+    side = SideFiles()
+    outside, large, odd = [], [], []
+    for name, file in sorted(named.items()):
+        if file.is_symlink() and not file.exists():
+            raise broken_link(file)
+        if file.is_dir():
+            continue
+        if leaves(file, folder):
+            outside.append(name)
+        elif not file.is_file():
+            odd.append(name)
+        elif file.stat().st_size > MAX_TOKENIZER:
+            large.append(name)
+        elif not os.access(file, os.R_OK):
             raise CheckpointError(f"{file}: cannot be read: permission denied; make it readable or remove it")
-    return carried
-
-
-def merged_config(config: dict[str, Any], out_dtype: DType | None, untied: bool) -> dict[str, Any]:
-    """The config.json of the output: a copy of ``config`` with the output's dtype.
-
-    The dtype is set under the key that the config uses, ``torch_dtype`` (old) or ``dtype``; None leaves it as it
-    is. A nested ``text_config`` is changed in the same way. ``untied`` says that the output has a head of its own:
-    ``tie_word_embeddings`` becomes false at all levels. Otherwise all levels get the value that decides.
-    """
-    merged = copy.deepcopy(config)
-    text = merged.get("text_config")
-    for section in (merged, text) if isinstance(text, dict) else (merged,):
-        if out_dtype is not None:
-            keys = [key for key in ("dtype", "torch_dtype") if key in section]
-            if section is merged and not keys:
-                keys = ["dtype"]
-            section.update(dict.fromkeys(keys, out_dtype.name))
-    set_tie_flags(merged, untied)
-    return merged
-
-
-def _candidates(folder: Path) -> Iterator[Path]:
-    for entry in folder.iterdir():
-        if entry.is_file():
-            yield entry
-        elif entry.is_dir() and not entry.name.startswith((".", "__", "checkpoint-")):
-            yield from (file for file in entry.iterdir() if file.is_file())
-
-
-def _is_known(file: Path) -> bool:
-    return any(fnmatchcase(file.name, pattern) for pattern in _BESIDE_A_FILE) and file.is_file()
-
-
-def _is_carried(file: Path) -> bool:
-    return (
-        (file.suffix in _SUFFIXES or file.name.startswith(("LICENSE", "NOTICE")))
-        and not file.name.endswith((".safetensors.index.json", ".bin.index.json"))
-        and file.name not in (MANIFEST_NAME, *REPORT_NAMES)
-        and file.stat().st_size <= _MAX_BYTES
-    )
+        else:
+            side.carried[name] = file
+    if "config.json" in outside:  # without it the output is no model
+        raise CheckpointError(
+            f"{folder / 'config.json'}: a link to outside of the model's folder; copy the file into the folder"
+        )
+    if outside:
+        side.warnings.append(
+            f"{folder}: links to outside of the folder are not carried over: {some(outside)}; copy the files into it "
+            "if the output needs them"
+        )
+    if large:
+        side.warnings.append(
+            f"{folder}: files above {MAX_TOKENIZER / 1e6:.0f} MB are not carried over: {some(large)}"
+        )
+    if odd:
+        side.warnings.append(f"{folder}: only regular files are carried over, not {some(odd)}")
+    return side

@@ -13,6 +13,7 @@ from typing import Any
 from merge_engine.checkpoint.header import Header, read_header
 from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
 from merge_engine.checkpoint.strict_json import read_settings
+from merge_engine.errors import CheckpointError
 from merge_engine.operands import Operand, Stored
 from merge_engine.storage import File
 from merge_engine.storage.bounded import MAX_CONFIG
@@ -42,6 +43,18 @@ class Checkpoint:
         """
         described = [[file.path.name, file.size, file.mtime_ns, digest] for file, digest in self.contents]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    @cached_property
+    def file_ids(self) -> frozenset[tuple[int, int]]:
+        """Device and inode of each weight file: the same for one checkpoint under several paths.
+
+        Raises ``CheckpointError`` if a file is not there any more.
+        """
+        try:
+            found = [file.path.stat() for file, _ in self.contents]
+        except OSError as error:
+            raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        return frozenset((file.st_dev, file.st_ino) for file in found)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from merge_engine.checkpoint.header import LFS_START, lfs_pointer
 from merge_engine.checkpoint.layout import WeightFiles, place_tensors
+from merge_engine.checkpoint.torch_zip import check_storages, read_records
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import CheckpointError
 from merge_engine.operands import Access, Operand
@@ -93,12 +97,7 @@ def describe_pickles(weights: WeightFiles) -> tuple[dict[str, Operand], tuple[tu
 def _load(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file by name, each contiguous."""
     try:
-        with file.open("rb") as stream:
-            start = stream.read(len(LFS_START))
-        can_map = start.startswith(_ZIP_MAGIC)
-        if start == LFS_START:
-            raise lfs_pointer(file)
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=can_map)
+        state = _unpickle(file)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:
@@ -112,20 +111,76 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file}: cannot be read as a torch checkpoint: it ends too early") from error
     except Exception as error:  # garbage makes the unpickler raise anything: KeyError, AssertionError, ...
         reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
-        raise CheckpointError(f"{file}: cannot be read as a torch checkpoint: {reason}") from error
+        raise CheckpointError(f"{file}: cannot be read as a torch checkpoint: {reason:.300}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{file}: holds a {type(state).__name__}, not tensors by name")
+    return _plain_tensors(file, state)
+
+
+def _unpickle(file: Path) -> object:
+    """What torch's restricted unpickler makes of a file. Storages are mapped if it is a zip archive."""
+    with file.open("rb") as stream:
+        start = stream.read(len(LFS_START))
+        size = os.fstat(stream.fileno()).st_size
+    if start == LFS_START:
+        raise lfs_pointer(file)
+    records = read_records(file) if start.startswith(_ZIP_MAGIC) else None
+    storages: list[tuple[int, int]] = []
+    claimed = 0
+
+    def stays(storage: Any, _: str) -> Any:
+        nonlocal claimed
+        storages.append((storage.data_ptr(), storage.nbytes()))
+        claimed += storage.nbytes()
+        if claimed > size:
+            raise CheckpointError(f"{file}: damaged: it claims more data than it has; download it again")
+        return storage
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own old formats; an error says what matters
+        state: object = torch.load(file, map_location=stays, weights_only=True, mmap=records is not None)
+    if records is not None:
+        check_storages(file, records, storages)
+    return state
+
+
+def _plain_tensors(file: Path, state: Mapping[object, object]) -> dict[str, torch.Tensor]:
+    """The tensors, each contiguous. Raises ``CheckpointError`` for what is no tensor, and for tensors without data."""
+    tensors: dict[str, torch.Tensor] = {}
+    copied = 0
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
                 f"{file}: expected only tensors by name, found {name!r:.100} with a "
                 f"{type(tensor).__name__}; convert it to safetensors"
             )
-        if tensor.layout != torch.strided or tensor.is_quantized:
-            raise CheckpointError(f"{file}: tensor {name!r}: sparse and quantized tensors are not supported")
-    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+        if reason := _unsupported(tensor):
+            raise CheckpointError(f"{file}: tensor {name!r:.300}: {reason}; save it as a plain tensor")
+        plain = tensor.detach().resolve_neg().contiguous()
+        if plain.data_ptr() != tensor.data_ptr():
+            copied += plain.nbytes
+            if copied > file.stat().st_size:  # few bytes can be seen as many tensors
+                raise CheckpointError(
+                    f"{file}: tensor {name!r:.300}: its turned or negated tensors have more data than the file; "
+                    "save them contiguous"
+                )
+        tensors[name] = plain
+    return tensors
+
+
+def _unsupported(tensor: torch.Tensor) -> str | None:
+    """Why the bytes of a tensor cannot be read as they are; None if they can."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return f"a {type(tensor).__name__} is not supported"
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
+        return "sparse, nested and quantized tensors are not supported"
+    if tensor.device.type != "cpu":
+        return f"it has no data: it is on the device {tensor.device.type}"
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        return f"it has {tensor.numel():,} elements, but the file does not hold so many: an expanded tensor"
+    return None
 
 
 def _dtype_of(file: Path, name: str, tensor: torch.Tensor) -> DType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from merge_engine.checkpoint import (
     CheckpointTransaction,
     CheckpointWriter,
     carried_files,
+    encode_config,
     merged_config,
     parse_size,
 )
@@ -285,7 +285,7 @@ def add_side_files(planned: MergePlan, writer: CheckpointWriter | CheckpointTran
             dtypes = {task.out for task in planned.tasks if task.out.mergeable}
             written = planned.recipe.output_dtype or (dtypes.pop() if len(dtypes) == 1 else None)
             config = merged_config(dict(planned.donor.config), written, planned.untied)
-            writer.add_file(name, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+            writer.add_file(name, encode_config(config))
         else:
             writer.copy_file(name, path)
 

@@ -33,13 +33,13 @@ def examine(
     Of the tensors, it reads at most 16 MiB, or a few hundred short pieces. Raises ``CheckpointError`` if it cannot.
     """
     findings = Findings(recipe.allow)
-    names = {id(model): str(recipe.models[i].model) for i, model in models.items()}
+    names = {model.file_ids: str(recipe.models[i].model) for i, model in models.items()}
     if recipe.base_model is not None:
-        names[id(donor)] = str(recipe.base_model)
-    given = {id(each): each for each in (donor, *models.values())}
+        names[donor.file_ids] = str(recipe.base_model)
+    given = {each.file_ids: each for each in (donor, *models.values())}
     labels = short_labels([names[key] for key in given])
     inputs = [Candidate(label, each, findings) for label, each in zip(labels, given.values(), strict=True)]
-    is_merged = base is not None or any(model is donor for model in models.values())
+    is_merged = base is not None or any(model.file_ids == donor.file_ids for model in models.values())
     copies = _check(recipe, base is not None, inputs, inputs if is_merged else inputs[1:], findings)
     findings.copies = frozenset(i for i, model in models.items() if any(model is copy for copy in copies))
     for lines in (findings.problems, findings.warnings, findings.notes):

@@ -10,7 +10,7 @@ from merge_engine.errors import RecipeError
 from merge_engine.methods.base import Method
 from merge_engine.methods.linear import Linear, Passthrough
 from merge_engine.methods.task_arithmetic import FAMILY
-from merge_engine.recipe.problems import suggestion
+from merge_engine.recipe.problems import shown, suggestion
 
 ENTRY_POINTS = "merge_engine.methods"
 """The group of entry points in which a package names its methods: classes or objects."""
@@ -46,4 +46,4 @@ def find_method(name: str) -> Method:
         register(point.load())
         if name in METHODS:
             return METHODS[name]
-    raise RecipeError(f'merge_method: there is no method "{name}"{suggestion(name, METHODS)}')
+    raise RecipeError(f"merge_method: there is no method {shown(name)}{suggestion(name, METHODS)}")

@@ -16,6 +16,7 @@ from merge_engine.checkpoint import (
     OutputTensor,
     ShardLayout,
     check_output_folder,
+    find_side_files,
     locate,
     open_checkpoint,
     plan_shards,
@@ -28,6 +29,7 @@ from merge_engine.planning.inputs import Catalogue
 from merge_engine.planning.tasks import make_tasks
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.storage import File
+from merge_engine.text import some
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
             )
         base = opened[recipe.base_model]
     models = {i: opened[entry.model] for i, entry in enumerate(recipe.models)}
-    if base is not None:  # a base listed among the models is still the base
-        models = {i: model for i, model in models.items() if model is not base}
+    if base is not None:  # a base listed among the models is still the base, however its path is written
+        models = {i: model for i, model in models.items() if model.file_ids != base.file_ids}
     donor = opened[recipe.base_model or recipe.models[0].model]
     catalogues = {i: _catalogue(model, i) for i, model in models.items()}
     of_donor = next((catalogues[i] for i, model in models.items() if model is donor), _catalogue(donor))
@@ -120,7 +122,9 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
     findings = examine(recipe, base, models, donor)
     problems = findings.problems + ([] if findings.explain_tensors else planned.problems)
+    warnings = [*findings.warnings, *planned.warnings]
     if output is not None:
+        warnings += find_side_files(donor.path).warnings
         folders = [checkpoint.path for checkpoint in opened.values()]
         problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
     if problems:
@@ -135,8 +139,8 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         replace(inputs[id(donor)], config=_without(donor.config, findings.stale_keys)),
         tuple(tasks),
         tuple(shards),
-        (*findings.notes, *planned.notes),
-        (*findings.warnings, *planned.warnings, *unused),
+        (*_ignored_keys(recipe), *_repeated(models), *findings.notes, *planned.notes),
+        (*warnings, *unused),
         planned.untied and tie_flag(donor.config) is not False,
         findings.copies,
     )
@@ -163,6 +167,22 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
     if problems:
         raise CheckpointError(problems)
     return opened
+
+
+def _ignored_keys(recipe: Recipe) -> list[str]:
+    return [f'the key "{key}" is ignored: no result depends on it' for key in recipe.ignored]
+
+
+def _repeated(models: Mapping[int, Checkpoint]) -> list[str]:
+    """A note for each model that is listed several times."""
+    places: dict[frozenset[tuple[int, int]], list[int]] = {}
+    for i, model in models.items():
+        places.setdefault(model.file_ids, []).append(i)
+    return [
+        f"{models[same[0]].path} is merged more than once, as {some([f'models[{i}]' for i in same])}"
+        for same in places.values()
+        if len(same) > 1
+    ]
 
 
 def _input(checkpoint: Checkpoint) -> Input:

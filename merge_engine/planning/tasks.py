@@ -81,7 +81,7 @@ def make_tasks(
             lacking.in_models(name, found)
             planned.tasks.append(make(name, tuple(operands), inputs.base is not None, found, same))
     planned.untied = ties.untied
-    planned.notes += [*buffers.notes(), *lacking.notes(), *_repeated(inputs)]
+    planned.notes += [*buffers.notes(), *lacking.notes()]
     planned.problems += [*lacking.problems(), *disagreements.problems()]
     merged = [task for task in planned.tasks if task.action is Action.MERGE]
     if recipe.arithmetic == "mergekit" and any(task.working.name == "float64" for task in merged):
@@ -104,11 +104,6 @@ def _named(recipe: Recipe, given: Inputs, planned: Planned) -> Inputs:
 
 def _copy(name: str, operand: Operand) -> Task:
     return Task(name, operand.shape, operand.dtype, operand.dtype, Action.COPY, (operand,))
-
-
-def _repeated(inputs: Inputs) -> Iterator[str]:
-    labels = [model.label for model in inputs.models.values()]
-    return (f"{label} is merged more than once" for label in dict.fromkeys(labels) if labels.count(label) > 1)
 
 
 class _Lacking:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
+from yaml.composer import Composer
 
 from merge_engine.errors import RecipeError
 from merge_engine.recipe.problems import describe, shown
 from merge_engine.recipe.schema import KNOWN_KEYS, Recipe
 from merge_engine.storage.bounded import MAX_RECIPE, read_bounded
+from merge_engine.text import shortened
+
+if TYPE_CHECKING or not yaml.__with_libyaml__:
+    Parser = yaml.SafeLoader
+else:
+
+    class Parser(Composer, yaml.CSafeLoader):
+        """libyaml's events, several times as quick as Python's, put together in Python.
+
+        Deep nesting exhausts the stack of libyaml's own composer, and the process dies.
+        """
+
+        def __init__(self, text: str) -> None:
+            yaml.CSafeLoader.__init__(self, text)
+            Composer.__init__(self)
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
@@ -26,6 +43,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
         return source
     if isinstance(source, Mapping):
         return _validated(dict(source), "")
+    if not isinstance(source, str | Path):
+        raise RecipeError(f"a recipe is a file, YAML text or a map of keys to values, not {shown(source)}")
     if isinstance(source, Path) or _names_file(source):
         return _validated(_parse(_read_text(Path(source)), f"{source}: "), f"{source}: ")
     if "\n" in source or ":" in source:
@@ -48,21 +67,30 @@ def _read_text(path: Path) -> str:
     try:
         return read_bounded(path, MAX_RECIPE).decode("utf-8-sig")
     except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
+        raise RecipeError(f"{shortened(path)}: cannot read the recipe: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: byte {error.start} is not UTF-8 text; save it as UTF-8") from None
 
 
 def _validated(data: object, prefix: str) -> Recipe:
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.read(data)
+        json.dumps(recipe.model_dump(), ensure_ascii=False).encode()  # the output holds the recipe
     except ValidationError as error:
         lines = describe(error, KNOWN_KEYS)
         raise RecipeError([prefix + line for line in lines]) from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise RecipeError(
+            f"{prefix}a text in it holds {half!a}, half a character; write the whole one"
+        ) from None
+    except ValueError:
+        raise RecipeError(f"{prefix}a number in it has too many digits; no parameter is so large") from None
+    return recipe
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice is an error."""
+class _Loader(Parser):
+    """YAML's safe loader, with two more errors: a key given twice, and a value that its tag does not fit."""
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -77,6 +105,28 @@ class _Loader(yaml.SafeLoader):
             seen.add((key.tag, key.value))
         return node
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        # Merged maps that are merged again, and so on, would give more and more copies of the same few keys.
+        last = {
+            (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key: (key, v)
+            for key, v in node.value
+        }
+        node.value = list(last.values())
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError, MemoryError):
+            raise
+        # PyYAML's functions for tags raise whatever int(), datetime and dictionaries do.
+        except Exception as error:
+            kind = str(node.tag).rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{shown(node.value)} is no {kind}; write it as text, in quotes, or leave the tag out",
+                problem_mark=node.start_mark,
+            ) from error
+
 
 def _parse(text: str, prefix: str) -> object:
     try:
@@ -85,7 +135,7 @@ def _parse(text: str, prefix: str) -> object:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise RecipeError(f"{prefix}{place}{error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a control character; a date that does not exist
+    except (yaml.YAMLError, ValueError) as error:  # a control character, half a character
         raise RecipeError(f"{prefix}not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise RecipeError(f"{prefix}not a recipe: nested too deeply") from None

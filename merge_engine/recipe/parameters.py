@@ -14,8 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from merge_engine.recipe.problems import shown
 from merge_engine.recipe.settings import Scalar
 
-_SWITCHES = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(
-    ("false", "no", "off", "0"), False
+_SWITCHES = dict.fromkeys(("true", "yes", "on", "1", "1.0"), True) | dict.fromkeys(
+    ("false", "no", "off", "0", "0.0"), False
 )
 
 
@@ -61,7 +61,7 @@ class Parameter:
         """The value of a recipe's scalar as this parameter's kind.
 
         Numbers may be text, because YAML reads ``1e-3`` as text, but true and false are not numbers. Switches may
-        be 0 and 1. For ``choices`` of texts, YAML's true and false are "true" and "false". Raises ``ValueError``
+        be 0 and 1. For ``choices`` of texts, these are "true" and "false". Raises ``ValueError``
         for a value of the wrong kind or out of range.
         """
         value = self._convert(raw)
@@ -71,10 +71,11 @@ class Parameter:
 
     def _convert(self, raw: Scalar) -> Scalar | None:
         if self.kind is bool:
-            return _SWITCHES.get(str(raw).lower())
+            return _switch(raw)
         if self.kind is str:
-            if isinstance(raw, bool):
-                return "true" if raw else "false"
+            switch = None if isinstance(raw, str) else _switch(raw)
+            if switch is not None and (isinstance(raw, bool) or "true" in self.choices):
+                return "true" if switch else "false"
             return raw if isinstance(raw, str) else None
         if isinstance(raw, bool):
             return None
@@ -152,6 +153,13 @@ def _kind_of(hint: Any, place: str) -> tuple[Any, tuple[str, ...]]:
     if hint in (bool, int, float, str):
         return hint, ()
     raise TypeError(f"{place}: a parameter is a bool, int, float, str or a Literal of texts, not {hint}")
+
+
+def _switch(raw: Scalar) -> bool | None:
+    """True or false. Numbers are 1 or 0: tools that search for the best recipe write every value as a number."""
+    if isinstance(raw, str):
+        return _SWITCHES.get(raw.lower())
+    return bool(raw) if raw in (0, 1) else None
 
 
 def _number(raw: float | str) -> float | None:

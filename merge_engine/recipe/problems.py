@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
@@ -25,6 +25,7 @@ NOT_YET = frozenset(
 """Keys of mergekit that are not supported yet."""
 
 _LONGEST_TEXT = 80
+_MOST_LINES = 20
 
 _WORDING = {
     "bool_type": "must be true or false",
@@ -33,6 +34,7 @@ _WORDING = {
     "invalid_key": "keys must be text",
     "model_type": "must be a map of keys to values",
     "string_type": "must be text",
+    "string_unicode": "must be text of whole characters",
     "tuple_type": "must be a list",
 }
 
@@ -52,11 +54,16 @@ class InvalidValue(ValueError):
 def shown(value: object) -> str:
     """The value as text for a message: short, on one line, text in double quotes."""
     if isinstance(value, str):
-        short = value if len(value) <= _LONGEST_TEXT else value[:_LONGEST_TEXT] + "..."
-        return json.dumps(short, ensure_ascii=False)
+        return json.dumps(_clipped(value), ensure_ascii=not value.isprintable())
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return reprlib.repr(value)
+    return _clipped(_SHORT.repr(value))
+
+
+def first(lines: Sequence[str], more: int = 0) -> list[str]:
+    """The first lines of many, and one with the number of the others and of ``more`` problems without a line."""
+    rest = max(len(lines) - _MOST_LINES, 0) + more
+    return [*lines[:_MOST_LINES], f"{rest:,} more problems"] if rest else list(lines)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -73,11 +80,14 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
 
 
 def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> list[str]:
-    """One line for each problem of a pydantic error. ``known_keys``: the known keys by the length of their path."""
+    """A line for each of the first problems of a pydantic error, and one with the number of the others.
+
+    ``known_keys``: the known keys by the length of their path.
+    """
     details = error.errors(include_url=False)
     unsupported = {detail["loc"][-1] for detail in details if detail["type"] == "extra_forbidden"} & NOT_YET
-    lines = []
-    for detail in details:
+    lines: list[str] = []
+    for detail in details[:_MOST_LINES]:
         kind, place, value = detail["type"], detail["loc"], detail["input"]
         path = _dotted(place)
         if kind == "value_error":
@@ -90,6 +100,10 @@ def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> li
             # A recipe of slices has no models, and another line already reports the slices.
             if place != ("models",) or not unsupported & {"slices", "modules"}:
                 lines.append(f"{path}: missing, but required")
+        elif kind == "too_long":
+            lines.append(
+                f"{path}: must have at most {detail['ctx']['max_length']} entries, not {len(value):,}"
+            )
         elif kind == "too_short":
             # Pydantic does not count entries with problems, which have lines of their own: report only an empty list.
             if not value:
@@ -97,9 +111,30 @@ def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> li
         else:
             wording = _WORDING.get(kind, detail["msg"].replace("Input should", "must").replace("'", '"'))
             lines.append(f"{path}: {wording}, not {shown(value)}" if path else f"the recipe {wording}")
-    return lines
+    return first(lines, more=max(len(details) - _MOST_LINES, 0))
 
 
 def _dotted(place: tuple[int | str, ...]) -> str:
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place if step != "[key]")
     return "".join(steps).lstrip(".")
+
+
+class _Short(reprlib.Repr):
+    """Texts of nested values. Aliases can nest a short recipe so deeply that even the first few values are many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # too many digits for Python to write
+            return _clipped(hex(x))
+
+
+_SHORT = _Short()
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "..."

@@ -18,7 +18,7 @@ class ModelReference(BaseModel):
     """A model's folder or hub id, and the hub revision (branch, tag or commit) if one is given.
 
     It is read from ``path``, ``path@revision``, ``{model: {path, revision}}``, ``{path, revision}`` or a
-    ``pathlib.Path``. An existing folder is used even if its name holds ``@`` or ``+``.
+    ``pathlib.Path``. An existing file or folder is used even if its name holds ``@`` or ``+``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -51,13 +51,13 @@ class ModelReference(BaseModel):
 
 
 def _from_text(text: str) -> dict[str, Any]:
-    if "+" in text and not _is_folder(text):
+    if "+" in text and not _exists(text):
         raise InvalidValue(("", f'{shown(text)} names a LoRA after "+"; {_LORA}'))
     return _split_revision(text, "")
 
 
 def _split_revision(text: str, below: str) -> dict[str, Any]:
-    if "@" not in text or _is_folder(text):
+    if "@" not in text or _exists(text):
         return {"path": text}
     path, _, revision = text.partition("@")
     if not path or not revision or "@" in revision:
@@ -104,8 +104,14 @@ def _fields(raw: Mapping[Any, Any], below: str) -> dict[str, Any]:
     return {"path": path, "revision": revision}
 
 
-def _is_folder(text: str) -> bool:
+def _exists(text: str) -> bool:
+    """Whether this names a file or folder here, also a broken link: what is wrong with it is said when it is opened."""
     try:
-        return Path(text).is_dir()
-    except (OSError, ValueError):  # too long for a file name, or with a NUL in it
+        path = Path(text).expanduser()
+        return path.exists() or path.is_symlink()
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # too long for a file name, with a NUL in it, ~ without a home
         return False

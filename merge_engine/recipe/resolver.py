@@ -14,7 +14,7 @@ from typing import TypeAlias
 from merge_engine.errors import RecipeError
 from merge_engine.recipe.gradients import value_at
 from merge_engine.recipe.parameters import Parameter
-from merge_engine.recipe.problems import suggestion
+from merge_engine.recipe.problems import first, suggestion
 from merge_engine.recipe.schema import Recipe
 from merge_engine.recipe.settings import ParameterSetting, Rule, Scalar, rules
 
@@ -45,7 +45,7 @@ class ParameterResolver:
             of_model = [p for p in declared if p.scope == "model"]
             self._models.append(_Lookup(merged, of_model, f"model {entry.model}", place))
         if problems:
-            raise RecipeError(problems)
+            raise RecipeError(first(problems))
 
     def for_model(self, index: int, tensor: str, t: float) -> Values:
         """Values of the model-scope parameters for ``models[index]`` and an input tensor at layer position t.
@@ -124,6 +124,8 @@ def _compile(
         parameter = known.get(name)
         if parameter is None:
             problems.append(f"{path}: unknown parameter for {method}{suggestion(name, known)}")
+        elif parameter is _INT8_MASK:
+            compiled[name] = [_typed(rule, parameter, problems) for rule in rules(setting, path)]
         elif parameter.scope == "tensor" and place != "parameters":
             problems.append(f"{path}: holds for all models at once; move it to the top-level parameters")
         elif parameter.constant and isinstance(setting, list | dict):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
 
 from merge_engine.dtypes import BY_NAME, MERGEABLE, DType
 from merge_engine.recipe.problems import InvalidValue, shown
@@ -28,10 +28,15 @@ def _read_dtype(raw: object) -> str:
 
 
 _Settings = Annotated[
-    dict[str, Annotated[ParameterSetting, PlainValidator(read_setting)]], BeforeValidator(_empty_if_null)
+    dict[str, Annotated[ParameterSetting, PlainValidator(read_setting)]],
+    Field(max_length=100),
+    BeforeValidator(_empty_if_null),
 ]
 _DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 
+
+HARMLESS = ("int8_mask", "name")
+"""Keys that published recipes have at the top level. No method's result depends on them, so they are ignored."""
 
 Misfit = Literal["architecture", "layers", "names", "quantization", "tokenizer"]
 """A kind of misfit between the inputs: it is refused unless the recipe allows it."""
@@ -76,6 +81,23 @@ class Recipe(BaseModel):
     allow_nonfinite: Annotated[bool, Field(strict=True)] = False
     allow: tuple[Misfit, ...] = ()
     tensors: TensorNames = TensorNames()
+
+    _ignored: tuple[str, ...] = PrivateAttr(())
+
+    @classmethod
+    def read(cls, raw: object) -> Recipe:
+        """A recipe from the keys and values in YAML. Raises ``ValidationError``."""
+        if not isinstance(raw, dict):
+            return cls.model_validate(raw)
+        ignored = tuple(key for key in HARMLESS if key in raw)
+        recipe = cls.model_validate({key: value for key, value in raw.items() if key not in ignored})
+        recipe._ignored = ignored
+        return recipe
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The keys that were given and have no effect."""
+        return self._ignored
 
     @property
     def working_dtype(self) -> DType | None:

@@ -28,6 +28,8 @@ def read_bounded(path: Path, limit: int) -> bytes:
         if path.is_symlink():
             raise broken_link(path) from None
         raise
+    except ValueError as error:  # a NUL, or half a character
+        raise OSError(errno.EINVAL, "no file has such a name", str(path)) from error
     # The file may have been replaced: a FIFO must not be waited for.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:

@@ -111,7 +111,7 @@ class OpenFiles:
             if (difference := file.difference(descriptor))
         ]
         if changed:
-            raise CheckpointError("\n".join(changed))
+            raise CheckpointError(changed)
 
     def close(self) -> None:
         """Close everything."""
