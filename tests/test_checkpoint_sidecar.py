@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_engine.checkpoint import MANIFEST_NAME, carried_files, find_side_files
+from merge_engine.checkpoint.sidecar import MODEL_FILES
 from merge_engine.errors import CheckpointError
 
 SETTINGS = {
@@ -150,6 +151,22 @@ def test_the_hubs_cache_links_to_its_blobs(tmp_path: Path) -> None:
     assert list(found.carried) == ["config.json", "tokenizer.json"]
     [line] = found.warnings
     assert "links to outside of the folder are not carried over: vocab.json;" in line
+
+
+def test_an_old_download_links_to_blobs_of_the_cache(tmp_path: Path) -> None:
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    for name, blob in {"config.json": "a1" * 20, "tokenizer.json": "b2" * 32, "vocab.json": "secret"}.items():
+        (blobs / blob).write_text("{}")
+        (make(tmp_path / "model", []) / name).symlink_to(blobs / blob)
+    found = find_side_files(tmp_path / "model")
+    assert list(found.carried) == ["config.json", "tokenizer.json"]
+    assert "vocab.json" in found.warnings[0]
+
+
+def test_the_list_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert [name for name in MODEL_FILES if f"`{name}`" not in page] == []
 
 
 def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
