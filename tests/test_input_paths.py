@@ -262,7 +262,7 @@ def test_folders_without_weights(names: list[str], words: str, tmp_path: Path) -
         ("model.gguf", "GGUF is not supported; convert it to safetensors"),
         ("MODEL.GGUF", "GGUF is not supported"),
         ("model.safetensors.index.json", "an index, not a weight file; name its folder"),
-        ("config.json", "not a weight file; expected .safetensors, .bin, .pt or .pth"),
+        ("config.json", "not a weight file; name a folder, or a .safetensors, .bin, .pt or .pth file"),
     ],
 )
 def test_files_that_are_no_weights(name: str, words: str, tmp_path: Path) -> None:
