@@ -201,6 +201,14 @@ def test_broken_links_are_named(tmp_path: Path) -> None:
         find_side_files(tmp_path / "model")
 
 
+def test_a_broken_link_to_code_is_named(tmp_path: Path) -> None:
+    (make(tmp_path, ["config.json"]) / "modeling_own.py").symlink_to("../blobs/12")
+    with pytest.raises(
+        CheckpointError, match=r"modeling_own\.py: cannot be read: a broken link to \.\./blobs/12"
+    ):
+        find_side_files(tmp_path)
+
+
 def test_data_and_pipes_are_not_carried(tmp_path: Path) -> None:
     for name, size in {"config.json": 2, "tokenizer.json": 100_000_000, "vocab.json": 100_000_001}.items():
         (tmp_path / name).touch()
