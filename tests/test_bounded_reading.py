@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from merge_engine.checkpoint import open_checkpoint
+from merge_engine.checkpoint import encode_config, open_checkpoint
 from merge_engine.errors import CheckpointError, MergeError, RecipeError, ReportError
 from merge_engine.recipe import load_recipe
 from merge_engine.report import write_report
@@ -115,6 +117,43 @@ def test_every_reader_refuses_it_in_one_line(
     if make is sparse:
         os.truncate(manifest, 2_000_000_000)
     refused(ReportError, lambda: write_report(output), manifest)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=10,
+)
+file_names = st.sampled_from(
+    ["x.safetensors", "../x.safetensors", ".safetensors", "\x1b[2J.safetensors", "y" * 300]
+)
+
+
+@given(
+    json_values | st.dictionaries(st.just("weight_map"), json_values | st.dictionaries(st.text(), file_names))
+)
+def test_an_index_of_anything(tmp_path_factory: pytest.TempPathFactory, index: object) -> None:
+    folder = tmp_path_factory.getbasetemp() / "indexed"
+    folder.mkdir(exist_ok=True)
+    save_file({"a": torch.ones(1)}, folder / "x.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    try:
+        assert "a" in open_checkpoint(folder).tensors
+    except CheckpointError as error:
+        assert len(str(error)) < 1000
+
+
+@given(json_values | st.dictionaries(st.text(), json_values))
+def test_a_config_of_anything(tmp_path_factory: pytest.TempPathFactory, config: object) -> None:
+    folder = tmp_path_factory.getbasetemp() / "configured"
+    folder.mkdir(exist_ok=True)
+    try:
+        found = open_checkpoint(with_config(folder, json.dumps(config))).config
+    except CheckpointError as error:
+        assert len(str(error)) < 1000
+    else:
+        assert found == config
+        assert json.loads(encode_config(found), parse_constant=None) == config
 
 
 def with_config(folder: Path, text: str) -> Path:

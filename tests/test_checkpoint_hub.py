@@ -58,8 +58,13 @@ def test_repository_with_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "tokenizer.model",
         "chat_template.jinja",
         "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+        "LICENSE",
     ]
-    unwanted = ["pytorch_model.bin", "README.md", "onnx/model.safetensors", "consolidated.safetensors"]
+    unwanted = [
+        *("pytorch_model.bin", "README.md", "onnx/model.safetensors", "consolidated.safetensors"),
+        *("4bit/model.safetensors", "checkpoint-500/model.safetensors", "2_Dense/pytorch_model.bin"),
+    ]
     hub = install(monkeypatch, Hub(tmp_path / "snapshot", files + unwanted))
     assert locate("owner/name", "v1") == tmp_path / "snapshot"
     assert hub.fetched() == set(files)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_engine.checkpoint import MANIFEST_NAME, carried_files, find_side_files
+from merge_engine.checkpoint.sidecar import MODEL_FILES
 from merge_engine.errors import CheckpointError
 
 SETTINGS = {
@@ -152,6 +153,22 @@ def test_the_hubs_cache_links_to_its_blobs(tmp_path: Path) -> None:
     assert "links to outside of the folder are not carried over: vocab.json;" in line
 
 
+def test_an_old_download_links_to_blobs_of_the_cache(tmp_path: Path) -> None:
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    for name, blob in {"config.json": "a1" * 20, "tokenizer.json": "b2" * 32, "vocab.json": "secret"}.items():
+        (blobs / blob).write_text("{}")
+        (make(tmp_path / "model", []) / name).symlink_to(blobs / blob)
+    found = find_side_files(tmp_path / "model")
+    assert list(found.carried) == ["config.json", "tokenizer.json"]
+    assert "vocab.json" in found.warnings[0]
+
+
+def test_the_list_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert [name for name in MODEL_FILES if f"`{name}`" not in page] == []
+
+
 def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
     secret = make(tmp_path / "secret", ["key", "config.json"])
     model = make(tmp_path / "model", ["config.json", "modules.json"])
@@ -182,6 +199,14 @@ def test_broken_links_are_named(tmp_path: Path) -> None:
         CheckpointError, match=r"tokenizer\.json: cannot be read: a broken link to \.\./blobs/12"
     ):
         find_side_files(tmp_path / "model")
+
+
+def test_a_broken_link_to_code_is_named(tmp_path: Path) -> None:
+    (make(tmp_path, ["config.json"]) / "modeling_own.py").symlink_to("../blobs/12")
+    with pytest.raises(
+        CheckpointError, match=r"modeling_own\.py: cannot be read: a broken link to \.\./blobs/12"
+    ):
+        find_side_files(tmp_path)
 
 
 def test_data_and_pipes_are_not_carried(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -63,6 +64,18 @@ def test_a_listed_base_is_the_base_however_its_path_is_written(listed: str, base
     assert torch.equal(merge_engine.run(load_recipe(recipe)).tensors["w"], A + 1)  # type: ignore[index]
 
 
+def test_the_hubs_name_and_its_cached_folder_are_one_model(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(family / "base"))
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": "org/base",
+        "models": [{"model": "a", "parameters": {"weight": 1}}, {"model": "link"}],
+    }
+    assert list(merge_engine.plan(load_recipe(recipe)).models) == [0]
+
+
 def test_a_copy_of_the_base_is_a_model(family: Path) -> None:
     (family / "copy").mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -107,18 +120,23 @@ def test_what_exists_is_taken_as_it_is(name: str, below: str, family: Path) -> N
         ("https://huggingface.co/org/name-7B.v2/tree/main", "write org/name-7B.v2"),
         ("http://hf.co/org/name?x=1", "write org/name"),
         ("https://example.com/model.safetensors", "download the model and name its folder"),
+        ("file:///models/base", "write /models/base"),
         ("s3://bucket/model", "download the model and name its folder"),
     ],
 )
 def test_web_addresses(address: str, instead: str) -> None:
-    assert refused(address) == f"{address}: a web address; {instead}"
+    assert refused(address) == f"{address}: an address, not a folder or a name on the hub; {instead}"
 
 
 @pytest.mark.parametrize(
     "path", ["/a\0b", "a\0b", "/\ud800", "/" + "x" * 5000, "x" * 5000, "/" + "x/" * 5000]
 )
 def test_names_that_no_file_can_have(path: str) -> None:
-    refused(path)
+    message = refused(path)
+    if len(path) < 10:
+        assert message == f"{path}: no folder or file has such a name"
+    else:
+        assert message.startswith(f"{path[:300]}...: ")
 
 
 # --- folders that are no checkpoint
@@ -244,7 +262,7 @@ def test_folders_without_weights(names: list[str], words: str, tmp_path: Path) -
         ("model.gguf", "GGUF is not supported; convert it to safetensors"),
         ("MODEL.GGUF", "GGUF is not supported"),
         ("model.safetensors.index.json", "an index, not a weight file; name its folder"),
-        ("config.json", "not a weight file; expected .safetensors, .bin, .pt or .pth"),
+        ("config.json", "not a weight file; name a folder, or a .safetensors, .bin, .pt or .pth file"),
     ],
 )
 def test_files_that_are_no_weights(name: str, words: str, tmp_path: Path) -> None:

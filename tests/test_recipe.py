@@ -196,6 +196,10 @@ def test_a_recipe_of_slices_is_not_told_that_models_are_missing() -> None:
             'unknown key "models[0].parametrs"; did you mean "param',
         ),
         ({"models": [{"model": "a", "layer_range": [0, 8]}]}, '"models[0].layer_range" is not supported yet'),
+        (
+            {"models": [{"model": "a", "revision": "v1"}]},
+            'unknown key "models[0].revision"; write the revision with the model, as "model: path@revision"',
+        ),
         ({"models": [{"parameters": {}}]}, "models[0].model: missing, but required"),
         ({"models": ["a"]}, 'models[0]: must be a map of keys to values, not "a"'),
         ({"models": []}, "models: must name at least one model"),

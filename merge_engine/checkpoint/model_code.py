@@ -19,9 +19,8 @@ _NAMING_CODE = (
     "tokenizer_config.json",
     "video_preprocessor_config.json",
 )
-_CLASS = re.compile(
-    r"(\w+)\.\w+"
-)  # "modeling_x.XModel"; "owner/name--modeling_x.XModel" is in another repository
+# As in "modeling_x.XModel". The code of "owner/name--modeling_x.XModel" is in another repository.
+_CLASS = re.compile(r"(\w+)\.\w+")
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.\s*(?:import\s+([\w, ]+)|(\w+)\s+import)", re.MULTILINE)
 
 
@@ -40,8 +39,10 @@ def code_files(folder: Path, present: Mapping[str, Path]) -> set[str]:
     while waiting:
         name = f"{waiting.pop()}.py"
         file = folder / name
-        if name not in found and file.is_file():
-            found.add(name)
+        if name in found or not (file.is_file() or file.is_symlink()):
+            continue
+        found.add(name)
+        if file.is_file():
             code = _read(file, MAX_CONFIG).decode(errors="replace")
             for several, one in _RELATIVE_IMPORT.findall(code):
                 waiting += [module.strip() for module in several.split(",")] if several else [one]

@@ -31,7 +31,7 @@ def why_no_weight_file(file: Path) -> str:
         return f"{kind} {_CONVERT}"
     if file.name.endswith(".index.json"):
         return "an index, not a weight file; name its folder"
-    return "not a weight file; expected .safetensors, .bin, .pt or .pth"
+    return "not a weight file; name a folder, or a .safetensors, .bin, .pt or .pth file"
 
 
 def which_of(files: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ REPORT_NAMES = ("merge_report.html", "merge_report.json")
 
 # What loaders of transformers, sentence-transformers and mistral-common read. A trainer's folder holds much more: logs,
 # optimizers, adapters, scripts, private notes. docs/recipes.md has this list too.
-_BELONGS = (
+MODEL_FILES = (
     "config.json",
     "generation_config.json",
     # tokenizer
@@ -56,7 +57,8 @@ _BELONGS = (
     "sentence_*_config.json",
 )
 _BELONGS_IN_FOLDER = {"additional_chat_templates": ("*.jinja",)}
-_BELONGS_IN_MODULE = (*_BELONGS, "*.safetensors")  # a Dense layer of sentence-transformers has weights
+_BELONGS_IN_MODULE = (*MODEL_FILES, "*.safetensors")  # a Dense layer of sentence-transformers has weights
+_BLOB = re.compile(r"/models--[^/]+/blobs/([0-9a-f]{40}|[0-9a-f]{64})$")
 _LICENCES = ("licen[cs]e*", "notice*", "use_policy*", "copying*")
 
 
@@ -93,11 +95,12 @@ def carried_files(path: Path) -> dict[str, Path]:
 def leaves(file: Path, folder: Path) -> bool:
     """Whether a file in the model's folder is a link to somewhere else.
 
-    A folder of the hub's cache, ``snapshots/<commit>``, has its files in ``blobs`` beside ``snapshots``.
+    A folder of the hub's cache, ``snapshots/<commit>``, has its files in ``blobs`` beside ``snapshots``, and older
+    downloads into a folder of one's own are links to such blobs. Whoever names a blob knows the hash of its content.
     """
     home, target = folder.resolve(), file.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    return not any(target.is_relative_to(one) for one in homes)
+    return not any(target.is_relative_to(one) for one in homes) and not _BLOB.search(target.as_posix())
 
 
 def _found(folder: Path) -> SideFiles:
@@ -116,7 +119,7 @@ def _found(folder: Path) -> SideFiles:
 
 
 def _belongs(name: str) -> bool:
-    return _matches(name, _BELONGS) or _matches(name.lower(), _LICENCES)
+    return _matches(name, MODEL_FILES) or _matches(name.lower(), _LICENCES)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

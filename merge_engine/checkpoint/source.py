@@ -45,16 +45,17 @@ class Checkpoint:
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     @cached_property
-    def file_ids(self) -> frozenset[tuple[int, int]]:
-        """Device and inode of each weight file: the same for one checkpoint under several paths.
+    def file_ids(self) -> frozenset[tuple[int, int, int, int]]:
+        """What identifies each weight file on the disk: the same for one checkpoint under several paths.
 
+        These are device, inode, size and time of the last change: not every network file system has true inodes.
         Raises ``CheckpointError`` if a file is not there any more.
         """
         try:
             found = [file.path.stat() for file, _ in self.contents]
         except OSError as error:
             raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
-        return frozenset((file.st_dev, file.st_ino) for file in found)
+        return frozenset((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns) for file in found)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

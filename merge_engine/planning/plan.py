@@ -124,7 +124,10 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     problems = findings.problems + ([] if findings.explain_tensors else planned.problems)
     warnings = [*findings.warnings, *planned.warnings]
     if output is not None:
-        warnings += find_side_files(donor.path).warnings
+        try:
+            warnings += find_side_files(donor.path).warnings
+        except CheckpointError as error:
+            problems.append(str(error))
         folders = [checkpoint.path for checkpoint in opened.values()]
         problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
     if problems:
@@ -175,7 +178,7 @@ def _ignored_keys(recipe: Recipe) -> list[str]:
 
 def _repeated(models: Mapping[int, Checkpoint]) -> list[str]:
     """A note for each model that is listed several times."""
-    places: dict[frozenset[tuple[int, int]], list[int]] = {}
+    places: dict[object, list[int]] = {}
     for i, model in models.items():
         places.setdefault(model.file_ids, []).append(i)
     return [

@@ -76,6 +76,8 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
     """The line for a key that does not exist: not supported yet, or unknown with the nearest known key."""
     if key in NOT_YET:
         return f"{shown(path)} is not supported yet"
+    if key == "revision":
+        return f'unknown key {shown(path)}; write the revision with the model, as "model: path@revision"'
     return f"unknown key {shown(path)}{suggestion(key, known)}"
 
 
