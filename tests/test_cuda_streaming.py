@@ -89,7 +89,7 @@ def test_one_threshold_for_a_model(backend, recipe: dict, scope: str) -> None:
 def test_less_device_memory_means_smaller_pieces(backend, recipe: dict, monkeypatch) -> None:
     recipe |= {"merge_method": "ties", "parameters": METHODS["ties"]}
     expected = me.run(recipe, device="cpu")
-    monkeypatch.setattr("merge_engine.engine.run.SMALLEST_DEVICE_MEMORY", 1000)
+    monkeypatch.setattr("merge_engine.engine.carrying.SMALLEST_DEVICE_MEMORY", 1000)
     monkeypatch.setattr("merge_engine.backends.cuda.link.HEADROOM", 0)
     free = 100_000
     monkeypatch.setattr(backend._native, "free_memory", lambda device: free)
@@ -203,7 +203,7 @@ class Full:
 @pytest.mark.parametrize("method", ("ties", "della", "breadcrumbs_ties"))
 def test_a_device_that_is_full(recipe: dict, tmp_path: Path, monkeypatch, method: str) -> None:
     """Whichever allocation fails: the first means smaller pieces, a later one an error, and no output."""
-    monkeypatch.setattr("merge_engine.engine.run.SMALLEST_DEVICE_MEMORY", 1000)
+    monkeypatch.setattr("merge_engine.engine.carrying.SMALLEST_DEVICE_MEMORY", 1000)
     recipe |= {"merge_method": method, "parameters": METHODS[method]}
     me.run(recipe, tmp_path / "cpu", device="cpu")
     native = Full()

@@ -16,13 +16,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TypeGuard
 
+from merge_engine.checkpoint.mistaken import START_BYTES, check_kind
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.dtypes import BY_CODE, DType
 from merge_engine.errors import CheckpointError, OutputError
 from merge_engine.storage import PAGE
 
 MAX_HEADER = 100_000_000
-LFS_START = b"version https://git-lfs"
 _LENGTH_BYTES = 8
 _MAX_COUNT = 2**63 - 1
 
@@ -95,13 +95,6 @@ def read_header(path: Path) -> Header:
     )
 
 
-def lfs_pointer(path: Path) -> CheckpointError:
-    """The error for a file that starts with ``LFS_START``."""
-    return CheckpointError(
-        f"{path}: a Git LFS pointer, not the weights; run git lfs pull in its repository to fetch them"
-    )
-
-
 def encode_header(tensors: Sequence[OutputTensor], metadata: dict[str, str]) -> bytes:
     """The first bytes of a safetensors file that holds ``tensors`` one after the other, in this order.
 
@@ -136,8 +129,7 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
             prefix = file.read(_LENGTH_BYTES)
             if len(prefix) < _LENGTH_BYTES:
                 raise CheckpointError(f"{path}: only {file_size} bytes, too short for a safetensors file")
-            if prefix + file.read(len(LFS_START) - _LENGTH_BYTES) == LFS_START:
-                raise lfs_pointer(path)
+            check_kind(path, prefix + file.read(START_BYTES - _LENGTH_BYTES))
             file.seek(_LENGTH_BYTES)
             length = int.from_bytes(prefix, "little")
             if length > MAX_HEADER:

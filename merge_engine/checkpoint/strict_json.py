@@ -29,6 +29,10 @@ def parse_json(raw: bytes, *, repeated: bool = False) -> object:
         raise ValueError("nested too deeply") from None
     except UnicodeEncodeError as error:
         raise ValueError(f"a text in it holds {error.object[error.start]!a}, half a character") from None
+    except ValueError as error:
+        if str(error).startswith("Exceeds the limit"):  # Python's words are about Python
+            raise ValueError("a number in it has thousands of digits") from None
+        raise
     return document
 
 

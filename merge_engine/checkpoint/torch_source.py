@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from merge_engine.checkpoint.header import LFS_START, lfs_pointer
 from merge_engine.checkpoint.layout import WeightFiles, place_tensors
+from merge_engine.checkpoint.mistaken import START_BYTES, check_kind
 from merge_engine.checkpoint.torch_zip import check_storages, read_records
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import CheckpointError
@@ -109,7 +109,11 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
     except EOFError as error:
         raise CheckpointError(f"{file}: cannot be read as a torch checkpoint: it ends too early") from error
-    except Exception as error:  # garbage makes the unpickler raise anything: KeyError, AssertionError, ...
+    except (KeyError, IndexError, AssertionError) as error:  # the unpickler met bytes that are no pickle
+        raise CheckpointError(
+            f"{file}: cannot be read as a torch checkpoint: damaged, or of another format"
+        ) from error
+    except Exception as error:  # garbage makes the unpickler raise anything
         reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
         raise CheckpointError(f"{file}: cannot be read as a torch checkpoint: {reason:.300}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
@@ -122,10 +126,9 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
 def _unpickle(file: Path) -> object:
     """What torch's restricted unpickler makes of a file. Storages are mapped if it is a zip archive."""
     with file.open("rb") as stream:
-        start = stream.read(len(LFS_START))
+        start = stream.read(START_BYTES)
         size = os.fstat(stream.fileno()).st_size
-    if start == LFS_START:
-        raise lfs_pointer(file)
+    check_kind(file, start)
     records = read_records(file) if start.startswith(_ZIP_MAGIC) else None
     storages: list[tuple[int, int]] = []
     claimed = 0

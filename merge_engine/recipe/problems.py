@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
-from merge_engine.text import did_you_mean
+from merge_engine.text import did_you_mean, some
 
 NOT_YET = frozenset(
     {
@@ -33,6 +33,7 @@ _WORDING = {
     "int_type": "must be a whole number",
     "invalid_key": "keys must be text",
     "model_type": "must be a map of keys to values",
+    "string_too_short": "must not be empty",
     "string_type": "must be text",
     "string_unicode": "must be text of whole characters",
     "tuple_type": "must be a list",
@@ -63,7 +64,7 @@ def shown(value: object) -> str:
 def first(lines: Sequence[str], more: int = 0) -> list[str]:
     """The first lines of many, and one with the number of the others and of ``more`` problems without a line."""
     rest = max(len(lines) - _MOST_LINES, 0) + more
-    return [*lines[:_MOST_LINES], f"{rest:,} more problems"] if rest else list(lines)
+    return [*lines[:_MOST_LINES], f"{rest:,} more problem{'s' if rest > 1 else ''}"] if rest else list(lines)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -89,6 +90,9 @@ def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> li
     details = error.errors(include_url=False)
     unsupported = {detail["loc"][-1] for detail in details if detail["type"] == "extra_forbidden"} & NOT_YET
     lines: list[str] = []
+    strange: dict[
+        tuple[int | str, ...], list[str]
+    ] = {}  # unknown keys that resemble no known one, by their map
     for detail in details[:_MOST_LINES]:
         kind, place, value = detail["type"], detail["loc"], detail["input"]
         path = _dotted(place)
@@ -97,7 +101,11 @@ def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> li
             problems = cause.problems if isinstance(cause, InvalidValue) else [("", str(cause))]
             lines += [f"{path}{below}: {message}" for below, message in problems]
         elif kind == "extra_forbidden":
-            lines.append(unknown_key(path, str(place[-1]), known_keys[len(place)]))
+            key, known = str(place[-1]), known_keys[len(place)]
+            if key in NOT_YET or key == "revision" or did_you_mean(key, known):
+                lines.append(unknown_key(path, key, known))
+            else:
+                strange.setdefault(place[:-1], []).append(shown(path))
         elif kind == "missing":
             # A recipe of slices has no models, and another line already reports the slices.
             if place != ("models",) or not unsupported & {"slices", "modules"}:
@@ -113,6 +121,9 @@ def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> li
         else:
             wording = _WORDING.get(kind, detail["msg"].replace("Input should", "must").replace("'", '"'))
             lines.append(f"{path}: {wording}, not {shown(value)}" if path else f"the recipe {wording}")
+    for above, keys in strange.items():
+        known = ", ".join(sorted(known_keys[len(above) + 1]))
+        lines.append(f"unknown key{'s' if len(keys) > 1 else ''} {some(keys)}; known here: {known}")
     return first(lines, more=max(len(details) - _MOST_LINES, 0))
 
 
