@@ -31,8 +31,7 @@ from safetensors.torch import load_file, save_file
 import merge_engine as me
 from merge_engine.cli import app, show, terminal
 from merge_engine.cli.app import call as command_line
-from merge_engine.errors import BackendChoiceError, DeviceMemoryError, MergeError, NotBuiltError
-from merge_engine.storage import allocate
+from merge_engine.errors import BackendChoiceError, MergeError, NotBuiltError
 from merge_engine.text import cut
 
 ATTACKS = (
@@ -464,17 +463,3 @@ def test_a_fault_of_the_program_is_one_line(setting: Setting, monkeypatch: pytes
 def test_errors_of_the_system_are_one_line(error: Exception, line: str) -> None:
     with mock.patch("merge_engine.plan", side_effect=error):
         assert call("plan", "recipe.yaml") == Said(1, "", f"{line}\n")
-
-
-def test_too_few_threads_are_one_line(setting: Setting) -> None:
-    file, out = str(setting.folder / "recipe.yaml"), setting.folder / "out"
-    with mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
-        said = call("run", file, str(out))
-    assert_harmless(said)
-    assert said.code == 1 and "threads: the system starts no more of them; set fewer" in said.err
-    assert not out.exists()
-
-
-def test_too_little_memory_is_an_error_of_ours() -> None:
-    with pytest.raises(DeviceMemoryError, match="set a smaller memory"):
-        allocate(1 << 60)

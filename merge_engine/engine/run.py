@@ -26,7 +26,7 @@ from merge_engine.engine.pipeline import Pipeline
 from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY, open_access, schedule_for
 from merge_engine.engine.sinks import MemorySink, Sink
 from merge_engine.engine.work import Run
-from merge_engine.errors import BackendError, DeviceMemoryError, OptionError, PlanError
+from merge_engine.errors import DeviceMemoryError, OptionError, PlanError
 from merge_engine.methods import Answers, Task
 from merge_engine.observe.card import encode_card
 from merge_engine.observe.digests import Digests, model_digest
@@ -171,14 +171,7 @@ def carry_out(
                     f"the device is short of memory: working with {memory / 2**20:,.0f} MiB at a time"
                 )
                 continue
-            try:
-                pipeline.carry_out()
-            except RuntimeError as error:
-                if "start new thread" not in str(error):  # Python has no class for this
-                    raise
-                raise BackendError(
-                    "threads: the system starts no more of them; set fewer, or raise its limits (ulimit -u, -v)"
-                ) from error
+            pipeline.carry_out()
             break
     ledger.seconds = time.perf_counter() - start
     return run

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 
-from merge_engine.errors import DeviceMemoryError
-
 PAGE = 4096
 """Bytes. Direct reads and writes move whole pages; inputs and outputs start on one (see ``Backend.attach``)."""
 
@@ -23,16 +21,8 @@ def as_bytes(buffer: memoryview) -> memoryview:
 
 
 def allocate(nbytes: int) -> memoryview:
-    """Whole pages of memory, at least ``nbytes``. The system provides a page only when it is first used.
-
-    Raises ``DeviceMemoryError`` if the system gives none.
-    """
-    try:
-        region = mmap.mmap(-1, max(aligned(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise DeviceMemoryError(
-            f"memory: the system does not give {nbytes:,} bytes ({error.strerror}); set a smaller memory"
-        ) from error
+    """Whole pages of memory, at least ``nbytes``. The system provides a page only when it is first used."""
+    region = mmap.mmap(-1, max(aligned(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
             region.madvise(mmap.MADV_HUGEPAGE)
