@@ -32,17 +32,17 @@ def plain(given: object) -> torch.Tensor:
         raise ValueError(f"as {kind.__qualname__}, which has no memory of its own; give a plain torch.Tensor")
     if torch.nn.parameter.is_lazy(given):
         raise ValueError(f"as {kind.__qualname__}, without values; initialise it first")
-    with torch._C.DisableTorchFunctionSubclass():
+    with torch._C.DisableTorchFunctionSubclass():  # a subclass may answer anything
+        if given.is_nested:
+            raise ValueError("as a nested tensor; give each of its parts a name of its own")
+        if given.layout != torch.strided:
+            layout = str(given.layout).removeprefix("torch.").strip("_")
+            raise ValueError(f"as a {layout} tensor; call its to_dense() first")
+        if given.is_quantized:
+            raise ValueError(f"as {given.dtype}; call its dequantize() first")
+        if given.is_meta:
+            raise ValueError("on the meta device, without values; load it first")
         tensor = given.as_subclass(torch.Tensor).detach()
-    if tensor.is_nested:
-        raise ValueError("as a nested tensor; give each of its parts a name of its own")
-    if tensor.layout != torch.strided:
-        layout = str(tensor.layout).removeprefix("torch.").strip("_")
-        raise ValueError(f"as a {layout} tensor; call its to_dense() first")
-    if tensor.is_quantized:
-        raise ValueError(f"as {tensor.dtype}; call its dequantize() first")
-    if tensor.is_meta:
-        raise ValueError("on the meta device, without values; load it first")
     try:
         there = _is_in_memory(tensor)
     except RuntimeError:

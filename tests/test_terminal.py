@@ -447,8 +447,15 @@ def test_a_fault_of_the_program_is_one_line(setting: Setting, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (PermissionError(13, "Permission denied", "x\r"), r"error: x\r: Permission denied"),
-        (OSError(12, "Cannot allocate memory"), "error: Cannot allocate memory"),
+        (
+            PermissionError(13, "Permission denied", "x\r"),
+            r"error: x\r: Permission denied; check its permissions",
+        ),
+        (
+            OSError(12, "Cannot allocate memory"),
+            "error: Cannot allocate memory; a smaller --memory needs less",
+        ),
+        (ImportError("no\x1b"), r"error: a module cannot be loaded: no\x1b; install merge_engine again"),
         (OSError("said by nobody"), "error: said by nobody"),
         (MemoryError(), "error: this machine has too little free memory; a smaller --memory needs less"),
     ],

@@ -22,10 +22,13 @@ def main() -> None:
         warnings.simplefilter("ignore")
     # Modules that are being imported may swallow a KeyboardInterrupt, and nothing has to be cleaned up yet.
     handler = _at_once()
-    from merge_engine.cli.terminal import open_streams
+    try:
+        from merge_engine.cli.terminal import open_streams
 
-    open_streams()
-    from merge_engine.cli.app import call
+        open_streams()
+        from merge_engine.cli.app import call
+    except (ImportError, MemoryError) as error:  # damaged, or more than the memory holds
+        sys.exit(f"error: merge_engine cannot be loaded: {type(error).__name__} {error}")
 
     try:
         signal.signal(signal.SIGINT, handler)
