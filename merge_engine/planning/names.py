@@ -118,7 +118,7 @@ def examine_names(inputs: Inputs, remarks: Remarks) -> set[str]:
         if inputs.base is not None and alone:  # without the base's tensor there is no task vector to allow
             remarks.problems.append(f"{mismatch.line}; {mismatch.way_out}")
         else:
-            remarks.misfit("names", f"{mismatch.line}; {mismatch.way_out}")
+            remarks.misfit("names", *mismatch)
         explained |= alone | missing
     return explained
 

@@ -1,6 +1,6 @@
-"""The plan of a merge: every output tensor, the place of every output byte, and every problem, from headers alone.
+"""The plan of a merge: every output tensor, the place of every output byte, and every problem.
 
-Only headers and configs are read, and nothing is written. A plan never changes. It holds no open file and can be
+Only headers and configs are read, and heads that may be copies of the embedding. Nothing is written. A plan never changes. It holds no open file and can be
 sent to another process. Memory and devices are decided by the schedule.
 """
 
