@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import SaveCheckpoint
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,6 +98,27 @@ def test_a_prefix_of_a_part_is_named_with_the_key_that_maps_it(method: str) -> N
     keys = {"rename": {"model.language_model.": "model."}, "exclude": ["model.visual.*"]}
     expected = merged(method, *states[:2], llama(2))
     assert same(merged(method, *states, tensors=keys), expected)
+
+
+def test_the_key_that_a_message_proposes_maps_all_names(save_checkpoint: SaveCheckpoint) -> None:
+    """transformers 4.52 moved both towers of such models."""
+    states = [vision_and_text(i) for i in range(2)]
+    earlier = {
+        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
+        for name, tensor in states[1].items()
+    }
+    a, b = save_checkpoint("a", states[0]), save_checkpoint("b", earlier)
+    recipe: dict[str, Any] = {
+        "merge_method": "linear",
+        "models": [{"model": str(a)}, {"model": str(b)}],
+        "parameters": {"weight": 1},
+    }
+    with pytest.raises(me.PlanError) as caught:
+        me.plan(recipe)
+    (line,) = caught.value.problems
+    recipe["models"][1]["tensors"] = yaml.safe_load(line[line.index("{rename") : line.index("}}") + 2])
+    found = me.run(recipe).tensors
+    assert found is not None and same(found, merged("linear", *states))
 
 
 @pytest.mark.parametrize("method", METHODS)

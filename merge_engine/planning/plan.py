@@ -1,7 +1,7 @@
 """The plan of a merge: every output tensor, the place of every output byte, and every problem.
 
-Only headers and configs are read, and heads that may be copies of the embedding. Nothing is written. A plan never changes. It holds no open file and can be
-sent to another process. Memory and devices are decided by the schedule.
+Only headers and configs are read, and heads that may be copies of the embedding. Nothing is written. A plan never
+changes. It holds no open file and can be sent to another process. Memory and devices are decided by the schedule.
 """
 
 from __future__ import annotations

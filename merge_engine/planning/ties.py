@@ -71,10 +71,6 @@ class Ties:
     twins: dict[str, str] = field(default_factory=dict)
     untied: bool = False
 
-    def source(self, catalogue: Catalogue, name: str) -> str:
-        """The name of the tensor of an input that is merged as ``name``."""
-        return self.sources[id(catalogue)].get(name, name)
-
 
 def find_ties(inputs: Inputs, remarks: Remarks) -> Ties:
     """Decide which tensors of the inputs are the same.
