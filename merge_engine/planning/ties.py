@@ -96,7 +96,7 @@ def find_ties(inputs: Inputs, remarks: Remarks) -> Ties:
                 ties.twins[name] = same
             else:
                 ties.once.add(name)
-                stored_once += [f"{name} as {same}"] if any(name in c.tensors for c in merged) else []
+                stored_once.append(f"{name} as {same}")
         else:
             for catalogue, one in zip(merged, tied, strict=True):
                 if one:
