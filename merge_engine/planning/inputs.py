@@ -81,12 +81,13 @@ class Remarks:
     warnings: list[str] = field(default_factory=list)
     allowed: Collection[Misfit] = ()
 
-    def misfit(self, kind: Misfit, line: str) -> None:
-        """A problem, or a warning if the recipe allows this kind."""
+    def misfit(self, kind: Misfit, line: str, way_out: str = "") -> None:
+        """A problem, with a way out before the key that allows it; a warning if the recipe allows this kind."""
         if kind in self.allowed:
             self.warnings.append(line)
         else:
-            self.problems.append(f'{line}; if this is meant, add "allow: [{kind}]" to the recipe')
+            ways = f"{way_out}; " if way_out else ""
+            self.problems.append(f'{line}; {ways}if this is meant, add "allow: [{kind}]" to the recipe')
 
 
 def examples(names: Sequence[str]) -> str:

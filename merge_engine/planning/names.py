@@ -7,7 +7,7 @@ without being another model do not count: heads of a task, and buffers (see ``bu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from merge_engine.operands import Operand
@@ -40,6 +40,7 @@ _HEADS = frozenset(
 """Parts of the names of heads: another task gives the same model another head."""
 
 _ADAPTER = (".lora_A", ".lora_B", ".lora_embedding_", ".lora_magnitude_vector", ".hada_w", ".lokr_w")
+_MOST_RENAMES = 4  # entries of the key that a message proposes, or a few more
 _SAMPLE = 64  # names that vote on a prefix
 
 
@@ -55,14 +56,6 @@ class _Prefix(NamedTuple):
         if not self.old:
             return f'"{self.new}" is put before them'
         return f'"{self.old}" at the start becomes "{self.new}"'
-
-    @property
-    def condition(self) -> str:
-        if not self.new:
-            return f'"{self.old}" at the start were removed'
-        if not self.old:
-            return f'"{self.new}" were put before them'
-        return f'"{self.old}" at the start were "{self.new}"'
 
     def applied(self, names: Iterable[str], known: Collection[str]) -> dict[str, str]:
         """The new names by the old ones. Nothing is put before a name that so becomes none of the known ones."""
@@ -118,8 +111,8 @@ def examine_names(inputs: Inputs, remarks: Remarks) -> set[str]:
         if inputs.base is not None and alone:  # without the base's tensor there is no task vector to allow
             remarks.problems.append(f"{mismatch.line}; {mismatch.way_out}")
         else:
-            remarks.misfit("names", f"{mismatch.line}; {mismatch.way_out}")
-        explained |= alone | missing
+            remarks.misfit("names", *mismatch)
+        explained |= extra | lacking
     return explained
 
 
@@ -140,16 +133,16 @@ def _mismatch(
         )
     shared = len(catalogue.tensors.keys() & reference.tensors.keys())
     fits = 2 * shared >= shared + max(len(alone), len(missing))
-    prefix = _prefix(alone, missing)
-    if prefix is not None and not (fits and len(alone) == 1):
-        mapped = prefix.applied(alone, missing)
-        fitting = sorted(name for name, new in mapped.items() if new in missing)
-        if 2 * len(fitting) >= min(len(alone), len(missing)):
-            return _Mismatch(
-                f"{catalogue.label}: {len(fitting)} of its {len(catalogue.tensors)} tensors would have the names of "
-                f"{reference.label} if {prefix.condition} ({examples(fitting)}), but {_rest(alone, missing, mapped)}",
-                f"if they are the same, add {rename_key(prefix.old, prefix.new)} to the model's entry",
-            )
+    renames, mapped = _renames(catalogue.names, alone, missing)
+    if 2 * len(mapped) >= min(len(alone), len(missing)) and len(mapped) > fits:
+        starts = ", ".join(f'"{new}" for "{old}"' for old, new in renames.items())
+        left = sorted(alone - mapped.keys()) or sorted(missing - set(mapped.values()))
+        others = f"; others would still differ ({examples(left)})" if left else ""
+        return _Mismatch(
+            f"{catalogue.label}: {len(mapped)} of its {len(catalogue.tensors)} tensors would have the names of "
+            f"{reference.label} if they began with {starts}{others}",
+            f"if they are the same, add {rename_key(renames)} to the model's entry",
+        )
     if fits:
         return None
     own = f" ({examples(sorted(alone))})" if alone else ""
@@ -159,11 +152,6 @@ def _mismatch(
         f"{len(alone)} of its tensors{own}, and has {len(missing)} others{there}",
         "merge models of one architecture",
     )
-
-
-def _rest(alone: set[str], missing: set[str], mapped: Mapping[str, str]) -> str:
-    left = sorted(alone - mapped.keys()) or sorted(missing - set(mapped.values()))
-    return f"others would still differ ({examples(left)})" if left else "two would get one name"
 
 
 def _examine_layers(catalogues: Sequence[Catalogue], has_base: bool, remarks: Remarks) -> set[str]:
@@ -240,6 +228,32 @@ def _prefix(extra: Collection[str], lacking: Collection[str]) -> _Prefix | None:
                 votes[_Prefix(name.removesuffix(end), whole.removesuffix(end))] += 1
                 break
     return votes.most_common(1)[0][0] if votes else None
+
+
+def _renames(
+    names: Collection[str], extra: set[str], lacking: set[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What makes names of ``lacking`` of as many of ``extra`` as can be: the starts of names, and all new names.
+
+    No start is that of another of the model's ``names``.
+    """
+    renames: dict[str, str] = {}
+    mapped: dict[str, str] = {}
+    while len(renames) < _MOST_RENAMES:
+        prefix = _prefix(extra - mapped.keys(), lacking - set(mapped.values()))
+        if prefix is None:
+            break
+        new = prefix.applied(extra - mapped.keys(), lacking)
+        fitting = {name: other for name, other in new.items() if other in lacking}
+        mapped |= fitting
+        alone = all(name in fitting for name in names if name.startswith(prefix.old))
+        parts = [""] if alone else sorted({_first_part(name[len(prefix.old) :]) for name in fitting})
+        renames |= {prefix.old + part: prefix.new + part for part in parts}
+    return renames, mapped
+
+
+def _first_part(name: str) -> str:
+    return name[: name.find(".") + 1]
 
 
 def _ends(name: str) -> Iterable[str]:

@@ -42,7 +42,14 @@ class Selection:
 
         Two tensors of one input that get the same name are a problem.
         """
-        return inputs.map(lambda catalogue: self._without(self._renamed(catalogue, remarks)))
+        twice: dict[tuple[str, ...], list[str]] = {}
+        renamed = inputs.map(lambda catalogue: self._renamed(catalogue, twice))
+        remarks.problems += [
+            f"tensors.rename: in {', '.join(labels)}, {len(names)} names would stand for two tensors each "
+            f"({examples(names)}); rename fewer, or leave one of the two out"
+            for names, labels in twice.items()
+        ]
+        return self.exclude(renamed)
 
     def exclude(self, inputs: Inputs) -> Inputs:
         """The inputs without the tensors that are left out, under the names that they have by now."""
@@ -50,13 +57,13 @@ class Selection:
 
     def unused(self) -> Iterator[str]:
         """A warning for each entry that fitted no name."""
-        for entries in (*self._renames.values(), *self._excludes.values()):
-            for entry in entries:
+        for position in self._renames:
+            for entry in self._renames[position] + self._excludes[position]:
                 if entry not in self._used:
                     what = "begins with it" if entry.place.endswith("rename") else "matches it"
                     yield f"{entry.place}: {shown(entry.text)}: no tensor's name {what}"
 
-    def _renamed(self, catalogue: Catalogue, remarks: Remarks) -> Catalogue:
+    def _renamed(self, catalogue: Catalogue, collided: dict[tuple[str, ...], list[str]]) -> Catalogue:
         entries = _of(self._renames, catalogue.position)
         if not entries:
             return catalogue
@@ -71,10 +78,7 @@ class Selection:
                 twice.append(name)
             tensors[name] = operand
         if twice:
-            remarks.problems.append(
-                f"tensors.rename: {len(twice)} names of {catalogue.label} would stand for two tensors each "
-                f"({examples(twice)}); rename fewer, or leave one of the two out"
-            )
+            collided.setdefault(tuple(twice), []).append(catalogue.label)
         return catalogue.holding(tensors)
 
     def _without(self, catalogue: Catalogue) -> Catalogue:

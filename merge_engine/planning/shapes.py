@@ -31,7 +31,7 @@ class Disagreements:
             if operand.shape != shape:
                 self._add_shapes(name, operands)
                 return True
-            alike = alike and operand.dtype == kind
+            alike = alike and (operand.dtype is kind or operand.dtype == kind)
         if alike or all(operand.dtype.mergeable for operand in operands):
             return False
         self._types.setdefault(_by_owner(operands, lambda o: o.dtype), []).append(name)

@@ -56,6 +56,10 @@ def make_tasks(
     lacking = _Lacking(inputs, examine_names(inputs, planned))
     ties = find_ties(inputs, planned)
     buffers, disagreements = Buffers(inputs), Disagreements()
+    given: list[tuple[int | None, Catalogue]] = [(i, model) for i, model in inputs.models.items()]
+    if inputs.base is not None:
+        given.insert(0, (None, inputs.base))
+    held = [(i, catalogue.tensors, ties.sources[id(catalogue)]) for i, catalogue in given]
     for name in names:
         if name in ties.once:
             continue
@@ -65,18 +69,18 @@ def make_tasks(
                 planned.tasks.append(_copy(name, operand))
             continue
         same = ties.twins.get(name, name)
-        found = {
-            i: used
-            for i, model in inputs.models.items()
-            if (used := ties.source(model, same)) in model.tensors
-        }
-        operands = [inputs.models[i].tensors[used] for i, used in found.items()]
-        if inputs.base is not None:
-            operand = inputs.base.tensors.get(ties.source(inputs.base, same))
-            if operand is None:
-                lacking.in_base(name, found)
-                continue
-            operands.insert(0, operand)
+        found: dict[int, str] = {}
+        operands: list[Operand] = []
+        for position, tensors, sources in held:
+            used = sources.get(same, same)
+            operand = tensors.get(used)
+            if operand is not None:
+                operands.append(operand)
+                if position is not None:
+                    found[position] = used
+        if inputs.base is not None and len(found) == len(operands):
+            lacking.in_base(name, found)
+            continue
         if not disagreements.add(name, operands):
             lacking.in_models(name, found)
             planned.tasks.append(make(name, tuple(operands), inputs.base is not None, found, same))
@@ -166,9 +170,10 @@ class _TaskMaker:
         shape, kind = operands[0].shape, operands[0].dtype
         at = self._positions[same]
         common = self._common(self._resolver.for_tensor(same, at))
-        if not all(operand.dtype.mergeable for operand in operands):
+        kinds = [kind, *(operand.dtype for operand in operands if operand.dtype is not kind)]
+        if not all(each.mergeable for each in kinds):
             return Task(name, shape, kind, kind, Action.COPY, operands)
-        working = self._recipe.working_dtype or promote(*(operand.dtype for operand in operands))
+        working = self._recipe.working_dtype or promote(*kinds)
         out = self._recipe.output_dtype or working
         if not found:
             return Task(name, shape, working, out, Action.ROUND, operands)

@@ -43,6 +43,7 @@ BIASES = {"predictions.decoder.bias": "predictions.bias", "lm_head.decoder.bias"
 """The bias of a head in BERT and RoBERTa is stored under two names."""
 
 _TIED = (*COPIES, *HEADS, *BIASES)
+_FAMILY = (*EMBEDDINGS, *SHARED, *_TIED)
 
 
 def may_be_tied(name: str) -> bool:
@@ -70,10 +71,6 @@ class Ties:
     twins: dict[str, str] = field(default_factory=dict)
     untied: bool = False
 
-    def source(self, catalogue: Catalogue, name: str) -> str:
-        """The name of the tensor of an input that is merged as ``name``."""
-        return self.sources[id(catalogue)].get(name, name)
-
 
 def find_ties(inputs: Inputs, remarks: Remarks) -> Ties:
     """Decide which tensors of the inputs are the same.
@@ -86,7 +83,8 @@ def find_ties(inputs: Inputs, remarks: Remarks) -> Ties:
     names = dict.fromkeys(name for each in vocabularies for name in each.aliases)
     stored_once = []
     for name in names:
-        partners = [each.partner(name) for each in vocabularies]
+        shape = next(c.tensors[name].shape for c in merged if name in c.tensors)
+        partners = [each.partner(name, shape) for each in vocabularies]
         same = next((partner for partner in partners if partner is not None), None)
         if same is None or any(partner not in (None, same) for partner in partners):
             continue
@@ -98,7 +96,7 @@ def find_ties(inputs: Inputs, remarks: Remarks) -> Ties:
                 ties.twins[name] = same
             else:
                 ties.once.add(name)
-                stored_once += [f"{name} as {same}"] if any(name in c.tensors for c in merged) else []
+                stored_once.append(f"{name} as {same}")
         else:
             for catalogue, one in zip(merged, tied, strict=True):
                 if one:
@@ -116,23 +114,22 @@ class _Vocabulary:
     def __init__(self, catalogue: Catalogue):
         names = [name for name in catalogue.tensors if name.endswith(_FAMILY) and layer_of(name) is None]
         self.aliases = [name for name in names if name.endswith(_TIED)]
-        self._names = catalogue.tensors.keys()
+        self._tensors = catalogue.tensors
         self._shared = [name for name in names if name.endswith(SHARED)]
         self._embeddings = self._shared or [name for name in names if name.endswith(EMBEDDINGS)]
 
-    def partner(self, name: str) -> str | None:
-        """The tensor that ``name`` may be tied to; None if this input has none, or several."""
-        for end, sibling in BIASES.items():
-            if name.endswith(end):
-                found = name.removesuffix(end) + sibling
-                return found if found in self._names else None
-        candidates = self._embeddings if name.endswith(HEADS) else self._shared
+    def partner(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """The tensor that ``name``, of this shape, may be tied to; None if this input has none, or several."""
+        siblings = [name.removesuffix(end) + other for end, other in BIASES.items() if name.endswith(end)]
+        embeddings = self._embeddings if name.endswith(HEADS) else self._shared
+        candidates = [
+            other
+            for other in siblings or embeddings
+            if other in self._tensors and self._tensors[other].shape == shape
+        ]
         near = [_in_common(name, other) for other in candidates]
         nearest = [other for other, parts in zip(candidates, near, strict=True) if parts == max(near)]
         return nearest[0] if len(nearest) == 1 else None
-
-
-_FAMILY = (*EMBEDDINGS, *SHARED, *_TIED)
 
 
 def _in_common(one: str, other: str) -> int:

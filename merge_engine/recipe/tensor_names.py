@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict
 
 from merge_engine.recipe.problems import shown
@@ -25,9 +27,10 @@ class TensorNames(BaseModel):
         return exclude | ({"rename": self.rename} if self.rename else {})
 
 
-def rename_key(old: str, new: str) -> str:
+def rename_key(renames: Mapping[str, str]) -> str:
     """The text of a recipe that maps names, for a message."""
-    return f"tensors: {{rename: {{{shown(old)}: {shown(new)}}}}}"
+    entries = ", ".join(f"{shown(old)}: {shown(new)}" for old, new in renames.items())
+    return f"tensors: {{rename: {{{entries}}}}}"
 
 
 def exclude_key(pattern: str) -> str:
