@@ -18,7 +18,7 @@ def check_adapters(inputs: Sequence[Candidate], findings: Findings) -> None:
     alone: dict[str, list[Candidate]] = {}
     beside = []
     for each in inputs:
-        factors = sum(1 for name in each.checkpoint.tensors if _FACTOR.search(name))
+        factors = sum(1 for name in each.checkpoint.tensors if "lora_" in name and _FACTOR.search(name))
         if _is_adapter_file(each) or (factors and 2 * factors >= len(each.checkpoint.tensors)):
             alone.setdefault(_described(each), []).append(each)
         elif factors:
