@@ -28,7 +28,7 @@ def check_quantization(
     for scheme, those in schemes.items():
         line = f"{labels(those)}: quantised ({scheme})"
         if _copies(recipe):
-            findings.misfit("quantization", f"{line}; the tensors are copied as they are")
+            findings.misfit("quantization", f"{line}, so its tensors can only be copied as they are")
         else:
             findings.problems.append(
                 f"{line}, which cannot be merged or rounded; dequantise it to bfloat16 first"
