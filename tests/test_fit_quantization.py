@@ -97,7 +97,9 @@ def test_a_copy_that_is_allowed_has_the_same_bytes(tmp_path: Path, scheme: str) 
     with pytest.raises(me.PlanError, match=r"allow: \[quantization\]"):
         me.plan(passthrough(model))
     result = me.run(passthrough(model, allow=["quantization"]), tmp_path / "out")
-    assert result.warnings == [f"{model}: quantised ({scheme}), so its tensors can only be copied as they are"]
+    assert result.warnings == [
+        f"{model}: quantised ({scheme}), so its tensors can only be copied as they are"
+    ]
     from safetensors import safe_open
 
     with (
