@@ -14,7 +14,7 @@ from test_fit_configs import plan
 
 import merge_engine as me
 
-REMEDY = "merge each into its base first (PEFT: merge_and_unload) and name the results"
+REMEDY = "merge it into its base first (PEFT: merge_and_unload) and name the result"
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,8 @@ def test_a_base_and_an_adapter() -> None:
         ("lora_{}.default.weight", "AB"),
         ("lora_embedding_{}", "AB"),
         ("lora_{}.weight", "down up"),
+        ("hada_{}", "w1_a w1_b"),
+        ("lokr_{}", "w1 w2_a"),
     ],
 )
 def test_a_file_with_factors_is_an_adapter_whatever_its_name(style: str, names: str) -> None:

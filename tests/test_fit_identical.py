@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from families import save_model, state_dict
 from test_fit_configs import plan
 
 import merge_engine as me
+from merge_engine.cli.app import call as command_line
 
 LARGE = 1 << 20
 
@@ -35,6 +37,25 @@ def test_a_model_that_is_the_base_adds_nothing(method: str) -> None:
     line = "same: its tensors are those of base, byte for byte; it adds nothing"
     assert planned.warnings == (line,)
     assert me.run(planned).warnings == [line]
+
+
+def test_the_command_line_prints_each_warning_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state_dict(0).items()}
+    for name, tensors in (("base", zeros), ("same", zeros), ("signs", {n: -t for n, t in zeros.items()})):
+        save_model(Path(name), 0, tensors=tensors)
+    Path("recipe.yaml").write_text(
+        "merge_method: task_arithmetic\nbase_model: base\nparameters: {weight: 1}\n"
+        "models: [{model: same}, {model: signs}]\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["merge-engine", "run", "recipe.yaml", "out"])
+    assert command_line() == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")] == [
+        "warning: same: its tensors are those of base, byte for byte; it adds nothing",
+        "warning: signs: no entry of its task vector was kept, so it adds nothing; its weights are those of the base, "
+        "or its density is too low",
+    ]
 
 
 def test_two_models_that_are_the_same_count_twice() -> None:

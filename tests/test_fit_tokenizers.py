@@ -145,6 +145,30 @@ def test_vocab_json_and_merges_txt() -> None:
         plan(base, model("other", {token: 59 - i for token, i in IDS.items()}, "a b\n"))
 
 
+def test_vocab_txt() -> None:
+    def model(seed: int, tokens: str) -> Path:
+        return save_model(Path(f"m{seed}"), seed, tokenizer__json=None, vocab__txt="\n".join(tokens.split()))
+
+    base = model(0, "[PAD] [UNK] a b")
+    assert (
+        plan(base, model(1, "[PAD] [UNK] a b c")).warnings[0].startswith('tokenizer: tokens only in m1: "c"')
+    )
+    with pytest.raises(me.PlanError, match='"a" is 2 in m0, 3 in m2, and 1 more'):
+        plan(base, model(2, "[PAD] [UNK] b a"))
+
+
+def test_models_are_compared_by_files_that_both_have() -> None:
+    ids = json.dumps({token: 59 - i for token, i in IDS.items()})
+    base = save_model(Path("base"), 0, vocab__json=json.dumps(IDS))
+    slow, fast = (
+        save_model(Path("slow"), 1, tokenizer__json=None, vocab__json=ids),
+        save_model(Path("fast"), 2),
+    )
+    with pytest.raises(me.PlanError, match=r'slow and base .* "Ġword0" is 0 in base, 59 in slow'):
+        plan(base, slow, fast)
+    assert plan(fast, slow).warnings == ()  # no file to compare
+
+
 def test_a_sentencepiece_model_is_compared_byte_for_byte() -> None:
     models = [
         save_model(Path(f"m{i}"), i, tokenizer__json=None, tokenizer__model=f"{i > 1}") for i in range(3)

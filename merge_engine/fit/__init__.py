@@ -60,7 +60,7 @@ def _check(
     """
     donor = inputs[0]
     check_adapters(inputs, findings)
-    check_quantization(recipe, donor, merged, findings)
+    check_quantization(recipe, inputs, findings)
     if findings.problems:  # configs and tokenizers of such models add nothing to that
         return []
     check_configs(inputs, findings)

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from merge_engine.fit.candidate import Candidate, labels
 from merge_engine.fit.findings import Findings
 
-_FACTOR = re.compile(r"(^|[._])lora_(A|B|up|down|embedding_A|embedding_B|magnitude_vector)([._]|$)")
+_FACTOR = re.compile(
+    r"(^|[._])(lora_(A|B|up|down|embedding_A|embedding_B|magnitude_vector)|hada_w\d_[ab]|lokr_w\d(_[ab])?)([._]|$)"
+)
+_MARKS = ("lora_", "hada_", "lokr_")
 _SETTINGS = "adapter_config.json"
-_REMEDY = "merge each into its base first (PEFT: merge_and_unload) and name the results"
+_REMEDY = "merge it into its base first (PEFT: merge_and_unload) and name the result"
 
 
 def check_adapters(inputs: Sequence[Candidate], findings: Findings) -> None:
@@ -18,7 +21,7 @@ def check_adapters(inputs: Sequence[Candidate], findings: Findings) -> None:
     alone: dict[str, list[Candidate]] = {}
     beside = []
     for each in inputs:
-        factors = sum(1 for name in each.checkpoint.tensors if _FACTOR.search(name))
+        factors = sum(map(_is_factor, each.checkpoint.tensors))
         if _is_adapter_file(each) or (factors and 2 * factors >= len(each.checkpoint.tensors)):
             alone.setdefault(_described(each), []).append(each)
         elif factors:
@@ -31,6 +34,11 @@ def check_adapters(inputs: Sequence[Candidate], findings: Findings) -> None:
             f"{labels(beside)}: holds the factors of a LoRA adapter that is not merged into the weights; {_REMEDY}"
         )
     findings.explain_tensors |= bool(alone or beside)
+
+
+def _is_factor(name: str) -> bool:
+    # The look for marks saves most of the time: few models hold any.
+    return any(mark in name for mark in _MARKS) and _FACTOR.search(name) is not None
 
 
 def _is_adapter_file(candidate: Candidate) -> bool:

@@ -92,6 +92,9 @@ def labels(candidates: Iterable[Candidate]) -> str:
 def by_value(values: Iterable[tuple[Candidate, Any]], show: Callable[[Any], str] = shown) -> str:
     """Which inputs have which value: ``4096 in models/base, 2048 in models/a, models/b``."""
     owners: dict[str, list[Candidate]] = {}
+    texts = {}
     for candidate, value in values:
-        owners.setdefault(show(value), []).append(candidate)
-    return ", ".join(f"{value} in {labels(having)}" for value, having in owners.items())
+        key = repr(value)  # a long value is shown in part
+        texts[key] = show(value)
+        owners.setdefault(key, []).append(candidate)
+    return ", ".join(f"{texts[key]} in {labels(having)}" for key, having in owners.items())

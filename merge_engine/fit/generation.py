@@ -74,7 +74,7 @@ def _compare_stops(donor: Candidate, models: Sequence[Candidate], findings: Find
         remedy = f"copy {_GENERATION} from {others[0].label} into the output"
     else:
         remedy = "set eos_token_id in the output's config.json"
-    found = by_value((each, sorted(_stops_of(each))) for each in [donor, *others])
+    found = by_value((each, sorted(_stops_of(each)) or None) for each in [donor, *others])
     findings.warnings.append(
         f"eos_token_id: {found}; the output stops where {donor.label} does, and may run on after an answer; to "
         f"change that, {remedy}"

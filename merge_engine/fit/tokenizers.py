@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from merge_engine.fit.candidate import Candidate, labels, shown
 from merge_engine.fit.findings import Findings
-from merge_engine.fit.vocabulary import Change, Difference, Vocabulary, difference, from_tokenizer_json
+from merge_engine.fit.vocabulary import (
+    Change,
+    Difference,
+    Vocabulary,
+    difference,
+    from_lines,
+    from_separate_files,
+    from_tokenizer_json,
+)
 from merge_engine.text import some
 
-_WHOLE = ("vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.spm")
-"""Files that are compared byte for byte, for models without a tokenizer.json or vocab.json."""
+_FORMATS: Mapping[tuple[str, ...], Callable[..., Vocabulary] | None] = {
+    ("tokenizer.json",): from_tokenizer_json,
+    ("vocab.json", "merges.txt", "added_tokens.json"): from_separate_files,
+    ("vocab.txt",): from_lines,
+    ("tokenizer.model",): None,
+    ("spiece.model",): None,
+    ("sentencepiece.bpe.model",): None,
+    ("vocab.spm",): None,
+}
+"""The files of each format, which is known by the first, and what parses them; None compares bytes alone."""
 
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 """What comes of a tokenizer that is malformed. It gives a warning: nothing of it is needed to merge."""
-
-_Files: TypeAlias = tuple[bytes, ...]
 
 
 def check_tokenizers(inputs: Sequence[Candidate], findings: Findings) -> None:
@@ -51,7 +63,7 @@ def check_tokenizers(inputs: Sequence[Candidate], findings: Findings) -> None:
 
 
 def _warn_of_none(donor: Candidate, models: Sequence[Candidate], findings: Findings) -> None:
-    names = ("tokenizer.json", "vocab.json", *_WHOLE)
+    names = [first for first, *_ in _FORMATS]
     if not any(donor.path(name).exists() for name in names):
         having = [each for each in models if any(each.path(name).exists() for name in names)]
         if having:
@@ -74,47 +86,34 @@ def _example(donor: Candidate, found: Sequence[tuple[Candidate, Sequence[Change]
 
 
 def _differences(donor: Candidate, models: Sequence[Candidate]) -> Iterator[tuple[Candidate, Difference]]:
-    """The models whose tokenizers are not the donor's. A file is parsed only if its bytes differ."""
-    parse: Callable[[_Files], Vocabulary]
-    for read, parse in ((_tokenizer_json, _of_tokenizer_json), (_vocab_json, _of_vocab_json)):
-        own = read(donor)
+    """The models whose tokenizers are not the donor's, by the first format that both have.
+
+    A file is parsed only if its bytes differ.
+    """
+    left = list(models)
+    for names, parse in _FORMATS.items():
+        own = _read(donor, names)
         if own is None:
             continue
         parsed: Vocabulary | None = None
-        for model in models:
-            theirs = read(model)
-            if theirs is None or theirs == own:
+        for model in left[:]:
+            theirs = _read(model, names)
+            if theirs is None:
+                continue
+            left.remove(model)
+            if theirs == own:
+                continue
+            if parse is None:
+                yield model, Difference(splits=names)
                 continue
             try:
-                parsed = parsed or parse(own)
-                yield model, difference(parsed, parse(theirs))
+                parsed = parsed or parse(*own)
+                yield model, difference(parsed, parse(*theirs))
             except _MALFORMED:
                 model.not_compared(f"tokenizer: that of {model.label} or {donor.label} is malformed")
-        return
-    for file in _WHOLE:
-        if (single := donor.read(file)) is not None:
-            for model in models:
-                if (other := model.read(file)) is not None and other != single:
-                    yield model, Difference(splits=[file])
-            return
 
 
-def _tokenizer_json(candidate: Candidate) -> _Files | None:
-    raw = candidate.read("tokenizer.json")
-    return None if raw is None else (raw,)
-
-
-def _of_tokenizer_json(files: _Files) -> Vocabulary:
-    return from_tokenizer_json(files[0])
-
-
-def _vocab_json(candidate: Candidate) -> _Files | None:
-    raw = candidate.read("vocab.json")
-    if raw is None:
-        return None
-    return raw, candidate.read("merges.txt") or b"", candidate.read("added_tokens.json") or b"{}"
-
-
-def _of_vocab_json(files: _Files) -> Vocabulary:
-    ids, merges, added = files
-    return Vocabulary(ids, merges, dict(json.loads(added)))
+def _read(candidate: Candidate, names: Sequence[str]) -> list[bytes] | None:
+    """The files of a format, empty where there is none; None without the first."""
+    first = candidate.read(names[0])
+    return None if first is None else [first, *(candidate.read(name) or b"" for name in names[1:])]

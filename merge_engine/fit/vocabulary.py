@@ -126,6 +126,18 @@ def from_tokenizer_json(raw: bytes) -> Vocabulary:
     return found
 
 
+def from_separate_files(ids: bytes, merges: bytes, added: bytes) -> Vocabulary:
+    """The vocabulary in vocab.json, merges.txt and added_tokens.json, of which the last two may be empty."""
+    return Vocabulary(ids, merges, dict(json.loads(added or b"{}")))
+
+
+def from_lines(raw: bytes) -> Vocabulary:
+    """The vocabulary in a vocab.txt: a token on each line, with the line's number from 0 as its id."""
+    found = Vocabulary(b"", b"", {})
+    found.ids = {token: i for i, token in enumerate(raw.decode().rstrip("\n").split("\n"))}
+    return found
+
+
 def _by_token(given: Any) -> Mapping[str, int]:
     if isinstance(given, list):  # of a unigram model: pairs of token and score
         return {entry[0]: i for i, entry in enumerate(given)}
