@@ -35,14 +35,12 @@ def diff(
     try:
         with show.Progress(console, "reading") as progress:
             found = merge_engine.diff(a, b, on_start=progress.start_bytes, progress=progress.advance)
-    except MergeError as error:
+    except (MergeError, OSError) as error:
         show.errors(error)
         raise typer.Exit(2) from None
     if as_json:
-        text = json.dumps(found.as_dict(), indent=1).replace(
-            "\x7f", "\\u007f"
-        )  # the one that json leaves as it is
-        show.lines(console, text.splitlines())
+        # It escapes all control characters but one.
+        typer.echo(json.dumps(found.as_dict(), indent=1).replace("\x7f", "\\u007f"))
     else:
         _print(console, found, None if everything else _SHOWN)
     if not found.same:
