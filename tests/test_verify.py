@@ -374,6 +374,41 @@ def test_a_manifest_that_is_missing_or_damaged(
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 600
 
 
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value inside a JSON document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, one in inner for place in places_in(one, (*path, key)))]
+
+
+ODD = [None, True, -1, 0, 2**63, 2**70, 1.5, "", "x", "../x", "0" * 32, "\x1b", [], [[]], {}, {"": {}}]
+
+
+def test_no_manifest_makes_it_fail_in_another_way(output: Path) -> None:
+    text = (output / MANIFEST).read_text()
+    places = places_in(json.loads(text))[1:]
+
+    @settings(max_examples=150)
+    @given(st.sampled_from(places), st.sampled_from(ODD), st.booleans())
+    def odd(place: tuple[Any, ...], value: Any, as_key: bool) -> None:
+        manifest = json.loads(text)
+        inner = manifest
+        for key in place[:-1]:
+            inner = inner[key]
+        if as_key and isinstance(inner, dict) and isinstance(value, str):
+            inner[value] = inner.pop(place[-1])
+        else:
+            inner[place[-1]] = value
+        (output / MANIFEST).write_text(json.dumps(manifest))
+        try:
+            found = me.verify(output, inputs=True)
+        except me.ManifestError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert all(len(line.splitlines()) == 1 or "\x1b" in line for line in found.lines)
+
+    odd()
+
+
 def test_the_command_line(output: Path) -> None:
     def call(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "merge_engine", "verify", *map(str, arguments)]
