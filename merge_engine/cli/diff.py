@@ -35,7 +35,7 @@ def diff(
     try:
         with show.Progress(console, "reading") as progress:
             found = merge_engine.diff(a, b, on_start=progress.start_bytes, progress=progress.advance)
-    except (MergeError, OSError) as error:
+    except MergeError as error:
         show.errors(error)
         raise typer.Exit(2) from None
     if as_json:

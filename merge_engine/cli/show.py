@@ -80,7 +80,7 @@ def lines(console: Console, texts: Iterable[str]) -> None:
         console.print(Text(printable(text)), soft_wrap=True)
 
 
-def errors(error: MergeError | OSError) -> None:
+def errors(error: MergeError) -> None:
     """Print the lines of an error to stderr."""
     for line in str(error).splitlines():
         print(f"error: {printable(line)}", file=sys.stderr)
