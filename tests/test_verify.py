@@ -208,15 +208,6 @@ def link_for(name: str) -> Callable[[Path], None]:
             f"{INDEX}: tensors are in other files than it says",
         ),
         (lambda out: (out / INDEX).unlink(), f"{INDEX}: missing"),
-        (
-            lambda out: shutil.copy(shards(out)[0], out / "other.safetensors"),
-            "other.safetensors: not a part of",
-        ),
-        (lambda out: (out / "pytorch_model.bin").touch(), "pytorch_model.bin: not a part of"),
-        (
-            lambda out: (out / "model.safetensors.part").touch(),
-            "model.safetensors.part: left by another merge",
-        ),
         (pipe_for("model-00001-of-00002.safetensors"), "a folder, pipe or device"),
         (link_for("model-00001-of-00002.safetensors"), "a link that leaves the folder"),
     ],
@@ -252,6 +243,15 @@ def test_shards_that_changed_places(output: Path) -> None:
         ),
         (lambda out: (out / "README.md").unlink(), "README.md: missing"),
         (pipe_for("README.md"), "README.md: a folder, pipe or device"),
+        (
+            lambda out: shutil.copy(shards(out)[0], out / "other.safetensors"),
+            "other.safetensors: not a part of",
+        ),
+        (lambda out: (out / "pytorch_model.bin").touch(), "pytorch_model.bin: not a part of"),
+        (
+            lambda out: (out / "model.safetensors.part").touch(),
+            "model.safetensors.part: left by another merge",
+        ),
         (link_for("config.json"), "config.json: a link that leaves the folder"),
     ],
 )
@@ -261,7 +261,7 @@ def test_other_files_that_changed_leave_the_weights_as_they_were(
     damage(output)
     found = me.verify(output)
     assert expected in str(only(found)) and found.file_findings and not found.weight_findings
-    assert "the weights are as they were merged, but not" in found.summary
+    assert "the weights are as they were merged, other files are not" in found.summary
 
 
 def test_a_snapshot_of_the_hub_is_links_to_blobs(output: Path, tmp_path: Path) -> None:
@@ -372,6 +372,41 @@ def test_a_manifest_that_is_missing_or_damaged(
     with pytest.raises(me.ManifestError, match=expected) as caught:
         me.verify(output)
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 600
+
+
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value inside a JSON document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, one in inner for place in places_in(one, (*path, key)))]
+
+
+ODD = [None, True, -1, 0, 2**63, 2**70, 1.5, "", "x", "../x", "0" * 32, "\x1b", [], [[]], {}, {"": {}}]
+
+
+def test_no_manifest_makes_it_fail_in_another_way(output: Path) -> None:
+    text = (output / MANIFEST).read_text()
+    places = places_in(json.loads(text))[1:]
+
+    @settings(max_examples=150)
+    @given(st.sampled_from(places), st.sampled_from(ODD), st.booleans())
+    def odd(place: tuple[Any, ...], value: Any, as_key: bool) -> None:
+        manifest = json.loads(text)
+        inner = manifest
+        for key in place[:-1]:
+            inner = inner[key]
+        if as_key and isinstance(inner, dict) and isinstance(value, str):
+            inner[value] = inner.pop(place[-1])
+        else:
+            inner[place[-1]] = value
+        (output / MANIFEST).write_text(json.dumps(manifest))
+        try:
+            found = me.verify(output, inputs=True)
+        except me.ManifestError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert all(len(line.splitlines()) == 1 or "\x1b" in line for line in found.lines)
+
+    odd()
 
 
 def test_the_command_line(output: Path) -> None:

@@ -37,10 +37,8 @@ def diff(
         say("error", error.problems)
         raise typer.Exit(2) from None
     if as_json:
-        text = json.dumps(found.as_dict(), indent=1).replace(
-            "\x7f", "\\u007f"
-        )  # the one that json leaves as it is
-        show.lines(console, text.splitlines())
+        # It escapes all control characters but one.
+        typer.echo(json.dumps(found.as_dict(), indent=1).replace("\x7f", "\\u007f"))
     else:
         _print(found, None if everything else _SHOWN)
     if not found.same:
@@ -62,8 +60,7 @@ def _summary(found: Difference, limit: int | None) -> Iterator[tuple[str, str]]:
     different = f"{found.equal:,} equal, {len(found.tensors):,} different"
     yield "tensors", f"{different}, {alone[0]:,} only in a, {alone[1]:,} only in b"
     for side, names in (("a", found.only_in_a), ("b", found.only_in_b)):
-        if names:
-            yield f"only in {side}", some(names) if limit is not None else ", ".join(names)
+        yield from ((f"only in {side}", text) for text in _named(names, limit))
     settings = list(found.config.items())
     for path, values in settings[:limit]:
         yield "config", f"{path}: {_setting(values, 'a')}, {_setting(values, 'b')}"
@@ -73,10 +70,14 @@ def _summary(found: Difference, limit: int | None) -> Iterator[tuple[str, str]]:
         yield "tokenizer", f"{found.tokens:,} tokens differ"
     for state in ("different", "only in a", "only in b"):
         names = [name for name, its_state in found.files.items() if its_state == state]
-        if names:
-            yield "files", f"{state}: {some(names) if limit is not None else ', '.join(names)}"
+        yield from (("files", f"{state}: {text}") for text in _named(names, limit))
     if found.same:
         yield "result", "nothing differs"
+
+
+def _named(names: list[str], limit: int | None) -> list[str]:
+    """A line for some names, or a line for each if there is no limit."""
+    return names if limit is None or not names else [some(names)]
 
 
 def _setting(values: dict[str, Any], side: str) -> str:

@@ -14,7 +14,9 @@ from merge_engine.inspect.reading import STEP, access_to, in_threads, load
 from merge_engine.observe.digests import BLOCK, tensor_digest
 from merge_engine.observe.recorded import RecordedTensor
 from merge_engine.operands import Access
-from merge_engine.storage import Extent, File, open_range, start_to_cache
+from merge_engine.storage import Extent, File, is_cached, open_range
+
+_COPIED = 1 << 20  # bytes that are copied out of the page cache at a time
 
 CHANGED = "not as they were merged"
 
@@ -105,11 +107,13 @@ def _digests(access: Access, file: File, unit: Sequence[Block]) -> list[bytes]:
     """The digest (16 bytes) of each block."""
     digests: list[bytes] = []
     running, at = xxh3_128(), unit[0].start
-    if access.way == "cached":
-        start_to_cache(access.files.descriptor(file), at, unit[-1].end)
-    for start in range(at, unit[-1].end, STEP):
-        extent = Extent(file, unit[0].tensor, start, min(STEP, unit[-1].end - start))
-        found = open_range(access.files, extent, access.way, access.in_place)
+    # A page that is missing in a mapping makes the system read a little ahead and wait. A read asks for more, and
+    # a small buffer stays in the processor's cache until it is digested.
+    copied = access.way == "cached" and not is_cached(access.files.descriptor(file), unit[-1].end - 1)
+    step = _COPIED if copied else STEP
+    for start in range(at, unit[-1].end, step):
+        extent = Extent(file, unit[0].tensor, start, min(step, unit[-1].end - start))
+        found = open_range(access.files, extent, access.way, in_place=not copied)
         data = load(found)
         while data.nbytes:
             block = unit[len(digests)]

@@ -96,12 +96,15 @@ def _of_two_types(a: memoryview, b: memoryview, a_type: DType, b_type: DType) ->
 
 def _differences(x: torch.Tensor, y: torch.Tensor, differing: torch.Tensor) -> Tally:
     """For values in int64, float64 or complex128, of which some differ."""
-    count = int(differing.sum())
+    count, nan = int(differing.count_nonzero()), 0
     if x.dtype.is_floating_point or x.is_complex():
-        distance = (x - y).abs().masked_fill_(~differing, 0)
-        nan = distance.isnan()  # differing infinities have an infinite difference
-        largest: int | float = float(distance.masked_fill_(nan, 0).max())
-        return Tally(count, int((differing & (x == y)).sum()), int(nan.sum()), largest)
+        distance = (x - y).abs()
+        largest = float(distance.max())
+        if math.isnan(largest):  # NaN, or equal infinities
+            distance.masked_fill_(~differing, 0)
+            nan = int(distance.isnan().count_nonzero())
+            largest = float(distance.nan_to_num(0, math.inf).max())
+        return Tally(count, count - int(distance.count_nonzero()), nan, largest)
     # The difference of two 64-bit integers takes 64 bits without a sign: it is shifted for the search.
     distance = (x - y).where(x >= y, y - x) ^ _LOWEST
     return Tally(count, 0, 0, int(distance.max()) - _LOWEST)

@@ -16,10 +16,12 @@ def input_changes(path: Path, recorded: RecordedInput) -> list[str]:
 
     Sizes, times and headers are compared, as in a fingerprint. No tensor is read.
     """
-    if not path.exists():
-        return ["is no longer there, seen from the folder that this command is started in"]
     try:
+        if not path.exists():
+            return ["is no longer there, seen from the folder that this command is started in"]
         checkpoint = open_checkpoint(path)
+    except OSError as error:  # a name too long, a folder without permission
+        return [f"cannot be read: {error.strerror}"]
     except CheckpointError as error:
         return [line.removeprefix(f"{path}: ") for line in str(error).splitlines()]
     if checkpoint.fingerprint == recorded.fingerprint:

@@ -93,7 +93,9 @@ class Verification:
             return f"damaged: {self.output}: the weights are not as they were merged"
         if self.file_findings:
             names = some([finding.file for finding in self.file_findings])
-            return f"changed: {self.output}: the weights are as they were merged, but not {names}"
+            return (
+                f"changed: {self.output}: the weights are as they were merged, other files are not: {names}"
+            )
         return f"inputs changed: {self.output}: all files are as they were merged, but the inputs are not"
 
 
@@ -128,9 +130,9 @@ def verify(
             headers[name] = header
     blocks = _blocks(folder, manifest, headers)
     found.weight_findings += _check_index(folder, manifest, headers)
-    found.weight_findings += _strangers(folder, manifest)
     on_start(sum(one.end - one.start for of_file in blocks.values() for one in of_file))
     found.weight_findings += map(_damage, check_blocks(blocks, progress))
+    found.file_findings += _strangers(folder, manifest)
     for name, file in manifest.files.items():
         found.file_findings += _check_file(folder, name, file)
     if inputs:
@@ -223,9 +225,11 @@ def _check_index(folder: Path, manifest: Manifest, headers: Mapping[str, Header]
 def _strangers(folder: Path, manifest: Manifest) -> list[Finding]:
     """Files that a loader may take for weights, and that are not those of the merge."""
     known = {*manifest.shards, *manifest.files, *([INDEX_FILE] if len(manifest.shards) > 1 else [])}
-    strange = sorted(
-        entry.name for entry in folder.iterdir() if entry.name.endswith(_WEIGHTS) and entry.name not in known
-    )
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        return [Finding(str(folder), f"its files cannot be listed: {error.strerror}")]
+    strange = [name for name in names if name.endswith(_WEIGHTS) and name not in known]
     findings = [
         Finding(name, "not a part of this merge; a loader may take it for weights") for name in strange
     ]

@@ -5,7 +5,7 @@ from merge_engine.storage.files import File, OpenFiles
 from merge_engine.storage.machine import available_memory, cores, link_rate, processor
 from merge_engine.storage.memory import PAGE, aligned, allocate, as_bytes
 from merge_engine.storage.mounts import Mount, mount_of
-from merge_engine.storage.page_cache import cached_share, start_to_cache
+from merge_engine.storage.page_cache import cached_share, is_cached
 from merge_engine.storage.ranges import ByteRange, Extent, Way, open_range
 from merge_engine.storage.reading import choose_way, way_here
 
@@ -24,11 +24,11 @@ __all__ = [
     "cached_share",
     "choose_way",
     "cores",
+    "is_cached",
     "link_rate",
     "mount_of",
     "open_range",
     "processor",
     "read_bounded",
-    "start_to_cache",
     "way_here",
 ]

@@ -1,4 +1,4 @@
-"""The share of a file that is in the page cache and need not come from storage; bringing a range into it."""
+"""What of a file is in the page cache and need not come from storage: a share, or a single byte."""
 
 from __future__ import annotations
 
@@ -40,18 +40,15 @@ def cached_share(file: Path, files: int = 1) -> float:
     return resident / seen if seen else 1.0
 
 
-def start_to_cache(descriptor: int, first: int, last: int) -> None:
-    """Start to bring bytes [first, last) of a file into the page cache as a whole, unless the last is there already.
-
-    A page that is missing in a mapping makes the kernel read a little ahead, mostly 128 KiB, and wait for it. A disk
-    is kept busier by a few large requests. Does nothing where the system cannot tell whether the last byte is there.
-    """
+def is_cached(descriptor: int, position: int) -> bool:
+    """Whether the byte at ``position`` of a file is in the page cache; True where the system does not tell."""
     try:
-        os.preadv(descriptor, [bytearray(1)], last - 1, os.RWF_NOWAIT)
+        os.preadv(descriptor, [bytearray(1)], position, os.RWF_NOWAIT)
     except BlockingIOError:
-        os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_WILLNEED)
-    except OSError:  # a file system that only waits; a disk that fails does so again for whoever reads
-        return
+        return False
+    except OSError:  # a file system that can only wait; a disk that fails does so again for whoever reads
+        return True
+    return True
 
 
 def _resident_pages(descriptor: int, start: int, pages: int) -> int:
