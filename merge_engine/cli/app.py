@@ -14,6 +14,7 @@ from merge_engine.backends import backend_or_kind
 from merge_engine.cli import show
 from merge_engine.cli.bench import bench
 from merge_engine.cli.doctor import examine
+from merge_engine.cli.interrupts import Interruptible
 from merge_engine.engine.choosing import choose_device
 from merge_engine.engine.run import parse_memory
 from merge_engine.engine.scheduling import open_access, schedule_for
@@ -84,20 +85,22 @@ def run(
         show.warnings(schedule.plan.warnings)
         progress.start(schedule)
 
-    with show.Progress(console) as progress:
-        result = merge_engine.run(
-            recipe,
-            output,
-            device=device,
-            backend=backend,
-            threads=threads,
-            memory=memory,
-            shard_size=shard_size,
-            overwrite=overwrite,
-            on_schedule=start,
-            progress=progress.advance,
-        )
-    show.result(console, result)
+    with Interruptible(output) as interruptible:
+        with show.Progress(console) as progress:
+            result = merge_engine.run(
+                recipe,
+                output,
+                device=device,
+                backend=backend,
+                threads=threads,
+                memory=memory,
+                shard_size=shard_size,
+                overwrite=overwrite,
+                on_schedule=start,
+                progress=progress.advance,
+            )
+        interruptible.end()
+        show.result(console, result)
 
 
 @app.command()
