@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xxhash import xxh3_128_hexdigest
 
-from merge_engine.checkpoint.output_folder import sync_folder
+from merge_engine.checkpoint.durable import sync
 from merge_engine.checkpoint.shards import ShardLayout
 from merge_engine.storage.bounded import MAX_MANIFEST, read_bounded
 
@@ -32,7 +32,7 @@ def write_record(folder: Path, shard: ShardLayout, key: str, record: bytes) -> N
         file.write(xxh3_128_hexdigest(described).encode() + b"\n" + described)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(folder)
+    sync(folder)
 
 
 def complete_parts(folder: Path, shards: Sequence[ShardLayout], key: str) -> dict[str, bytes]:
