@@ -6,12 +6,14 @@ The folder is then looked at from outside: byte for byte, with all side files.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
 import os
 import shutil
 import tempfile
+import unittest.mock
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,26 +239,56 @@ def test_every_call_fails(case: Case, for_good: bool, top: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [Case(THREE_SHARDS, TWO_SHARDS), Case(ONE_FILE, ONE_FILE), Case(None, TWO_SHARDS)]
+    "case", [Case(THREE_SHARDS, TWO_SHARDS), Case(ONE_FILE, ONE_FILE), Case(None, TWO_SHARDS)], ids=str
 )
 def test_killed_while_the_earlier_output_is_brought_back(case: Case, top: Path) -> None:
-    """By the next merge, and by the one in which a rename failed."""
+    """By the next merge, which is given up then, at every call; after a kill at some calls of the first."""
     ground = Ground(case, top)
-    whole = []
-    with accident(ground.fresh("counted"), whole.append):
+    calls: list[int] = []
+    with accident(ground.fresh("counted"), calls.append):
         case.write(top / "counted")
     points = 0
-    for first in range(len(whole) // 2, len(whole), 7):
-        for second in itertools.count(1):
-            folder = ground.fresh(f"{first}-{second}")
-            assert killed(folder, first, lambda folder=folder: case.write(folder))
-            give_up = lambda folder=folder: CheckpointWriter(  # noqa: E731
-                folder, plan(NEW, case.after), key="key", overwrite=True
-            ).abort()
-            died = killed(folder, second, give_up)
+    for first in range(len(calls) * 3 // 5, len(calls), 11):
+        killed(ground.fresh(f"{first}"), first, lambda first=first: case.write(top / f"{first}"))
+        for second in itertools.count(1, 2):
+            folder = Path(shutil.copytree(top / f"{first}", top / f"{first}-{second}"))
+
+            def next_merge(folder: Path = folder) -> None:
+                CheckpointWriter(folder, plan(NEW, case.after), overwrite=True).abort()
+
+            died = killed(folder, second, next_merge)
             points += 1
-            ground.look(folder)
             ground.check_next(folder)
             if not died:
                 break
-    assert points > 100
+    assert points > 25
+
+
+@pytest.mark.parametrize("case", [Case(THREE_SHARDS, TWO_SHARDS), Case(ONE_FILE, ONE_FILE)], ids=str)
+def test_killed_while_a_failed_rename_is_undone(case: Case, top: Path) -> None:
+    ground = Ground(case, top)
+    calls: list[int] = []
+    with accident(ground.fresh("counted"), calls.append):
+        case.write(top / "counted")
+    points = 0
+    for second in range(len(calls) * 3 // 5, len(calls) + 20, 2):
+        folder = ground.fresh(f"{second}")
+
+        def fail_and_die(folder: Path = folder) -> None:
+            """The last rename fails, which gives the folder its new model."""
+            real = Path.rename
+
+            def rename(path: Path, target: Path) -> Path:
+                if target.name in ("model.safetensors", "model.safetensors.index.json") and (
+                    path.name.startswith(("new-", "model"))
+                ):
+                    raise OSError(errno.EIO, "Input/output error")
+                return real(path, target)
+
+            with unittest.mock.patch.object(Path, "rename", rename), contextlib.suppress(OutputError):
+                case.write(folder)
+
+        points += killed(folder, second, fail_and_die)
+        assert ground.look(folder) != "new"
+        ground.check_next(folder)
+    assert points > 20

@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TypeGuard
 
 from merge_engine.checkpoint.durable import sync
 from merge_engine.checkpoint.layout import INDEX_FILE, SINGLE_FILE
@@ -62,7 +63,7 @@ class Publication:
             names = None if path.is_symlink() else parse_json(read_bounded(path, MAX_MANIFEST))
         except ValueError:
             names = None
-        if not isinstance(names, dict) or not all(_are_inside(folder, names.get(field)) for field in _FIELDS):
+        if not _is_journal(names, folder):
             raise OutputError(
                 f"{path}: is damaged, so the earlier output in {path.parent} cannot be brought back; move that folder "
                 "away, and choose another output"
@@ -194,5 +195,10 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _are_inside(folder: Path, names: object) -> bool:
-    return isinstance(names, list) and all(is_inside(folder, name) for name in names)
+def _is_journal(names: object, folder: Path) -> TypeGuard[dict[str, list[str]]]:
+    if not isinstance(names, dict) or {*names} != {*_FIELDS}:
+        return False
+    inside = (
+        isinstance(part, list) and all(is_inside(folder, name) for name in part) for part in names.values()
+    )
+    return all(inside) and not {*HEADS}.isdisjoint([*names["files"], *names["shards"]])

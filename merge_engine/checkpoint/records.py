@@ -51,8 +51,11 @@ def _description(found: os.stat_result, key: str) -> dict[str, object]:
 
 
 def _trusted_record(folder: Path, shard: ShardLayout, key: str) -> bytes | None:
+    path = folder / shard.record_name
     try:
-        digest, _, described = read_bounded(folder / shard.record_name, MAX_MANIFEST).partition(b"\n")
+        if path.is_symlink():
+            return None
+        digest, _, described = read_bounded(path, MAX_MANIFEST).partition(b"\n")
         with open(folder / shard.part_name, "rb", opener=open_own) as part:
             found = os.fstat(part.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_size != shard.size:

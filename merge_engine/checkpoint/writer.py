@@ -163,5 +163,6 @@ class CheckpointWriter:
     def _close(self) -> None:
         """Close the shards once no thread writes."""
         for shard in self._shards:
-            shard.close()
+            if shard not in self._synced:  # the others close when they are on the disk, and may be recorded
+                shard.close()
         self._wait_for_syncs()
