@@ -83,7 +83,7 @@ def run(recipe: dict[str, Any] | Path, output: Path, **options: Any) -> me.Merge
     return me.run(
         recipe,
         output,
-        **{"shard_size": SHARD_SIZE, "backend": "cpu", "threads": 1, "overwrite": True} | options,
+        **{"shard_size": SHARD_SIZE, "backend": "cpu", "threads": 1} | options,
     )
 
 
@@ -166,11 +166,10 @@ def test_the_message_says_that_the_same_command_goes_on(
 
 def test_stopped_again_and_again(recipe: dict[str, Any], tmp_path: Path) -> None:
     run(recipe, tmp_path / "whole")
-    complete = [0]
-    while stopped(recipe, tmp_path / "out", 9, KeyboardInterrupt()):
+    complete = [interrupted(recipe, tmp_path / "out")]
+    while stopped(recipe, tmp_path / "out", 8, KeyboardInterrupt()):
         complete.append(len(recorded(tmp_path / "out")))
-        assert len(complete) < 20
-    assert len(complete) > 1 and complete == sorted(complete)
+    assert complete == sorted(complete)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -286,10 +285,10 @@ def test_inputs_that_are_wrong_leave_nothing(recipe: dict[str, Any], tmp_path: P
     for error in (me.NonFiniteError("NaN"), me.PlanError(["integers differ"])):
         interrupted(recipe, tmp_path / "out")
         assert stopped(recipe, tmp_path / "out", 1, error)
-        assert not (tmp_path / "out").exists()
+        assert not list((tmp_path / "out").iterdir())
     with pytest.raises(me.CheckpointError, match="has been written to while it was merged"):
-        run(recipe, tmp_path / "out", progress=lambda _: touch(recipe, tmp_path))
-    assert not (tmp_path / "out").exists()
+        run(recipe, tmp_path / "other", progress=lambda _: touch(recipe, tmp_path))
+    assert not (tmp_path / "other").exists()
 
 
 def test_methods_of_others_start_anew(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -346,9 +345,11 @@ def test_killed_at_any_time(recipe: dict[str, Any], tmp_path: Path, seconds: flo
     time.sleep(seconds)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    complete = len(recorded(output))
-    if not (output / "merge_manifest.json").exists():
+    complete, is_there = len(recorded(output)), (output / "merge_manifest.json").exists()
+    if not is_there and not (output / "merge.part").exists():  # it was not being published
         assert earlier(run(file, output)) == complete
+    elif not is_there or list(output.glob("*.part")):
+        run(file, output, overwrite=is_there)
     assert contents(output) == contents(whole)
 
 
@@ -371,7 +372,9 @@ def test_a_command_that_is_ended_cleans_up(
     time.sleep(seconds)
     child.send_signal(number)
     _, said = child.communicate()
-    if child.returncode == 0:
+    if (output / "merge_manifest.json").exists():
+        # Python itself ends at once where Ctrl-C comes at its very end.
+        assert child.returncode in ((0,) if number is signal.SIGTERM else (0, 128 + number, -number))
         assert said == "" and contents(output) == contents(whole)
         return
     assert child.returncode == 128 + number

@@ -45,6 +45,8 @@ class Interruptible:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            return  # SIGTERM stays without effect: the process is about to end, and the merge is no failure
         signal.signal(signal.SIGTERM, self._before)
         if not isinstance(error, KeyboardInterrupt):
             return
