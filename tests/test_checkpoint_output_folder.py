@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from written import STATE, names_in, plan
 
-from merge_engine.checkpoint import check_output_folder
+from merge_engine.checkpoint import CheckpointWriter, check_output_folder
+from merge_engine.errors import OutputError
 
 
 @pytest.fixture
@@ -38,11 +40,53 @@ def test_good_folders(model: Path, tmp_path: Path) -> None:
 def test_folder_in_use(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
+    for name in ("model.safetensors.part", "model-00002-of-00003.safetensors.record.part"):
+        (folder / name).touch()
+    (folder / f"merge-{'0a' * 16}.part").mkdir()
+    assert check_output_folder(folder, [model], False, 0) == []  # nothing but the rest of a killed merge
     (folder / "notes.txt").touch()
     assert "is not empty; choose another folder or pass --overwrite" in the_problem(folder, [model])
-    (folder / "model.safetensors.part").touch()
-    assert "unfinished merge (model.safetensors.part)" in the_problem(folder, [model])
-    assert "--overwrite" in the_problem(folder, [model])
+    assert check_output_folder(folder, [model], True, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("present", "refused"),
+    [
+        (["pytorch_model.bin"], "pytorch_model.bin"),
+        (["model.safetensors", "pytorch_model.bin.index.json"], "pytorch_model.bin.index.json"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            "adapter_config.json, adapter_model.safetensors",
+        ),
+        (["consolidated.safetensors"], "consolidated.safetensors"),
+        (["model.safetensors", "adapter.safetensors"], None),
+        (["model-00001-of-00002.safetensors", "config.json"], None),
+    ],
+)
+def test_weights_that_would_be_loaded_with_the_new_files(
+    present: list[str], refused: str | None, tmp_path: Path
+) -> None:
+    for name in present:
+        (tmp_path / name).touch()
+    if refused is None:
+        assert check_output_folder(tmp_path, [], True, 0) == []
+        return
+    expected = (
+        f"{tmp_path}: holds {refused}, which a loader could take together with the new files; remove it"
+    )
+    assert the_problem(tmp_path, [], overwrite=True).startswith(expected)
+    with pytest.raises(OutputError, match="which a loader could take"):
+        CheckpointWriter(tmp_path, plan(STATE), overwrite=True)
+    assert names_in(tmp_path) == sorted(present)
+
+
+def test_parts_of_a_killed_merge_need_no_room_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.safetensors.part").write_bytes(bytes(40_960))
+    (tmp_path / f"merge-{'0a' * 16}.part").mkdir()
+    (tmp_path / f"merge-{'0a' * 16}.part" / "x").write_bytes(bytes(40_960))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))  # type: ignore[attr-defined]
+    assert check_output_folder(tmp_path, [], False, 81_920) == []
+    assert "needs 0.00 GB" in the_problem(tmp_path, [], needed=200_000)
 
 
 def test_inputs_are_never_written_to(model: Path, tmp_path: Path) -> None:
@@ -51,7 +95,8 @@ def test_inputs_are_never_written_to(model: Path, tmp_path: Path) -> None:
     for folder in (model, link, model / ".." / "model"):
         for source in (model, link, model / "model.safetensors"):
             assert "is the folder of the input" in the_problem(folder, [source], overwrite=True)
-    linked_file = tmp_path / "renamed.safetensors"
+    (tmp_path / "links").mkdir()
+    linked_file = tmp_path / "links" / "renamed.safetensors"
     linked_file.symlink_to(model / "model.safetensors")
     assert "is the folder of the input" in the_problem(model, [linked_file], overwrite=True)
     for folder in (model / "out", link / "a" / "out", tmp_path):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,8 +21,8 @@ from written import (
     write_checkpoint,
 )
 
-from merge_engine.checkpoint import CheckpointWriter, open_checkpoint
-from merge_engine.errors import CheckpointError, OutputError
+from merge_engine.checkpoint import CheckpointWriter
+from merge_engine.errors import OutputError
 
 
 @pytest.mark.parametrize("before", [ONE_FILE, TWO_SHARDS, THREE_SHARDS])
@@ -36,7 +32,7 @@ def test_overwrite(before: int, after: int, tmp_path: Path) -> None:
     kept = tmp_path / "notes.txt", tmp_path / "adapter.safetensors"
     for file in kept:
         file.touch()
-    with CheckpointWriter(tmp_path, plan(NEW, after)) as writer:
+    with CheckpointWriter(tmp_path, plan(NEW, after), overwrite=True) as writer:
         write_all(writer, NEW)
         assert_same(load_folder(tmp_path), OLD)
         writer.finish()
@@ -47,7 +43,7 @@ def test_overwrite(before: int, after: int, tmp_path: Path) -> None:
 def test_failed_overwrite_keeps_the_old_output(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, OLD, TWO_SHARDS)
     before = names_in(tmp_path)
-    CheckpointWriter(tmp_path, plan(NEW)).abort()
+    CheckpointWriter(tmp_path, plan(NEW), overwrite=True).abort()
     assert names_in(tmp_path) == before
     assert_same(load_folder(tmp_path), OLD)
 
@@ -64,88 +60,6 @@ def test_leftovers_of_a_killed_merge_go(tmp_path: Path) -> None:
     assert outside.read_text() == "precious"
 
 
-# Replaces OLD by NEW; dies by SIGKILL at the n-th call that changes the folder, counted from the first write.
-CHILD = """
-import array, os, pathlib, signal, sys
-from merge_engine.checkpoint import CheckpointTransaction, CheckpointWriter, OutputTensor, plan_shards, write_shard
-from merge_engine.dtypes import F32
-folder, limit, last = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-shards = plan_shards([OutputTensor(name, F32, (300,)) for name in "abc"], limit)
-drafts = sys.argv[4] == "True"
-writer = (CheckpointTransaction if drafts else CheckpointWriter)(folder, shards)
-place = writer.open_drafts() if drafts else None
-calls = 0
-def dying(function):
-    def call(*arguments, **options):
-        global calls
-        calls += 1
-        if calls == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-    return call
-os.pwrite = dying(os.pwrite)
-os.fsync = dying(os.fsync)
-pathlib.Path.replace = dying(pathlib.Path.replace)
-pathlib.Path.unlink = dying(pathlib.Path.unlink)
-pathlib.Path.rename = dying(pathlib.Path.rename)
-pathlib.Path.rmdir = dying(pathlib.Path.rmdir)
-data = {name: memoryview(array.array("f", [10.0 + i] * 300)) for i, name in enumerate("abc")}
-writer.add_file("config.json", b"{}")
-if drafts:
-    for layout in shards:
-        with write_shard(place, layout) as shard:
-            for name in layout.tensors:
-                shard.write(name, 0, data[name])
-else:
-    for name in "abc":
-        writer.write(name, 0, data[name])
-writer.finish()
-"""
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "drafts"),
-    [
-        *(
-            (before, after, False)
-            for before in (None, ONE_FILE, THREE_SHARDS)
-            for after in (ONE_FILE, TWO_SHARDS)
-        ),
-        (None, TWO_SHARDS, True),
-        (THREE_SHARDS, TWO_SHARDS, True),
-    ],
-)
-def test_killed_at_any_moment(before: int | None, after: int, drafts: bool, tmp_path: Path) -> None:
-    """After a kill at any step the folder holds the old checkpoint, the new one, or visibly none."""
-    outcomes = []
-    for last in range(1, 100):
-        folder = tmp_path / str(last)
-        if before is not None:
-            write_checkpoint(folder, OLD, before)
-        arguments = [str(folder), str(after), str(last), str(drafts)]
-        code = subprocess.run([sys.executable, "-c", CHILD, *arguments]).returncode
-        try:
-            open_checkpoint(folder)
-        except CheckpointError as error:
-            assert "unfinished" in str(error)
-            outcomes.append("none")
-        else:
-            state = load_folder(folder)
-            outcomes.append("new" if state["a"][0] == 10 else "old")
-            assert_same(state, NEW if outcomes[-1] == "new" else OLD)
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
-        write_checkpoint(folder, NEW, after)  # the next run gets through
-        assert_same(load_folder(folder), NEW)
-        assert not any(name.startswith("m") and name.endswith(".part") for name in names_in(folder))
-    assert code == 0
-    assert outcomes[-1] == "new"
-    assert outcomes == sorted(outcomes, key=["old", "none", "new"].index)
-    assert outcomes.count("none") >= 2
-    assert ("old" in outcomes) == (before is not None)
-
-
 @pytest.mark.parametrize(
     ("name", "early"),
     [
@@ -160,7 +74,7 @@ def test_folder_with_the_name_of_a_file(name: str, early: bool, tmp_path: Path) 
     write_checkpoint(tmp_path, OLD, TWO_SHARDS if name == "model.safetensors" else ONE_FILE)
 
     def attempt() -> None:
-        with CheckpointWriter(tmp_path, plan(NEW, TWO_SHARDS)) as writer:
+        with CheckpointWriter(tmp_path, plan(NEW, TWO_SHARDS), overwrite=True) as writer:
             (tmp_path / name).mkdir(exist_ok=True)
             writer.add_file("README.md", b"new")
             write_all(writer, NEW)
@@ -176,39 +90,8 @@ def test_folder_with_the_name_of_a_file(name: str, early: bool, tmp_path: Path) 
     assert_same(load_folder(tmp_path), OLD)
 
 
-@pytest.mark.parametrize("call", ["unlink", "replace"])
-def test_failure_after_the_old_weights_gave_way(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Then the new weights are the only ones: they stay, complete, and the error says how to get them."""
-    write_checkpoint(tmp_path, OLD, THREE_SHARDS)
-    real = getattr(Path, call)
-
-    def failing(path: Path, *arguments: object, **options: object) -> object:
-        if path.name.startswith("model-00002-of-0000"):
-            raise OSError(errno.EIO, "Input/output error")
-        return real(path, *arguments, **options)
-
-    def attempt() -> None:
-        with CheckpointWriter(tmp_path, plan(NEW, TWO_SHARDS)) as writer:
-            write_all(writer, NEW)
-            monkeypatch.setattr(Path, call, failing)
-            writer.finish()
-
-    with pytest.raises(
-        OutputError, match=r"Input/output error .*the new weights are complete: remove \.part"
-    ):
-        attempt()
-    monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="unfinished"):
-        open_checkpoint(tmp_path)
-    for part in tmp_path.glob("*.part"):
-        part.replace(part.with_suffix(""))
-    assert_same(load_folder(tmp_path), NEW)
-
-
 def write_with_files(folder: Path, names: list[str], manifest: object) -> None:
-    with CheckpointWriter(folder, plan(STATE, ONE_FILE)) as writer:
+    with CheckpointWriter(folder, plan(STATE, ONE_FILE), overwrite=True) as writer:
         for name in names:
             writer.add_file(name, b"x")
         writer.add_file("merge_manifest.json", json.dumps(manifest).encode())

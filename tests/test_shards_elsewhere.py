@@ -74,7 +74,7 @@ def test_any_process_in_any_order_and_one_shard_twice(
     data = {name: raw(tensor) for name, tensor in STATE.items()}
     write_checkpoint(tmp_path / "out", OLD, THREE_SHARDS)
     before = files_in(tmp_path / "out")
-    with CheckpointTransaction(tmp_path / "out", shards) as transaction:
+    with CheckpointTransaction(tmp_path / "out", shards, overwrite=True) as transaction:
         drafts = transaction.open_drafts()
         order = [*shards, shards[0]]
         for layout in reversed(order) if reverse else order:
@@ -124,7 +124,7 @@ def test_a_missing_shard_is_named_and_the_earlier_output_stays(tmp_path: Path) -
     write_checkpoint(tmp_path, OLD, TWO_SHARDS)
     before = names_in(tmp_path)
     shards = plan(NEW, THREE_SHARDS)
-    with CheckpointTransaction(tmp_path, shards) as transaction:
+    with CheckpointTransaction(tmp_path, shards, overwrite=True) as transaction:
         drafts = transaction.open_drafts()
         transaction.add_file("config.json", b"{}")
         write_here(drafts, shards[1], NEW)
@@ -195,7 +195,7 @@ def test_a_process_that_is_late_changes_nothing(ending: str, tmp_path: Path) -> 
     getattr(transaction, ending)()
     left = names_in(folder) if ending == "finish" else []
     assert left == (["model.safetensors"] if ending == "finish" else [])
-    with CheckpointTransaction(folder, [layout]) as following:
+    with CheckpointTransaction(folder, [layout], overwrite=True) as following:
         others = following.open_drafts()
         write_here(others, layout, NEW)
         shard.write_batch((name, 0, memoryview(raw(OLD[name]))) for name in "abc")
@@ -224,8 +224,7 @@ def test_a_merge_whose_first_process_was_killed(tmp_path: Path) -> None:
         CheckpointError, match=f"unfinished merge: it holds {drafts.name}, {shards[0].part_name}"
     ):
         open_checkpoint(folder)
-    (problem,) = check_output_folder(folder, [], overwrite=False, needed_bytes=0)
-    assert "unfinished merge" in problem and drafts.name in problem
+    assert check_output_folder(folder, [], overwrite=False, needed_bytes=0) == []
 
     late = write_shard(drafts, shards[1])
     shard = late.__enter__()
@@ -235,7 +234,7 @@ def test_a_merge_whose_first_process_was_killed(tmp_path: Path) -> None:
     mine = folder / f"merge-{'x' * 32}.part", folder / f"merge-{'0' * 32}.part"
     mine[0].mkdir()
     mine[1].symlink_to(outside)
-    with CheckpointTransaction(folder, shards) as transaction:
+    with CheckpointTransaction(folder, shards, overwrite=True) as transaction:
         others = transaction.open_drafts()
         write_here(others, shards[0], NEW)
         shard.write_batch((name, 0, memoryview(raw(OLD[name]))) for name in shards[1].tensors)
@@ -270,7 +269,7 @@ def test_a_part_that_is_not_what_was_planned(
 ) -> None:
     write_checkpoint(tmp_path, OLD, TWO_SHARDS)
     shards = plan(NEW, TWO_SHARDS)
-    transaction = CheckpointTransaction(tmp_path, shards)
+    transaction = CheckpointTransaction(tmp_path, shards, overwrite=True)
     drafts = transaction.open_drafts()
     for layout in shards:
         write_here(drafts, layout, NEW)

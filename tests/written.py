@@ -46,7 +46,7 @@ def write_all(writer: CheckpointWriter, state: State) -> None:
 
 
 def write_checkpoint(folder: Path, state: State, limit: int = LIMIT) -> None:
-    with CheckpointWriter(folder, plan(state, limit)) as writer:
+    with CheckpointWriter(folder, plan(state, limit), overwrite=True) as writer:
         write_all(writer, state)
         writer.finish()
 

@@ -1,4 +1,4 @@
-"""The folder of an output: checks before a merge, and the removal of an earlier output in it."""
+"""The folder of an output: checks before a merge, and the files of an earlier output in it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from merge_engine.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES
 from merge_engine.checkpoint.strict_json import parse_json
-from merge_engine.checkpoint.unfinished import (
-    PART_SUFFIX,
-    RECORD_SUFFIX,
-    drafts_in,
-    remove_drafts,
-    unfinished_files,
-)
+from merge_engine.checkpoint.unfinished import STAGING, drafts_in, is_unfinished
 from merge_engine.errors import OutputError
+from merge_engine.storage.bounded import MAX_MANIFEST, read_bounded
 from merge_engine.text import some
 
+HEADS = (INDEX_FILE, SINGLE_FILE)
+"""The files that make a folder a checkpoint. Loaders that find both take the second."""
+
+# Loaders take these for a model, or for a part of one.
+_FOREIGN = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_config.json")
 _OUR_SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 
 
@@ -58,16 +58,43 @@ def _problems(folder: Path, inputs: Sequence[Path], overwrite: bool, needed_byte
         return [*problems, f"{folder}: {existing} is a file, no folder can be made in it"]
     if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
         return [*problems, f"{folder}: no permission to write to {existing}"]
-    if folder.is_dir() and not overwrite and any(folder.iterdir()):
-        parts = unfinished_files(folder)
-        what = f"holds an unfinished merge ({some(parts)})" if parts else "is not empty"
-        problems.append(f"{folder}: {what}; choose another folder or pass --overwrite")
-    free = shutil.disk_usage(existing).free
+    if os.path.lexists(folder / STAGING):
+        # What the interrupted merge leaves there is known when the next one has tidied up, and it looks again.
+        return problems
+    problems += contents_in_the_way(folder, overwrite)
+    free = shutil.disk_usage(existing).free + _bytes_of_parts(folder)
     if free < needed_bytes:
         problems.append(
             f"{folder}: the output needs {needed_bytes / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB free"
         )
     return problems
+
+
+def contents_in_the_way(folder: Path, overwrite: bool) -> list[str]:
+    """The reasons why an output cannot take the place of what ``folder`` holds, one line each.
+
+    Unfinished files of a merge are in nobody's way. ``overwrite`` allows an earlier output and other files, but no
+    weights that loaders take and a merge never writes: beside the new configuration they would be a mixture. Raises
+    ``OSError``.
+    """
+    if not folder.is_dir():
+        return []
+    names = [entry.name for entry in folder.iterdir() if not is_unfinished(entry)]
+    if names and not overwrite:
+        return [f"{folder}: is not empty; choose another folder or pass --overwrite"]
+    foreign = sorted({*names} & {*_FOREIGN})
+    if foreign:
+        foreign = sorted({*foreign} - {*_listed_files(folder)})
+    if not {*names} & {*HEADS}:
+        foreign += sorted(
+            name for name in names if name.endswith(".safetensors") and not _OUR_SHARD.fullmatch(name)
+        )
+    if foreign:
+        return [
+            f"{folder}: holds {some(foreign)}, which a loader could take together with the new files; "
+            "remove it or choose another folder"
+        ]
+    return []
 
 
 @contextlib.contextmanager
@@ -82,82 +109,67 @@ def naming(file: Path) -> Iterator[None]:
         raise OutputError(f"{file}: cannot be written: {error.strerror} (free space: {free})") from error
 
 
-def remove_unfinished(folder: Path, kept: Collection[str] = ()) -> None:
-    """Delete the ``.part`` files of a killed merge, except those whose names are in ``kept``.
+def earlier_files(folder: Path, new: Iterable[str]) -> list[str]:
+    """The files that give way to an output with the files ``new``: names relative to the folder.
 
-    Drafts first, because another process may turn them into parts.
+    The files that make the folder a checkpoint come first. The others are shards and reports of an earlier output, its
+    manifest, the side files that the manifest lists, and all files with the names of new ones.
     """
-    for drafts in drafts_in(folder):
-        remove_drafts(drafts)
-    (folder / (INDEX_FILE + PART_SUFFIX)).unlink(missing_ok=True)
-    for suffix in (PART_SUFFIX, RECORD_SUFFIX):
-        for file in folder.glob("*.safetensors" + suffix):
-            shard = file.name.removesuffix(suffix)
-            if file.name not in kept and (shard == SINGLE_FILE or _OUR_SHARD.fullmatch(shard)):
-                file.unlink()
+    shards = sorted(file.name for file in folder.glob("*.safetensors") if _OUR_SHARD.fullmatch(file.name))
+    listed = _listed_files(folder)
+    names = dict.fromkeys([*HEADS, *listed, MANIFEST_NAME, *REPORT_NAMES, *shards, *new])
+    return [name for name in names if _is_file(folder / name)]
 
 
-def retire_previous_output(folder: Path, kept: Collection[str]) -> None:
-    """Delete the weights of an earlier output and the report on it, except shards whose names are in ``kept``.
-
-    The index or the single weight file is deleted first, and durably, so that the folder is not a checkpoint while
-    its files change.
-    """
-    for name in (SINGLE_FILE, INDEX_FILE):
-        (folder / name).unlink(missing_ok=True)
-    sync_folder(folder)
-    for name in REPORT_NAMES:
-        (folder / name).unlink(missing_ok=True)
-    for file in folder.glob("*.safetensors"):
-        if _OUR_SHARD.fullmatch(file.name) and file.name not in kept and not file.is_dir():
-            file.unlink()
-
-
-def listed_files(folder: Path) -> list[Path]:
-    """The side files of an earlier output, as its manifest lists them under ``files``.
-
-    All of them are inside the folder. A manifest that is malformed, or that names a file outside, is not trusted: the
-    list is then empty, so that nothing is deleted.
-    """
-    try:
-        manifest = parse_json((folder / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError):
-        return []
-    names = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(names, (dict, list)) or not all(_is_inside(folder, name) for name in names):
-        return []
-    return [folder / name for name in names]
-
-
-def remove_listed(folder: Path, files: Sequence[Path]) -> None:
-    """Delete these files of an earlier output, and subfolders of ``folder`` that become empty."""
-    for file in files:
-        if file.is_file() or file.is_symlink():
-            file.unlink()
-    for parent in {file.parent for file in files} - {folder}:
-        with contextlib.suppress(OSError):  # other files are in it
-            parent.rmdir()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries (new, renamed, deleted files) survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_inside(folder: Path, name: object) -> bool:
+def is_inside(folder: Path, name: object) -> bool:
+    """Whether this is the name of a file in ``folder`` or in its subfolders, on a path without links."""
     if not isinstance(name, str) or "\0" in name:
         return False
     relative = PurePosixPath(name)
     if not relative.name or relative.is_absolute() or ".." in relative.parts:
         return False
     try:
-        return (folder / relative).parent.resolve().is_relative_to(folder.resolve())
-    except (RuntimeError, ValueError):  # links in a circle, characters that no file name has
+        return (folder / relative).parent.resolve() == folder.resolve() / relative.parent
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # too long, links in a circle, characters that no file name has
         return False
+
+
+def _listed_files(folder: Path) -> list[str]:
+    """The side files of an earlier output, as its manifest lists them under ``files``.
+
+    A manifest that is malformed, a link, too large, or that names a file outside the folder is not trusted: the list is
+    then empty, so that nothing is deleted. Raises ``OSError`` for one that cannot be read.
+    """
+    path = folder / MANIFEST_NAME
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MANIFEST:
+        return []
+    try:
+        manifest = parse_json(read_bounded(path, MAX_MANIFEST))
+    except ValueError:
+        return []
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(listed, (list, dict)) or not all(is_inside(folder, name) for name in listed):
+        return []
+    names = [PurePosixPath(name) for name in listed]
+    return [name.as_posix() for name in names if not is_unfinished(folder / name.parts[0])]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file, a link or the like, but no folder. No name is too long to be asked for."""
+    return os.path.lexists(path) and (path.is_symlink() or not path.is_dir())
+
+
+def _bytes_of_parts(folder: Path) -> int:
+    """Bytes on the disk of unfinished files: they are a part of the new output, or deleted before it is written."""
+    if not folder.is_dir():
+        return 0
+    parts = [entry for entry in folder.iterdir() if is_unfinished(entry)]
+    parts += [draft for drafts in drafts_in(folder) for draft in drafts.iterdir()]
+    return sum(512 * part.lstat().st_blocks for part in parts)
 
 
 def _nearest_existing(path: Path) -> Path:

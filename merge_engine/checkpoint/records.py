@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xxhash import xxh3_128_hexdigest
 
-from merge_engine.checkpoint.output_folder import sync_folder
+from merge_engine.checkpoint.durable import sync
 from merge_engine.checkpoint.shards import ShardLayout
 from merge_engine.storage.bounded import MAX_MANIFEST, read_bounded
 
@@ -32,7 +32,7 @@ def write_record(folder: Path, shard: ShardLayout, key: str, record: bytes) -> N
         file.write(xxh3_128_hexdigest(described).encode() + b"\n" + described)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(folder)
+    sync(folder)
 
 
 def complete_parts(folder: Path, shards: Sequence[ShardLayout], key: str) -> dict[str, bytes]:
@@ -51,8 +51,11 @@ def _description(found: os.stat_result, key: str) -> dict[str, object]:
 
 
 def _trusted_record(folder: Path, shard: ShardLayout, key: str) -> bytes | None:
+    path = folder / shard.record_name
     try:
-        digest, _, described = read_bounded(folder / shard.record_name, MAX_MANIFEST).partition(b"\n")
+        if path.is_symlink():
+            return None
+        digest, _, described = read_bounded(path, MAX_MANIFEST).partition(b"\n")
         with open(folder / shard.part_name, "rb", opener=open_own) as part:
             found = os.fstat(part.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_size != shard.size:

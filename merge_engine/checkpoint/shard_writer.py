@@ -54,7 +54,10 @@ def write_shard(drafts: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
         ) from error
     finally:
         shard.close()
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(
+            OSError
+        ):  # what led here matters more; the end of the transaction deletes drafts
+            draft.unlink(missing_ok=True)
 
 
 class ShardWriter:

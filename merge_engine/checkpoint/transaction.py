@@ -1,9 +1,8 @@
 """A new checkpoint in a folder as one transaction: complete or not there, even if several processes write its shards.
 
-Everything is written to ``.part`` files. Only ``finish`` renames them. The file that makes the folder a checkpoint,
-the index or the single ``model.safetensors``, is renamed last. So a process killed at any moment leaves nothing
-that looks like a complete checkpoint. The weights of an earlier output are deleted only when all that is left to do
-is to rename the new ones; from then on the new ones are never deleted.
+Everything is written under names that no reader takes for a model. ``finish`` lets the new files take the place of the
+earlier ones (``publication.py``). At every moment the folder holds the earlier model, the new one, or visibly none with
+the earlier one kept in it; the next merge into the folder then brings the earlier one back.
 """
 
 from __future__ import annotations
@@ -13,73 +12,62 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from xxhash import xxh3_128
-
-from merge_engine.checkpoint.layout import INDEX_FILE, SINGLE_FILE
-from merge_engine.checkpoint.output_folder import (
-    listed_files,
-    naming,
-    remove_listed,
-    remove_unfinished,
-    retire_previous_output,
-    sync_folder,
-)
+from merge_engine.checkpoint.layout import INDEX_FILE
+from merge_engine.checkpoint.output_folder import HEADS, contents_in_the_way, earlier_files, naming
+from merge_engine.checkpoint.publication import Publication, recover
 from merge_engine.checkpoint.records import complete_parts, open_own, write_record
 from merge_engine.checkpoint.shards import ShardLayout
-from merge_engine.checkpoint.unfinished import PART_SUFFIX, make_drafts, remove_drafts
-from merge_engine.errors import CheckpointError, OutputError
+from merge_engine.checkpoint.staged_files import StagedFiles, pieces_of, refuse_taken
+from merge_engine.checkpoint.unfinished import STAGING, discard, make_drafts, remove_parts
+from merge_engine.errors import OutputError
 from merge_engine.text import some
-
-_PIECE = 1 << 20
 
 
 class CheckpointTransaction:
     """Replaces the content of ``folder``, which is created if needed, with the planned shards and other files.
 
     The caller writes the shards: in this process to the file ``part_of``, or in any process with ``write_shard``
-    into the folder from ``open_drafts``. As a context manager it calls ``abort`` unless ``finish`` succeeded. Check
-    the folder with ``check_output_folder`` first: an earlier output is replaced without a question.
+    into the folder from ``open_drafts``. As a context manager it calls ``abort`` unless ``finish`` succeeded.
     """
 
     def __init__(
         self, folder: Path, shards: Sequence[ShardLayout], *, key: str = "", overwrite: bool = False
     ):
-        """Lock the folder, and take over the complete parts that a merge with the same ``key`` recorded there.
+        """Lock the folder, tidy up after a killed merge, and take over what a merge with the same ``key`` completed.
 
         ``key`` identifies the plan: everything that decides the bytes of the shards. Without one nothing is taken
         over or recorded. ``overwrite`` allows that an earlier output is replaced.
 
-        Raises ``OutputError`` if the folder cannot be written, or another merge is writing into it.
+        Raises ``OutputError`` if the folder cannot be written, if another merge is writing into it, or if it holds
+        files that may not be replaced. A killed merge's earlier output has been brought back even then.
         """
         self._folder = folder
         self._shards = tuple(shards)
         self._key = key
-        self._overwrite = overwrite
         self._complete: dict[str, bytes] = {}
         self._recorded: set[str] = set()
         self._files: dict[str, tuple[int, str]] = {}
+        self._staged = StagedFiles(folder)
         self._made_folders: list[Path] = []
-        self._parts: list[Path] = []  # of this transaction, deleted by abort
-        self._side_parts: dict[Path, Path] = {}
         self._drafts: Path | None = None
-        self._retiring = False
         self._lock_descriptor = -1
+        self._ours = False  # parts and staged files in the folder belong to this transaction
         try:
             with naming(folder):
                 self._make_folder(folder)
                 self._lock_descriptor = _lock(folder)
-                self._refuse_folders([folder / shard.name for shard in shards])
+                recover(folder)
+                if problems := contents_in_the_way(folder, overwrite):
+                    raise OutputError("\n".join(problems))
+                self._refuse_taken([shard.name for shard in shards])
+                self._ours = True
                 if key:
-                    self._complete = complete_parts(folder, self._shards, key)
-                self._recorded = set(self._complete)
-                kept = [shard for shard in self._shards if shard.name in self._complete]
-                remove_unfinished(
-                    folder, {name for shard in kept for name in (shard.part_name, shard.record_name)}
-                )
-            self._parts = [self.part_of(shard) for shard in shards]
+                    self._complete = complete_parts(folder, shards, key)
+                self._recorded = {*self._complete}
+                remove_parts(folder, kept=frozenset(self._complete))
         except BaseException:
             self.abort()
             raise
@@ -132,64 +120,47 @@ class CheckpointTransaction:
         """Add a file such as config.json beside the weights; ``finish`` gives it its name.
 
         ``name`` may have a subfolder (``1_Pooling/config.json``). Raises ``OutputError`` if it leads out of the
-        folder or cannot be written.
+        folder, if its place is taken, or if it cannot be written.
         """
-        self._add(name, [data])
+        self._files[name] = self._staged.add(name, [data])
 
     def copy_file(self, name: str, source: Path) -> None:
         """``add_file`` the content of the regular file ``source``, of which 1 MiB at a time is in memory.
 
         Raises ``CheckpointError`` if the source cannot be read, and ``OutputError`` as ``add_file`` does.
         """
-        self._add(name, _pieces_of(source))
-
-    def _add(self, name: str, pieces: Iterable[bytes]) -> None:
-        relative = PurePosixPath(name)
-        target = self._folder / relative
-        inside = target.parent.resolve().is_relative_to(self._folder.resolve())
-        if not inside or relative.is_absolute() or ".." in relative.parts or not relative.name:
-            raise OutputError(f"{name!r} is not the name of a file inside {self._folder}")
-        part = target.with_name(target.name + PART_SUFFIX)
-        with naming(target):
-            self._make_folder(target.parent)
-            self._side_parts[target] = part
-            self._files[name] = _write_file(part, pieces)
+        self._files[name] = self._staged.add(name, pieces_of(source))
 
     def finish(self) -> None:
-        """Check that every shard is there, and give all files their names, the index last.
+        """Check that every shard is there, and let the new files take the place of the earlier ones.
 
         Raises ``OutputError`` if a shard is missing or differs from the plan; it may then be written again. Also
-        raises ``OutputError`` if a file cannot be renamed: either the earlier output is still complete, or the new
-        weights stay as ``.part`` files.
+        raises ``OutputError`` if a file cannot be written or renamed. The folder then holds its earlier content, or
+        the next merge into it brings that back.
         """
         self._check_shards()
-        try:
-            with naming(self._folder):
-                self._close_drafts()
-                self._publish()
-        except OutputError as error:
-            raise OutputError(f"{error}{self._rescue()}") from error
-        for shard in self._shards:
-            (self._folder / shard.record_name).unlink(missing_ok=True)
-        self._recorded.clear()
+        with naming(self._folder):
+            self._close_drafts()
+            publication = self._prepare()
+            self._publish(publication)
+        with contextlib.suppress(OSError):  # the output is complete; the next merge deletes what is left
+            publication.clear_away()
         self._release()
 
     def abort(self) -> None:
-        """Give up: delete the ``.part`` files of the transaction and the folders made here, if they are empty.
+        """Give up: delete the files of the transaction, and the folders made here if they are empty.
 
-        An earlier output in the folder stays as it is. If its weights are already being deleted, the new ones are
-        complete and the only ones, so they stay. Does nothing after ``finish``.
+        Recorded shards stay (``kept``), and so does an earlier output. Does nothing after ``finish``.
         """
-        with contextlib.suppress(OSError):  # the steps below matter more
-            self._close_drafts()
-        if self._lock_descriptor >= 0 and not self._retiring:
-            dropped = [self.part_of(shard) for shard in self._shards if shard.name not in self._recorded]
-            for part in (*dropped, *self._side_parts.values()):
-                part.unlink(missing_ok=True)
-            (self._folder / (INDEX_FILE + PART_SUFFIX)).unlink(missing_ok=True)
-        for made in reversed(self._made_folders):
-            with contextlib.suppress(OSError):  # it has files of others
-                made.rmdir()
+        steps = [self._close_drafts]
+        if self._ours:
+            steps += [self._discard_staged, self._remove_parts]
+        steps += [made.rmdir for made in reversed(self._made_folders)]  # one with files of others stays
+        for step in steps:
+            with contextlib.suppress(
+                OSError
+            ):  # the error that led here matters more; the next merge tidies up
+                step()
         self._release()
 
     def __enter__(self) -> CheckpointTransaction:
@@ -216,50 +187,40 @@ class CheckpointTransaction:
                         f"{part}: begins with another header than was planned; write the shard again"
                     )
 
-    def _publish(self) -> None:
-        """Rename everything, in an order that never shows old and new weights as one checkpoint.
-
-        Steps that can fail come first: the weights of an earlier output are deleted only when the new ones are ready.
-        """
-        names = [shard.name for shard in self._shards]
-        targets = [self._folder / name for name in names]
-        self._refuse_folders([*targets, *self._side_parts])
-        index_part = self._folder / (INDEX_FILE + PART_SUFFIX)
+    def _prepare(self) -> Publication:
+        """What ``finish`` is going to do. All new files are on the disk by then. Raises ``OSError``."""
         if len(self._shards) > 1:
-            _write_file(index_part, [self._encode_index()])
-        written = {*targets, *self._side_parts, *self._parts, index_part}
-        stale = [file for file in listed_files(self._folder) if file not in written]
-        for target, part in self._side_parts.items():
-            part.replace(target)
-        changed = {target.parent for target in self._side_parts} | {
-            made.parent for made in self._made_folders
-        }
-        for folder in {self._folder, *changed}:
-            sync_folder(folder)
-        self._retiring = True
-        retire_previous_output(self._folder, kept=names)
-        remove_listed(self._folder, stale)
-        for part, target in zip(self._parts, targets, strict=True):
-            part.replace(target)
-        sync_folder(self._folder)
-        if len(self._shards) > 1:
-            index_part.replace(self._folder / INDEX_FILE)
-            sync_folder(self._folder)
-
-    def _refuse_folders(self, targets: Sequence[Path]) -> None:
-        """Raise ``OutputError``, before anything is lost, if a folder has the name of a file to write or to replace."""
-        for target in (*targets, self._folder / SINGLE_FILE, self._folder / INDEX_FILE):
-            if target.is_dir() and not target.is_symlink():
-                raise OutputError(f"{target}: is a folder, but a file needs this name; move it away")
-
-    def _rescue(self) -> str:
-        """The way out for weights that are complete but could not be renamed, for the end of a message; else ""."""
-        if not self._retiring or not any(part.exists() for part in self._parts):
-            return ""
-        return (
-            f"; the new weights are complete: remove {PART_SUFFIX} from the names of the *{PART_SUFFIX} files "
-            f"in {self._folder} to get the model, or run the merge again"
+            self._staged.add(INDEX_FILE, [self._encode_index()])
+        self._staged.sync()
+        files, shards = self._staged.names, [shard.name for shard in self._shards]
+        self._refuse_taken([*files, *shards])
+        records = [shard.record_name for shard in self._shards if shard.name in self._recorded]
+        return Publication(
+            self._folder, [*earlier_files(self._folder, [*files, *shards]), *records], files, shards
         )
+
+    def _publish(self, publication: Publication) -> None:
+        """Do all of it or nothing."""
+        self._ours = False  # from here on the journal says what becomes of the files
+        try:
+            publication.begin()
+            publication.carry_out()
+        except BaseException as error:
+            try:
+                publication.undo()
+            except OSError as failed:
+                raise OutputError(
+                    f"{self._folder}: cannot be written: {failed.strerror}; the files of its earlier model are kept in "
+                    f"{self._folder / STAGING}, and the next merge into {self._folder} brings them back"
+                ) from error
+            self._ours = True
+            raise
+        self._recorded.clear()
+
+    def _refuse_taken(self, names: Iterable[str]) -> None:
+        """Raise ``OutputError``, before anything changes, if a folder has the name of a file to write or replace."""
+        for name in (*names, *HEADS):
+            refuse_taken(self._folder, name)
 
     def _encode_index(self) -> bytes:
         """The index as compact JSON, because the hub's loader refuses an index above 10 MiB."""
@@ -277,12 +238,20 @@ class CheckpointTransaction:
     def _close_drafts(self) -> None:
         """Remove the folder of drafts: shards that other processes are still writing are too late."""
         if self._drafts is not None:
-            remove_drafts(self._drafts)
+            discard(self._drafts)
             self._drafts = None
 
+    def _discard_staged(self) -> None:
+        if (self._folder / STAGING).is_dir():
+            discard(self._folder / STAGING)
+
+    def _remove_parts(self) -> None:
+        remove_parts(self._folder, kept=frozenset(self._recorded))
+
     def _release(self) -> None:
-        """Forget the files of this transaction, and unlock the folder."""
-        self._parts, self._side_parts, self._made_folders = [], {}, []
+        """Leave the files to the next transaction, and unlock the folder."""
+        self._ours = False
+        self._made_folders = []
         if self._lock_descriptor >= 0:
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
@@ -299,30 +268,3 @@ def _lock(folder: Path) -> int:
     except OSError:
         pass  # file systems without locks
     return descriptor
-
-
-def _write_file(path: Path, pieces: Iterable[bytes]) -> tuple[int, str]:
-    """Write a new file durably. Returns its size and its XXH3-128 digest, hexadecimal."""
-    path.unlink(missing_ok=True)  # it may be a link to another file
-    digest, size = xxh3_128(), 0
-    with path.open("xb") as file:
-        for piece in pieces:
-            file.write(piece)
-            digest.update(piece)
-            size += len(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    return size, digest.hexdigest()
-
-
-def _pieces_of(source: Path) -> Iterator[bytes]:
-    """The content of a regular file, in pieces of at most 1 MiB. Raises ``CheckpointError``."""
-    try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise CheckpointError(f"{source}: is not a regular file, so it is not copied; remove it")
-            while piece := file.read(_PIECE):
-                yield piece
-    except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read: {error.strerror}") from error

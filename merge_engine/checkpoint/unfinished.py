@@ -1,9 +1,12 @@
-"""The unfinished files in an output folder while a merge writes into it: parts and drafts.
+"""The unfinished files in an output folder while a merge writes into it: parts, records, drafts, staged files.
 
-A part is a shard with a name that no reader takes for weights. The process that opened the folder writes parts
-directly. Another process writes a draft, and renames it to a part when it is complete. Each merge has a folder of
-its own for drafts. When that folder is removed, a process that is late can neither begin a draft nor turn one into
-a part, of this merge or of the next one into the same output folder.
+A part is a shard with a name that no reader takes for weights. A record says that the part beside it is complete.
+The process that opened the folder writes parts directly. Another process writes a draft, and renames it to a part when
+it is complete. Each merge has a folder of its own for drafts. When that folder is removed, a process that is late can
+neither begin a draft nor turn one into a part, of this merge or of the next one into the same output folder.
+
+The folder ``merge.part`` holds all other files of the new output until they get their names, and from then on the
+files of the earlier output until the new one is complete (``publication.py``).
 """
 
 from __future__ import annotations
@@ -18,13 +21,35 @@ from merge_engine.errors import OutputError
 PART_SUFFIX = ".part"
 RECORD_SUFFIX = ".record" + PART_SUFFIX
 """The end of the name of a record: what a merge knows about a complete part of the same shard."""
+STAGING = "merge" + PART_SUFFIX
+"""The folder, in an output folder, of files that come and files that give way."""
 
+_PART = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.record)?\.part")
 _DRAFTS = re.compile(rf"merge-[0-9a-f]{{32}}{re.escape(PART_SUFFIX)}")
 
 
+def is_unfinished(entry: Path) -> bool:
+    """Whether an entry of an output folder is what an interrupted merge left there."""
+    if entry.is_dir() and not entry.is_symlink():
+        return entry.name == STAGING or _DRAFTS.fullmatch(entry.name) is not None
+    return _PART.fullmatch(entry.name) is not None
+
+
 def unfinished_files(folder: Path) -> list[str]:
-    """The names of a merge's unfinished weight files and folders of drafts in an output folder."""
-    return sorted(file.name for file in (*folder.glob("*.safetensors" + PART_SUFFIX), *drafts_in(folder)))
+    """The names of a merge's unfinished weight files and folders in an output folder."""
+    parts = folder.glob("*.safetensors" + PART_SUFFIX)
+    return sorted(file.name for file in (*parts, *drafts_in(folder), *folder.glob(STAGING)))
+
+
+def remove_parts(folder: Path, kept: frozenset[str] = frozenset()) -> None:
+    """Delete the parts and records in an output folder, except those of the shards with the names ``kept``.
+
+    Raises ``OSError``.
+    """
+    for file in folder.glob("*" + PART_SUFFIX):
+        shard = file.name.removesuffix(PART_SUFFIX).removesuffix(".record")
+        if _PART.fullmatch(file.name) and is_unfinished(file) and shard not in kept:
+            file.unlink()
 
 
 def drafts_in(folder: Path) -> list[Path]:
@@ -57,14 +82,15 @@ def new_draft(drafts: Path, name: str) -> Path:
     return drafts / f"{name}.{os.urandom(16).hex()}"
 
 
-def remove_drafts(drafts: Path) -> None:
-    """Delete a folder of drafts: first rename it, so that it cannot be used, then delete its files.
+def discard(folder: Path) -> None:
+    """Delete a folder of drafts, or of staged files, with all files in it.
 
-    Raises ``OSError``.
+    It is first renamed, so that nothing in it counts any more; if that is all that is done, the next merge deletes
+    the rest. Raises ``OSError``.
     """
-    closed = drafts.rename(drafts.with_name(_new_name()))
-    for draft in closed.iterdir():
-        draft.unlink()
+    closed = folder.rename(folder.with_name(_new_name()))
+    for file in closed.iterdir():
+        file.unlink()
     closed.rmdir()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 
 from merge_engine.checkpoint.shard_writer import Piece, ShardWriter
@@ -12,7 +12,6 @@ from merge_engine.checkpoint.transaction import CheckpointTransaction
 from merge_engine.errors import OutputError
 from merge_engine.storage.files import allow_many_files
 from merge_engine.text import some
-from merge_engine.workers import Workers
 
 
 class CheckpointWriter:
@@ -46,8 +45,10 @@ class CheckpointWriter:
         self._record = record
         self._transaction = CheckpointTransaction(folder, shards, key=key, overwrite=overwrite)
         self._shards: list[ShardWriter] = []
-        self._syncs: list[Workers] = []
-        self._finished: dict[ShardWriter, Future[None]] = {}
+        # Threads of its own, because an executor starts none any more once the main thread has ended.
+        self._syncs: list[threading.Thread] = []
+        self._synced: set[ShardWriter] = set()  # or a thread is at it
+        self._failures: list[Exception] = []
         if len(shards) > 1:
             allow_many_files()
         try:
@@ -115,10 +116,12 @@ class CheckpointWriter:
         if unwritten:
             raise OutputError(f"{self._folder}: internal error: not completely written: {some(unwritten)}")
         for shard in self._shards:
-            if shard not in self._finished:  # a shard without data
-                self._sync(shard)
-        for finished in self._finished.values():
-            finished.result()
+            if shard not in self._synced:  # a shard without data, or no thread could be started
+                self._synced.add(shard)
+                self._complete(shard)
+        self._wait_for_syncs()
+        if self._failures:
+            raise self._failures[0]
 
     def finish(self) -> None:
         """Flush, and give all files their names, the index last.
@@ -142,19 +145,29 @@ class CheckpointWriter:
 
     def _sync(self, shard: ShardWriter) -> None:
         """Start to flush a complete shard to the disk while others are still written."""
-        thread = Workers(1, "fsync")
-        thread.start()
+        thread = threading.Thread(target=self._complete, args=(shard,), name="fsync")
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: flush does it
+            return
         self._syncs.append(thread)
-        self._finished[shard] = thread.submit(self._complete, shard)
+        self._synced.add(shard)
 
     def _complete(self, shard: ShardWriter) -> None:
-        shard.finish()
-        if self._record is not None:
-            self._transaction.record(shard.layout, self._record(shard.layout))
+        try:
+            shard.finish()
+            if self._record is not None:
+                self._transaction.record(shard.layout, self._record(shard.layout))
+        except Exception as error:  # raised by flush
+            self._failures.append(error)
+
+    def _wait_for_syncs(self) -> None:
+        for thread in list(self._syncs):
+            thread.join()
 
     def _close(self) -> None:
         """Close the shards once no thread writes."""
         for shard in self._shards:
-            shard.close()
-        for thread in self._syncs:
-            thread.finish()
+            if shard not in self._synced:  # the others close when they are on the disk, and may be recorded
+                shard.close()
+        self._wait_for_syncs()

@@ -7,8 +7,8 @@ import sys
 import warnings
 from typing import Any
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C, as shells have it."""
 
 
 def main() -> None:

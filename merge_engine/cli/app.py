@@ -17,6 +17,7 @@ from merge_engine.cli import show, terminal
 from merge_engine.cli.bench import bench
 from merge_engine.cli.diff import diff
 from merge_engine.cli.doctor import examine
+from merge_engine.cli.interrupts import Interruptible
 from merge_engine.cli.terminal import console
 from merge_engine.cli.verify import verify
 from merge_engine.engine.choosing import choose_device
@@ -95,22 +96,24 @@ def run(
         show.warnings(warned)
         progress.start(schedule)
 
-    with show.Progress(console) as progress:
-        result = merge_engine.run(
-            recipe,
-            output,
-            device=device,
-            backend=backend,
-            threads=threads,
-            memory=memory,
-            shard_size=shard_size,
-            overwrite=overwrite,
-            on_schedule=start,
-            progress=progress.advance,
-        )
-    terminal.result_is_on_disk()
-    show.warnings(result.warnings[len(warned) :])
-    show.result(console, result)
+    with Interruptible(output) as interruptible:
+        with show.Progress(console) as progress:
+            result = merge_engine.run(
+                recipe,
+                output,
+                device=device,
+                backend=backend,
+                threads=threads,
+                memory=memory,
+                shard_size=shard_size,
+                overwrite=overwrite,
+                on_schedule=start,
+                progress=progress.advance,
+            )
+        interruptible.end()
+        terminal.result_is_on_disk()
+        show.warnings(result.warnings[len(warned) :])
+        show.result(console, result)
 
 
 @app.command()

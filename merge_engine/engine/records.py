@@ -166,9 +166,12 @@ def kept_if_useful(writer: CheckpointWriter | CheckpointTransaction, plan: Merge
         if isinstance(error, (NonFiniteError, PlanError)) or not all(map(_is_unchanged, plan.files)):
             writer.forget()
         writer.abort()
-        if writer.kept and isinstance(error, (MergeError, MemoryError, KeyboardInterrupt)):
+        if writer.kept:
             said = f"{len(writer.kept)} of {len(plan.shards)} shards are complete: the same command goes on from there"
-            error.args = (f"{error}; {said}" if str(error) else said,)
+            if isinstance(error, MergeError):
+                MergeError.__init__(error, f"{error}; {said}")
+            elif isinstance(error, (KeyboardInterrupt, MemoryError)):
+                error.args = (f"{error}; {said}" if str(error) else said,)
         raise
 
 
