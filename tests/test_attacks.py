@@ -22,6 +22,7 @@ SECONDS = 20
 LONGEST, MOST = 1200, 110  # letters of a line, lines
 
 RECIPE = "merge_method: linear\nmodels:\n- model: good\n- model: other\nparameters: {weight: 0.5}\n"
+TOKENIZER = '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}'
 COMMANDS = {
     "manifests": (
         ("verify", "earlier"),
@@ -62,9 +63,9 @@ def scene(save_checkpoint: SaveCheckpoint, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("good", "other"):
-        save_checkpoint(name, {"w": torch.arange(4.0).bfloat16()})
-        (tmp_path / name / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0}}}')
+    for number, name in enumerate(("good", "other")):
+        save_checkpoint(name, {"w": torch.arange(4.0).bfloat16() + number})
+        (tmp_path / name / "tokenizer.json").write_text(TOKENIZER)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "victim.txt").write_text("precious")
     (tmp_path / "secret.safetensors").write_bytes((tmp_path / "good" / "model.safetensors").read_bytes())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from merge_engine.checkpoint import encode_config, open_checkpoint
-from merge_engine.errors import CheckpointError, MergeError, RecipeError, ReportError
+from merge_engine.errors import CheckpointError, ManifestError, MergeError, RecipeError
 from merge_engine.recipe import load_recipe
 from merge_engine.report import write_report
 from merge_engine.storage import read_bounded
@@ -116,7 +116,7 @@ def test_every_reader_refuses_it_in_one_line(
     make(manifest)
     if make is sparse:
         os.truncate(manifest, 2_000_000_000)
-    refused(ReportError, lambda: write_report(output), manifest)
+    refused(ManifestError, lambda: write_report(output), manifest)
 
 
 json_values = st.recursive(

@@ -101,7 +101,9 @@ def save(folder: Path, name: str = "w", shard: str = "") -> Path:
     if shard:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: shard}}))
     else:
-        save_file({name: torch.arange(4.0)}, folder / "model.safetensors")
+        # Models with the same tensors would get a warning.
+        start = float(len(folder.name))
+        save_file({name: torch.arange(start, start + 4)}, folder / "model.safetensors")
     return folder
 
 
@@ -244,7 +246,7 @@ def test_nothing_in_the_corpus_does_more_than_show(place: str, tmp_path: Path) -
         assert_harmless(call(*PLACES[place](folder, text)))
 
 
-@pytest.mark.parametrize("place", ["folder", "output", "recipe's path", "report", "model"])
+@pytest.mark.parametrize("place", ["output", "recipe's path", "report"])
 def test_bytes_that_are_no_text_are_escaped(place: str, tmp_path: Path) -> None:
     said = call(*PLACES[place](tmp_path, "a\udcffb"))
     assert_harmless(said)
@@ -336,7 +338,7 @@ class Setting(NamedTuple):
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
-    recipe(tmp_path, save(tmp_path / ("a" * 90)), save(tmp_path / ("b" * 90)))
+    recipe(tmp_path, save(tmp_path / ("a" * 90)), save(tmp_path / ("b" * 92)))
     return Setting(tmp_path, dict(os.environ))
 
 
@@ -372,7 +374,7 @@ def test_what_is_only_printed_must_be_printed(setting: Setting) -> None:
 
 def test_files_of_a_merge_do_not_take_the_place_of_closed_streams(setting: Setting) -> None:
     assert setting.shell("run recipe.yaml out", "<&- >&- 2>&-").returncode == 0
-    assert torch.equal(load_file(setting.folder / "out" / "model.safetensors")["w"], torch.arange(4.0))
+    assert load_file(setting.folder / "out" / "model.safetensors")["w"].tolist() == [91, 92, 93, 94]
 
 
 @pytest.mark.parametrize(
@@ -431,7 +433,7 @@ def test_an_interrupt_ends_quietly_whatever_is_being_imported(setting: Setting) 
 def test_an_interrupt_of_a_merge_is_130(setting: Setting) -> None:
     file = str(setting.folder / "recipe.yaml")
     with mock.patch("merge_engine.run", side_effect=KeyboardInterrupt):
-        assert call("run", file, "out") == Said(130, "", "")
+        assert call("run", file, "out") == Said(130, "", "error: interrupted\n")
 
 
 def test_a_fault_of_the_program_is_one_line(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
