@@ -77,10 +77,11 @@ class Case:
 
 
 CASES = [
-    *(Case(None, after) for after in (ONE_FILE, TWO_SHARDS)),
-    *(Case(before, ONE_FILE) for before in (ONE_FILE, THREE_SHARDS)),
-    *(Case(before, TWO_SHARDS) for before in (ONE_FILE, TWO_SHARDS)),
-    Case(None, TWO_SHARDS, drafts=True),
+    Case(None, TWO_SHARDS),
+    Case(ONE_FILE, ONE_FILE),
+    Case(ONE_FILE, TWO_SHARDS),
+    Case(TWO_SHARDS, TWO_SHARDS),
+    Case(THREE_SHARDS, ONE_FILE),
     Case(THREE_SHARDS, TWO_SHARDS, drafts=True),
 ]
 named = pytest.mark.parametrize("case", CASES, ids=str)
@@ -248,9 +249,9 @@ def test_killed_while_the_earlier_output_is_brought_back(case: Case, top: Path) 
     with accident(ground.fresh("counted"), calls.append):
         case.write(top / "counted")
     points = 0
-    for first in range(len(calls) * 3 // 5, len(calls), 11):
+    for first in range(len(calls) * 3 // 5, len(calls), 19):
         killed(ground.fresh(f"{first}"), first, lambda first=first: case.write(top / f"{first}"))
-        for second in itertools.count(1, 2):
+        for second in itertools.count(1, 3):
             folder = Path(shutil.copytree(top / f"{first}", top / f"{first}-{second}"))
 
             def next_merge(folder: Path = folder) -> None:
@@ -261,7 +262,7 @@ def test_killed_while_the_earlier_output_is_brought_back(case: Case, top: Path) 
             ground.check_next(folder)
             if not died:
                 break
-    assert points > 25
+    assert points > 12
 
 
 @pytest.mark.parametrize("case", [Case(THREE_SHARDS, TWO_SHARDS), Case(ONE_FILE, ONE_FILE)], ids=str)
@@ -271,7 +272,7 @@ def test_killed_while_a_failed_rename_is_undone(case: Case, top: Path) -> None:
     with accident(ground.fresh("counted"), calls.append):
         case.write(top / "counted")
     points = 0
-    for second in range(len(calls) * 3 // 5, len(calls) + 20, 2):
+    for second in range(len(calls) * 3 // 5, len(calls) + 20, 4):
         folder = ground.fresh(f"{second}")
 
         def fail_and_die(folder: Path = folder) -> None:
@@ -291,4 +292,4 @@ def test_killed_while_a_failed_rename_is_undone(case: Case, top: Path) -> None:
         points += killed(folder, second, fail_and_die)
         assert ground.look(folder) != "new"
         ground.check_next(folder)
-    assert points > 20
+    assert points > 10

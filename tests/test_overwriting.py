@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,9 +101,12 @@ def write_with_files(folder: Path, names: list[str], manifest: object) -> None:
         writer.finish()
 
 
-def test_side_files_of_the_earlier_output_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize("listing", [list, lambda names: {name: {"bytes": 1} for name in names}])
+def test_side_files_of_the_earlier_output_go(listing: Callable[[list[str]], object], tmp_path: Path) -> None:
     first = ["config.json", "tokenizer.model", "sub/a.json", "shared/b.json"]
-    write_with_files(tmp_path, first, {"files": [*first, "model.safetensors.part", "gone.txt"]})
+    write_with_files(
+        tmp_path, first, {"files": listing([*first, "model.safetensors.part", "gone.txt", "n" * 5000])}
+    )
     (tmp_path / "notes.txt").touch()
     (tmp_path / "shared" / "mine.txt").touch()
     write_with_files(tmp_path, ["config.json"], {"files": ["config.json"]})
@@ -142,3 +147,39 @@ def test_manifests_that_are_not_ours_decide_nothing(manifest: object, tmp_path: 
     write_with_files(folder, [], {})
     assert (folder / "a.txt").exists()
     assert (tmp_path / "outside.txt").exists()
+
+
+def as_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def as_link(path: Path) -> None:
+    path.with_name("elsewhere.json").write_text('{"files": ["a.txt"]}')
+    path.symlink_to("elsewhere.json")
+
+
+def as_ten_gigabytes(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 10_000_000_000)
+
+
+@pytest.mark.parametrize(
+    "make", [as_pipe, as_link, as_ten_gigabytes, lambda path: path.symlink_to("/dev/zero")]
+)
+def test_what_is_no_manifest_is_replaced_unread(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "merge_manifest.json")
+    (tmp_path / "a.txt").touch()
+    write_with_files(tmp_path, [], {"files": []})
+    assert (tmp_path / "a.txt").exists()
+    assert json.loads((tmp_path / "merge_manifest.json").read_bytes()) == {"files": []}
+    assert not (tmp_path / "merge_manifest.json").is_symlink()
+    assert_same(load_folder(tmp_path), STATE)
+
+
+def test_a_link_as_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    for state, limit in ((OLD, TWO_SHARDS), (NEW, ONE_FILE)):
+        write_checkpoint(tmp_path / "out", state, limit)
+        assert_same(load_folder(tmp_path / "real"), state)
+    assert (tmp_path / "out").is_symlink() and names_in(tmp_path / "real") == ["model.safetensors"]

@@ -231,6 +231,7 @@ def leave_staged(folder: Path, journal: object, *names: str) -> Path:
         "",
         "{",
         "[]",
+        "[" * 100_000,
         "{}",
         {"earlier": ["config.json"], "files": []},
         {"earlier": "config.json", "files": [], "shards": []},
@@ -280,6 +281,13 @@ def test_a_file_that_somebody_put_in_the_place_of_an_earlier_one(tmp_path: Path)
     (tmp_path / "a.txt").unlink()
     CheckpointWriter(tmp_path, SHARDS, overwrite=True).abort()
     assert names_in(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old-0"
+
+
+def test_a_name_that_is_no_utf8_is_brought_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    leave_staged(tmp_path, {"earlier": [name], "files": [], "shards": ["model.safetensors"]}, "old-0")
+    CheckpointWriter(tmp_path, SHARDS, overwrite=True).abort()
+    assert names_in(tmp_path) == [name]
 
 
 def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:

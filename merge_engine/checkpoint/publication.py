@@ -23,7 +23,6 @@ from merge_engine.checkpoint.durable import sync
 from merge_engine.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from merge_engine.checkpoint.output_folder import HEADS, is_inside
 from merge_engine.checkpoint.staged_files import staged_name
-from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.checkpoint.unfinished import PART_SUFFIX, STAGING, discard, drafts_in
 from merge_engine.errors import OutputError
 from merge_engine.storage.bounded import MAX_MANIFEST, read_bounded
@@ -60,8 +59,9 @@ class Publication:
         if not _exists(path):
             return None
         try:
-            names = None if path.is_symlink() else parse_json(read_bounded(path, MAX_MANIFEST))
-        except ValueError:
+            # Not parse_json: a file's name may be no UTF-8, which Python writes as halves of characters.
+            names = None if path.is_symlink() else json.loads(read_bounded(path, MAX_MANIFEST))
+        except (ValueError, RecursionError):
             names = None
         if not _is_journal(names, folder):
             raise OutputError(
@@ -107,7 +107,6 @@ class Publication:
 
         Raises ``OutputError`` if somebody has put a file where an earlier one was, and ``OSError``.
         """
-        self._staging.mkdir(exist_ok=True)
         self._send_back([self._last])
         self._send_back(name for name in self._come if name != self._last)
         self._bring_back(name for name in self._aside if name not in self._heads)

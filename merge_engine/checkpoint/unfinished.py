@@ -30,9 +30,11 @@ _DRAFTS = re.compile(rf"merge-[0-9a-f]{{32}}{re.escape(PART_SUFFIX)}")
 
 def is_unfinished(entry: Path) -> bool:
     """Whether an entry of an output folder is what an interrupted merge left there."""
-    if entry.is_dir() and not entry.is_symlink():
-        return entry.name == STAGING or _DRAFTS.fullmatch(entry.name) is not None
-    return _PART.fullmatch(entry.name) is not None
+    is_part = _PART.fullmatch(entry.name) is not None
+    if not is_part and entry.name != STAGING and not _DRAFTS.fullmatch(entry.name):
+        return False
+    is_folder = entry.is_dir() and not entry.is_symlink()
+    return is_folder != is_part
 
 
 def unfinished_files(folder: Path) -> list[str]:
