@@ -338,7 +338,11 @@ def test_a_failure_in_any_thread_stops_the_run(
     with pytest.raises(type(error)) as caught:
         setup.run_reading("cached", False, memory)
     assert caught.value is error
-    assert not setup.output.exists()
+    if method in ("add_file", "flush"):  # the weights are complete, and the next run publishes them
+        assert "1 of 1 shards are complete: the same command goes on from there" in str(error)
+        assert all(file.name.endswith(".part") for file in setup.output.iterdir())
+    else:
+        assert not setup.output.exists()
     assert_no_threads_left()
     monkeypatch.undo()
     me.run(setup.recipe(), setup.output, memory=memory)

@@ -110,3 +110,12 @@ def test_a_plan_survives_pickling(method: str, recipe: dict[str, Any]) -> None:
 
 def test_merge_shard_is_what_a_worker_needs() -> None:
     assert pickle.loads(pickle.dumps(merge_shard)) is merge_shard
+
+
+def test_a_result_survives_pickling(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe |= {"merge_method": "ties", "parameters": {"density": 0.3, "weight": 0.5}}
+    result = me.run(recipe, tmp_path / "out")
+    again = pickle.loads(pickle.dumps(result))
+    assert again.counts == result.counts and again.ledger.as_dict() == result.ledger.as_dict()
+    with again.ledger.timed(again.ledger.read, 1):
+        pass
