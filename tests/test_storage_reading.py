@@ -221,7 +221,7 @@ def test_a_run_reads_in_the_way_that_is_chosen(
         patch.setattr(reading, "available_memory", lambda: available)
         patch.setattr(Mount, "local", local)
         scheduled: list[me.Schedule] = []
-        me.run(recipe, tmp_path / "out", backend="cpu", memory=memory, on_schedule=scheduled.append)
+        me.run(plan, tmp_path / "out", backend="cpu", memory=memory, on_schedule=scheduled.append)
     [schedule] = scheduled
     assert schedule.budget.in_place == (chosen == "mapped")
     assert schedule.bytes_read == (2 if memory == "2MB" and chosen != "mapped" else 1) * 2 * NBYTES
