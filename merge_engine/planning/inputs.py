@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from merge_engine.operands import Operand
@@ -24,13 +24,17 @@ class Catalogue:
     position: int | None = None
 
     @property
-    def names(self) -> Collection[str]:
+    def names(self) -> Set[str]:
         """The names of the tensors; equality is that of sets."""
         return self.tensors.keys()
 
     def holding(self, tensors: Mapping[str, Operand]) -> Catalogue:
         """The same input with other tensors."""
         return replace(self, tensors=tensors)
+
+    def renamed(self, new: Mapping[str, str]) -> Catalogue:
+        """The same input with these names in place of others."""
+        return self.holding({new.get(name, name): operand for name, operand in self.tensors.items()})
 
 
 @dataclass(frozen=True)
