@@ -127,6 +127,16 @@ def test_layers_with_tensors_of_their_own_in_both_models_are_refused() -> None:
     assert "self_attn.qkv_proj.weight" in line
 
 
+@pytest.mark.parametrize("method", ["dare_ties"])
+def test_the_pattern_that_a_message_proposes_leaves_out_all_that_the_base_lacks(method: str) -> None:
+    """In each layer, so that no start of the names is theirs alone."""
+    biases = {f"model.layers.{i}.self_attn.q_proj.bias": torch.ones(2) for i in range(4)}
+    (line,) = problems(method, llama(0), llama(1) | biases)
+    assert 'exclude: ["model.layers.*.self_attn.q_proj.bias"]' in line
+    keys = {"exclude": ["model.layers.*.self_attn.q_proj.bias"]}
+    assert merged(method, llama(0), llama(1) | biases, tensors=keys).keys() == llama(0).keys()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_without_tensors_is_named(method: str) -> None:
     assert problems(method, llama(0), llama(1), {}) == [

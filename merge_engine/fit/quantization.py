@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -117,13 +118,18 @@ def _shown_by_tensors(checkpoint: Checkpoint) -> str | None:
 
 
 def _is_packed(checkpoint: Checkpoint) -> bool:
-    """Whether most bytes of the layers are integers. Masks, [1, 1, n, n], and indices of positions do not count."""
-    packed = rest = 0
+    """Whether most bytes of the layers are integers with scales beside them, in the same module.
+
+    Masks, [1, 1, n, n], and indices of positions do not count.
+    """
+    floats: Counter[str] = Counter()
+    packed: Counter[str] = Counter()
     for name, operand in checkpoint.tensors.items():
         if layer_of(name) is None:
             continue
+        module, _, last = name.rpartition(".")
         if operand.dtype.mergeable or operand.dtype.code == "BOOL":
-            rest += operand.stored_bytes
-        elif operand.shape[:2] != (1, 1) and not name.endswith(_INDICES):
-            packed += operand.stored_bytes
-    return packed > rest
+            floats[module] += operand.stored_bytes
+        elif operand.shape[:2] != (1, 1) and last not in _INDICES:
+            packed[module] += operand.stored_bytes
+    return sum(count for module, count in packed.items() if module in floats) > floats.total()
