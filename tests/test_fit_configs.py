@@ -293,7 +293,7 @@ def test_a_long_path_shows_the_part_that_differs() -> None:
     tuned = save_model(deep / "tuned" / "final", 1, changed(LLAMA, rope_theta=1.0))
     [line] = plan(base, tuned).warnings
     assert line == (
-        "config.json: rope_theta is 500000.0 in runs/base/final, 1.0 in runs/tuned/final; the output gets 500000.0"
+        "config.json: rope_theta is 500000.0 in base/final, 1.0 in tuned/final; the output gets 500000.0"
     )
 
 

@@ -128,7 +128,7 @@ def _refuse_architecture(
     keys = sorted(keys, key=lambda key: (key.count("."), _ARCHITECTURE.index(key.rpartition(".")[2])))
     rest = f"; also different: {', '.join(keys[_SHOWN:])}" if keys[_SHOWN:] else ""
     line = f"config.json: the architectures differ: {_said(keys[:_SHOWN], differences)}{rest}"
-    findings.misfit("architecture", line, explains_tensors=True)
+    findings.explain_tensors |= findings.misfit("architecture", line)
 
 
 def _said(keys: Sequence[str], differences: Mapping[str, list[tuple[Candidate, Any]]]) -> str:

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from merge_engine.fit import Remarks
 from merge_engine.fit.adapters import is_factor
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import is_buffer
-from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.planning.spellings import respelled
 from merge_engine.planning.ties import may_be_tied
 from merge_engine.recipe import exclude_key, layer_of, rename_key

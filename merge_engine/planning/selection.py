@@ -8,8 +8,9 @@ from fnmatch import translate
 from itertools import takewhile
 from typing import NamedTuple
 
+from merge_engine.fit import Remarks
 from merge_engine.operands import Operand
-from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.recipe import Recipe
 from merge_engine.recipe.problems import shown
 
