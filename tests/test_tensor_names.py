@@ -91,6 +91,7 @@ def test_a_mapping_is_noted(save_checkpoint: SaveCheckpoint) -> None:
         (".mlp.", "._orig_mod.mlp."),
         ("model.layers.", "model._fsdp_wrapped_module.layers._checkpoint_wrapped_module."),
         ("input_layernorm.weight", "_orig_mod.input_layernorm.weight"),
+        ("q_proj.weight", "q_proj.base_layer.weight"),
         ("LayerNorm.weight", "LayerNorm.gamma"),
         ("LayerNorm.bias", "LayerNorm.beta"),
         (".parametrizations.weight.original0", ".weight_g"),

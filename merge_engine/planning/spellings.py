@@ -8,9 +8,9 @@ from collections.abc import Collection
 from merge_engine.planning.inputs import Catalogue
 
 _WRAPPERS = re.compile(
-    r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+    r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|base_layer)\."
 )
-"""``torch.compile``, FSDP and gradient checkpointing put these before the names in each layer that they wrap."""
+"""``torch.compile``, FSDP, gradient checkpointing and PEFT put these before the names in each layer that they wrap."""
 
 _OLD = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
