@@ -122,6 +122,8 @@ def _is_packed(checkpoint: Checkpoint) -> bool:
 
     Masks, [1, 1, n, n], and indices of positions do not count.
     """
+    if all(operand.dtype.mergeable for operand in checkpoint.tensors.values()):
+        return False
     floats: Counter[str] = Counter()
     packed: Counter[str] = Counter()
     for name, operand in checkpoint.tensors.items():

@@ -162,10 +162,11 @@ def _mismatch(
     if fits and _layers_of(alone).isdisjoint(_layers_of(missing)):
         return None
     own = f" ({examples(sorted(alone))})" if alone else ""
+    others = "another" if len(missing) == 1 else f"{len(missing) or 'no'} others"
     there = f" ({examples(sorted(missing))})" if missing else ""
     return _Mismatch(
         f"{catalogue.label}: shares {shared or 'no'} names of tensors with {reference.label}, which lacks "
-        f"{len(alone) or 'none'} of its tensors{own}, and has {len(missing) or 'no'} others{there}",
+        f"{len(alone) or 'none'} of its tensors{own}, and has {others}{there}",
         "merge models of one architecture",
     )
 
