@@ -24,6 +24,14 @@ BUFFERS: dict[str, Callable[[], torch.Tensor]] = {
     "transformer.h.0.attn.causal_mask": lambda: torch.ones(1, 1, 4, 4).bool(),
     "layers.0.blocks.0.attn.relative_position_index": lambda: torch.zeros(4, 4, dtype=torch.int64),
     "model.encoder.embed_positions.weights": lambda: torch.rand(8, 4),
+    "model.decoder.embed_positions._float_tensor": lambda: torch.rand(1),
+    "rope.freqs": lambda: torch.rand(4),
+    "freqs_cis": lambda: torch.rand(8, 4),
+    "model.rotary_emb.cos": lambda: torch.rand(8, 4),
+    "encoder.layers.0.attn.rotary_emb.sin": lambda: torch.rand(8, 4),
+    "transformer.h.0.attn.embed_positions": lambda: torch.rand(8, 4),
+    "model.causal_mask": lambda: torch.ones(4, 4).triu().bool(),
+    "conformer.0.conv.batch_norm.num_batches_tracked": lambda: torch.tensor(7),
 }
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "transformer.h.0.attn.c_attn.bias": (12,),
@@ -31,6 +39,9 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "layers.0.attention.bias": (3, 3),
     "model.encoder.embed_positions.weight": (8, 4),
     "position_ids": (2, 3),
+    "attention.cos": (3,),
+    "codebook.freqs": (3,),
+    "model.causal_mask": (4, 4),
 }
 
 
@@ -81,7 +92,9 @@ def test_that_of_the_donor_is_taken(
         inputs[2][name] = other.to(torch.float16 if other.dtype.is_floating_point else torch.int32)
     elif other.ndim == 4:
         inputs[2][name] = torch.ones(1, 1, 5, 5, dtype=other.dtype)
-    elif other.ndim:
+    elif len(set(other.shape)) == 1 < other.ndim:
+        inputs[2][name] = torch.ones(5, 5, dtype=other.dtype)
+    elif other.ndim and other.numel() > 1:
         inputs[2][name] = torch.cat([other, other], -1)
     found, notes = merged(method, inputs, save_checkpoint)
     assert found[name].dtype == inputs[0][name].dtype

@@ -86,14 +86,22 @@ def test_a_base_and_an_adapter() -> None:
 def test_a_file_with_factors_is_an_adapter_whatever_its_name(style: str, names: str) -> None:
     Path("a").mkdir()
     save_file(factors(style, names), "a/model.safetensors")
-    assert problems(Path("a"), Path("a/model.safetensors")) == [
-        f"a, a/model.safetensors: a LoRA adapter, no whole model; {REMEDY}"
-    ]
+    assert problems(Path("a")) == [f"a: a LoRA adapter, no whole model; {REMEDY}"]
 
 
 def test_an_adapter_of_another_kind() -> None:
     adapter = save_adapter("a", {"ia3_l.weight": torch.ones(4)}, peft_type="IA3")
     assert problems(adapter) == [f"a: a IA3 adapter, no whole model; {REMEDY}"]
+
+
+@pytest.mark.parametrize(
+    "end", ["ia3_l", "vera_lambda_b", "oft_r.default.weight", "boft_R", "prompt_embeddings", "lora_E"]
+)
+def test_factors_of_other_kinds_are_known_without_settings(end: str) -> None:
+    Path("a").mkdir()
+    save_file({f"layers.{i}.q_proj.{end}": torch.ones(4) for i in range(2)}, "a/model.safetensors")
+    [line] = problems(Path("a"))
+    assert line == f"a: {'a LoRA' if 'lora' in end else 'an'} adapter, no whole model; {REMEDY}"
 
 
 def test_a_model_with_factors_that_are_not_merged_into_it() -> None:

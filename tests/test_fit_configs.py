@@ -108,7 +108,6 @@ def test_a_qwen_family_with_an_instruct_model() -> None:
     ("key", "value"),
     [
         ("model_type", "mistral"),
-        ("architectures", ["LlamaForSequenceClassification"]),
         ("hidden_size", 32),
         ("num_attention_heads", 4),
         ("num_key_value_heads", 1),
@@ -130,12 +129,12 @@ def test_other_architectures_are_refused_unless_allowed(key: str, value: Any) ->
 def test_one_line_for_models_that_differ_in_everything() -> None:
     base = save_model(Path("base"), 0)
     tensors = {f"transformer.{name}": tensor[:8] for name, tensor in state_dict(1).items()}
-    config = changed(QWEN, hidden_size=8, num_attention_heads=1)
+    config = changed(QWEN, hidden_size=8, num_attention_heads=1, num_key_value_heads=1)
     models = [save_model(Path(f"m{i}"), i, config, tensors=tensors, tokenizer__json=None) for i in (1, 2)]
     with pytest.raises(me.PlanError) as caught:
         plan(base, *models)
     [line] = caught.value.problems
-    assert 'model_type is "llama" in' in line and "also different: num_attention_heads" in line
+    assert 'model_type is "llama" in' in line and "also different: num_key_value_heads" in line
 
 
 def test_a_nested_config_is_compared() -> None:
@@ -152,6 +151,7 @@ def test_a_nested_config_is_compared() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
     [
+        ("architectures", ["LlamaModel"], '["LlamaModel"]'),
         ("rope_theta", 10000.0, "10000.0"),
         ("rope_scaling", None, "none"),
         ("rms_norm_eps", 1e-6, "1e-06"),
@@ -185,6 +185,23 @@ def test_rope_is_the_same_in_old_and_new_configs() -> None:
     plain = changed(LLAMA, "rope_scaling")
     default = changed(plain, "rope_theta", rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
     assert said(plain, default, Path("a")) == []
+
+
+def test_a_vision_model_is_the_same_with_and_without_a_section_for_its_language_model() -> None:
+    flat = changed(QWEN, model_type="qwen2_vl", vision_config={"depth": 2}, tie_word_embeddings=False)
+    text = changed(QWEN, "architectures", "tie_word_embeddings", model_type="qwen2_vl_text")
+    top = {key: flat[key] for key in ("model_type", "architectures", "vision_config", "tie_word_embeddings")}
+    assert said(flat, {**top, "text_config": text}, Path("a")) == []
+    assert said({**top, "text_config": text}, flat, Path("b")) == []
+    [line] = said(flat, {**top, "text_config": changed(text, rope_theta=1.0)}, Path("c"))
+    assert line == "config.json: rope_theta is 1000000.0 in base, 1.0 in tuned; the output gets 1000000.0"
+
+
+def test_null_is_a_value_where_it_switches_off() -> None:
+    capped = changed(LLAMA, final_logit_softcapping=30.0)
+    [line] = said(capped, changed(LLAMA, final_logit_softcapping=None), Path("a"))
+    assert line == "config.json: final_logit_softcapping is 30.0 in base, none in tuned; the output gets 30.0"
+    assert said(capped, LLAMA, Path("b")) == []  # older configs do not state the default
 
 
 def test_unknown_keys_give_one_line() -> None:
@@ -256,6 +273,9 @@ def test_special_tokens_and_settings_of_generation() -> None:
     )
     first, second = plan(base, tuned).warnings
     assert 'tokenizer_config.json: bos_token is "<|begin_of_text|>" in' in first and '"<s>" in' in first
+    silent = {"use_cache": True, "output_attentions": False, "top_k": 50, "num_beams": 1}
+    other = save_model(Path("silent"), 1, generation_config__json=changed(GENERATION, **silent))
+    assert plan(base, other).warnings == ()
     assert second.endswith(f"other settings in {tuned}: temperature 0.7; the output gets those of {base}")
 
 
@@ -273,7 +293,7 @@ def test_a_long_path_shows_the_part_that_differs() -> None:
     tuned = save_model(deep / "tuned" / "final", 1, changed(LLAMA, rope_theta=1.0))
     [line] = plan(base, tuned).warnings
     assert line == (
-        "config.json: rope_theta is 500000.0 in runs/base/final, 1.0 in runs/tuned/final; the output gets 500000.0"
+        "config.json: rope_theta is 500000.0 in base/final, 1.0 in tuned/final; the output gets 500000.0"
     )
 
 

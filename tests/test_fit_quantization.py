@@ -24,7 +24,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mxfp4": {"quant_method": "mxfp4"},
     "mlx 4-bit": {"group_size": 64, "bits": 4},
     "vptq": {"quant_method": "vptq"},
+    "eetq": {"quant_method": "eetq"},
+    "aqlm": {"quant_method": "aqlm"},
+    "quip 2-bit": {"quant_method": "quip", "bits": 2},
+    "exl2 3-bit": {"quant_method": "exl2", "bits": 3},
+    "exl3 4-bit": {"quant_method": "exl3", "bits": 4},
+    "torchao": {"quant_method": "torchao"},
+    "spqr": {"quant_method": "spqr"},
+    "marlin 4-bit": {"quant_method": "marlin", "bits": 4},
+    "higgs 4-bit": {"quant_method": "higgs", "bits": 4},
+    "nvfp4": {"quant_method": "nvfp4"},
 }
+NOT_NAMED_BY_TENSORS = ("vptq", "eetq", "marlin 4-bit", "higgs 4-bit")
 
 
 def packed(scheme: str) -> dict[str, torch.Tensor]:
@@ -62,6 +73,16 @@ PACKED: dict[str, dict[str, torch.Tensor]] = {
     "mxfp4": {"{}_blocks": INTEGERS.to(torch.uint8), "{}_scales": torch.zeros(8, dtype=torch.uint8)},
     "mlx 4-bit": {"{}.weight": INTEGERS.view(torch.uint32), "{}.scales": SCALES, "{}.biases": SCALES},
     "vptq": {"{}.indices": INTEGERS, "{}.centroids": SCALES},
+    "eetq": {"{}.weight": INTEGERS.to(torch.int8), "{}.weight_scales": SCALES},
+    "aqlm": {"{}.codes": INTEGERS.to(torch.int16), "{}.codebooks": SCALES, "{}.scales": SCALES},
+    "quip 2-bit": {"{}.Qidxs": INTEGERS.to(torch.int64), "{}.SU": SCALES, "{}.SV": SCALES},
+    "exl2 3-bit": {"{}.q_weight": INTEGERS, "{}.q_scale": INTEGERS, "{}.q_scale_max": SCALES},
+    "exl3 4-bit": {"{}.trellis": INTEGERS.to(torch.int16).reshape(1, 1, 64), "{}.suh": SCALES},
+    "torchao": {"{}.weight:int_data": INTEGERS.to(torch.int8), "{}.weight:scale": SCALES},
+    "spqr": {"{}.dense_weights": INTEGERS.to(torch.int64), "{}.buff0": SCALES},
+    "marlin 4-bit": {"{}.B": INTEGERS, "{}.s": SCALES},
+    "higgs 4-bit": {"{}.weight": INTEGERS.to(torch.uint8), "{}.tables": SCALES},
+    "nvfp4": {"{}.weight": INTEGERS.to(torch.uint8), "{}.weight_scale_2": SCALES[:1]},
 }
 
 
@@ -84,10 +105,11 @@ def test_one_line_names_scheme_and_model(tmp_path: Path, scheme: str) -> None:
     assert f"{tuned.name}: quantised ({scheme}), which cannot be merged or rounded; dequantise it" in line
 
 
-@pytest.mark.parametrize("scheme", [scheme for scheme in CONFIGS if scheme != "vptq"])
+@pytest.mark.parametrize("scheme", CONFIGS)
 def test_the_tensors_alone_show_the_scheme(tmp_path: Path, scheme: str) -> None:
     model = save(tmp_path / "model", scheme, config=False)
-    with pytest.raises(me.PlanError, match=rf"quantised \({scheme.split()[0]}"):
+    named = "weights of integers" if scheme in NOT_NAMED_BY_TENSORS else scheme.split()[0]
+    with pytest.raises(me.PlanError, match=rf"quantised \({named}"):
         me.plan(passthrough(model, dtype="float16"))
 
 
@@ -157,6 +179,10 @@ def test_buffers_of_integers_are_no_quantisation(tmp_path: Path) -> None:
         "model.position_ids": torch.arange(64).reshape(1, 64),
         "h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
         "mask": torch.ones(8, 8, dtype=torch.bool),
+        "layers.0.relative_position_index": torch.zeros(512, 512, dtype=torch.int64),
+        "layers.0.bn.num_batches_tracked": torch.tensor(7),
+        "h.1.attn.bias": torch.ones(1, 1, 512, 512, dtype=torch.uint8),
+        "layers.0.mask": torch.ones(512, 512, dtype=torch.bool),
     }
     models = [save_model(tmp_path / f"m{i}", i, tensors=state_dict(i) | extra) for i in range(2)]
     assert plan(*models).warnings == ()

@@ -183,7 +183,24 @@ def test_a_sentencepiece_model_is_compared_byte_for_byte() -> None:
 )
 def test_a_malformed_tokenizer_is_named_and_passes(broken: str) -> None:
     [line] = warned(broken)
-    assert line == "tokenizer: that of tuned or base is malformed; not compared with the other models"
+    where = Path("tuned") / "tokenizer.json"
+    assert line == f"{where}: a malformed tokenizer; not compared with the other models"
+
+
+def test_a_malformed_tokenizer_of_the_base_is_named_once() -> None:
+    base = save_model(Path("base"), 0, tokenizer__json="{")
+    tuned = [save_model(Path(f"m{i}"), i) for i in (1, 2)]
+    assert plan(base, *tuned).warnings == (
+        "base/tokenizer.json: a malformed tokenizer; not compared with the other models",
+    )
+
+
+@pytest.mark.parametrize("key", ["ignore_merges", "byte_fallback", "unk_token", "continuing_subword_prefix"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_settings_of_the_model_that_cut_otherwise(key: str, indent: int | None) -> None:
+    [line] = warned(tokenizer(indent, **{key: "word" if "_t" in key or "_s" in key else True}))
+    assert line.endswith(f"{key} differ")
+    assert warned_again(tokenizer(indent, **{key: None})) == []  # as if it were not given
 
 
 def test_a_pipe_is_not_waited_for() -> None:

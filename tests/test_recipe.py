@@ -182,6 +182,11 @@ def test_keys_of_mergekit_that_are_not_supported_yet(key: str) -> None:
     assert problems(minimal(**{key: "x"})) == [f'"{key}" is not supported yet']
 
 
+def test_a_key_that_says_what_is_done_anyway_is_ignored() -> None:
+    assert load_recipe(minimal(tokenizer_source="base")).ignored == ("tokenizer_source",)
+    assert problems(minimal(tokenizer_source=["base"])) == ['"tokenizer_source" is not supported yet']
+
+
 def test_a_recipe_of_slices_is_not_told_that_models_are_missing() -> None:
     assert problems("merge_method: passthrough\nslices: []") == ['"slices" is not supported yet']
 

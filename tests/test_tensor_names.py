@@ -84,6 +84,68 @@ def test_a_mapping_is_noted(save_checkpoint: SaveCheckpoint) -> None:
     assert result.tensors is not None and result.tensors.keys() == llama(0).keys()
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (".mlp.", "._orig_mod.mlp."),
+        ("model.layers.", "model._fsdp_wrapped_module.layers._checkpoint_wrapped_module."),
+        ("input_layernorm.weight", "_orig_mod.input_layernorm.weight"),
+        ("q_proj.weight", "q_proj.base_layer.weight"),
+        ("LayerNorm.weight", "LayerNorm.gamma"),
+        ("LayerNorm.bias", "LayerNorm.beta"),
+        (".parametrizations.weight.original0", ".weight_g"),
+        (".parametrizations.weight.original1", ".weight_v"),
+    ],
+)
+def test_names_that_are_spelled_otherwise_are_one(method: str, here: str, there: str) -> None:
+    more = (
+        *("embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"),
+        *("conv.parametrizations.weight.original0", "conv.parametrizations.weight.original1"),
+    )
+    states = [llama(i) | {name: torch.full((2,), i + 1.0) for name in more} for i in range(3)]
+    other = {name.replace(here, there): tensor for name, tensor in states[2].items()}
+    expected = merged(method, *states)
+    assert other.keys() != states[2].keys()
+    assert same(merged(method, *states[:2], other), expected)
+    old = [{name.replace(here, there): tensor for name, tensor in state.items()} for state in states]
+    assert same(merged(method, *old[:2], states[2]), merged(method, *old))
+
+
+def test_two_spellings_in_one_model_are_two_tensors() -> None:
+    odd = llama(1) | {"model.LayerNorm.gamma": torch.ones(2), "model.LayerNorm.weight": torch.ones(2)}
+    (line,) = problems("dare_ties", llama(0) | {"model.LayerNorm.weight": torch.ones(2)}, odd)
+    assert line.startswith("model.LayerNorm.gamma: in model 0, but not in the base model")
+
+
+def test_layers_with_tensors_of_their_own_in_both_models_are_refused() -> None:
+    """As fused and separate projections: each model would lack a part of the union."""
+    other = {name.replace("q_proj", "qkv_proj"): tensor for name, tensor in llama(1).items()}
+    (line,) = problems("linear", llama(0), other)
+    assert "self_attn.qkv_proj.weight" in line and "allow: [names]" in line
+    assert merged("linear", llama(0), other, allow=["names"]).keys() == llama(0).keys() | other.keys()
+    (line,) = problems("dare_ties", llama(0), other)
+    assert "self_attn.qkv_proj.weight" in line
+
+
+@pytest.mark.parametrize("method", ["dare_ties"])
+def test_the_pattern_that_a_message_proposes_leaves_out_all_that_the_base_lacks(method: str) -> None:
+    """In each layer, so that no start of the names is theirs alone."""
+    biases = {f"model.layers.{i}.self_attn.q_proj.bias": torch.ones(2) for i in range(4)}
+    (line,) = problems(method, llama(0), llama(1) | biases)
+    assert 'exclude: ["model.layers.*.self_attn.q_proj.bias"]' in line
+    keys = {"exclude": ["model.layers.*.self_attn.q_proj.bias"]}
+    assert merged(method, llama(0), llama(1) | biases, tensors=keys).keys() == llama(0).keys()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_without_tensors_is_named(method: str) -> None:
+    assert problems(method, llama(0), llama(1), {}) == [
+        f"model {1 + (method == 'linear')}: holds no tensors to merge; name another model"
+    ]
+    assert "holds no tensors to merge" in problems(method, {}, llama(1))[0]
+
+
 def vision_and_text(seed: int) -> State:
     text = {name.replace("model.", "model.language_model."): t for name, t in llama(seed).items()}
     return text | {f"model.visual.blocks.{i}.up.weight": torch.ones(2) for i in range(40)}

@@ -17,7 +17,10 @@ _SIDE_FILES = [
 _NEVER_READ = [
     *("consolidated*.safetensors", "*/*.bin", "[!0-9]*/*.safetensors", "[0-9][!_]*/*.safetensors"),
 ]
-_HUB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
+_HUB_ADDRESS = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:models/)?([\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/([\w.-]+))?"
+)
 
 
 def locate(path: str, revision: str | None) -> Path:
@@ -44,7 +47,7 @@ def locate(path: str, revision: str | None) -> Path:
                 f"{shown}: a revision ({shortened(revision)}) is given, but this is a local path; remove it"
             )
         return local
-    if "://" in path:
+    if "://" in path or _HUB_ADDRESS.match(path):
         raise CheckpointError(
             f"{shown}: an address, not a folder or a name on the hub; {_instead_of_address(path)}"
         )
@@ -63,7 +66,8 @@ def _instead_of_address(address: str) -> str:
     if address.startswith("file://"):
         return f"write {shortened(address.removeprefix('file://'))}"
     found = _HUB_ADDRESS.match(address)
-    return f"write {found[1]}" if found else "download the model and name its folder"
+    revision = f"@{found[2]}" if found and found[2] not in (None, "main") else ""
+    return f"write {found[1]}{revision}" if found else "download the model and name its folder"
 
 
 def _suggestion(local: Path) -> str:

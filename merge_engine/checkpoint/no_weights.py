@@ -22,6 +22,7 @@ _OTHER_FORMATS = {
 }
 _CONVERT = "is not supported; convert it to safetensors, or name a model that has them"
 _META = re.compile(r"consolidated\.\d+\.pth")
+_DEEPSPEED = re.compile(r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_\w*states\.pt")
 _CACHE_FOLDER = re.compile(r"models--(.+)")
 
 
@@ -41,16 +42,21 @@ def which_of(files: Sequence[str]) -> str:
     return f"it holds {some(files)} and no index; name the file to read, not the folder"
 
 
-def why_no_weights(folder: Path, files: Sequence[str]) -> str:
+def why_no_weights(folder: Path, files: list[str]) -> str:
     """What a folder without weights is instead, and the way out. ``files`` are the names of its files."""
     if snapshots := _folders(folder / "snapshots"):
-        found = _CACHE_FOLDER.fullmatch(folder.name)
-        hub_name = f", or write {found[1].replace('--', '/', 1)}" if found else ""
+        hub_name = f", or write {_hub_name(folder.name)}" if _CACHE_FOLDER.fullmatch(folder.name) else ""
         paths = [f"snapshots/{name}" for name in snapshots]
         return f"a folder of the hub's cache, not a model; name one of its snapshots, {some(paths)}{hub_name}"
     others = [name for name in files if Path(name).suffix.lower() in _OTHER_FORMATS]
     if others:
         return f"it holds {some(others)}: {_OTHER_FORMATS[Path(others[0]).suffix.lower()]} {_CONVERT}"
+    if cached := [name for name in _folders(folder) if _CACHE_FOLDER.fullmatch(name)]:
+        return f"the hub's cache, not a model; write the name of one in it, such as {_hub_name(cached[0])}"
+    if any(name.endswith(".distcp") for name in files + _files_below(folder)):
+        return "a checkpoint of FSDP in parts; join them first (accelerate merge-weights) and name the result"
+    if any(_DEEPSPEED.fullmatch(name) for name in files + _files_below(folder)):
+        return "a checkpoint of DeepSpeed in parts; join them first (its zero_to_fp32.py) and name the result"
     inner = [name for name in _folders(folder) if _holds_weights(folder / name)]
     if inner:
         return f"no weights in it, but in its subfolder {some(inner)}; name the one that is meant"
@@ -64,6 +70,15 @@ def why_no_weights(folder: Path, files: Sequence[str]) -> str:
 
 def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def _files_below(folder: Path) -> list[str]:
+    """The names of the files in its subfolders."""
+    return [entry.name for name in _folders(folder) for entry in (folder / name).iterdir()]
+
+
+def _hub_name(cached: str) -> str:
+    return cached.removeprefix("models--").replace("--", "/", 1)
 
 
 def _holds_weights(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from merge_engine.methods import Task
 from merge_engine.observe.digests import Digests
 from merge_engine.observe.ledger import Ledger
 from merge_engine.operands import Access, Operand
+from merge_engine.recipe import exclude_key
 from merge_engine.storage import PAGE, allocate
 
 ELEMENTS = 32 * SUM_BLOCK
@@ -55,6 +56,6 @@ def differing(task: Task, one: str, other: str) -> PlanError:
     return PlanError(
         [
             f"{task.name}: {task.out} tensors cannot be merged and must be the same in all inputs, but {other} "
-            f"differs from {one}"
+            f"differs from {one}; to merge without it, add {exclude_key(task.name)} to the recipe"
         ]
     )

@@ -13,7 +13,7 @@ from merge_engine.fit.adapters import check_adapters
 from merge_engine.fit.candidate import Candidate, short_labels
 from merge_engine.fit.configs import check_configs
 from merge_engine.fit.dtypes import check_dtypes
-from merge_engine.fit.findings import Findings
+from merge_engine.fit.findings import Findings, Remarks
 from merge_engine.fit.generation import check_generation
 from merge_engine.fit.identical import check_identical, idle_models
 from merge_engine.fit.quantization import check_quantization
@@ -22,7 +22,7 @@ from merge_engine.fit.unused import unused_settings
 from merge_engine.recipe import Recipe
 from merge_engine.text import printable
 
-__all__ = ["Findings", "examine", "idle_models", "unused_settings"]
+__all__ = ["Findings", "Remarks", "examine", "idle_models", "unused_settings"]
 
 
 def examine(
@@ -32,7 +32,7 @@ def examine(
 
     Of the tensors, it reads at most 16 MiB, or a few hundred short pieces. Raises ``CheckpointError`` if it cannot.
     """
-    findings = Findings(recipe.allow)
+    findings = Findings(allowed=recipe.allow)
     names = {model.file_ids: str(recipe.models[i].model) for i, model in models.items()}
     if recipe.base_model is not None:
         names[donor.file_ids] = str(recipe.base_model)

@@ -9,9 +9,11 @@ from merge_engine.fit.candidate import Candidate, labels
 from merge_engine.fit.findings import Findings
 
 _FACTOR = re.compile(
-    r"(^|[._])(lora_(A|B|up|down|embedding_A|embedding_B|magnitude_vector)|hada_w\d_[ab]|lokr_w\d(_[ab])?)([._]|$)"
+    r"(^|[._])(lora_(A|B|E|up|down|embedding_A|embedding_B|magnitude_vector)|hada_(w\d_[ab]|t\d)"
+    r"|lokr_(w\d(_[ab])?|t2)|vera_lambda_[bd]|ia3_l|b?oft_[rRsS]|prompt_embeddings)([._]|$)"
 )
-_MARKS = ("lora_", "hada_", "lokr_")
+_LORA = ("lora_", "hada_", "lokr_")
+_MARKS = (*_LORA, "vera_", "ia3_", "oft_", "prompt_")
 _SETTINGS = "adapter_config.json"
 _REMEDY = "merge it into its base first (PEFT: merge_and_unload) and name the result"
 
@@ -21,7 +23,7 @@ def check_adapters(inputs: Sequence[Candidate], findings: Findings) -> None:
     alone: dict[str, list[Candidate]] = {}
     beside = []
     for each in inputs:
-        factors = sum(map(_is_factor, each.checkpoint.tensors))
+        factors = sum(map(is_factor, each.checkpoint.tensors))
         if _is_adapter_file(each) or (factors and 2 * factors >= len(each.checkpoint.tensors)):
             alone.setdefault(_described(each), []).append(each)
         elif factors:
@@ -36,7 +38,8 @@ def check_adapters(inputs: Sequence[Candidate], findings: Findings) -> None:
     findings.explain_tensors |= bool(alone or beside)
 
 
-def _is_factor(name: str) -> bool:
+def is_factor(name: str) -> bool:
+    """Whether a tensor of this name is part of an adapter."""
     # The look for marks saves most of the time: few models hold any.
     return any(mark in name for mark in _MARKS) and _FACTOR.search(name) is not None
 
@@ -50,5 +53,9 @@ def _described(candidate: Candidate) -> str:
     settings = candidate.settings(_SETTINGS) or {}
     kind = settings.get("peft_type")
     base = settings.get("base_model_name_or_path")
-    name = {"LORA": "LoRA", None: "LoRA"}.get(kind, kind) if isinstance(kind, str | None) else "LoRA"
-    return f"a {name} adapter" + (f" of {base}" if base and isinstance(base, str) else "")
+    if not isinstance(kind, str):
+        kind = (
+            "LORA" if any(mark in name for name in candidate.checkpoint.tensors for mark in _LORA) else None
+        )
+    name = "a LoRA adapter" if kind == "LORA" else f"a {kind} adapter" if kind else "an adapter"
+    return name + (f" of {base}" if base and isinstance(base, str) else "")

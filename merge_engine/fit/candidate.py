@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from merge_engine.checkpoint import Checkpoint, read_settings
 from merge_engine.errors import CheckpointError
 from merge_engine.fit.findings import Findings
 from merge_engine.storage.bounded import MAX_CONFIG, MAX_TOKENIZER, read_bounded
+from merge_engine.text import without_common_folder
 
 _LONG = 40
 """Labels up to this many characters are shown as the user wrote them."""
@@ -66,14 +67,10 @@ class Candidate:
 
 
 def short_labels(names: Sequence[str]) -> list[str]:
-    """The names for messages: as they are or, if one is long, without the folders that all begin with but the last."""
+    """The names for messages: as they are or, if one is long, without the folders that all begin with."""
     if len(set(names)) < 2 or all(len(name) <= _LONG for name in names):
         return list(names)
-    parts = [PurePath(name).parts for name in names]
-    shared = 0
-    while all(len(p) > shared + 2 and p[: shared + 2] == parts[0][: shared + 2] for p in parts):
-        shared += 1
-    return [str(PurePath(*p[shared:])) for p in parts]
+    return without_common_folder(names)
 
 
 def shown(value: Any) -> str:

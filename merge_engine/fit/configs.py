@@ -11,7 +11,7 @@ from merge_engine.recipe import layer_of
 from merge_engine.text import some
 
 _ARCHITECTURE = (
-    *("model_type", "architectures", "is_encoder_decoder"),
+    *("model_type", "is_encoder_decoder"),
     *("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "word_embed_proj_dim"),
     *(
         "num_attention_heads",
@@ -40,10 +40,10 @@ _ARCHITECTURE = (
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 
 _COMPUTATION = (
+    "architectures",
     *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "max_position_embeddings"),
     *("n_positions", "sliding_window", "layer_types", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
     *(
-        "layer_norm_epsilon",
         "norm_eps",
         "hidden_act",
         "hidden_activation",
@@ -56,6 +56,10 @@ _COMPUTATION = (
 """Keys that change what a model computes with the same tensors. Each that differs gets a line."""
 
 _TIED = "tie_word_embeddings"
+_TEXT = "text_config"
+_NULLS = ("attn_logit_softcapping", "final_logit_softcapping")
+"""Keys of which null is a value of its own. Elsewhere it stands for the default, as if the key were not given."""
+
 _SILENT = frozenset(
     (
         *(
@@ -124,7 +128,7 @@ def _refuse_architecture(
     keys = sorted(keys, key=lambda key: (key.count("."), _ARCHITECTURE.index(key.rpartition(".")[2])))
     rest = f"; also different: {', '.join(keys[_SHOWN:])}" if keys[_SHOWN:] else ""
     line = f"config.json: the architectures differ: {_said(keys[:_SHOWN], differences)}{rest}"
-    findings.misfit("architecture", line, explains_tensors=True)
+    findings.explain_tensors |= findings.misfit("architecture", line)
 
 
 def _said(keys: Sequence[str], differences: Mapping[str, list[tuple[Candidate, Any]]]) -> str:
@@ -148,8 +152,9 @@ def _differences(inputs: Sequence[Candidate]) -> Iterator[tuple[str, list[tuple[
     compared: newer versions of transformers write more keys than older ones.
     """
     sections: dict[str, list[tuple[Candidate, dict[str, Any]]]] = {}
+    flat = any(each.config and not isinstance(each.config.get(_TEXT), dict) for each in inputs)
     for each in inputs:
-        for path, section in _sections(each.config):
+        for path, section in _sections(_flattened(each.config) if flat else each.config):
             sections.setdefault(path, []).append((each, section))
     for path, those in sections.items():
         for key in dict.fromkeys(key for _, section in those for key in section):
@@ -164,13 +169,19 @@ def _differences(inputs: Sequence[Candidate]) -> Iterator[tuple[str, list[tuple[
                 yield f"{path}.{key}" if path else key, values
 
 
+def _flattened(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the section of its language model at the top, where older versions of transformers wrote it."""
+    text = config.get(_TEXT)
+    return {**text, **config, _TEXT: None} if isinstance(text, dict) else config
+
+
 def _sections(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """The config and its nested ones, such as ``text_config``, each with its path."""
     plain = {}
     for key, value in config.items():
         if isinstance(value, dict) and key.endswith("_config") and key not in _SILENT:
             yield from _sections(value, f"{path}.{key}" if path else key)
-        elif value is not None:
+        elif value is not None or key in _NULLS:
             plain[key] = value
     yield path, _as_written_by_all(plain)
 

@@ -11,7 +11,32 @@ from merge_engine.fit.findings import Findings
 from merge_engine.text import some
 
 _GENERATION = "generation_config.json"
-_NOT_COMPARED = ("transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+_NOT_COMPARED = (
+    *("transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "use_cache"),
+    *(
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "output_logits",
+        "return_dict_in_generate",
+    ),
+)
+_DEFAULTS = {
+    "do_sample": False,
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+}
+"""What transformers takes for a setting that is not given. Some versions write these values, others do not."""
 _SPECIAL = (
     "bos_token",
     "unk_token",
@@ -123,7 +148,7 @@ def _compare_settings(donor: Candidate, models: Sequence[Candidate], findings: F
     differing: dict[tuple[str, ...], list[Candidate]] = {}
     for each in models:
         theirs = _settings_of(each) or {}
-        keys = tuple(key for key in theirs if theirs[key] != (own or {}).get(key))
+        keys = tuple(key for key in theirs if theirs[key] != (own or {}).get(key, _DEFAULTS.get(key)))
         if keys:
             differing.setdefault(keys, []).append(each)
     for keys, those in differing.items():

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merge_engine.checkpoint import Checkpoint
 from merge_engine.fit.candidate import Candidate, labels
 from merge_engine.fit.findings import Findings
-from merge_engine.recipe import Recipe
+from merge_engine.recipe import Recipe, layer_of
 
 _KEYS = ("quantization_config", "quantization", "compression_config")
-_PACKED = ("U8", "I8", "I16", "U16", "I32", "U32", "F4")
+_PACKED = frozenset(("U8", "I8", "U16", "I16", "U32", "I32", "F4"))
+_FORMATS = {
+    "SCB": "bitsandbytes 8-bit",
+    "weight_packed": "compressed-tensors",
+    "W_q": "hqq",
+    "weight_scale_2": "nvfp4",
+    "weight_scale_inv": "fp8",
+    "q_weight": "exl2",
+    "trellis": "exl3",
+    "codebooks": "aqlm",
+    "Qidxs": "quip",
+    "dense_weights": "spqr",
+    "weight:int_data": "torchao",
+}
+"""Formats by the last part of the name of a tensor that no other format has."""
+
+_INDICES = ("position_ids", "token_type_ids", "relative_position_index")
 
 
 def check_quantization(recipe: Recipe, inputs: Sequence[Candidate], findings: Findings) -> None:
@@ -47,8 +64,6 @@ def quantization_of(checkpoint: Checkpoint) -> str | None:
     """The scheme in which the tensors are quantised, in words; None if they are not, whatever the config says."""
     shown = _shown_by_tensors(checkpoint)
     declared = _declared(checkpoint.config)
-    if shown is None and declared is not None and _holds_packed(checkpoint):
-        shown = declared
     if shown is None or declared is None or shown.startswith("bitsandbytes"):  # which names say more of
         return shown
     return declared
@@ -78,37 +93,45 @@ def _declared(config: Mapping[str, Any]) -> str | None:
 
 def _shown_by_tensors(checkpoint: Checkpoint) -> str | None:
     """The scheme that the names of the tensors show: what each format calls its packed weights and scales."""
-    last = {name.rpartition(".")[2] for name in checkpoint.tensors}
-    codes = {operand.dtype.code for operand in checkpoint.tensors.values()}
+    tensors = checkpoint.tensors
+    last = {name.rpartition(".")[2] for name in tensors}
+    codes = {operand.dtype.code for operand in tensors.values()}
     if "absmax" in last or any(name.startswith("bitsandbytes__") for name in last):
         kinds = sorted(
             name.removeprefix("bitsandbytes__") for name in last if name.startswith("bitsandbytes__")
         )
         return "bitsandbytes 4-bit" + (f" {', '.join(kinds)}" if kinds else "")
-    if "SCB" in last:
-        return "bitsandbytes 8-bit"
     if "qweight" in last:
         return "gptq" if "g_idx" in last else "awq" if "qzeros" in last else "packed qweight"
-    if "weight_packed" in last:
-        return "compressed-tensors"
-    if "W_q" in last:
-        return "hqq"
+    if formats := sorted(last & _FORMATS.keys()):
+        return _FORMATS[formats[0]]
     if "scales" in last and "U32" in codes:
         return "mlx"
     if "_data" in last and "_scale" in last:
         return "quanto"
     if "U8" in codes and any(name.endswith("_blocks") for name in last):
         return "mxfp4"
-    if "weight_scale_inv" in last:
+    weights = {operand.dtype.code for name, operand in tensors.items() if name.endswith(".weight")}
+    if any(code.startswith("F8_") for code in weights):
         return "fp8"
-    if "weight_scale" in last and ("I8" in codes or "U8" in codes):
-        return "compressed-tensors"
-    weights = (operand for name, operand in checkpoint.tensors.items() if name.endswith(".weight"))
-    return "fp8" if any(operand.dtype.code.startswith("F8_") for operand in weights) else None
+    return "weights of integers" if weights & _PACKED or _is_packed(checkpoint) else None
 
 
-def _holds_packed(checkpoint: Checkpoint) -> bool:
-    """Whether there are matrices of integers. Buffers such as masks are few and have other types or shapes."""
-    return any(
-        operand.dtype.code in _PACKED and len(operand.shape) == 2 for operand in checkpoint.tensors.values()
-    )
+def _is_packed(checkpoint: Checkpoint) -> bool:
+    """Whether most bytes of the layers are integers with scales beside them, in the same module.
+
+    Masks, [1, 1, n, n], and indices of positions do not count.
+    """
+    if all(operand.dtype.mergeable for operand in checkpoint.tensors.values()):
+        return False
+    floats: Counter[str] = Counter()
+    packed: Counter[str] = Counter()
+    for name, operand in checkpoint.tensors.items():
+        if layer_of(name) is None:
+            continue
+        module, _, last = name.rpartition(".")
+        if operand.dtype.mergeable or operand.dtype.code == "BOOL":
+            floats[module] += operand.stored_bytes
+        elif operand.shape[:2] != (1, 1) and last not in _INDICES:
+            packed[module] += operand.stored_bytes
+    return sum(count for module, count in packed.items() if module in floats) > floats.total()

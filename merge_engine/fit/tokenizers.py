@@ -110,7 +110,20 @@ def _differences(donor: Candidate, models: Sequence[Candidate]) -> Iterator[tupl
                 parsed = parsed or parse(*own)
                 yield model, difference(parsed, parse(*theirs))
             except _MALFORMED:
-                model.not_compared(f"tokenizer: that of {model.label} or {donor.label} is malformed")
+                broken = [each for each, raw in ((donor, own), (model, theirs)) if not _is_whole(parse, raw)]
+                for each in broken or [model]:
+                    each.not_compared(f"{each.path(names[0])}: a malformed tokenizer")
+                if any(each is donor for each in broken):
+                    return
+
+
+def _is_whole(parse: Callable[..., Vocabulary], files: Sequence[bytes]) -> bool:
+    try:
+        found = parse(*files)
+        found.ids, found.merges  # noqa: B018, they are parsed on first use
+    except _MALFORMED:
+        return False
+    return True
 
 
 def _read(candidate: Candidate, names: Sequence[str]) -> list[bytes] | None:

@@ -20,7 +20,8 @@ _END = {b"[": b"\n    ]", b"{": b"\n    }"}
 """The end of a member of the model: all that is inside is indented further, and a text has no line ends."""
 
 _CUTTING = ("normalizer", "pre_tokenizer")
-"""What cuts a text into tokens besides the merges, in a tokenizer.json."""
+_CUTTING_IN_MODEL = ("ignore_merges", "byte_fallback", "unk_token", "continuing_subword_prefix")
+"""What cuts a text into tokens besides the merges, in a tokenizer.json and its member ``model``."""
 
 
 class Change(NamedTuple):
@@ -176,6 +177,8 @@ def difference(one: Vocabulary, other: Vocabulary) -> Difference:
             moved.append(Change(i, lost[i], token))
     splits = [] if moved or one.same_merges(other) else ["merges"]
     splits += [part for part in _CUTTING if not _alike(one.rest.get(part), other.rest.get(part))]
+    here, there = one.rest.get("model", {}), other.rest.get("model", {})
+    splits += [key for key in _CUTTING_IN_MODEL if (here.get(key) or None) != (there.get(key) or None)]
     return Difference(moved, renamed, more, splits)
 
 

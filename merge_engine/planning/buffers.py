@@ -37,26 +37,39 @@ def _mask_of_attention(name: str, operand: Operand) -> bool:
     return name.endswith(("attn.bias", "attention.bias")) and _mask(name, operand)
 
 
+def _causal_mask(name: str, operand: Operand) -> bool:
+    return _mask(name, operand) or (not operand.dtype.mergeable and len(set(operand.shape)) == 1)
+
+
 def _scalar(name: str, operand: Operand) -> bool:
     return operand.shape in ((), (1,))
 
 
-def _sinusoids(name: str, operand: Operand) -> bool:
-    return name.endswith("embed_positions.weights")
+def _after(*owners: str) -> _Rule:
+    """The parts of the name before the last end so."""
+    return lambda name, operand: name.rpartition(".")[0].endswith(owners)
 
 
 _RULES: dict[str, _Rule] = {
     "inv_freq": _any_shape,  # rotary embeddings
     "original_inv_freq": _any_shape,
+    "ref_inv_freq": _any_shape,
     "cos_cached": _any_shape,
     "sin_cached": _any_shape,
+    "freqs_cis": _any_shape,
+    "cos": _after("rotary_emb"),
+    "sin": _after("rotary_emb"),
+    "freqs": _after("rotary_emb", "rope"),  # Llama as Meta stores it
     "position_ids": _line_of_integers,  # BERT, CLIP
     "token_type_ids": _line_of_integers,
     "bias": _mask_of_attention,  # GPT-2, GPT-Neo, GPT-NeoX
-    "causal_mask": _mask,  # GPT-J, CodeGen
+    "causal_mask": _causal_mask,  # GPT-J, CodeGen; Llama in transformers 4.38
     "masked_bias": _scalar,
     "relative_position_index": _integers,  # Swin, BEiT
-    "weights": _sinusoids,  # M2M100, speech models
+    "embed_positions": _after("attn", "attention"),  # GPT-J, CodeGen
+    "weights": _after("embed_positions"),  # M2M100, speech models
+    "_float_tensor": _scalar,  # M2M100 in fairseq
+    "num_batches_tracked": _integers,  # batch normalisation: no loader needs it, and it counts another training
 }
 """By the last part of the name. docs/recipes.md has this list in words."""
 

@@ -1,12 +1,11 @@
-"""What a plan is made from: the tensors of each input by name, and the messages about them."""
+"""What a plan is made from: the tensors of each input by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from merge_engine.operands import Operand
-from merge_engine.recipe import Misfit
 from merge_engine.text import some
 
 
@@ -24,13 +23,17 @@ class Catalogue:
     position: int | None = None
 
     @property
-    def names(self) -> Collection[str]:
+    def names(self) -> Set[str]:
         """The names of the tensors; equality is that of sets."""
         return self.tensors.keys()
 
     def holding(self, tensors: Mapping[str, Operand]) -> Catalogue:
         """The same input with other tensors."""
         return replace(self, tensors=tensors)
+
+    def renamed(self, new: Mapping[str, str]) -> Catalogue:
+        """The same input with these names in place of others."""
+        return self.holding({new.get(name, name): operand for name, operand in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -66,28 +69,6 @@ class Inputs:
             {i: once(model) for i, model in self.models.items()},
             None if self.reference is None else once(self.reference),
         )
-
-
-@dataclass
-class Remarks:
-    """Messages about inputs, one line for each cause.
-
-    ``problems`` prevent the merge, ``warnings`` say what may be wrong, and ``notes`` what was done. ``allowed`` are
-    the kinds of misfits that the recipe allows.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    allowed: Collection[Misfit] = ()
-
-    def misfit(self, kind: Misfit, line: str, way_out: str = "") -> None:
-        """A problem, with a way out before the key that allows it; a warning if the recipe allows this kind."""
-        if kind in self.allowed:
-            self.warnings.append(line)
-        else:
-            ways = f"{way_out}; " if way_out else ""
-            self.problems.append(f'{line}; {ways}if this is meant, add "allow: [{kind}]" to the recipe')
 
 
 def examples(names: Sequence[str]) -> str:

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from merge_engine.fit import Remarks
+from merge_engine.fit.adapters import is_factor
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import is_buffer
-from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.planning.inputs import Catalogue, Inputs, examples
+from merge_engine.planning.spellings import respelled
 from merge_engine.planning.ties import may_be_tied
 from merge_engine.recipe import exclude_key, layer_of, rename_key
 
@@ -39,7 +42,6 @@ _HEADS = frozenset(
 )
 """Parts of the names of heads: another task gives the same model another head."""
 
-_ADAPTER = (".lora_A", ".lora_B", ".lora_embedding_", ".lora_magnitude_vector", ".hada_w", ".lokr_w")
 _MOST_RENAMES = 4  # entries of the key that a message proposes, or a few more
 _SAMPLE = 64  # names that vote on a prefix
 
@@ -67,29 +69,39 @@ def match_names(inputs: Inputs, remarks: Remarks) -> Inputs:
     """The inputs under the names of the reference.
 
     A model is mapped, with a note, if its names become those of the reference, but for heads and buffers, when one
-    prefix is removed from them or put before them.
+    prefix is removed from them or put before them; and where it spells names otherwise (see ``spellings``).
     """
     reference = inputs.reference
 
     def matched(catalogue: Catalogue) -> Catalogue:
         if reference is None or catalogue is reference or catalogue.names == reference.names:
             return catalogue
-        extra, lacking = _difference(catalogue, reference)
-        prefix = _prefix(extra, lacking)
-        if prefix is None or (prefix.old and prefix.new):
-            return catalogue
-        mapped = prefix.applied(extra, set(lacking))
-        new = set(mapped.values())
-        if _essential(extra - mapped.keys(), catalogue) or _essential(lacking - new, reference):
-            return catalogue
-        if 2 * len(new) < len(catalogue.tensors) or new & catalogue.tensors.keys():
-            return catalogue
-        remarks.notes.append(
-            f"{catalogue.label}: tensors get the names that they have in {reference.label}: {prefix}"
-        )
-        return catalogue.holding({mapped.get(name, name): held for name, held in catalogue.tensors.items()})
+        told = f"{catalogue.label}: tensors get the names that they have in {reference.label}: "
+        if found := _by_prefix(catalogue, reference):
+            remarks.notes.append(told + str(found[0]))
+            return catalogue.renamed(found[1])
+        if new := respelled(catalogue, reference):
+            old = min(new)
+            remarks.notes.append(f"{told}{len(new)} are spelled otherwise, such as {new[old]} for {old}")
+            return catalogue.renamed(new)
+        return catalogue
 
     return inputs.map(matched)
+
+
+def _by_prefix(catalogue: Catalogue, reference: Catalogue) -> tuple[_Prefix, dict[str, str]] | None:
+    """The prefix that makes the names of a model those of the reference, and the new names by the old ones."""
+    extra, lacking = _difference(catalogue, reference)
+    prefix = _prefix(extra, lacking)
+    if prefix is None or (prefix.old and prefix.new):
+        return None
+    mapped = prefix.applied(extra, set(lacking))
+    new = set(mapped.values())
+    if _essential(extra - mapped.keys(), catalogue) or _essential(lacking - new, reference):
+        return None
+    if 2 * len(new) < len(catalogue.tensors) or new & catalogue.tensors.keys():
+        return None
+    return prefix, mapped
 
 
 def examine_names(inputs: Inputs, remarks: Remarks) -> set[str]:
@@ -100,6 +112,10 @@ def examine_names(inputs: Inputs, remarks: Remarks) -> set[str]:
     others = [catalogue for catalogue in inputs.others() if catalogue.names != reference.names]
     if not others:
         return set()
+    empty = [catalogue for catalogue in [reference, *others] if not catalogue.tensors]
+    if empty:
+        remarks.problems += [f"{each.label}: holds no tensors to merge; name another model" for each in empty]
+        return {name for catalogue in [reference, *others] for name in catalogue.names}
     explained = _examine_layers([reference, *others], inputs.base is not None, remarks)
     for catalogue in others:
         extra, lacking = _difference(catalogue, reference)
@@ -125,7 +141,7 @@ def _mismatch(
     catalogue: Catalogue, reference: Catalogue, alone: set[str], missing: set[str]
 ) -> _Mismatch | None:
     """The message for a model with these names of its own, which lacks those of the reference; None if it fits."""
-    adapters = sorted(name for name in alone if any(part in name for part in _ADAPTER))
+    adapters = sorted(filter(is_factor, alone))
     if 2 * len(adapters) > len(alone):
         return _Mismatch(
             f"{catalogue.label}: holds {len(adapters)} tensors of an adapter ({examples(adapters)})",
@@ -143,15 +159,21 @@ def _mismatch(
             f"{reference.label} if they began with {starts}{others}",
             f"if they are the same, add {rename_key(renames)} to the model's entry",
         )
-    if fits:
+    if fits and _layers_of(alone).isdisjoint(_layers_of(missing)):
         return None
     own = f" ({examples(sorted(alone))})" if alone else ""
+    others = "another" if len(missing) == 1 else f"{len(missing) or 'no'} others"
     there = f" ({examples(sorted(missing))})" if missing else ""
     return _Mismatch(
         f"{catalogue.label}: shares {shared or 'no'} names of tensors with {reference.label}, which lacks "
-        f"{len(alone)} of its tensors{own}, and has {len(missing)} others{there}",
+        f"{len(alone) or 'none'} of its tensors{own}, and has {others}{there}",
         "merge models of one architecture",
     )
+
+
+def _layers_of(names: Iterable[str]) -> set[tuple[str, int]]:
+    """The layers in which these tensors are. If both models have some of their own there, the layers are others."""
+    return {place[:2] for place in map(layer_of, names) if place is not None}
 
 
 def _examine_layers(catalogues: Sequence[Catalogue], has_base: bool, remarks: Remarks) -> set[str]:

@@ -8,8 +8,9 @@ from fnmatch import translate
 from itertools import takewhile
 from typing import NamedTuple
 
+from merge_engine.fit import Remarks
 from merge_engine.operands import Operand
-from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.recipe import Recipe
 from merge_engine.recipe.problems import shown
 
@@ -106,9 +107,12 @@ def _matching(pattern: str, names: Iterable[str]) -> Iterator[str]:
 
 def pattern_for(names: Sequence[str], others: Iterable[str]) -> str:
     """A pattern for a message, which leaves out all of ``names`` and none of the others, or else the first name."""
-    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    alike = takewhile(lambda column: len(set(column)) == 1, columns)
-    start = "".join(f"{column[0]}." for column in alike)
-    if len(names) == 1 or not start or any(other.startswith(start) for other in others):
-        return names[0]
-    return f"{start}*"
+    parts = [name.split(".") for name in names]
+    alike = ["*" if len(set(column)) > 1 else column[0] for column in zip(*parts, strict=False)]
+    patterns = [".".join([*takewhile("*".__ne__, alike[:-1]), "*"])]
+    if len({len(each) for each in parts}) == 1:
+        patterns.append(".".join(alike))
+    for pattern in patterns:
+        if len(names) > 1 and pattern != "*" and not any(_matching(pattern, others)):
+            return pattern
+    return names[0]

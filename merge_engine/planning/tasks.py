@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merge_engine.dtypes import promote
+from merge_engine.fit import Remarks
 from merge_engine.methods import Action, Method, Task
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import Buffers
-from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.planning.names import examine_names, match_names
 from merge_engine.planning.selection import Selection, pattern_for
 from merge_engine.planning.shapes import Disagreements

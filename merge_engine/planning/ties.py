@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from merge_engine.fit import Remarks
 from merge_engine.operands import same_bytes
-from merge_engine.planning.inputs import Catalogue, Inputs, Remarks, examples
+from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.recipe import layer_of
 
 EMBEDDINGS = (

@@ -38,6 +38,8 @@ _DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 HARMLESS = ("int8_mask", "name")
 """Keys that published recipes have at the top level. No method's result depends on them, so they are ignored."""
 
+_TOKENIZER = "tokenizer_source"
+
 Misfit = Literal["architecture", "layers", "names", "quantization", "tokenizer"]
 """A kind of misfit between the inputs: it is refused unless the recipe allows it."""
 
@@ -90,6 +92,8 @@ class Recipe(BaseModel):
         if not isinstance(raw, dict):
             return cls.model_validate(raw)
         ignored = tuple(key for key in HARMLESS if key in raw)
+        if raw.get(_TOKENIZER) == "base":  # which the output always gets
+            ignored += (_TOKENIZER,)
         recipe = cls.model_validate({key: value for key, value in raw.items() if key not in ignored})
         recipe._ignored = ignored
         return recipe

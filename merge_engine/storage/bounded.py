@@ -42,7 +42,9 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 def broken_link(path: Path) -> OSError:
     """The error for a link to a file that does not exist."""
-    return OSError(errno.ENOLINK, f"a broken link to {path.readlink()}", str(path))
+    return OSError(
+        errno.ENOLINK, f"a broken link to {path.readlink()}; put the file there or remove the link", str(path)
+    )
 
 
 def _check(found: os.stat_result, path: Path, limit: int) -> None:
