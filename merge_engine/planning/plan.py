@@ -26,6 +26,7 @@ from merge_engine.errors import CheckpointError, PlanError
 from merge_engine.fit import examine, unused_settings
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.inputs import Catalogue
+from merge_engine.planning.loadable import check_loadable
 from merge_engine.planning.tasks import make_tasks
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.storage import File
@@ -122,7 +123,8 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
     findings = examine(recipe, base, models, donor)
     problems = findings.problems + ([] if findings.explain_tensors else planned.problems)
-    warnings = [*findings.warnings, *planned.warnings]
+    loadable = check_loadable([task.name for task in tasks], donor.tensors, donor.config)
+    warnings = [*findings.warnings, *planned.warnings, *loadable]
     if output is not None:
         try:
             warnings += find_side_files(donor.path).warnings
