@@ -183,7 +183,7 @@ def test_a_sentencepiece_model_is_compared_byte_for_byte() -> None:
 )
 def test_a_malformed_tokenizer_is_named_and_passes(broken: str) -> None:
     [line] = warned(broken)
-    assert line == "tokenizer: that of tuned or base is malformed; not compared with the other models"
+    assert line == "tokenizer: that of tuned is malformed; not compared with the other models"
 
 
 def test_a_pipe_is_not_waited_for() -> None:
@@ -191,7 +191,7 @@ def test_a_pipe_is_not_waited_for() -> None:
     os.mkfifo(tuned / "tokenizer.json")
     start = time.monotonic()
     [line] = plan(base, tuned).warnings
-    assert "not a regular file; not compared" in line
+    assert "not a regular file; " in line and "; not compared" in line
     assert time.monotonic() - start < 10
 
 

@@ -110,7 +110,23 @@ def _differences(donor: Candidate, models: Sequence[Candidate]) -> Iterator[tupl
                 parsed = parsed or parse(*own)
                 yield model, difference(parsed, parse(*theirs))
             except _MALFORMED:
-                model.not_compared(f"tokenizer: that of {model.label} or {donor.label} is malformed")
+                broken = [
+                    each.label
+                    for each, files in ((donor, own), (model, theirs))
+                    if not _well_formed(parse, files)
+                ]
+                named = " and ".join(broken) or f"{model.label} or {donor.label}"
+                model.not_compared(f"tokenizer: that of {named} is malformed")
+
+
+def _well_formed(parse: Callable[..., Vocabulary], files: Sequence[bytes]) -> bool:
+    """Whether all of a tokenizer can be parsed, of which a comparison looks at no more than it needs."""
+    try:
+        found = parse(*files)
+        {*found.ids.values(), *found.added.values(), *found.merges}
+    except _MALFORMED:
+        return False
+    return True
 
 
 def _read(candidate: Candidate, names: Sequence[str]) -> list[bytes] | None:
