@@ -128,10 +128,12 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
         with path.open("rb") as file:
             file_size = os.fstat(file.fileno()).st_size
             prefix = file.read(_LENGTH_BYTES)
-            if len(prefix) < _LENGTH_BYTES:
-                raise CheckpointError(f"{path}: only {file_size} bytes, too short for a safetensors file")
             start = prefix + file.read(START_BYTES - _LENGTH_BYTES)
             check_kind(path, start)
+            if len(prefix) < _LENGTH_BYTES:
+                raise CheckpointError(
+                    f"{path}: only {file_size} bytes, too short for a safetensors file; download it again"
+                )
             if start.startswith(b"PK\x03\x04") and not start.startswith(b"{", _LENGTH_BYTES):
                 raise CheckpointError(
                     f"{path}: a zip archive, not safetensors; torch's archives are named .bin"
@@ -141,7 +143,7 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
             if length > MAX_HEADER:
                 raise CheckpointError(
                     f"{path}: claims a header of {length} bytes, more than the {MAX_HEADER} allowed; "
-                    "no safetensors file, or damaged"
+                    "no safetensors file, or damaged; download it again"
                 )
             if _LENGTH_BYTES + length > file_size:
                 raise CheckpointError(
