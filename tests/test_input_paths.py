@@ -15,6 +15,7 @@ import merge_engine
 from merge_engine.checkpoint import locate, open_checkpoint
 from merge_engine.errors import CheckpointError, MergeError
 from merge_engine.recipe import ModelReference, load_recipe
+from merge_engine.text import printable
 
 SaveCheckpoint = Callable[..., Path]
 A = torch.arange(24, dtype=torch.float32).reshape(4, 6)
@@ -134,7 +135,7 @@ def test_web_addresses(address: str, instead: str) -> None:
 def test_names_that_no_file_can_have(path: str) -> None:
     message = refused(path)
     if len(path) < 10:
-        assert message == f"{path}: no folder or file has such a name"
+        assert message == f"{printable(path)}: no folder or file has such a name"
     else:
         assert message.startswith(f"{path[:300]}...: ")
 
