@@ -17,9 +17,17 @@ def path_of(name: str, value: object) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise OptionError(f"{name}: must be a path, not {reprlib.repr(value)}")
     path = os.fspath(value)
-    if not isinstance(path, str) or "\0" in path or not path:
+    if not isinstance(path, str) or "\0" in path or not path or not _is_file_name(path):
         raise OptionError(f"{name}: must be a path, not {reprlib.repr(path)}")
     return Path(path)
+
+
+def _is_file_name(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
 
 
 def switch_of(name: str, value: object) -> bool:

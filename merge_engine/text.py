@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 
 _SHOWN = 5
 _LONGEST = 300
+_LONGEST_VALUE = 80
 
 
 def printable(text: str) -> str:
@@ -71,3 +74,42 @@ def shortened(path: object) -> str:
     """A path as text, cut off if it is longer than any that is in use."""
     text = str(path)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def shown(value: object) -> str:
+    """A value of a JSON or YAML file for a message: short, on one line, as such a file has it."""
+    if isinstance(value, str):
+        return json.dumps(_clipped(value), ensure_ascii=not value.isprintable())
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return _clipped(_SHORT.repr(value))
+
+
+class _Short(reprlib.Repr):
+    """Texts of nested values. Aliases can nest a short recipe so deeply that even the first few values are many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+
+    def repr_str(self, x: str, level: int) -> str:
+        return shown(x)
+
+    def repr_bool(self, x: bool, level: int) -> str:
+        return shown(x)
+
+    def repr_NoneType(self, x: None, level: int) -> str:
+        return shown(x)
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # too many digits for Python to write
+            return _clipped(hex(x))
+
+
+_SHORT = _Short()
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "..."

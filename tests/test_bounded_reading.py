@@ -61,10 +61,10 @@ def sparse(path: Path) -> None:
 
 
 NO_FILES: dict[Callable[[Path], None], str] = {
-    fifo: "a pipe, socket or device, not a regular file",
-    link_to_fifo: "a pipe, socket or device, not a regular file",
-    endless: "a pipe, socket or device, not a regular file",
-    listening: "a pipe, socket or device, not a regular file",
+    fifo: "a pipe, socket or device, not a regular file; copy what it holds into one",
+    link_to_fifo: "a pipe, socket or device, not a regular file; copy what it holds into one",
+    endless: "a pipe, socket or device, not a regular file; copy what it holds into one",
+    listening: "a pipe, socket or device, not a regular file; copy what it holds into one",
     folder: "a folder, not a file",
     broken_link: "a broken link to nowhere",
     link_in_a_circle: "Too many levels of symbolic links",
@@ -176,6 +176,16 @@ def test_settings_that_cannot_be_written_again(text: str, reason: str, tmp_path:
         open_checkpoint(with_config(tmp_path, text))
     assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model.safetensors"])
+def test_more_values_than_memory_should_hold(name: str, tmp_path: Path) -> None:
+    text = b'{"a":[' + b"[]," * 5_000_000 + b"[]]}"
+    if name == "model.safetensors":
+        text = len(text).to_bytes(8, "little") + text
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(CheckpointError, match="it holds more than 5,000,000 values; download it again"):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("text", [r'{"a": "\ud83d\ude00"}', r'{"a": "\\ud800"}', '{"a": 1, "a": 2}'])

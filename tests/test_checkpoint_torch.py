@@ -131,7 +131,7 @@ def test_malicious_pickle_is_refused_and_not_run(zipped: bool, tmp_path: Path) -
 def broken_files() -> dict[str, tuple[object, str]]:
     return {
         "empty": (b"", "cannot be read as a torch checkpoint"),
-        "text": (b"not a checkpoint", "refused: damaged"),
+        "text": (b"not a checkpoint", "a text, not the weights"),
         "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
         "wrong reference": (b"\x80\x02h\x07.", "cannot be read as a torch checkpoint|refused"),
         "torn zip": (b"PK\x03\x04" + bytes(100), "cannot be read as a torch checkpoint"),
@@ -164,7 +164,7 @@ def test_whatever_garbage_raises(error: Exception, tmp_path: Path, monkeypatch: 
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    (tmp_path / "pytorch_model.bin").write_bytes(b"garbage")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80garbage")
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(CheckpointError, match=r"cannot be read as a torch checkpoint: \S"):
         open_checkpoint(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,22 @@ def test_bad_input_is_one_line_and_no_output(
     assert expected in shown.err
     assert shown.err.count("\n") == 1 and shown.err.startswith("error: ")
     assert not out.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_recipe_without_permission_is_no_wrong_option(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe.chmod(0)
+    assert call(monkeypatch, "plan", recipe) == 1
+    assert "cannot read the recipe: Permission denied" in capsys.readouterr().err
+
+
+def test_a_wrong_number_is_named_without_words_of_a_library(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(monkeypatch, "plan", recipe, "--threads", "x") == 2
+    assert "'--threads': must be a valid integer; " in capsys.readouterr().err
 
 
 def test_importing_needs_no_torch() -> None:

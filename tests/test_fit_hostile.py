@@ -12,6 +12,7 @@ import pytest
 from families import GENERATION, LLAMA, TOKENIZER, TOKENIZER_CONFIG, save_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_attacks import within
 from test_fit_configs import plan
 
 import merge_engine as me
@@ -53,6 +54,18 @@ def changed(draw: st.DrawFn, document: Any) -> Any:
     if isinstance(document, list) and document and draw(st.booleans()):
         return [changed(draw, document[0]), *document[1:]]
     return draw(VALUES)
+
+
+def test_many_settings_take_little_time(folders: Path) -> None:
+    file = folders / "tuned" / "generation_config.json"
+    before = file.read_text()
+    file.write_text(json.dumps({f"k{i}": i for i in range(300_000)}))
+    try:
+        with within(30):
+            warnings = plan(folders / "base", folders / "tuned").warnings
+    finally:
+        file.write_text(before)
+    assert any("and 299995 more" in line for line in warnings)
 
 
 @given(st.data())

@@ -208,7 +208,7 @@ def test_a_pipe_is_not_waited_for() -> None:
     os.mkfifo(tuned / "tokenizer.json")
     start = time.monotonic()
     [line] = plan(base, tuned).warnings
-    assert "not a regular file; not compared" in line
+    assert "not a regular file; " in line and "; not compared" in line
     assert time.monotonic() - start < 10
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import save_model
+from test_attacks import within
 
 import merge_engine as me
 
@@ -57,6 +58,17 @@ def test_an_entry_behind_one_for_all_tensors() -> None:
     assert warned({"weight": 1.0, "density": given}) == (
         "parameters.density[1].value: never used, because an entry before it is for all tensors; move it up",
     )
+
+
+def test_many_unused_entries_are_few_lines_and_take_little_time() -> None:
+    given = [*({"filter": f"x{i}", "value": 0.1} for i in range(20_000)), {"value": 0.5}]
+    names = {"exclude": [f"x{i}" for i in range(2000)], "rename": {f"y{i}": "" for i in range(2000)}}
+    recipe = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}], "tensors": names}
+    with within(30):
+        lines = me.plan({**recipe, "parameters": {"weight": given}}).warnings
+    assert len(lines) == 12
+    assert "parameters.weight: 19,995 more entries change nothing" in lines
+    assert "tensors: 3,995 more entries fit no tensor's name" in lines
 
 
 def test_a_gradient_without_layers() -> None:

@@ -1,4 +1,4 @@
-"""Damaged and hostile files at random: the engine merges them or raises one clear ``MergeError``, and nothing else.
+"""Damaged and hostile files at random: the commands merge them or end with clear lines, and nothing else.
 
 Half of the files are valid ones with changed bytes, half are made of the right words in the wrong places. CI tries a
 few hundred; ``MERGE_ENGINE_FUZZ=100000 pytest tests/test_fuzz.py`` tries as many for each kind of file.
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from conftest import SaveCheckpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_attacks import within
+from safetensors.torch import load_file
+from test_attacks import COMMANDS, within
+from test_terminal import assert_harmless, call
 
-import merge_engine as me
-
-EXAMPLES = int(os.environ.get("MERGE_ENGINE_FUZZ", 150))
+EXAMPLES = int(os.environ.get("MERGE_ENGINE_FUZZ", 80))
 SECONDS = 10
 fuzzed = settings(
     max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -88,6 +90,7 @@ TOKENIZER = {
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]},
     "added_tokens": [{"id": 2, "content": "<s>", "special": True}],
 }
+INDEX_FILE = "other/model.safetensors.index.json"
 INDEX = {"metadata": {"total_size": 8}, "weight_map": {"w": "part.safetensors"}}
 RECIPE = """\
 merge_method: ties
@@ -101,55 +104,77 @@ seed: 3
 tensors: {exclude: [b], rename: {"x.": ""}}
 allow: [layers]
 """
-MANY = {
-    "header": (
+Make = Callable[[Any], bytes]
+
+
+class Kind(NamedTuple):
+    """A kind of file: its place, the bytes of a valid one, and how to make one of JSON values with some ``keys``.
+
+    Without ``valid``, the one that is there is valid. Without ``make``, none are made.
+    """
+
+    place: str
+    valid: bytes | None
+    make: Make | None = None
+    keys: Sequence[str] = ()
+
+
+def settings_file(place: str, content: dict[str, Any]) -> Kind:
+    def make(document: Any) -> bytes:
+        return encoded({**content, **document} if isinstance(document, dict) else document)
+
+    return Kind(place, encoded(content), make, list(content))
+
+
+KINDS = {
+    "header": Kind(
         "other/model.safetensors",
         header({"w": ENTRY}),
-        lambda d: header(d),
+        header,
         ["w", "v", "__metadata__", "dtype", "shape", "data_offsets"],
     ),
-    "entry": (
+    "entry": Kind(
         "other/model.safetensors",
         header({"w": ENTRY}),
-        lambda d: header({"w": d if not isinstance(d, dict) else {**ENTRY, **d}}),
+        lambda d: header({"w": {**ENTRY, **d} if isinstance(d, dict) else d}),
         ["dtype", "shape", "data_offsets"],
     ),
-    "index": ("other/model.safetensors.index.json", encoded(INDEX), encoded, ["metadata", "weight_map", "w"]),
-    "weight map": (
-        "other/model.safetensors.index.json",
-        encoded(INDEX),
-        lambda d: encoded({"weight_map": d}),
-        ["w", "v"],
+    "index": Kind(INDEX_FILE, encoded(INDEX), encoded, ["metadata", "weight_map", "w"]),
+    "weight map": Kind(INDEX_FILE, encoded(INDEX), lambda d: encoded({"weight_map": d}), ["w", "v"]),
+    "pickle": Kind("other/pytorch_model.bin", None),
+    "config": settings_file("other/config.json", CONFIG),
+    "tokenizer": settings_file("other/tokenizer.json", TOKENIZER),
+    "generation": settings_file(
+        "other/generation_config.json", {"eos_token_id": [1, 2], "temperature": 0.5, "_from": "x"}
     ),
-    "config": (
-        "other/config.json",
-        encoded(CONFIG),
-        lambda d: encoded({**CONFIG, **d} if isinstance(d, dict) else d),
-        list(CONFIG),
+    "tokens": settings_file(
+        "other/tokenizer_config.json",
+        {"bos_token": {"content": "<s>"}, "chat_template": "x", "auto_map": {"AutoTokenizer": ["a.B", None]}},
     ),
-    "tokenizer": (
-        "other/tokenizer.json",
-        encoded(TOKENIZER),
-        lambda d: encoded({**TOKENIZER, **d} if isinstance(d, dict) else d),
-        ["model", "vocab", "merges", "added_tokens", "id", "content"],
+    "adapter": settings_file(
+        "other/adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "x", "r": 8}
     ),
-    "recipe": (
+    "donor's config": settings_file("good/config.json", CONFIG),
+    "modules": Kind(
+        "good/modules.json",
+        encoded([{"idx": 0, "path": "1_Pooling", "type": "a.B"}]),
+        lambda d: encoded(d if isinstance(d, list) else [d]),
+        ["idx", "name", "path", "type"],
+    ),
+    "recipe": Kind(
         "recipe.yaml",
         RECIPE.encode(),
         encoded,
         [
-            "merge_method",
-            "models",
-            "model",
-            "parameters",
-            "weight",
-            "base_model",
-            "tensors",
-            "exclude",
-            "rename",
-            "allow",
-            "dtype",
+            *("merge_method", "models", "model", "parameters", "weight", "base_model"),
+            *("tensors", "exclude", "rename", "allow", "dtype"),
         ],
+    ),
+    "manifest": Kind(
+        "earlier/merge_manifest.json",
+        None,
+        encoded,
+        ["format", "recipe", "digest", "inputs", "tensors", "shards", "files", "counts", "notes"],
     ),
 }
 
@@ -165,20 +190,31 @@ def folder(save_checkpoint: SaveCheckpoint, tmp_path: Path, monkeypatch: pytest.
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_random_files(kind: str, folder: Path) -> None:
-    place, valid, write, keys = MANY[kind]
-    if "index" in place:
-        Path("other/model.safetensors").rename("other/part.safetensors")
+    place, valid, make, keys = KINDS[kind]
+    weights = Path("other/model.safetensors")
+    if place == INDEX_FILE:
+        weights.rename("other/part.safetensors")
+    elif place.endswith(".bin"):
+        torch.save(load_file(weights), place)
+        weights.unlink()
+    elif kind == "manifest":
+        assert call("run", "recipe.yaml", "earlier").code == 0
+    valid = Path(place).read_bytes() if valid is None else valid
+    files = damaged(valid) if make is None else damaged(valid) | documents(keys).map(make)
 
     @fuzzed
-    @given(documents(keys).map(write) | damaged(valid))
+    @given(files)
     def merge(data: bytes) -> None:
-        Path(place).write_bytes(data)
-        with within(SECONDS):
-            try:
-                me.run(Path("recipe.yaml"), device="cpu")
-            except me.MergeError as error:
-                assert all(line.isprintable() and line for line in str(error).split("\n")), ascii(str(error))
+        for command in COMMANDS.get(f"{kind}s", (("run", "recipe.yaml", "out"),)):
+            Path(place).write_bytes(data)
+            with within(SECONDS):
+                said = call(*command, *(("--device", "cpu") if command[0] == "run" else ()))
+            if command[0] == "verify" and not said.err:  # it prints what it finds
+                said = said._replace(code=0)
+            assert_harmless(said)
+            assert Path("out").exists() is (said.code == 0 and "out" in command)
+            shutil.rmtree("out", ignore_errors=True)
 
     merge()

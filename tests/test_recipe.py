@@ -237,7 +237,7 @@ def test_refused_keys_and_values(keys: dict[str, object], line: str) -> None:
         ([0.5, {"value": 1}], "mixes maps with plain values; write each entry as {filter: ..., value: ...}"),
         ({"filter": "mlp"}, 'a map needs the key "value"'),
         ({"filter": 3, "value": 1}, ".filter: must be text, not 3; put it in quotes"),
-        ({"value": {"value": 1}}, ".value: must be a number, true, false or text, not {'value': 1}"),
+        ({"value": {"value": 1}}, '.value: must be a number, true, false or text, not {"value": 1}'),
         ({"value": []}, ".value: is an empty list; give one value or leave the key out"),
         ([{"value": 1}, {"fliter": "x", "value": 1}], '[1]: unknown key "fliter"; did you mean "filter"?'),
         ([{"value": [1, None]}], "[0].value[1]: must be a number, true, false or text, not null"),
@@ -278,7 +278,7 @@ def test_all_problems_are_reported_at_once_each_with_the_file(tmp_path: Path) ->
         ("a: 1\n---\nb: 2", "holds 2 YAML documents; several recipes in one file are not supported yet"),
         ("# nothing: here", "the recipe is empty"),
         ("- a\n- b", "the recipe must be a map of keys to values"),
-        ("a: !!python/name:os.system", "line 1, column 4: could not determine a constructor"),
+        ("a: !!python/name:os.system", "line 1, column 4: no such tag in a recipe"),
         ("a: \x00", "not valid YAML: unacceptable character #x0000"),
         ("a: 2024-99-99", 'line 1, column 4: "2024-99-99" is no timestamp; write it as text, in quotes'),
         ("a: " + "[" * 5_000, "not a recipe: nested too deeply"),
@@ -339,7 +339,7 @@ def test_to_yaml_keeps_odd_text(name: str) -> None:
 
 
 def test_numbers_of_numpy_become_plain() -> None:
-    recipe = load_recipe(minimal(parameters={"weight": [np.float64(0.5), 1]}))
+    recipe = load_recipe(minimal(parameters={"weight": [np.float32(0.5), np.int64(1)]}))
     assert load_recipe(recipe.to_yaml()) == recipe
 
 

@@ -309,13 +309,15 @@ def test_threads_have_a_limit(threads: Any) -> None:
         me.run(nowhere, threads=threads)
 
 
-@pytest.mark.parametrize("output", [b"x", 3, object(), "a\0b", "", []])
+@pytest.mark.parametrize("output", [b"x", 3, None, object(), "a\0b", "\ud800", "", []])
 def test_an_output_is_a_path(output: Any, models: dict[str, Path]) -> None:
     for call in (me.run, me.plan):
+        if output is not None:  # None merges into memory
+            with pytest.raises(me.OptionError, match="output: must be a path, not "):
+                call(recipe(models), output)
+    for read in (me.write_report, me.verify):
         with pytest.raises(me.OptionError, match="output: must be a path, not "):
-            call(recipe(models), output)
-    with pytest.raises(me.OptionError, match="output: must be a path, not "):
-        me.write_report(output)
+            read(output)
 
 
 @pytest.mark.parametrize("option", ["backend", "device"])

@@ -393,6 +393,25 @@ def test_any_encoding_will_do(setting: Setting, environment: dict[str, str]) -> 
     assert done.returncode == 1 and done.stderr.startswith(b"error: ") and done.stderr.isascii()
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "10"])
+def test_a_table_needs_some_width(setting: Setting, columns: str) -> None:
+    shown = setting.shell("plan recipe.yaml", COLUMNS=columns).stdout.decode()
+    assert "merge_method" in shown or "linear" in shown
+
+
+def test_nothing_beside_the_models_is_imported(setting: Setting) -> None:
+    for name in ("yaml", "rich", "typer", "pydantic", "torch", "evil"):
+        (setting.folder / f"{name}.py").write_text("open('pwned', 'w')")
+    package = setting.folder / "evil-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[merge_engine.methods]\nevil = evil:Method\n")
+    assert setting.shell("run recipe.yaml out").returncode == 0 and setting.merged
+    (setting.folder / "evil.yaml").write_text("merge_method: evil\nmodels: [{model: a}]\n")
+    assert b"there is no method" in setting.shell("plan evil.yaml").stderr
+    assert not (setting.folder / "pwned").exists()
+
+
 def test_no_home_and_no_account(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -328,6 +328,7 @@ def large(out: Path) -> None:
     [
         (lambda out: (out / MANIFEST).unlink(), "holds no merge_manifest.json"),
         (lambda out: shutil.rmtree(out), "there is no such folder"),
+        (lambda out: (shutil.rmtree(out), out.write_text("")), "there is no such folder"),
         (lambda out: (out / MANIFEST).rename(out / "model.safetensors.part"), "an unfinished merge"),
         (lambda out: (out / MANIFEST).write_text("[" * 10**6), "nested too deeply|no valid JSON"),
         (lambda out: (out / MANIFEST).write_bytes(b"\xff"), "no valid JSON"),
@@ -337,7 +338,10 @@ def large(out: Path) -> None:
             change_manifest(lambda m: m.update(format=2)),
             "has format 2, and this version",
         ),
-        (change_manifest(lambda m: m.update(tensors=[])), "not the manifest of a merge: 'tensors'"),
+        (
+            change_manifest(lambda m: m.update(tensors=[])),
+            "not the manifest of a merge: tensors: must be a map",
+        ),
         (change_manifest(lambda m: m["tensors"]["small"].update(digest="0" * 32)), "the manifest is damaged"),
         (
             change_manifest(lambda m: m["tensors"]["large"]["blocks"].reverse()),

@@ -21,6 +21,7 @@ from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.dtypes import BY_CODE, DType
 from merge_engine.errors import CheckpointError, OutputError
 from merge_engine.storage import PAGE
+from merge_engine.text import shown
 
 MAX_HEADER = 100_000_000
 _LENGTH_BYTES = 8
@@ -78,12 +79,12 @@ def read_header(path: Path) -> Header:
     raw, file_size = _read_raw(path)
     if not raw.startswith(b"{"):
         raise CheckpointError(
-            f"{path}: the header starts with {raw[:1]!r}, not with '{{'; no safetensors file"
+            f"{path}: its header does not start with '{{': no safetensors file, or damaged; download it again"
         )
     try:
         entries = parse_json(raw)
     except ValueError as error:
-        raise CheckpointError(f"{path}: the header is no valid JSON: {error}") from None
+        raise CheckpointError(f"{path}: the header is no valid JSON: {error}; download it again") from None
     assert isinstance(entries, dict)  # it starts with {
     metadata = _checked_metadata(path, entries.pop("__metadata__", None))
     data_start = _LENGTH_BYTES + len(raw)
@@ -127,15 +128,22 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
         with path.open("rb") as file:
             file_size = os.fstat(file.fileno()).st_size
             prefix = file.read(_LENGTH_BYTES)
+            start = prefix + file.read(START_BYTES - _LENGTH_BYTES)
+            check_kind(path, start)
             if len(prefix) < _LENGTH_BYTES:
-                raise CheckpointError(f"{path}: only {file_size} bytes, too short for a safetensors file")
-            check_kind(path, prefix + file.read(START_BYTES - _LENGTH_BYTES))
+                raise CheckpointError(
+                    f"{path}: only {file_size} bytes, too short for a safetensors file; download it again"
+                )
+            if start.startswith(b"PK\x03\x04") and not start.startswith(b"{", _LENGTH_BYTES):
+                raise CheckpointError(
+                    f"{path}: a zip archive, not safetensors; torch's archives are named .bin"
+                )
             file.seek(_LENGTH_BYTES)
             length = int.from_bytes(prefix, "little")
             if length > MAX_HEADER:
                 raise CheckpointError(
                     f"{path}: claims a header of {length} bytes, more than the {MAX_HEADER} allowed; "
-                    "no safetensors file, or damaged"
+                    "no safetensors file, or damaged; download it again"
                 )
             if _LENGTH_BYTES + length > file_size:
                 raise CheckpointError(
@@ -157,7 +165,7 @@ def _checked_metadata(path: Path, metadata: object) -> dict[str, str]:
         raise CheckpointError(f"{path}: __metadata__ is not an object of strings")
     for key, value in metadata.items():
         if not isinstance(value, str):
-            raise CheckpointError(f"{path}: __metadata__ key {key!r} holds {value!r:.60}, not a string")
+            raise CheckpointError(f"{path}: __metadata__ key {key!r:.100} holds {shown(value)}, not a text")
     return metadata
 
 
@@ -172,15 +180,15 @@ def _checked_tensor(path: Path, name: str, entry: object, data_start: int) -> Te
 def _checked_entry(entry: object) -> tuple[DType, tuple[int, ...], int, int]:
     """Dtype, shape, and the positions in the data of the first byte and after the last. Raises ``ValueError``."""
     if not isinstance(entry, dict):
-        raise ValueError(f"is {entry!r:.60}, not an object with dtype, shape and data_offsets")
+        raise ValueError(f"is {shown(entry)}, not an object with dtype, shape and data_offsets")
     code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise ValueError(f"unknown dtype {code!r:.60}; known are {', '.join(BY_CODE)}")
+        raise ValueError(f"unknown dtype {shown(code)}; known are {', '.join(BY_CODE)}")
     if not _are_natural(shape):
-        raise ValueError(f"shape {shape!r:.60} is not a list of sizes from 0 to 2^63 - 1")
+        raise ValueError(f"shape {shown(shape)} is not a list of sizes from 0 to 2^63 - 1")
     if not _are_natural(offsets) or len(offsets) != 2:
-        raise ValueError(f"data_offsets {offsets!r:.60} are not two positions in the file")
+        raise ValueError(f"data_offsets {shown(offsets)} are not two positions in the file")
     begin, end = offsets
     if begin > end:
         raise ValueError(f"data_offsets {offsets} are reversed")
@@ -188,13 +196,13 @@ def _checked_entry(entry: object) -> tuple[DType, tuple[int, ...], int, int]:
     for size in shape:
         count *= size
         if count > _MAX_COUNT:  # checked at each step: the product of a hostile shape takes minutes
-            raise ValueError(f"shape {shape!r:.60} has more than 2^63 - 1 elements")
+            raise ValueError(f"shape {shown(shape)} has more than 2^63 - 1 elements")
     nbytes, stray_bits = divmod(count * dtype.bits, 8)
     if stray_bits:
         raise ValueError(f"{count} elements of {dtype.code} do not fill whole bytes")
     if nbytes != end - begin:
         raise ValueError(
-            f"shape {shape!r:.60} of {dtype.code} is {nbytes} bytes, but data_offsets {offsets} hold {end - begin}"
+            f"shape {shown(shape)} of {dtype.code} is {nbytes} bytes, but data_offsets {offsets} hold {end - begin}"
         )
     return dtype, tuple(shape), begin, end
 

@@ -18,7 +18,7 @@ from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.checkpoint.unfinished import unfinished_files
 from merge_engine.errors import CheckpointError
 from merge_engine.storage.bounded import MAX_INDEX, broken_link, read_bounded
-from merge_engine.text import some
+from merge_engine.text import shown, some
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -71,7 +71,11 @@ def _find_weights(path: Path) -> WeightFiles:
             raise CheckpointError(f"{path}: {why_no_weight_file(path)}")
         return WeightFiles(path, path.parent, (path,))
     if not path.is_dir():
-        what = "a pipe, socket or device" if path.exists() else "no such file or folder"
+        what = (
+            "a pipe, socket or device; name a folder or a weight file"
+            if path.exists()
+            else "no such file or folder"
+        )
         raise CheckpointError(f"{path}: {what}")
     if found := _standard(path, SINGLE_FILE, INDEX_FILE, ".safetensors"):
         return found
@@ -130,13 +134,15 @@ def _indexed(folder: Path, index: Path, suffix: str) -> WeightFiles:
     except OSError as error:
         raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointError(f"{index}: no valid JSON: {error}") from None
+        raise CheckpointError(f"{index}: no valid JSON: {error}; download it again") from None
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str):
-            raise CheckpointError(f"{index}: weight_map has {file_name!r:.60} for {name!r}, not a file name")
+            raise CheckpointError(
+                f"{index}: weight_map has {shown(file_name)} for {name!r:.100}, not a file name"
+            )
     names = sorted(set(weight_map.values()))
     for file_name in names:
         if "/" in file_name or "\\" in file_name or "\0" in file_name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
 from merge_engine.errors import CheckpointError
@@ -23,6 +24,7 @@ _KINDS = (
     (b"GGUF", "a GGUF file; convert it to safetensors"),
     (b"\x89HDF", "a file of Keras (HDF5); convert it to safetensors"),
 )
+_TEXT = frozenset(string.printable.encode())
 
 
 def check_kind(path: Path, start: bytes) -> None:
@@ -30,3 +32,5 @@ def check_kind(path: Path, start: bytes) -> None:
     for first, what in _KINDS:
         if start.startswith(first[:START_BYTES]):
             raise CheckpointError(f"{path}: {what}")
+    if start and _TEXT.issuperset(start):  # "Access denied", {"error": ...}
+        raise CheckpointError(f"{path}: a text, not the weights; {_FETCH}")

@@ -45,6 +45,8 @@ def _problems(folder: Path, inputs: Sequence[Path], overwrite: bool, needed_byte
     problems = []
     if folder.exists() and not folder.is_dir():
         return [f"{folder}: is a file; the output is a folder"]
+    if folder.is_symlink() and not folder.exists():
+        return [f"{folder}: a broken link to {folder.readlink()}; make that folder, or remove the link"]
     resolved = folder.resolve()
     for source in inputs:
         # The folder of an input file is no input, but the file could be deleted as an earlier output.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
 
 from merge_engine.errors import CheckpointError
 from merge_engine.storage.bounded import read_bounded
+from merge_engine.text import shown
 
+_MOST_VALUES = 5_000_000
 _MAX_DEPTH = 100  # of settings, far below what exhausts the stack when they are copied or written
 
 
@@ -19,7 +22,15 @@ def parse_json(raw: bytes, *, repeated: bool = False) -> object:
     with the reason if the text is malformed, if a key occurs twice, or if a text in it holds a lone surrogate such as
     "\\ud800", which is legal in JSON but cannot be written to a file again.
     """
-    text = raw.decode("utf-8")
+    check_amount(raw)
+    if not raw.strip():
+        raise ValueError("it is empty")
+    if raw.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it starts with a byte order mark, which JSON must not have")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8 text") from None
     try:
         unique = None if repeated else _without_duplicates
         document = json.loads(text, object_pairs_hook=unique, parse_constant=_infinity)
@@ -49,12 +60,23 @@ def read_settings(path: Path, limit: int) -> dict[str, Any] | None:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: no valid JSON: {error}") from None
+        raise CheckpointError(f"{path}: no valid JSON: {error}; repair it, or download it again") from None
     if depth > _MAX_DEPTH:
         raise CheckpointError(f"{path}: nested more than {_MAX_DEPTH} levels deep; no model's configuration")
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: holds {settings!r:.60}, not a JSON object")
+        raise CheckpointError(f"{path}: holds {shown(settings)}, not a JSON object; download it again")
     return settings
+
+
+def check_amount(raw: bytes) -> None:
+    """Raise ``ValueError`` for JSON with more values than any file of a model: each takes up to 100 bytes of memory.
+
+    Commas and brackets are counted, in texts too: about as many as there are values. The largest known tokenizers have
+    2 million, a header of 50,000 tensors 400,000.
+    """
+    amount = sum(map(raw.count, (b",", b"[", b"{")))
+    if amount > max(_MOST_VALUES, len(raw) // 20):
+        raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
 
 
 def _infinity(name: str) -> float:

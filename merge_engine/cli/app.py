@@ -33,7 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file in mergekit's format.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(readable=False, help="The recipe, a YAML file in mergekit's format.")
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -80,7 +82,7 @@ def options(
 @app.command()
 def run(
     recipe: RecipeFile,
-    output: Annotated[Path, typer.Argument(help="The folder to write the merged model to.")],
+    output: Annotated[Path, typer.Argument(readable=False, help="The folder to write the merged model to.")],
     device: Device = "auto",
     backend: BackendName = "auto",
     threads: Threads = None,
@@ -120,7 +122,7 @@ def run(
 def plan(
     recipe: RecipeFile,
     output: Annotated[
-        Path | None, typer.Argument(help="The folder that the merge would be written to.")
+        Path | None, typer.Argument(readable=False, help="The folder that the merge would be written to.")
     ] = None,
     device: Device = "auto",
     backend: BackendName = "auto",
@@ -142,7 +144,7 @@ def plan(
 
 @app.command()
 def report(
-    output: Annotated[Path, typer.Argument(help="The output folder of a merge.")],
+    output: Annotated[Path, typer.Argument(readable=False, help="The output folder of a merge.")],
 ) -> None:
     """Write a report into an output folder: losses to the election, norms and angles, as a page and as JSON."""
     with show.Progress(console, "reading") as progress:
@@ -225,6 +227,7 @@ def _wrong_use(error: typer.TyperException) -> list[str]:
     message = error.format_message().rstrip(".")
     if not message:
         return []
+    message = message.replace("Input should be a valid", "must be a valid").partition(", unable to parse")[0]
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "merge-engine"
     return [f"{message[0].lower()}{message[1:]}; `{command} --help` shows what it takes"]

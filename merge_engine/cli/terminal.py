@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 _LONGEST_LINE = 1000
 _MOST_LINES = 100
 
+_NARROWEST = 40
+
 console = Console()
-"""Writes to stdout."""
+"""Writes to stdout. In a terminal that says it is narrower, as some say 0, a table would be cut to nothing."""
+console.width = max(console.width, _NARROWEST)
 
 
 class _Standard(io.RawIOBase):

@@ -13,7 +13,7 @@ from merge_engine.cli.terminal import console
 
 
 def verify(
-    output: Annotated[Path, typer.Argument(help="The output folder of a merge.")],
+    output: Annotated[Path, typer.Argument(readable=False, help="The output folder of a merge.")],
     inputs: Annotated[
         bool, typer.Option("--inputs", help="Look also whether the inputs are still those that were merged.")
     ] = False,

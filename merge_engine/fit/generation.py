@@ -152,7 +152,8 @@ def _compare_settings(donor: Candidate, models: Sequence[Candidate], findings: F
         if keys:
             differing.setdefault(keys, []).append(each)
     for keys, those in differing.items():
-        values = some([f"{key} {shown((_settings_of(those[0]) or {})[key])}" for key in keys])
+        theirs = _settings_of(those[0]) or {}
+        values = some([f"{key} {shown(theirs[key])}" for key in keys])
         gets = f"the output gets those of {donor.label}" if own is not None else "the output has no such file"
         findings.warnings.append(f"{_GENERATION}: other settings in {labels(those)}: {values}; {gets}")
 

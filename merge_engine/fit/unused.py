@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 
 from merge_engine.methods import Method
 from merge_engine.recipe import ParameterSetting, Recipe, Rule, layer_of, rules
-from merge_engine.recipe.problems import shown
-from merge_engine.text import did_you_mean
+from merge_engine.text import did_you_mean, shown
+
+_SHOWN = 5
+"""Entries of one setting that get a line of their own."""
 
 
 def unused_settings(
@@ -29,20 +32,30 @@ def unused_settings(
     layered = any(layer_of(name) is not None for name in names)
     for place, given in places.items():
         for key, setting in given.items():
-            lines += _never_used(rules(setting, f"{place}.{key}"), names, layered)
+            found = _never_used(rules(setting, f"{place}.{key}"), names, layered)
+            lines += islice(found, _SHOWN)
+            if rest := sum(1 for _ in found):
+                lines.append(f"{place}.{key}: {rest:,} more entries change nothing")
     return lines
 
 
 def _never_used(given: Sequence[Rule], names: Sequence[str], layered: bool) -> Iterator[str]:
     """The rules that match no tensor or stand behind one that matches all, and gradients without layers."""
-    for i, rule in enumerate(given):
-        if any(before.filter is None for before in given[:i]):
+    for_all, unmatched = False, 0
+    for rule in given:
+        if for_all:
             yield f"{rule.path}: never used, because an entry before it is for all tensors; move it up"
         elif rule.filter is not None and not any(rule.filter in name for name in names):
-            near = did_you_mean(rule.filter, _parts(names, rule.filter.count(".") + 1))
+            near = (
+                did_you_mean(rule.filter, _parts(names, rule.filter.count(".") + 1))
+                if unmatched < _SHOWN
+                else ""
+            )
+            unmatched += 1
             yield f"{rule.path}: the filter {shown(rule.filter)} matches no tensor{near}"
         elif len(rule.values) > 1 and not layered:
             yield f"{rule.path}: a gradient, but no tensor is in a layer; all take its first value"
+        for_all = for_all or rule.filter is None
 
 
 def _parts(names: Sequence[str], length: int) -> set[str]:

@@ -13,6 +13,8 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from merge_engine.checkpoint.strict_json import check_amount
+
 _MODEL = b'\n  "model": {'
 _IDS = b'\n    "vocab": '
 _MERGES = b'\n    "merges": '
@@ -113,6 +115,7 @@ class Vocabulary:
 
 def from_tokenizer_json(raw: bytes) -> Vocabulary:
     """The vocabulary in a tokenizer.json. Raises as ``json.loads`` and look-ups do if it is malformed."""
+    check_amount(raw)
     start = max(raw.find(_MODEL), 0)
     merges, rest = _cut_out(raw, _MERGES, start)  # the larger of the two first, because the rest is copied
     ids, rest = _cut_out(rest, _IDS, start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from merge_engine.inspect.reading import STEP, access_to, in_threads, load
 from merge_engine.inspect.side_files import config_differences, differing_tokens, file_differences
 from merge_engine.operands import Access, Operand
 from merge_engine.recipe import ModelReference
+from merge_engine.recipe.problems import describe
 from merge_engine.storage import File
 
 
@@ -142,7 +142,7 @@ def _open(given: str | Path) -> Checkpoint:
     try:
         reference = ModelReference.model_validate(given)
     except ValidationError as error:
-        raise OptionError(f"{os.fspath(given)!r}: {error.errors()[0]['msg']}") from None
+        raise OptionError(f"a checkpoint{describe(error, {})[0]}") from None
     return open_checkpoint(locate(reference.path, reference.revision))
 
 

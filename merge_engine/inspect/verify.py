@@ -10,6 +10,7 @@ from pathlib import Path
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
+from merge_engine.arguments import path_of
 from merge_engine.checkpoint import MANIFEST_NAME, Header, read_header
 from merge_engine.checkpoint.layout import INDEX_FILE
 from merge_engine.checkpoint.strict_json import parse_json
@@ -112,9 +113,10 @@ def verify(
     headers. ``on_start`` is called with the bytes of tensor data that will be read, ``progress`` with the bytes of
     each finished part. Everything that is wrong is in the result, also files that cannot be read.
 
-    Raises ``ManifestError`` if the folder holds no finished merge, or if its manifest is damaged.
+    Raises ``OptionError`` for what is no path, and ``ManifestError`` if the folder holds no finished merge, or if its
+    manifest is damaged.
     """
-    folder = Path(output)
+    folder = path_of("output", output)
     manifest = read_manifest(folder)
     sizes = [shard.bytes for shard in manifest.shards.values()] + [
         file.bytes for file in manifest.files.values()

@@ -10,7 +10,8 @@ from merge_engine.errors import RecipeError
 from merge_engine.methods.base import Method
 from merge_engine.methods.linear import Linear, Passthrough
 from merge_engine.methods.task_arithmetic import FAMILY
-from merge_engine.recipe.problems import shown, suggestion
+from merge_engine.recipe.problems import suggestion
+from merge_engine.text import shown
 
 ENTRY_POINTS = "merge_engine.methods"
 """The group of entry points in which a package names its methods: classes or objects."""

@@ -14,8 +14,9 @@ from merge_engine.errors import ManifestError
 from merge_engine.observe.digests import model_digest, tensor_digest
 from merge_engine.observe.manifest import FORMAT
 from merge_engine.observe.result import ModelCounts
+from merge_engine.recipe.problems import describe
 from merge_engine.storage.bounded import MAX_MANIFEST, read_bounded
-from merge_engine.text import some
+from merge_engine.text import cut, shown, some
 
 _LONGEST_NAME = 255  # bytes, on all common file systems
 
@@ -134,23 +135,26 @@ def read_manifest(folder: Path) -> Manifest:
 def _read(folder: Path, path: Path) -> Manifest:
     try:
         document = parse_json(read_bounded(path, MAX_MANIFEST))
-        found = document.get("format") if isinstance(document, dict) else None
+        if not isinstance(document, dict):
+            raise ManifestError(
+                f"{path}: holds {shown(document)}, not the manifest of a merge; run the merge again"
+            )
+        found = document.get("format")
         if type(found) is int and found != FORMAT:
             raise ManifestError(
                 f"{path}: has format {found}, and this version of merge_engine reads format {FORMAT}; "
                 "run the merge again"
             )
         return Manifest.model_validate(document)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise _missing(folder) from None
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ManifestError(f"{path}: not the manifest of a merge: {place!r:.200}: {first['msg']}") from None
+        problem = cut(describe(error, {})[0], 400)
+        raise ManifestError(f"{path}: not the manifest of a merge: {problem}; run the merge again") from None
     except ValueError as error:
-        raise ManifestError(f"{path}: no valid JSON: {error}") from None
+        raise ManifestError(f"{path}: no valid JSON: {error}; run the merge again") from None
 
 
 def _missing(folder: Path) -> ManifestError:

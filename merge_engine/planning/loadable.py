@@ -7,7 +7,7 @@ from typing import Any
 
 from merge_engine.planning.inputs import examples
 from merge_engine.recipe import layer_of, rename_key
-from merge_engine.recipe.problems import shown
+from merge_engine.text import shown
 
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_forward_module.")

@@ -12,7 +12,9 @@ from merge_engine.fit import Remarks
 from merge_engine.operands import Operand
 from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.recipe import Recipe
-from merge_engine.recipe.problems import shown
+from merge_engine.text import shown
+
+_SHOWN = 5
 
 
 class _Entry(NamedTuple):
@@ -57,12 +59,14 @@ class Selection:
         return inputs.map(self._without)
 
     def unused(self) -> Iterator[str]:
-        """A warning for each entry that fitted no name."""
-        for position in self._renames:
-            for entry in self._renames[position] + self._excludes[position]:
-                if entry not in self._used:
-                    what = "begins with it" if entry.place.endswith("rename") else "matches it"
-                    yield f"{entry.place}: {shown(entry.text)}: no tensor's name {what}"
+        """A warning for each of the first entries that fitted no name, and one with the number of the others."""
+        entries = (one for i in self._renames for one in self._renames[i] + self._excludes[i])
+        unused = [entry for entry in entries if entry not in self._used]
+        for entry in unused[:_SHOWN]:
+            what = "begins with it" if entry.place.endswith("rename") else "matches it"
+            yield f"{entry.place}: {shown(entry.text)}: no tensor's name {what}"
+        if len(unused) > _SHOWN:
+            yield f"tensors: {len(unused) - _SHOWN:,} more entries fit no tensor's name"
 
     def _renamed(self, catalogue: Catalogue, collided: dict[tuple[str, ...], list[str]]) -> Catalogue:
         entries = _of(self._renames, catalogue.position)

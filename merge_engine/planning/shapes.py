@@ -9,6 +9,7 @@ from merge_engine.operands import Operand
 from merge_engine.planning.inputs import examples
 from merge_engine.planning.ties import is_vocabulary
 from merge_engine.recipe import exclude_key
+from merge_engine.text import cut
 
 _SHOWN = 3
 
@@ -88,7 +89,7 @@ def _by_owner(operands: Sequence[Operand], value: Callable[[Operand], object]) -
     owners: dict[str, list[str]] = {}
     for operand in operands:
         owners.setdefault(str(value(operand)), []).append(operand.owner)
-    return ", ".join(f"{one} in {' and '.join(having)}" for one, having in owners.items())
+    return ", ".join(f"{cut(one, 200)} in {' and '.join(having)}" for one, having in owners.items())
 
 
 def _mostly(found: _Found) -> str:

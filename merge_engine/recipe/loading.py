@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from yaml.composer import Composer
 
 from merge_engine.errors import RecipeError
-from merge_engine.recipe.problems import describe, shown
+from merge_engine.recipe.problems import describe
 from merge_engine.recipe.schema import KNOWN_KEYS, Recipe
 from merge_engine.storage.bounded import MAX_RECIPE, read_bounded
-from merge_engine.text import shortened
+from merge_engine.text import shortened, shown
 
 if TYPE_CHECKING or not yaml.__with_libyaml__:
     Parser = yaml.SafeLoader
@@ -128,13 +128,23 @@ class _Loader(Parser):
             ) from error
 
 
+_WORDING = {
+    "found unhashable key": "a key is a list or a map; keys must be text",
+    "could not determine a constructor for the tag": "no such tag in a recipe; leave it out:",
+}
+"""What PyYAML says about its own workings, and what it means."""
+
+
 def _parse(text: str, prefix: str) -> object:
     try:
         documents = list(yaml.load_all(text, _Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise RecipeError(f"{prefix}{place}{error.problem or error.context}") from None
+        problem = error.problem or error.context or "not valid YAML"
+        for theirs, ours in _WORDING.items():
+            problem = problem.replace(theirs, ours)
+        raise RecipeError(f"{prefix}{place}{problem}") from None
     except (yaml.YAMLError, ValueError) as error:  # a control character, half a character
         raise RecipeError(f"{prefix}not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

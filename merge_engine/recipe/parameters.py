@@ -11,8 +11,8 @@ import types
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from merge_engine.recipe.problems import shown
 from merge_engine.recipe.settings import Scalar
+from merge_engine.text import shown
 
 _SWITCHES = dict.fromkeys(("true", "yes", "on", "1", "1.0"), True) | dict.fromkeys(
     ("false", "no", "off", "0", "0.0"), False

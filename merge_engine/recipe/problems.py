@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import reprlib
 from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
-from merge_engine.text import did_you_mean, some
+from merge_engine.text import did_you_mean, shown, some
 
 NOT_YET = frozenset(
     {
@@ -24,7 +22,6 @@ NOT_YET = frozenset(
 )
 """Keys of mergekit that are not supported yet."""
 
-_LONGEST_TEXT = 80
 _MOST_LINES = 20
 
 _WORDING = {
@@ -34,6 +31,7 @@ _WORDING = {
     "invalid_key": "keys must be text",
     "model_type": "must be a map of keys to values",
     "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must be 32 hexadecimal digits",  # only digests have a pattern
     "string_type": "must be text",
     "string_unicode": "must be text of whole characters",
     "tuple_type": "must be a list",
@@ -50,15 +48,6 @@ class InvalidValue(ValueError):
     def __init__(self, *problems: tuple[str, str]) -> None:
         self.problems = problems
         super().__init__("; ".join(message for _, message in problems))
-
-
-def shown(value: object) -> str:
-    """The value as text for a message: short, on one line, text in double quotes."""
-    if isinstance(value, str):
-        return json.dumps(_clipped(value), ensure_ascii=not value.isprintable())
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return _clipped(_SHORT.repr(value))
 
 
 def first(lines: Sequence[str], more: int = 0) -> list[str]:
@@ -130,24 +119,3 @@ def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> li
 def _dotted(place: tuple[int | str, ...]) -> str:
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place if step != "[key]")
     return "".join(steps).lstrip(".")
-
-
-class _Short(reprlib.Repr):
-    """Texts of nested values. Aliases can nest a short recipe so deeply that even the first few values are many."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel = 2
-
-    def repr_int(self, x: int, level: int) -> str:
-        try:
-            return super().repr_int(x, level)
-        except ValueError:  # too many digits for Python to write
-            return _clipped(hex(x))
-
-
-_SHORT = _Short()
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "..."

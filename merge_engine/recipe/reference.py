@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from merge_engine.recipe.problems import InvalidValue, shown, unknown_key
+from merge_engine.recipe.problems import InvalidValue, unknown_key
+from merge_engine.text import shown
 
 _LORA = "merging a LoRA is not supported yet; first merge it into its model and name the result"
 

@@ -9,10 +9,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
 
 from merge_engine.dtypes import BY_NAME, MERGEABLE, DType
-from merge_engine.recipe.problems import InvalidValue, shown
+from merge_engine.recipe.problems import InvalidValue
 from merge_engine.recipe.reference import ModelReference
 from merge_engine.recipe.settings import ParameterSetting, read_setting
 from merge_engine.recipe.tensor_names import TensorNames
+from merge_engine.text import shown
 
 
 def _empty_if_null(raw: object) -> object:

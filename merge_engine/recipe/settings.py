@@ -11,16 +11,24 @@ Only the form is checked here. ``parameters`` checks kinds and ranges.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeAlias, cast
 
-from merge_engine.recipe.problems import InvalidValue, shown, unknown_key
+from merge_engine.recipe.problems import InvalidValue, unknown_key
+from merge_engine.text import shown
 
 Scalar: TypeAlias = bool | int | float | str
 ParameterSetting: TypeAlias = Scalar | list[Scalar] | dict[str, Any] | list[dict[str, Any]]
 
 _EVERY_TENSOR = ("", "*")
+_KINDS: tuple[tuple[type, Callable[[Any], Scalar]], ...] = (
+    (bool, bool),
+    (str, str),
+    (Integral, int),
+    (Real, float),
+)
 
 
 @dataclass(frozen=True)
@@ -102,9 +110,9 @@ def _read_values(raw: object, path: str, problems: list[tuple[str, str]]) -> obj
 
 
 def _read_scalar(raw: object, path: str, problems: list[tuple[str, str]]) -> object:
-    # Subclasses (such as numpy's float64) become plain, so that the recipe can be written as YAML.
-    for kind in (bool, int, float, str):
+    # Numbers of other libraries, such as numpy's, become plain, so that the recipe can be written as YAML.
+    for kind, plain in _KINDS:
         if isinstance(raw, kind):
-            return kind(raw)
+            return plain(raw)
     problems.append((path, f"must be a number, true, false or text, not {shown(raw)}"))
     return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from merge_engine.recipe.problems import shown
+from merge_engine.text import shown
 
 
 class TensorNames(BaseModel):

@@ -51,7 +51,11 @@ def _check(found: os.stat_result, path: Path, limit: int) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "a pipe, socket or device, not a regular file", str(path))
+        raise OSError(
+            errno.EINVAL,
+            "a pipe, socket or device, not a regular file; copy what it holds into one",
+            str(path),
+        )
     if found.st_size > limit:
         raise _too_large(path, limit)
 
