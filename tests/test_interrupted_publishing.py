@@ -25,6 +25,7 @@ from written import NEW, OLD, ONE_FILE, THREE_SHARDS, TWO_SHARDS, plan, raw
 from merge_engine.checkpoint import (
     CheckpointTransaction,
     CheckpointWriter,
+    check_output_folder,
     open_checkpoint,
     shard_writer,
     write_shard,
@@ -159,6 +160,8 @@ class Ground:
         """Whatever is begun next brings the earlier output back, or completes the new one. Nothing is left over."""
         state = self.look(folder)
         content = self.new if state == "new" else self.old
+        assert bool(check_output_folder(folder, [], False, 0)) == bool(content)  # `plan` says what `run` will
+        assert not check_output_folder(folder, [], True, 0)
         refused = Path(shutil.copytree(folder, f"{folder}-refused"))
         if content:
             with pytest.raises(OutputError, match="is not empty"):

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from merge_engine.checkpoint.layout import INDEX_FILE
-from merge_engine.checkpoint.output_folder import HEADS, contents_in_the_way, earlier_files, naming
+from merge_engine.checkpoint.output_check import contents_in_the_way
+from merge_engine.checkpoint.output_folder import HEADS, earlier_files, naming
 from merge_engine.checkpoint.publication import Publication, recover
 from merge_engine.checkpoint.records import complete_parts, open_own, write_record
 from merge_engine.checkpoint.shards import ShardLayout
@@ -47,6 +48,7 @@ class CheckpointTransaction:
         self._folder = folder
         self._shards = tuple(shards)
         self._key = key
+        self._overwrite = overwrite
         self._complete: dict[str, bytes] = {}
         self._recorded: set[str] = set()
         self._files: dict[str, tuple[int, str]] = {}
@@ -61,7 +63,7 @@ class CheckpointTransaction:
                 self._lock_descriptor = _lock(folder)
                 recover(folder)
                 if problems := contents_in_the_way(folder, overwrite):
-                    raise OutputError("\n".join(problems))
+                    raise OutputError(problems)
                 self._refuse_taken([shard.name for shard in shards])
                 self._ours = True
                 if key:
@@ -84,7 +86,8 @@ class CheckpointTransaction:
     @property
     def kept(self) -> list[str]:
         """The names of the recorded shards, which ``abort`` keeps. None after ``finish``."""
-        return [shard.name for shard in self._shards if shard.name in self._recorded]
+        recorded = [shard for shard in self._shards if shard.name in self._recorded]
+        return [shard.name for shard in recorded if self.part_of(shard).exists()]
 
     @property
     def files(self) -> Mapping[str, tuple[int, str]]:
@@ -194,10 +197,20 @@ class CheckpointTransaction:
         self._staged.sync()
         files, shards = self._staged.names, [shard.name for shard in self._shards]
         self._refuse_taken([*files, *shards])
+        earlier = earlier_files(self._folder, [*files, *shards])
+        self._refuse_put_there(earlier)
         records = [shard.record_name for shard in self._shards if shard.name in self._recorded]
-        return Publication(
-            self._folder, [*earlier_files(self._folder, [*files, *shards]), *records], files, shards
-        )
+        return Publication(self._folder, [*earlier, *records], files, shards)
+
+    def _refuse_put_there(self, earlier: Sequence[str]) -> None:
+        """Raise ``OutputError`` for files that came during the merge, and would be lost or mixed with the new ones."""
+        if earlier and not self._overwrite:
+            raise OutputError(
+                f"{self._folder}: {some(earlier)} came into it during the merge and would be replaced; move them away, "
+                "or pass --overwrite"
+            )
+        if problems := contents_in_the_way(self._folder, overwrite=True):
+            raise OutputError(problems)
 
     def _publish(self, publication: Publication) -> None:
         """Do all of it or nothing."""
