@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import unittest.mock
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -240,6 +241,30 @@ def test_every_call_fails(case: Case, for_good: bool, top: Path) -> None:
             break
     assert len(seen) > 50 and seen.count("old") > 30
     assert not case.before or not for_good or "none" in seen
+
+
+@named
+def test_interrupted_before_every_call(case: Case, top: Path) -> None:
+    """By Ctrl-C, once: the process tidies up, and leaves the earlier output or the new one, and nothing else."""
+    ground = Ground(case, top)
+    seen = []
+    for number, folder in numbered(top):
+        ground.fresh(folder.name)
+        calls = []
+
+        def interrupt(call: int, number: int = number, calls: list[int] = calls) -> None:
+            calls.append(call)
+            if call == number and threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt), accident(folder, interrupt):
+            case.write(folder, key="")
+        seen.append(files_in(folder))
+        shutil.rmtree(folder)
+        if len(calls) < number:
+            break
+    assert all(found in (ground.old, ground.new) for found in seen)
+    assert seen.count(ground.old) > 30 and seen.count(ground.new) > 3
 
 
 @pytest.mark.parametrize(
