@@ -17,6 +17,7 @@ from merge_engine.checkpoint import (
     CheckpointTransaction,
     CheckpointWriter,
     parse_size,
+    strange_model_files,
 )
 from merge_engine.engine.carrying import Progress, carry_out, decide_together
 from merge_engine.engine.choosing import choose_backend
@@ -37,6 +38,7 @@ from merge_engine.operands import Access
 from merge_engine.planning import SIDE_BY_SIDE, MergePlan, Schedule, make_plan
 from merge_engine.recipe import Recipe, load_recipe
 from merge_engine.storage import File, mount_of
+from merge_engine.text import some
 
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
 
@@ -253,6 +255,12 @@ def publish(
     )
     writer.add_file(MANIFEST_NAME, manifest)
     writer.finish()
+    if strange := strange_model_files(output, writer.files):
+        # The manifest does not have it: a merge says the same of itself, whatever stood in the folder.
+        result.warnings.append(
+            f"{output}: holds {some(strange)}, which this merge did not write and a loader may read; remove what does "
+            "not belong to the model"
+        )
     if writer.complete:
         # No line of the manifest: it is the same, however often the merge was interrupted.
         result.notes.append(
