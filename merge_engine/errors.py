@@ -6,6 +6,7 @@ these lines alone; Python users catch ``MergeError``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 from merge_engine.text import printable
@@ -78,3 +79,25 @@ class NotBuiltError(NoDeviceError):
 
 class DeviceMemoryError(BackendError):
     """The device has too little free memory. A smaller memory budget may fit."""
+
+
+_WAYS_OUT = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose another place",
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose another place",
+    errno.EEXIST: "it is in the way: move it away",
+    errno.EISDIR: "a file needs this name: move the folder away",
+    errno.ENOTDIR: "a folder needs this name: move the file away",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOMEM: "a smaller --memory needs less",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def way_out(error: OSError) -> str:
+    """What the user can do about an error of the system, as the end of a message; empty if nobody knows."""
+    way = _WAYS_OUT.get(error.errno or 0, "")
+    return way and f"; {way}"

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from written import STATE, names_in, plan
+from written import NEW, ONE_FILE, STATE, names_in, plan, write_all
 
 from merge_engine.checkpoint import CheckpointWriter, check_output_folder
 from merge_engine.errors import OutputError
@@ -78,6 +78,38 @@ def test_weights_that_would_be_loaded_with_the_new_files(
     with pytest.raises(OutputError, match="which a loader could take"):
         CheckpointWriter(tmp_path, plan(STATE), overwrite=True)
     assert names_in(tmp_path) == sorted(present)
+
+
+def test_a_rest_of_a_merge_that_no_merge_can_use(tmp_path: Path) -> None:
+    """`plan` refuses what `run` would."""
+    (tmp_path / "merge.part").mkdir()
+    assert check_output_folder(tmp_path, [], False, 0) == []
+    (tmp_path / "merge.part" / "mine.txt").touch()
+    assert "mine.txt: no merge knows this file" in the_problem(tmp_path, [])
+    (tmp_path / "merge.part" / "journal").write_text("{")
+    assert "journal: is damaged" in the_problem(tmp_path, [], overwrite=True)
+    shutil.rmtree(tmp_path / "merge.part")
+    (tmp_path / "merge.part").symlink_to("elsewhere")
+    assert "merge.part: is in the way" in the_problem(tmp_path, [], overwrite=True)
+
+
+def test_a_link_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("none")
+    assert f"a link to {tmp_path / 'none'}, which does not exist" in the_problem(tmp_path / "link", [])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.part", "model.safetensors.record.part"])
+def test_a_folder_with_the_name_of_a_part_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with (
+        pytest.raises(OutputError, match=f"{name}: cannot be written: .*; .*move "),
+        CheckpointWriter(
+            tmp_path, plan(NEW, ONE_FILE), key="one", overwrite=True, record=lambda _: b""
+        ) as writer,
+    ):
+        write_all(writer, NEW)
+        writer.finish()
+    assert names_in(tmp_path) == [name]
 
 
 def test_parts_of_a_killed_merge_need_no_room_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

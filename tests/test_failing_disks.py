@@ -106,6 +106,23 @@ def test_an_input_that_becomes_shorter_while_it_is_merged_in_place(
     setup.refused(me.CheckpointError, victim, "shorter while it was read", way="cached", in_place=True)
 
 
+@pytest.mark.parametrize("name", ("config.json", "tokenizer.json"))
+@pytest.mark.parametrize(
+    "change", (Path.unlink, Path.touch, lambda file: (file.parent / "new").replace(file))
+)
+def test_a_side_file_that_changes_while_it_is_merged(
+    setup: Setup, name: str, change: Callable[[Path], Any]
+) -> None:
+    """Without an error the output would have another tokenizer, or none."""
+    file, waiting = setup.base / name, [change]
+    for one in (file, file.parent / "new"):
+        one.write_text('{"dtype": "bfloat16"}')
+    os.utime(file, (1, 1))
+    with pytest.raises(me.CheckpointError, match=f"{setup.base}.*{name}"):
+        me.run(setup.recipe(), setup.output, progress=lambda _: waiting and waiting.pop()(file))
+    assert all(one.name.endswith(".part") for one in setup.output.iterdir())
+
+
 def test_a_disk_that_fails_under_a_mapping(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
         torn = False

@@ -19,12 +19,14 @@ from written import (
     names_in,
     plan,
     raw,
+    write_all,
     write_checkpoint,
 )
 from xxhash import xxh3_128_hexdigest
 
 from merge_engine.checkpoint import CheckpointTransaction, CheckpointWriter, ShardLayout, write_shard
 from merge_engine.checkpoint.records import complete_parts
+from merge_engine.checkpoint.unfinished import unfinished_files
 from merge_engine.errors import CheckpointError, OutputError
 
 SHARDS = plan(NEW, THREE_SHARDS)
@@ -149,6 +151,40 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> Non
             kind(tmp_path, SHARDS)
     assert names_in(tmp_path) == before
     assert_same(load_folder(tmp_path), OLD)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model-00001-of-00009.safetensors"])
+def test_a_file_that_comes_during_the_merge_is_not_replaced(name: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=f"{name} came into it during the merge"),
+        CheckpointWriter(tmp_path, plan(NEW, ONE_FILE), key="one", record=record_of) as writer,
+    ):
+        write_all(writer, NEW)
+        writer.add_file("config.json", b"{}")
+        (tmp_path / name).write_text("theirs")
+        (tmp_path / "notes.txt").write_text("theirs")
+        writer.finish()
+    assert (tmp_path / name).read_text() == "theirs"
+    assert writer.kept == ["model.safetensors"]
+    (tmp_path / "model.safetensors.part").unlink()
+    assert writer.kept == []
+
+
+def test_weights_that_come_during_the_merge_are_not_mixed_with_it(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"holds pytorch_model\.bin, which a loader could take"),
+        CheckpointWriter(tmp_path, plan(NEW, ONE_FILE), overwrite=True) as writer,
+    ):
+        write_all(writer, NEW)
+        (tmp_path / "pytorch_model.bin").touch()
+        writer.finish()
+    assert names_in(tmp_path) == ["pytorch_model.bin"]
+
+
+def test_parts_of_other_programs_are_no_merge(tmp_path: Path) -> None:
+    for name in ("mine.safetensors.part", "download.part", "merge-1.part", "model-1.safetensors.part"):
+        (tmp_path / name).touch()
+    assert unfinished_files(tmp_path) == []
 
 
 def test_a_refused_merge_keeps_the_complete_shards(tmp_path: Path) -> None:

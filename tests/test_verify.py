@@ -51,6 +51,16 @@ def output(inputs: list[Path], tmp_path: Path) -> Path:
     return merge(inputs, tmp_path / "out", "1MB")
 
 
+def test_files_that_were_there_before(inputs: list[Path], output: Path) -> None:
+    """A loader would read the tokens that another program added to another model. The merge and verify both say it."""
+    for name in ("added_tokens.json", "notes.txt"):
+        (output / name).touch()
+    models = [{"model": str(folder), "parameters": {"weight": 0.25}} for folder in inputs]
+    (said,) = me.run({"merge_method": "linear", "models": models}, output, overwrite=True).warnings
+    assert said.startswith(f"{output}: holds added_tokens.json, which this merge did not write")
+    assert str(only(me.verify(output))) == "added_tokens.json: not a part of this merge; a loader may read it"
+
+
 def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
@@ -252,6 +262,9 @@ def test_shards_that_changed_places(output: Path) -> None:
             lambda out: (out / "model.safetensors.part").touch(),
             "model.safetensors.part: left by another merge",
         ),
+        (lambda out: (out / "adapter_config.json").touch(), "adapter_config.json: not a part of"),
+        (lambda out: (out / "added_tokens.json").touch(), "added_tokens.json: not a part of"),
+        (lambda out: (out / "chat_template.jinja").touch(), "chat_template.jinja: not a part of"),
         (link_for("config.json"), "config.json: a link that leaves the folder"),
     ],
 )

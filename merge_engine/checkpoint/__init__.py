@@ -3,10 +3,16 @@
 from merge_engine.checkpoint.config import encode_config, merged_config
 from merge_engine.checkpoint.header import Header, OutputTensor, TensorInfo, encode_header, read_header
 from merge_engine.checkpoint.hub import locate
-from merge_engine.checkpoint.output_folder import check_output_folder
+from merge_engine.checkpoint.output_check import check_output_folder
 from merge_engine.checkpoint.shard_writer import ShardWriter, write_shard
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE, ShardLayout, parse_size, plan_shards
-from merge_engine.checkpoint.sidecar import MANIFEST_NAME, REPORT_NAMES, carried_files, find_side_files
+from merge_engine.checkpoint.sidecar import (
+    MANIFEST_NAME,
+    REPORT_NAMES,
+    carried_files,
+    find_side_files,
+    strange_model_files,
+)
 from merge_engine.checkpoint.source import Checkpoint, open_checkpoint
 from merge_engine.checkpoint.strict_json import read_settings
 from merge_engine.checkpoint.tie_flags import tie_flag
@@ -37,6 +43,7 @@ __all__ = [
     "plan_shards",
     "read_header",
     "read_settings",
+    "strange_model_files",
     "tie_flag",
     "write_shard",
 ]

@@ -23,7 +23,14 @@ from merge_engine.checkpoint.durable import sync
 from merge_engine.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from merge_engine.checkpoint.output_folder import HEADS, is_inside
 from merge_engine.checkpoint.staged_files import staged_name
-from merge_engine.checkpoint.unfinished import PART_SUFFIX, STAGING, discard, drafts_in
+from merge_engine.checkpoint.unfinished import (
+    PART_SUFFIX,
+    RECORD_SUFFIX,
+    STAGING,
+    discard,
+    drafts_in,
+    is_unfinished,
+)
 from merge_engine.errors import OutputError
 from merge_engine.storage.bounded import MAX_MANIFEST, read_bounded
 
@@ -113,6 +120,14 @@ class Publication:
         self._bring_back(reversed(self._heads))
         self._remove_empty(self._come)
 
+    def after_undoing(self, names: set[str]) -> set[str]:
+        """The top-level ``names`` in the folder once ``recover`` has undone or finished this. Raises ``OSError``."""
+        if self.is_done():
+            return names
+        come = {PurePosixPath(name).parts[0] for name in self._come}
+        aside = {PurePosixPath(name).parts[0] for name in self._aside if not name.endswith(RECORD_SUFFIX)}
+        return names - come | aside
+
     def clear_away(self) -> None:
         """Delete the journal and all files beside it, once everything is done or undone. Raises ``OSError``."""
         self._remove_empty(self._aside)
@@ -167,22 +182,35 @@ def recover(folder: Path) -> None:
 
     Raises ``OutputError`` if that cannot be done without a loss, and ``OSError``.
     """
-    staging = folder / STAGING
-    if staging.is_symlink() or (_exists(staging) and not staging.is_dir()):
-        raise OutputError(f"{staging}: is in the way of a folder that a merge needs; move it away")
-    if begun := Publication.read(folder):
+    if begun := _begun(folder):
         if not begun.is_done():
             begun.undo()
         begun.clear_away()
-    elif _exists(staging):
-        others = [
-            file for file in staging.iterdir() if not file.name.startswith(("new-", _JOURNAL + PART_SUFFIX))
-        ]
-        if others:
-            raise OutputError(f"{others[0]}: no merge knows this file; move it out of {staging}")
-        discard(staging)
+    elif _exists(folder / STAGING):
+        discard(folder / STAGING)
     for drafts in drafts_in(folder):
         discard(drafts)
+
+
+def names_after_recovery(folder: Path) -> list[str]:
+    """The names in ``folder`` that ``recover`` leaves, without parts and records. Raises as ``recover`` does."""
+    names = {entry.name for entry in folder.iterdir() if not is_unfinished(entry)}
+    begun = _begun(folder)
+    return sorted(names if begun is None else begun.after_undoing(names))
+
+
+def _begun(folder: Path) -> Publication | None:
+    """The publication that was begun in ``folder``. Raises ``OutputError`` if the files left by it are not known."""
+    staging = folder / STAGING
+    if staging.is_symlink() or (_exists(staging) and not staging.is_dir()):
+        raise OutputError(f"{staging}: is in the way of a folder that a merge needs; move it away")
+    begun = Publication.read(folder)
+    if begun is None and _exists(staging):
+        known = ("new-", _JOURNAL + PART_SUFFIX)
+        others = [file for file in staging.iterdir() if not file.name.startswith(known)]
+        if others:
+            raise OutputError(f"{others[0]}: no merge knows this file; move it out of {staging}")
+    return begun
 
 
 def _exists(path: Path) -> bool:

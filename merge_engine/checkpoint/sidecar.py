@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -90,6 +90,12 @@ def find_side_files(path: Path) -> SideFiles:
 def carried_files(path: Path) -> dict[str, Path]:
     """The files that an output inherits; see ``find_side_files``."""
     return find_side_files(path).carried
+
+
+def strange_model_files(folder: Path, known: Collection[str]) -> list[str]:
+    """The files in ``folder`` that loaders read beside the weights, except the known ones. Raises ``OSError``."""
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name for name in names if name not in known and _matches(name, MODEL_FILES))
 
 
 def leaves(file: Path, folder: Path) -> bool:

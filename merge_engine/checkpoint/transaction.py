@@ -12,16 +12,17 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from merge_engine.checkpoint.layout import INDEX_FILE
-from merge_engine.checkpoint.output_folder import HEADS, contents_in_the_way, earlier_files, naming
+from merge_engine.checkpoint.output_check import contents_in_the_way
+from merge_engine.checkpoint.output_folder import HEADS, earlier_files, naming
 from merge_engine.checkpoint.publication import Publication, recover
 from merge_engine.checkpoint.records import complete_parts, open_own, write_record
 from merge_engine.checkpoint.shards import ShardLayout
 from merge_engine.checkpoint.staged_files import StagedFiles, pieces_of, refuse_taken
-from merge_engine.checkpoint.unfinished import STAGING, discard, make_drafts, remove_parts
+from merge_engine.checkpoint.unfinished import STAGING, discard, drafts_in, make_drafts, remove_parts
 from merge_engine.errors import OutputError
 from merge_engine.text import some
 
@@ -47,13 +48,14 @@ class CheckpointTransaction:
         self._folder = folder
         self._shards = tuple(shards)
         self._key = key
+        self._overwrite = overwrite
         self._complete: dict[str, bytes] = {}
         self._recorded: set[str] = set()
         self._files: dict[str, tuple[int, str]] = {}
         self._staged = StagedFiles(folder)
         self._made_folders: list[Path] = []
-        self._drafts: Path | None = None
         self._lock_descriptor = -1
+        self._published = False  # the new output is complete, and the earlier one may be still aside
         self._ours = False  # parts and staged files in the folder belong to this transaction
         try:
             with naming(folder):
@@ -61,7 +63,7 @@ class CheckpointTransaction:
                 self._lock_descriptor = _lock(folder)
                 recover(folder)
                 if problems := contents_in_the_way(folder, overwrite):
-                    raise OutputError("\n".join(problems))
+                    raise OutputError(problems)
                 self._refuse_taken([shard.name for shard in shards])
                 self._ours = True
                 if key:
@@ -84,7 +86,8 @@ class CheckpointTransaction:
     @property
     def kept(self) -> list[str]:
         """The names of the recorded shards, which ``abort`` keeps. None after ``finish``."""
-        return [shard.name for shard in self._shards if shard.name in self._recorded]
+        recorded = [shard for shard in self._shards if shard.name in self._recorded]
+        return [shard.name for shard in recorded if self.part_of(shard).exists()]
 
     @property
     def files(self) -> Mapping[str, tuple[int, str]]:
@@ -113,8 +116,7 @@ class CheckpointTransaction:
         Raises ``OutputError``.
         """
         with naming(self._folder):
-            self._drafts = make_drafts(self._folder)
-        return self._drafts
+            return make_drafts(self._folder)
 
     def add_file(self, name: str, data: bytes) -> None:
         """Add a file such as config.json beside the weights; ``finish`` gives it its name.
@@ -150,16 +152,18 @@ class CheckpointTransaction:
     def abort(self) -> None:
         """Give up: delete the files of the transaction, and the folders made here if they are empty.
 
-        Recorded shards stay (``kept``), and so does an earlier output. Does nothing after ``finish``.
+        Recorded shards stay (``kept``), and so does an earlier output. Does nothing after ``finish``; one that was
+        interrupted while it deleted the earlier output goes on.
         """
-        steps = [self._close_drafts]
+        steps: list[Callable[[], None]] = []
+        if self._published:
+            steps.append(lambda: recover(self._folder))
         if self._ours:
-            steps += [self._discard_staged, self._remove_parts]
+            steps += [self._discard_staged, self._close_drafts, self._remove_parts]
         steps += [made.rmdir for made in reversed(self._made_folders)]  # one with files of others stays
         for step in steps:
-            with contextlib.suppress(
-                OSError
-            ):  # the error that led here matters more; the next merge tidies up
+            # The error that led here matters more; the next merge tidies up.
+            with contextlib.suppress(OSError, OutputError):
                 step()
         self._release()
 
@@ -194,10 +198,20 @@ class CheckpointTransaction:
         self._staged.sync()
         files, shards = self._staged.names, [shard.name for shard in self._shards]
         self._refuse_taken([*files, *shards])
+        earlier = earlier_files(self._folder, [*files, *shards])
+        self._refuse_put_there(earlier)
         records = [shard.record_name for shard in self._shards if shard.name in self._recorded]
-        return Publication(
-            self._folder, [*earlier_files(self._folder, [*files, *shards]), *records], files, shards
-        )
+        return Publication(self._folder, [*earlier, *records], files, shards)
+
+    def _refuse_put_there(self, earlier: Sequence[str]) -> None:
+        """Raise ``OutputError`` for files that came during the merge, and would be lost or mixed with the new ones."""
+        if earlier and not self._overwrite:
+            raise OutputError(
+                f"{self._folder}: {some(earlier)} came into it during the merge and would be replaced; move them away, "
+                "or pass --overwrite"
+            )
+        if problems := contents_in_the_way(self._folder, overwrite=True):
+            raise OutputError(problems)
 
     def _publish(self, publication: Publication) -> None:
         """Do all of it or nothing."""
@@ -205,6 +219,7 @@ class CheckpointTransaction:
         try:
             publication.begin()
             publication.carry_out()
+            self._published = True
         except BaseException as error:
             try:
                 publication.undo()
@@ -236,10 +251,9 @@ class CheckpointTransaction:
             self._made_folders.append(level)
 
     def _close_drafts(self) -> None:
-        """Remove the folder of drafts: shards that other processes are still writing are too late."""
-        if self._drafts is not None:
-            discard(self._drafts)
-            self._drafts = None
+        """Remove the folders of drafts: shards that other processes are still writing are too late."""
+        for drafts in drafts_in(self._folder):
+            discard(drafts)
 
     def _discard_staged(self) -> None:
         if (self._folder / STAGING).is_dir():
@@ -250,7 +264,7 @@ class CheckpointTransaction:
 
     def _release(self) -> None:
         """Leave the files to the next transaction, and unlock the folder."""
-        self._ours = False
+        self._ours = self._published = False
         self._made_folders = []
         if self._lock_descriptor >= 0:
             os.close(self._lock_descriptor)

@@ -39,8 +39,10 @@ def is_unfinished(entry: Path) -> bool:
 
 def unfinished_files(folder: Path) -> list[str]:
     """The names of a merge's unfinished weight files and folders in an output folder."""
-    parts = folder.glob("*.safetensors" + PART_SUFFIX)
-    return sorted(file.name for file in (*parts, *drafts_in(folder), *folder.glob(STAGING)))
+    files = folder.glob("*" + PART_SUFFIX)
+    return sorted(
+        file.name for file in files if is_unfinished(file) and not file.name.endswith(RECORD_SUFFIX)
+    )
 
 
 def remove_parts(folder: Path, kept: frozenset[str] = frozenset()) -> None:

@@ -37,6 +37,11 @@ def main() -> None:
         code = INTERRUPTED
     finally:
         _at_once()
+    if (
+        code == 0
+    ):  # Python gives up its handlers before it ends, and what is complete must not look interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     gc.freeze()  # the end of the process frees all objects
     sys.exit(code)
 

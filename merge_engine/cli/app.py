@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import traceback
 from pathlib import Path
@@ -23,7 +22,7 @@ from merge_engine.cli.verify import verify
 from merge_engine.engine.choosing import choose_device
 from merge_engine.engine.run import parse_memory
 from merge_engine.engine.scheduling import open_access, schedule_for
-from merge_engine.errors import MergeError, OptionError, OutputError
+from merge_engine.errors import MergeError, OptionError, OutputError, way_out
 from merge_engine.observe.versions import versions
 from merge_engine.planning import Schedule
 
@@ -179,19 +178,6 @@ app.command()(verify)
 app.command()(diff)
 app.command()(bench)
 
-_WAYS_OUT = {
-    errno.EACCES: "check its permissions",
-    errno.EPERM: "check its permissions",
-    errno.EROFS: "choose another place",
-    errno.ENOSPC: "free some space, or choose another place",
-    errno.EEXIST: "it is in the way: move it away",
-    errno.EISDIR: "a file needs this name: move the folder away",
-    errno.ENOTDIR: "a folder needs this name: move the file away",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOMEM: "a smaller --memory needs less",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-}
-
 
 def call() -> int:
     """Run the command line and return its exit code: 2 for a wrong option, 1 for other errors, one line each."""
@@ -208,8 +194,7 @@ def call() -> int:
         return error.exit_code
     except OSError as error:  # no permission, no space for a temporary file, a disk that fails
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        way_out = _WAYS_OUT.get(error.errno or 0, "")
-        terminal.say("error", [f"{place}{error.strerror or error}{way_out and f'; {way_out}'}"])
+        terminal.say("error", [f"{place}{error.strerror or error}{way_out(error)}"])
     except ImportError as error:  # damaged, or more than the memory holds
         terminal.say("error", [f"a module cannot be loaded: {error}; install merge_engine again"])
     except MemoryError:

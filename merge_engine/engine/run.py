@@ -16,10 +16,8 @@ from merge_engine.checkpoint import (
     MANIFEST_NAME,
     CheckpointTransaction,
     CheckpointWriter,
-    carried_files,
-    encode_config,
-    merged_config,
     parse_size,
+    strange_model_files,
 )
 from merge_engine.engine.carrying import Progress, carry_out, decide_together
 from merge_engine.engine.choosing import choose_backend
@@ -27,6 +25,7 @@ from merge_engine.engine.collecting import seldom_collected
 from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.records import Collected, Recorder, ShardResult, kept_if_useful, plan_key
 from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.engine.side_files import add_side_files, side_files_of
 from merge_engine.engine.sinks import MemorySink
 from merge_engine.errors import BackendError, OptionError
 from merge_engine.fit import idle_models
@@ -38,7 +37,8 @@ from merge_engine.observe.result import MergeResult, TensorResult
 from merge_engine.operands import Access
 from merge_engine.planning import SIDE_BY_SIDE, MergePlan, Schedule, make_plan
 from merge_engine.recipe import Recipe, load_recipe
-from merge_engine.storage import mount_of
+from merge_engine.storage import File, mount_of
+from merge_engine.text import some
 
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
 
@@ -152,6 +152,7 @@ def merge_to_folder(
     """
     scheduled = _in_few_shards(scheduled, output)
     planned = scheduled.plan
+    side_files = side_files_of(planned)
     collected = Collected(planned)
     recorder = Recorder(collected.digests)
     writer = CheckpointWriter(
@@ -171,7 +172,7 @@ def merge_to_folder(
             collected.digests.give_up()
             raise
         collected.add_run(run)
-        return publish(planned, output, collected, run.ledger, writer, notes)
+        return publish(planned, output, collected, run.ledger, writer, side_files, notes)
 
 
 def _rest_of(
@@ -225,16 +226,18 @@ def publish(
     collected: Collected,
     ledger: Ledger,
     writer: CheckpointWriter | CheckpointTransaction,
+    side_files: Mapping[str, File],
     notes: Iterable[str] = (),
 ) -> MergeResult:
     """Add config, tokenizer, model card and manifest, wait for the disk, and give all files their names.
 
+    ``side_files`` are those that the donor had when the merge began, from ``side_files_of``.
     Raises ``CheckpointError`` and ``OutputError``.
     """
     result = result_of(planned, collected.results, collected.trimmed_to, ledger, [*notes, *collected.notes])
     result.output = output
     start = time.perf_counter()
-    add_side_files(planned, writer)
+    add_side_files(planned, writer, side_files)
     digest = model_digest(collected.digests.by_name())
     writer.add_file("README.md", encode_card(planned.recipe, result, digest))
     if isinstance(writer, CheckpointWriter):
@@ -252,6 +255,12 @@ def publish(
     )
     writer.add_file(MANIFEST_NAME, manifest)
     writer.finish()
+    if strange := strange_model_files(output, writer.files):
+        # The manifest does not have it: a merge says the same of itself, whatever stood in the folder.
+        result.warnings.append(
+            f"{output}: holds {some(strange)}, which this merge did not write and a loader may read; remove what does "
+            "not belong to the model"
+        )
     if writer.complete:
         # No line of the manifest: it is the same, however often the merge was interrupted.
         result.notes.append(
@@ -273,21 +282,6 @@ def _inputs(planned: MergePlan) -> list[MergedInput]:
         )
         for path, given in inputs.items()
     ]
-
-
-def add_side_files(planned: MergePlan, writer: CheckpointWriter | CheckpointTransaction) -> None:
-    """Add config, tokenizer and the like of the donor, with the output's dtype in the config.
-
-    Raises ``CheckpointError`` for a file that cannot be read, and ``OutputError``.
-    """
-    for name, path in carried_files(planned.donor.path).items():
-        if name == "config.json":
-            dtypes = {task.out for task in planned.tasks if task.out.mergeable}
-            written = planned.recipe.output_dtype or (dtypes.pop() if len(dtypes) == 1 else None)
-            config = merged_config(dict(planned.donor.config), written, planned.untied)
-            writer.add_file(name, encode_config(config))
-        else:
-            writer.copy_file(name, path)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.records import Collected, ShardResult, kept_if_useful, plan_key
 from merge_engine.engine.run import publish
 from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.engine.side_files import side_files_of
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult
 from merge_engine.planning import MergePlan
@@ -66,6 +67,7 @@ def merge_in_shards(
     as ``run`` does.
     """
     start = time.perf_counter()
+    side_files = side_files_of(plan)
     layouts = {shard.name: shard for shard in plan.shards}
     transaction = CheckpointTransaction(output, plan.shards, key=plan_key(plan), overwrite=overwrite)
     with transaction, kept_if_useful(transaction, plan):
@@ -82,7 +84,7 @@ def merge_in_shards(
                 collected.add(done)
                 transaction.record(layouts[done.shard], done.encode())
         ledger = Ledger(seconds=time.perf_counter() - start)
-        return publish(plan, output, collected, ledger, transaction)
+        return publish(plan, output, collected, ledger, transaction, side_files)
 
 
 def _decide(plan: MergePlan) -> SharedAnswers | None:

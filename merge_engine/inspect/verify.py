@@ -11,7 +11,7 @@ from pathlib import Path
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from merge_engine.arguments import path_of
-from merge_engine.checkpoint import MANIFEST_NAME, Header, read_header
+from merge_engine.checkpoint import MANIFEST_NAME, Header, read_header, strange_model_files
 from merge_engine.checkpoint.layout import INDEX_FILE
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.checkpoint.unfinished import unfinished_files
@@ -23,7 +23,15 @@ from merge_engine.storage import File
 from merge_engine.storage.bounded import MAX_INDEX, read_bounded
 from merge_engine.text import some
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".safetensors.index.json", ".bin.index.json")
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".safetensors.index.json",
+    ".bin.index.json",
+    "adapter_config.json",
+)
 _PIECE = 1 << 20  # bytes of a side file that are held at a time
 
 
@@ -225,7 +233,7 @@ def _check_index(folder: Path, manifest: Manifest, headers: Mapping[str, Header]
 
 
 def _strangers(folder: Path, manifest: Manifest) -> list[Finding]:
-    """Files that a loader may take for weights, and that are not those of the merge."""
+    """Files that a loader may read, and that are not those of the merge."""
     known = {*manifest.shards, *manifest.files, *([INDEX_FILE] if len(manifest.shards) > 1 else [])}
     try:
         names = sorted(entry.name for entry in folder.iterdir())
@@ -234,6 +242,10 @@ def _strangers(folder: Path, manifest: Manifest) -> list[Finding]:
     strange = [name for name in names if name.endswith(_WEIGHTS) and name not in known]
     findings = [
         Finding(name, "not a part of this merge; a loader may take it for weights") for name in strange
+    ]
+    findings += [
+        Finding(name, "not a part of this merge; a loader may read it")
+        for name in strange_model_files(folder, known)
     ]
     if parts := unfinished_files(folder):
         findings.append(Finding(some(parts), "left by another merge into this folder, which is not finished"))
