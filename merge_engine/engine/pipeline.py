@@ -11,6 +11,7 @@ error in any thread stops all of them.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -38,7 +39,7 @@ from merge_engine.workers import start
 _LOADED = 24
 """Most batches that are read ahead. The ring sets a lower limit, except where inputs are used in place."""
 
-_Queue: TypeAlias = "queue.Queue[Batch | BaseException | None]"
+_Queue: TypeAlias = "queue.SimpleQueue[Batch | BaseException | None]"
 
 
 class Pipeline:
@@ -70,7 +71,11 @@ class Pipeline:
         way = partial(OverLink, self._backend, staging) if has_link else InHostMemory
         self._mover: Mover = way(access, self._inputs, sink, digests, self._ledger)
         self._lock = threading.Lock()
-        self._loaded: _Queue = queue.Queue(_LOADED)
+        # An interrupt inside of queue.Queue would leave its lock behind in a wrong state; SimpleQueue has none.
+        self._loaded: _Queue = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each batch that may still be put
+        for _ in range(_LOADED):
+            self._room.put(None)
         self._starting = threading.Lock()
         self._stopping = False
         self._failure: BaseException | None = None  # the first one of what takes outputs away
@@ -104,11 +109,10 @@ class Pipeline:
 
     def _forget_loaded(self) -> None:
         """Empty the queue, so that the feeder does not wait forever to put a batch into it."""
-        try:
+        self._room.put(None)
+        with contextlib.suppress(queue.Empty):
             while True:
                 self._loaded.get_nowait()
-        except queue.Empty:
-            pass
 
     def _feed(self) -> None:
         """Take memory and start the reads, one batch after the other.
@@ -127,12 +131,16 @@ class Pipeline:
             ):
                 if self._stopping:
                     return
-                self._loaded.put(self._load(batch))
-            self._loaded.put(None)
+                self._put(self._load(batch))
+            self._put(None)
         except RingClosed:
             pass  # the run failed elsewhere
         except BaseException as error:
             self._loaded.put(error)
+
+    def _put(self, batch: Batch | None) -> None:
+        self._room.get()
+        self._loaded.put(batch)
 
     def _load(self, visits: list[Visit]) -> Batch:
         """Start to read a batch, and take memory for its outputs."""
@@ -169,6 +177,7 @@ class Pipeline:
 
         complete(lambda: len(under_way) < self._backend.depth and not self._loaded.empty())
         batch = self._loaded.get()
+        self._room.put(None)
         if isinstance(batch, BaseException):
             raise batch
         if batch is not None:

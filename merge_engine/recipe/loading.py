@@ -75,7 +75,7 @@ def _read_text(path: Path) -> str:
 def _validated(data: object, prefix: str) -> Recipe:
     try:
         recipe = Recipe.read(data)
-        json.dumps(recipe.model_dump(), ensure_ascii=False).encode()  # the output holds the recipe
+        json.dumps(recipe.to_plain(), ensure_ascii=False).encode()  # the output holds the recipe
     except ValidationError as error:
         lines = describe(error, KNOWN_KEYS)
         raise RecipeError([prefix + line for line in lines]) from None

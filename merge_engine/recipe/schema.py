@@ -114,8 +114,8 @@ class Recipe(BaseModel):
         """The type of the output; None if each tensor has the working dtype of its inputs."""
         return self.working_dtype if self.out_dtype is None else BY_NAME[self.out_dtype]
 
-    def to_yaml(self) -> str:
-        """The recipe as YAML, with the keys that were given, always in the same order."""
+    def to_plain(self) -> dict[str, Any]:
+        """The recipe as plain data, with the keys that were given, always in the same order."""
         plain: dict[str, Any] = {}
         for key in type(self).model_fields:
             value = getattr(self, key)
@@ -128,7 +128,13 @@ class Recipe(BaseModel):
             elif isinstance(value, tuple):
                 value = list(value)
             plain[key] = value
-        return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+        return plain
+
+    def to_yaml(self) -> str:
+        """``to_plain`` as YAML."""
+        return yaml.dump(
+            self.to_plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf")
+        )
 
 
 KNOWN_KEYS: dict[int, Iterable[str]] = {
