@@ -283,7 +283,7 @@ def test_config_and_other_files(save_checkpoint: SaveCheckpoint) -> None:
 def test_tokens_of_a_vocabulary_that_is_a_list(save_checkpoint: SaveCheckpoint) -> None:
     a, b = save_checkpoint("a", state()), save_checkpoint("b", state())
     for folder, tokens in ((a, ["x", "y"]), (b, ["x", "z", "y"])):
-        model = {"model": {"vocab": [[token, -1.5] for token in tokens]}}
+        model = {"model": {"vocab": [[token, -1.5] for token in tokens]}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(model))
     assert me.diff(a, b).tokens == 2
     (b / "tokenizer.json").write_text('{"model": {"vocab": 3}}')

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from merge_engine.fit.candidate import Candidate, labels, shown
 from merge_engine.fit.findings import Findings
 from merge_engine.fit.vocabulary import (
+    MALFORMED,
     Change,
     Difference,
     Vocabulary,
@@ -27,9 +28,6 @@ _FORMATS: Mapping[tuple[str, ...], Callable[..., Vocabulary] | None] = {
     ("vocab.spm",): None,
 }
 """The files of each format, which is known by the first, and what parses them; None compares bytes alone."""
-
-_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
-"""What comes of a tokenizer that is malformed. It gives a warning: nothing of it is needed to merge."""
 
 
 def check_tokenizers(inputs: Sequence[Candidate], findings: Findings) -> None:
@@ -109,7 +107,7 @@ def _differences(donor: Candidate, models: Sequence[Candidate]) -> Iterator[tupl
             try:
                 parsed = parsed or parse(*own)
                 yield model, difference(parsed, parse(*theirs))
-            except _MALFORMED:
+            except MALFORMED:
                 broken = [each for each, raw in ((donor, own), (model, theirs)) if not _is_whole(parse, raw)]
                 for each in broken or [model]:
                     each.not_compared(f"{each.path(names[0])}: a malformed tokenizer")
@@ -122,7 +120,7 @@ def _is_whole(parse: Callable[..., Vocabulary], files: Sequence[bytes]) -> bool:
     try:
         found = parse(*files)
         {*found.ids.values(), *found.added.values(), *found.merges}
-    except _MALFORMED:
+    except MALFORMED:
         return False
     return True
 

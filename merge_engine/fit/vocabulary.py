@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from merge_engine.checkpoint.strict_json import check_amount
 
+MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+"""What comes of a tokenizer that is malformed. Nothing of it is needed to merge."""
+
 _MODEL = b'\n  "model": {'
 _IDS = b'\n    "vocab": '
 _MERGES = b'\n    "merges": '

@@ -84,7 +84,7 @@ def _of_one_type(a: memoryview, b: memoryview, dtype: DType) -> Tally:
 def _of_two_types(a: memoryview, b: memoryview, a_type: DType, b_type: DType) -> Tally:
     codes = {a_type.code, b_type.code}
     if "U64" in codes or ("I64" in codes and not codes <= {*_INTEGERS}):
-        return _exactly(_raw(a, a_type.name).tolist(), _raw(b, b_type.name).tolist())
+        return _exactly(_raw(a, _readable(a_type)).tolist(), _raw(b, _readable(b_type)).tolist())
     x, y = _values(a, a_type), _values(b, b_type)
     if x.dtype != y.dtype:
         import torch
@@ -135,8 +135,13 @@ def _values(memory: memoryview, dtype: DType) -> torch.Tensor:
     if dtype.code == "U64":
         return _raw(memory, "int64") ^ _LOWEST
     if dtype.code in _INTEGERS:
-        return _raw(memory, "uint8" if dtype.code == "BOOL" else dtype.name).to(torch.int64)
+        return _raw(memory, _readable(dtype)).to(torch.int64)
     return _raw(memory, dtype.name).to(torch.complex128 if dtype.code == "C64" else torch.float64)
+
+
+def _readable(dtype: DType) -> str:
+    """The type that torch reads elements as: a bool that is neither 0 nor 1 is undefined to it."""
+    return "uint8" if dtype.code == "BOOL" else dtype.name
 
 
 def _bits(memory: memoryview, dtype: DType) -> torch.Tensor:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from merge_engine.checkpoint import carried_files
-from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.errors import CheckpointError
+from merge_engine.fit.vocabulary import MALFORMED, from_tokenizer_json
 from merge_engine.storage.bounded import MAX_TOKENIZER, read_bounded
 
 _TOKENIZER = "tokenizer.json"
@@ -75,28 +75,16 @@ def _are_equal(a: Path, b: Path) -> bool:
     return True
 
 
-def _vocabulary(file: Path) -> dict[Any, str] | None:
-    """Tokens by position, as tokenizer.json has them."""
+def _vocabulary(file: Path) -> dict[int, str] | None:
+    """Tokens by position; None for a malformed file."""
     try:
-        tokenizer = parse_json(read_bounded(file, MAX_TOKENIZER))
+        found = from_tokenizer_json(read_bounded(file, MAX_TOKENIZER))
+        tokens = (*found.ids.items(), *found.added.items())
+        return {position: token for token, position in tokens}
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: no valid JSON: {error}") from None
-    model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict):  # positions by token
-        found = {_text(position): token for token, position in vocabulary.items()}
-    elif isinstance(vocabulary, list):  # tokens with scores, in order
-        found = {str(position): _text(entry) for position, entry in enumerate(vocabulary)}
-    else:
+    except MALFORMED:
         return None
-    assert isinstance(tokenizer, dict)
-    added = tokenizer.get("added_tokens")
-    for token in added if isinstance(added, list) else ():
-        if isinstance(token, dict):
-            found[_text(token.get("id"))] = _text(token.get("content"))
-    return found
 
 
 def _text(value: object) -> str:

@@ -13,6 +13,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 from merge_engine.arguments import path_of
 from merge_engine.checkpoint import MANIFEST_NAME, Header, read_header, strange_model_files
 from merge_engine.checkpoint.layout import INDEX_FILE
+from merge_engine.checkpoint.sidecar import leaves
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.checkpoint.unfinished import unfinished_files
 from merge_engine.errors import CheckpointError, ManifestError
@@ -296,7 +297,7 @@ def _size(folder: Path, name: str) -> int | str:
     path = folder / name
     try:
         found = path.stat()
-        if not _stays_inside(folder, path):
+        if leaves(path, folder):
             return "a link that leaves the folder; not read"
     except FileNotFoundError:
         return "a link to a file that does not exist" if path.is_symlink() else "missing"
@@ -307,16 +308,6 @@ def _size(folder: Path, name: str) -> int | str:
     if not os.access(path, os.R_OK):
         return "cannot be read: Permission denied"
     return found.st_size
-
-
-def _stays_inside(folder: Path, path: Path) -> bool:
-    """Whether a file is in the folder also after its links are followed.
-
-    A folder of the hub's cache, ``snapshots/<commit>``, has its files in ``blobs`` beside ``snapshots``.
-    """
-    home, target = folder.resolve(), path.resolve()
-    blobs = home.parent.parent / "blobs"
-    return target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs))
 
 
 def _size_of(nbytes: int) -> str:
