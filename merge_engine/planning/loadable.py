@@ -28,10 +28,11 @@ def check_loadable(names: Collection[str], donor: Collection[str], config: Mappi
     for stack, layers in given.items():
         left = written.get(stack, set())
         key = next((key for key in _LAYERS if _value(config, key) == len(layers)), None)
-        if len(left) < len(layers) and key is not None:
+        if len(left) != len(layers) and key is not None:
+            what = "make up the others" if len(left) < len(layers) else "leave out the others"
             warnings.append(
-                f"{stack}: the output has {len(left)} layers, its config.json says {key} {len(layers)}; loaders make "
-                f"up the others, unless you change {key} there"
+                f"{stack}: the output has {len(left)} layer{'s' if len(left) != 1 else ''}, its config.json says {key} "
+                f"{len(layers)}; loaders {what}, unless you change {key} there"
             )
     return warnings
 
