@@ -37,6 +37,15 @@ def test_layers_that_are_left_out(config: Config, save_checkpoint: SaveCheckpoin
     )
 
 
+def test_layers_that_another_model_adds(save_checkpoint: SaveCheckpoint) -> None:
+    config = {"num_hidden_layers": 3}
+    a = save_checkpoint("a", tensors(), config)
+    b = save_checkpoint("b", {**tensors(), "model.layers.3.mlp.up_proj.weight": torch.ones(2, 2)}, config)
+    models = [{"model": str(model), "parameters": {"weight": 1}} for model in (a, b)]
+    found = me.plan({"merge_method": "linear", "models": models, "allow": ["layers"]}).warnings
+    assert "says num_hidden_layers 3; loaders leave out the others" in found[-1]
+
+
 @pytest.mark.parametrize(
     "config", [{}, {"num_hidden_layers": 3}, {"num_hidden_layers": 7}, {"text_config": []}]
 )
