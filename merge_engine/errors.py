@@ -93,6 +93,7 @@ _WAYS_OUT = {
     errno.ENOTDIR: "a folder needs this name: move the file away",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOMEM: "a smaller --memory needs less",
+    errno.EIO: "check the disk",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 

@@ -110,7 +110,7 @@ def test_paths_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "exists", denied)
-    assert refused(str(tmp_path)) == f"{tmp_path}: cannot be read: Permission denied"
+    assert refused(str(tmp_path)) == f"{tmp_path}: cannot be read: Permission denied; check its permissions"
 
 
 def test_mistyped_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -343,7 +343,10 @@ def test_names_that_no_file_can_have(tmp_path: Path) -> None:
 
 def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deny(monkeypatch)
-    assert refused(tmp_path / "model") == f"{tmp_path / 'model'}: cannot be read: Permission denied"
+    assert (
+        refused(tmp_path / "model")
+        == f"{tmp_path / 'model'}: cannot be read: Permission denied; check its permissions"
+    )
 
 
 def deny(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import TypeGuard
 from merge_engine.checkpoint.mistaken import START_BYTES, check_kind
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.dtypes import BY_CODE, DType
-from merge_engine.errors import CheckpointError, OutputError
+from merge_engine.errors import CheckpointError, OutputError, way_out
 from merge_engine.storage import PAGE
 from merge_engine.text import shown
 
@@ -152,7 +152,7 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
                 )
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}{way_out(error)}") from error
     if len(raw) < length:
         raise CheckpointError(f"{path}: became shorter while its header was read")
     return raw, file_size

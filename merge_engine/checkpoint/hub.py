@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from merge_engine.errors import CheckpointError
+from merge_engine.errors import CheckpointError, way_out
 from merge_engine.text import did_you_mean, shortened
 
 _SIDE_FILES = [
@@ -40,7 +40,7 @@ def locate(path: str, revision: str | None) -> Path:
     except ValueError:  # a NUL, or half a character
         raise CheckpointError(f"{shown}: no folder or file has such a name") from None
     except OSError as error:  # a name too long, a folder without permission
-        raise CheckpointError(f"{shown}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{shown}: cannot be read: {error.strerror}{way_out(error)}") from error
     if exists:
         if revision is not None:
             raise CheckpointError(

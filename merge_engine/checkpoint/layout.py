@@ -16,7 +16,7 @@ from pathlib import Path
 from merge_engine.checkpoint.no_weights import which_of, why_no_weight_file, why_no_weights
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.checkpoint.unfinished import unfinished_files
-from merge_engine.errors import CheckpointError
+from merge_engine.errors import CheckpointError, way_out
 from merge_engine.storage.bounded import MAX_INDEX, broken_link, read_bounded
 from merge_engine.text import shown, some
 
@@ -62,7 +62,9 @@ def find_weights(path: Path) -> WeightFiles:
     try:
         return _find_weights(path)
     except OSError as error:  # a name too long, a folder without permission, a broken link
-        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"{error.filename or path}: cannot be read: {error.strerror}{way_out(error)}"
+        ) from error
 
 
 def _find_weights(path: Path) -> WeightFiles:
@@ -132,7 +134,7 @@ def _indexed(folder: Path, index: Path, suffix: str) -> WeightFiles:
     try:
         document = parse_json(read_bounded(index, MAX_INDEX))
     except OSError as error:
-        raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{index}: cannot be read: {error.strerror}{way_out(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{index}: no valid JSON: {error}; download it again") from None
     weight_map = document.get("weight_map") if isinstance(document, dict) else None

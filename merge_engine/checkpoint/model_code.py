@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from merge_engine.checkpoint.strict_json import parse_json
-from merge_engine.errors import CheckpointError
+from merge_engine.errors import CheckpointError, way_out
 from merge_engine.storage.bounded import MAX_CONFIG, MAX_TOKENIZER, read_bounded
 
 # The files in which transformers and sentence-transformers look for the classes of a model's own code.
@@ -83,4 +83,4 @@ def _read(file: Path, limit: int) -> bytes:
     try:
         return read_bounded(file, limit)
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}{way_out(error)}") from error

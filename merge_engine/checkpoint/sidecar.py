@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from merge_engine.checkpoint.model_code import code_files, module_folders
-from merge_engine.errors import CheckpointError
+from merge_engine.errors import CheckpointError, way_out
 from merge_engine.storage.bounded import MAX_TOKENIZER, broken_link
 from merge_engine.text import some
 
@@ -84,7 +84,9 @@ def find_side_files(path: Path) -> SideFiles:
     try:
         return _found(folder)
     except OSError as error:
-        raise CheckpointError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"{error.filename or folder}: cannot be read: {error.strerror}{way_out(error)}"
+        ) from error
 
 
 def carried_files(path: Path) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from typing import Any
 from merge_engine.checkpoint.header import Header, read_header
 from merge_engine.checkpoint.layout import WeightFiles, find_weights, place_tensors
 from merge_engine.checkpoint.strict_json import read_settings
-from merge_engine.errors import CheckpointError
+from merge_engine.errors import CheckpointError, way_out
 from merge_engine.operands import Operand, Stored
 from merge_engine.storage import File
 from merge_engine.storage.bounded import MAX_CONFIG
@@ -54,7 +54,9 @@ class Checkpoint:
         try:
             found = [file.path.stat() for file, _ in self.contents]
         except OSError as error:
-            raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(
+                f"{error.filename}: cannot be read: {error.strerror}{way_out(error)}"
+            ) from error
         return frozenset((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns) for file in found)
 
 

@@ -16,7 +16,7 @@ from xxhash import xxh3_128
 from merge_engine.checkpoint.durable import sync_all
 from merge_engine.checkpoint.output_folder import is_inside, naming
 from merge_engine.checkpoint.unfinished import STAGING
-from merge_engine.errors import CheckpointError, OutputError
+from merge_engine.errors import CheckpointError, OutputError, way_out
 
 _PIECE = 1 << 20
 
@@ -86,4 +86,4 @@ def pieces_of(source: Path) -> Iterator[bytes]:
             while piece := file.read(_PIECE):
                 yield piece
     except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{source}: cannot be read: {error.strerror}{way_out(error)}") from error

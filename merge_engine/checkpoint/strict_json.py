@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from merge_engine.errors import CheckpointError
+from merge_engine.errors import CheckpointError, way_out
 from merge_engine.storage.bounded import read_bounded
 from merge_engine.text import shown
 
@@ -58,7 +58,7 @@ def read_settings(path: Path, limit: int) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}{way_out(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: no valid JSON: {error}; repair it, or download it again") from None
     if depth > _MAX_DEPTH:

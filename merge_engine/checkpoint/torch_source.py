@@ -21,7 +21,7 @@ from merge_engine.checkpoint.layout import WeightFiles, place_tensors
 from merge_engine.checkpoint.mistaken import START_BYTES, check_kind
 from merge_engine.checkpoint.torch_zip import check_storages, read_records
 from merge_engine.dtypes import BY_NAME, DType
-from merge_engine.errors import CheckpointError
+from merge_engine.errors import CheckpointError, way_out
 from merge_engine.operands import Access, Operand
 from merge_engine.storage import ByteRange, File
 
@@ -106,7 +106,7 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
             "code; convert it to safetensors"
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}{way_out(error)}") from error
     except EOFError as error:
         raise CheckpointError(f"{file}: cannot be read as a torch checkpoint: it ends too early") from error
     except (KeyError, IndexError, AssertionError) as error:  # the unpickler met bytes that are no pickle

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_engine.checkpoint import carried_files
-from merge_engine.errors import CheckpointError
+from merge_engine.errors import CheckpointError, way_out
 from merge_engine.fit.vocabulary import MALFORMED, from_tokenizer_json
 from merge_engine.storage.bounded import MAX_TOKENIZER, read_bounded
 
@@ -71,7 +71,9 @@ def _are_equal(a: Path, b: Path) -> bool:
                 if piece != in_b.read(_PIECE):
                     return False
     except OSError as error:
-        raise CheckpointError(f"{error.filename or a}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"{error.filename or a}: cannot be read: {error.strerror}{way_out(error)}"
+        ) from error
     return True
 
 
@@ -82,7 +84,7 @@ def _vocabulary(file: Path) -> dict[int, str] | None:
         tokens = (*found.ids.items(), *found.added.items())
         return {position: token for token, position in tokens}
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}{way_out(error)}") from error
     except MALFORMED:
         return None
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from merge_engine.checkpoint import MANIFEST_NAME
 from merge_engine.checkpoint.strict_json import parse_json
 from merge_engine.checkpoint.unfinished import unfinished_files
-from merge_engine.errors import ManifestError
+from merge_engine.errors import ManifestError, way_out
 from merge_engine.observe.digests import model_digest, tensor_digest
 from merge_engine.observe.manifest import FORMAT
 from merge_engine.observe.result import ModelCounts
@@ -149,7 +149,7 @@ def _read(folder: Path, path: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(folder) from None
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}{way_out(error)}") from error
     except ValidationError as error:
         problem = cut(describe(error, {})[0], 400)
         raise ManifestError(f"{path}: not the manifest of a merge: {problem}; run the merge again") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import merge_engine._native as native
-from merge_engine.errors import CheckpointError
+from merge_engine.errors import CheckpointError, way_out
 from merge_engine.storage.direct import open_direct
 from merge_engine.storage.mounts import mount_of
 
@@ -38,7 +38,7 @@ class File:
         try:
             found = path.stat()
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}{way_out(error)}") from error
         return cls._from(path, found)
 
     def difference(self, descriptor: int) -> str | None:
@@ -162,7 +162,7 @@ def _open(file: File) -> int:
     try:
         descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}{way_out(error)}") from error
     return _unchanged(file, descriptor)
 
 
