@@ -142,11 +142,6 @@ def test_files_in_the_way(tmp_path: Path) -> None:
     assert "is a file, no folder" in the_problem(file / "out", [])
 
 
-def test_a_broken_link_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "out").symlink_to("gone")
-    assert "a broken link to gone; make that folder" in the_problem(tmp_path / "out", [])
-
-
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     assert f"no permission to write to {tmp_path}" in the_problem(tmp_path / "out", [])
