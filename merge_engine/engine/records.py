@@ -169,7 +169,7 @@ def kept_if_useful(writer: CheckpointWriter | CheckpointTransaction, plan: Merge
         if writer.kept:
             said = f"{len(writer.kept)} of {len(plan.shards)} shards are complete: the same command goes on from there"
             if isinstance(error, MergeError):
-                MergeError.__init__(error, f"{error}; {said}")
+                MergeError.__init__(error, [*error.problems[:-1], f"{error.problems[-1]}; {said}"])
             elif isinstance(error, (KeyboardInterrupt, MemoryError)):
                 error.args = (f"{error}; {said}" if str(error) else said,)
         raise

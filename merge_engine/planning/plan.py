@@ -129,7 +129,7 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         try:
             warnings += find_side_files(donor.path).warnings
         except CheckpointError as error:
-            problems.append(str(error))
+            problems += error.problems
         folders = [checkpoint.path for checkpoint in opened.values()]
         problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
     if problems:
