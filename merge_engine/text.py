@@ -53,6 +53,16 @@ def some(items: Sequence[str], shown: int = _SHOWN) -> str:
     return ", ".join(items[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: ``1 layer``, ``2,000 layers``."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def size_text(nbytes: int) -> str:
+    """A number of bytes in MB, or in GB from one on."""
+    return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 10**9 else f"{nbytes / 1e6:,.1f} MB"
+
+
 def did_you_mean(
     name: str,
     known: Iterable[str],

@@ -12,10 +12,8 @@ from merge_engine.checkpoint.tie_flags import set_tie_flags
 from merge_engine.dtypes import DType
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
-_QUANTIZATION = (
-    "quantization_config",
-    "compression_config",
-)  # their dtypes are not those of the stored tensors
+# Their dtypes are not those of the stored tensors.
+_QUANTIZATION = ("quantization_config", "compression_config")
 _TEXT_OR_INFINITY = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|Infinity')
 
 

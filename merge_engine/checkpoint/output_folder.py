@@ -63,12 +63,8 @@ def is_inside(folder: Path, name: object) -> bool:
         return False
     try:
         return (folder / relative).parent.resolve() == folder.resolve() / relative.parent
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # too long, links in a circle, characters that no file name has
-        return False
+    except (OSError, RuntimeError, ValueError):
+        return False  # too long, links in a circle, characters that no file name has
 
 
 def listed_files(folder: Path) -> list[str]:

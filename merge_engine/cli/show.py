@@ -20,7 +20,7 @@ from merge_engine.observe.ledger import Stage
 from merge_engine.observe.result import MergeResult
 from merge_engine.planning import Schedule
 from merge_engine.storage import Way
-from merge_engine.text import printable, without_common_folder
+from merge_engine.text import printable, size_text, without_common_folder
 
 if TYPE_CHECKING:
     from merge_engine.bench.limits import Limits
@@ -108,9 +108,9 @@ def plan(
         ("config and tokenizer", str(planned.donor.path)),
         ("tensors", f"{len(planned.tasks):,} with {elements:,} elements; {streamed:,} streamed in pieces"),
         ("backend", backend.name),
-        ("read", f"{_size(schedule.bytes_read)}{past}"),
+        ("read", f"{size_text(schedule.bytes_read)}{past}"),
         *_link(schedule, backend),
-        ("write", f"{_size(planned.bytes_written)} in {len(planned.shards):,} file(s)"),
+        ("write", f"{size_text(planned.bytes_written)} in {len(planned.shards):,} file(s)"),
         ("memory", _memory(schedule, backend)),
         *_floor(schedule, output, way, backend),
         *(("note", note) for note in (*planned.notes, *notes)),
@@ -172,7 +172,7 @@ def _floor(
     rows = [
         (
             resource.name,
-            f"{_size(resource.bytes)} at {resource.limit / 1e9:.2f} GB/s take {resource.seconds:.2f} s",
+            f"{size_text(resource.bytes)} at {resource.limit / 1e9:.2f} GB/s take {resource.seconds:.2f} s",
         )
         for resource in found
         if resource.limit is not None and resource.bytes
@@ -186,7 +186,7 @@ def _floor(
 def _link(schedule: Schedule, backend: Backend | type[Backend]) -> list[tuple[str, str]]:
     if not backend.has_link:
         return []
-    return [("link", f"{_size(schedule.bytes_up)} up, {_size(schedule.bytes_down)} down")]
+    return [("link", f"{size_text(schedule.bytes_up)} up, {size_text(schedule.bytes_down)} down")]
 
 
 def _memory(schedule: Schedule, backend: Backend | type[Backend]) -> str:
@@ -198,8 +198,4 @@ def _stage(stage: Stage) -> str:
     if not stage.bytes:
         return f"{stage.seconds:.2f} s" if stage.seconds else "nothing"
     rate = stage.bytes / stage.seconds / 1e9 if stage.seconds else 0.0
-    return f"{_size(stage.bytes)}, busy {stage.seconds:.2f} s, {rate:.2f} GB/s"
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 10**9 else f"{nbytes / 1e6:,.1f} MB"
+    return f"{size_text(stage.bytes)}, busy {stage.seconds:.2f} s, {rate:.2f} GB/s"

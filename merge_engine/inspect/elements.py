@@ -22,7 +22,6 @@ PIECE = 1 << 15
 elements with threads of its own, leaves them to the calling thread."""
 
 _INTEGERS = ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")
-_WIDE = ("I64", "U64")  # integers that float64 does not hold
 _LOWEST = -(2**63)
 
 

@@ -14,10 +14,8 @@ from merge_engine.storage import PAGE, ByteRange, File, OpenFiles, aligned, allo
 STEP = 4 << 20
 """Bytes that a thread holds of a file at a time. Where files are used in place, it holds none."""
 
-_FEWEST, _MOST = (
-    4,
-    8,
-)  # threads: a disk answers several requests at a time, and few threads reach a page cache's rate
+# Threads: a disk answers several requests at a time, and few threads reach a page cache's rate.
+_FEWEST, _MOST = 4, 8
 
 _Work = TypeVar("_Work")
 _Result = TypeVar("_Result")

@@ -22,7 +22,7 @@ from merge_engine.inspect.inputs import input_changes
 from merge_engine.observe.recorded import Manifest, RecordedFile, RecordedShard, read_manifest
 from merge_engine.storage import File
 from merge_engine.storage.bounded import MAX_INDEX, read_bounded
-from merge_engine.text import some
+from merge_engine.text import counted, size_text, some
 
 _WEIGHTS = (
     ".safetensors",
@@ -94,10 +94,10 @@ class Verification:
     def summary(self) -> str:
         """The outcome in one line."""
         if self.complete:
-            inputs = f"; {_number(self.checked_inputs, 'input')} unchanged" if self.checked_inputs else ""
+            inputs = f"; {counted(self.checked_inputs, 'input')} unchanged" if self.checked_inputs else ""
             return (
-                f"complete: {self.output}: {_number(self.tensors, 'tensor')} in {_number(self.shards, 'file')} and "
-                f"{_number(self.files, 'other file')} are as they were merged, {_size_of(self.nbytes)}{inputs}"
+                f"complete: {self.output}: {counted(self.tensors, 'tensor')} in {counted(self.shards, 'file')} and "
+                f"{counted(self.files, 'other file')} are as they were merged, {size_text(self.nbytes)}{inputs}"
             )
         if self.weight_findings:
             return f"damaged: {self.output}: the weights are not as they were merged"
@@ -308,11 +308,3 @@ def _size(folder: Path, name: str) -> int | str:
     if not os.access(path, os.R_OK):
         return "cannot be read: Permission denied"
     return found.st_size
-
-
-def _size_of(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 10**9 else f"{nbytes / 1e6:,.1f} MB"
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")

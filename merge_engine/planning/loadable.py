@@ -7,7 +7,7 @@ from typing import Any
 
 from merge_engine.planning.inputs import examples
 from merge_engine.recipe import layer_of, rename_key
-from merge_engine.text import shown
+from merge_engine.text import counted, shown
 
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_forward_module.")
@@ -31,7 +31,7 @@ def check_loadable(names: Collection[str], donor: Collection[str], config: Mappi
         if len(left) != len(layers) and key is not None:
             what = "make up the others" if len(left) < len(layers) else "leave out the others"
             warnings.append(
-                f"{stack}: the output has {len(left)} layer{'s' if len(left) != 1 else ''}, its config.json says {key} "
+                f"{stack}: the output has {counted(len(left), 'layer')}, its config.json says {key} "
                 f"{len(layers)}; loaders {what}, unless you change {key} there"
             )
     return warnings

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
-from merge_engine.text import did_you_mean, shown, some
+from merge_engine.text import counted, did_you_mean, shown, some
 
 NOT_YET = frozenset(
     {
@@ -53,7 +53,7 @@ class InvalidValue(ValueError):
 def first(lines: Sequence[str], more: int = 0) -> list[str]:
     """The first lines of many, and one with the number of the others and of ``more`` problems without a line."""
     rest = max(len(lines) - _MOST_LINES, 0) + more
-    return [*lines[:_MOST_LINES], f"{rest:,} more problem{'s' if rest > 1 else ''}"] if rest else list(lines)
+    return [*lines[:_MOST_LINES], counted(rest, "more problem")] if rest else list(lines)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
