@@ -20,7 +20,7 @@ from merge_engine.planning.names import examine_names, match_names
 from merge_engine.planning.selection import Selection, pattern_for
 from merge_engine.planning.shapes import Disagreements
 from merge_engine.planning.ties import find_ties
-from merge_engine.recipe import Parameter, ParameterResolver, Recipe, exclude_key, layer_positions
+from merge_engine.recipe import Parameter, Recipe, exclude_key, layer_positions, resolvers
 from merge_engine.text import some
 
 
@@ -153,7 +153,7 @@ class _TaskMaker:
 
     def __init__(self, recipe: Recipe, method: Method, names: Sequence[str]):
         self._recipe = recipe
-        self._resolver = ParameterResolver(recipe, method.parameters)
+        self._resolver = resolvers(recipe, method.parameters)[0]
         self._positions = layer_positions(names)
         self._settings = _typed(method.Settings, method.parameters)
         self._common = _typed(method.Common, method.parameters)
