@@ -15,6 +15,7 @@ from merge_engine.fit import Remarks
 from merge_engine.methods import Action, Method, Task
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import Buffers
+from merge_engine.planning.experts import match_experts
 from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.planning.names import examine_names, match_names
 from merge_engine.planning.selection import Selection, pattern_for
@@ -98,7 +99,7 @@ def make_tasks(
 def _named(recipe: Recipe, given: Inputs, planned: Planned) -> Inputs:
     """The inputs without what the recipe leaves out, under the names that the output has."""
     selection = Selection(recipe)
-    inputs = selection.exclude(match_names(selection.apply(given, planned), planned))
+    inputs = selection.exclude(match_experts(match_names(selection.apply(given, planned), planned), planned))
     planned.warnings += selection.unused()
     if not any(catalogue.tensors for catalogue in given.merged()):
         planned.problems.append("the inputs hold no tensors")
