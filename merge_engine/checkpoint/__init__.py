@@ -14,7 +14,7 @@ from merge_engine.checkpoint.sidecar import (
     strange_model_files,
 )
 from merge_engine.checkpoint.source import Checkpoint, open_checkpoint
-from merge_engine.checkpoint.strict_json import read_settings
+from merge_engine.checkpoint.strict_json import parse_settings, read_settings
 from merge_engine.checkpoint.tie_flags import tie_flag
 from merge_engine.checkpoint.transaction import CheckpointTransaction
 from merge_engine.checkpoint.writer import CheckpointWriter
@@ -39,6 +39,7 @@ __all__ = [
     "locate",
     "merged_config",
     "open_checkpoint",
+    "parse_settings",
     "parse_size",
     "plan_shards",
     "read_header",

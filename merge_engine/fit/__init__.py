@@ -67,7 +67,7 @@ def _check(
     check_configs(inputs, findings)
     check_dtypes(recipe, merged, findings)
     check_tokenizers(inputs, findings)
-    check_generation(inputs, findings)
+    check_generation(recipe, inputs, findings)
     copies = check_identical(donor if has_base else None, merged, findings)
     if not has_base and recipe.base_model is not None:
         findings.notes.append(f"{recipe.merge_method} takes only config and tokenizer from base_model")

@@ -23,11 +23,13 @@ from merge_engine.checkpoint import (
     tie_flag,
 )
 from merge_engine.errors import CheckpointError, PlanError
-from merge_engine.fit import examine, unused_settings
+from merge_engine.fit import Remarks, examine, unused_settings
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.inputs import Catalogue
 from merge_engine.planning.loadable import check_loadable
+from merge_engine.planning.side_edits import OutputFiles, SideEdits
 from merge_engine.planning.tasks import make_tasks
+from merge_engine.planning.templates import edit_template
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.storage import File
 from merge_engine.text import shown, some
@@ -45,14 +47,6 @@ class Input:
     fingerprint: str
     config: Mapping[str, object]
     contents: tuple[tuple[File, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class SideEdits:
-    """Files beside the weights that the output has otherwise than the donor: ``written`` by name, and ``dropped``."""
-
-    written: Mapping[str, bytes] = field(default_factory=dict)
-    dropped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -137,9 +131,13 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     problems = findings.problems + ([] if findings.explain_tensors else planned.problems)
     loadable = check_loadable([task.name for task in tasks], donor.tensors, donor.config)
     warnings = [*findings.warnings, *planned.warnings, *loadable]
+    edits, beside = SideEdits(), Remarks()
     if output is not None:
         try:
-            warnings += find_side_files(donor.path).warnings
+            side_files = find_side_files(donor.path)
+            beside.warnings += side_files.warnings
+            if findings.chat_template is not None:
+                edits = edit_template(findings.chat_template, OutputFiles(side_files.carried, edits), beside)
         except CheckpointError as error:
             problems += error.problems
         folders = [checkpoint.path for checkpoint in opened.values()]
@@ -156,10 +154,11 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         replace(inputs[id(donor)], config=_without(donor.config, findings.stale_keys)),
         tuple(tasks),
         tuple(shards),
-        (*_ignored_keys(recipe), *_repeated(models), *findings.notes, *planned.notes),
-        (*warnings, *unused),
+        (*_ignored_keys(recipe), *_repeated(models), *findings.notes, *planned.notes, *beside.notes),
+        (*warnings, *beside.warnings, *unused),
         planned.untied and tie_flag(donor.config) is not False,
         findings.copies,
+        edits,
     )
 
 
@@ -186,7 +185,7 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
 def _unsupported(recipe: Recipe) -> list[str]:
     """A line for each part of the recipe that cannot be done yet."""
     slices = list(recipe.stacks.slices)
-    keys = [key for key in ("tokenizer", "chat_template") if getattr(recipe, key) is not None]
+    keys = [key for key in ("tokenizer",) if getattr(recipe, key) is not None]
     if recipe.tokenizer_source is not None and recipe.tokenizer_source.path != "base":
         keys.append("tokenizer_source")
     if len(slices) > 1 or any(source.layers is not None for source in slices[0].sources):
