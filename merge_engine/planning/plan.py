@@ -22,7 +22,7 @@ from merge_engine.checkpoint import (
     plan_shards,
     tie_flag,
 )
-from merge_engine.errors import CheckpointError, PlanError
+from merge_engine.errors import CheckpointError, PlanError, RecipeError
 from merge_engine.fit import Remarks, examine, unused_settings
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.inputs import Catalogue
@@ -30,7 +30,8 @@ from merge_engine.planning.loadable import check_loadable
 from merge_engine.planning.side_edits import OutputFiles, SideEdits
 from merge_engine.planning.tasks import make_tasks
 from merge_engine.planning.templates import edit_template
-from merge_engine.recipe import ModelReference, Recipe
+from merge_engine.planning.tolerance import without_ignored_settings
+from merge_engine.recipe import ModelReference, Recipe, resolvers
 from merge_engine.storage import File
 from merge_engine.text import shown, some
 
@@ -100,15 +101,17 @@ class MergePlan:
         return replace(self, tasks=tuple(task for task in self.tasks if task.name in names), shards=made)
 
 
-def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite: bool = False) -> MergePlan:
+def make_plan(
+    recipe: Recipe, output: Path | None, *, shard_size: int, overwrite: bool = False, lenient: bool = False
+) -> MergePlan:
     """Plan the merge of a recipe into a folder (None: into memory). ``shard_size`` in bytes.
+
+    ``lenient`` ignores parameters that no method has, with a warning, as mergekit does without one.
 
     Raises ``RecipeError`` for an unknown method or wrong parameters, ``CheckpointError`` for inputs that cannot be
     read, and ``PlanError`` with every other problem at once.
     """
-    method = find_method(recipe.merge_method)
-    if unsupported := _unsupported(recipe):
-        raise PlanError(unsupported)
+    method, recipe, ignored = _checked(recipe, lenient)
     opened = _open_all(recipe)
     base = None
     if method.uses_base:
@@ -154,8 +157,8 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         replace(inputs[id(donor)], config=_without(donor.config, findings.stale_keys)),
         tuple(tasks),
         tuple(shards),
-        (*_ignored_keys(recipe), *_repeated(models), *findings.notes, *planned.notes, *beside.notes),
-        (*warnings, *beside.warnings, *unused),
+        (*_repeated(models), *findings.notes, *planned.notes, *beside.notes),
+        (*recipe.remarks, *ignored, *warnings, *beside.warnings, *unused),
         planned.untied and tie_flag(donor.config) is not False,
         findings.copies,
         edits,
@@ -166,6 +169,23 @@ def measuring(plan: MergePlan, method: Method) -> MergePlan:
     """A plan for the tensors that ``plan`` merges: it answers the needs of ``method`` and writes nothing."""
     tasks = tuple(replace(task, action=Action.MEASURE) for task in plan.tasks if task.action is Action.MERGE)
     return replace(plan, method=method, tasks=tasks, shards=())
+
+
+def _checked(recipe: Recipe, lenient: bool) -> tuple[Method, Recipe, list[str]]:
+    """The method, the recipe with only the settings that it has, and warnings about those that are left out.
+
+    Raises all that is wrong without a look at the inputs.
+    """
+    unsupported = _unsupported(recipe)
+    try:
+        method = find_method(recipe.merge_method)
+        recipe, ignored = without_ignored_settings(recipe, method, lenient)
+        resolvers(recipe, method.parameters)
+    except RecipeError as error:
+        raise RecipeError([*error.problems, *unsupported]) from None
+    if unsupported:
+        raise PlanError(unsupported)
+    return method, recipe, ignored
 
 
 def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
@@ -191,10 +211,6 @@ def _unsupported(recipe: Recipe) -> list[str]:
     if len(slices) > 1 or any(source.layers is not None for source in slices[0].sources):
         keys.append("slices")
     return [f"{shown(key)} is not supported yet" for key in keys]
-
-
-def _ignored_keys(recipe: Recipe) -> list[str]:
-    return [f'the key "{key}" is ignored: no result depends on it' for key in recipe.ignored]
 
 
 def _repeated(models: Mapping[int, Checkpoint]) -> list[str]:
