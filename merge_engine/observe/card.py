@@ -17,7 +17,8 @@ def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
     references = [recipe.base_model] if recipe.base_model is not None else []
     references += [entry.model for entry in recipe.models]
     # The hub links to models by their ids. Local paths mean nothing to others and may be private.
-    on_hub = [one.path for one in references if not Path(one.path).expanduser().exists()]
+    parts = [part for one in references for part in (one, one.lora) if part is not None]
+    on_hub = [one.path for one in parts if not Path(one.path).expanduser().exists()]
     about = ModelCardData(
         library_name="transformers",
         base_model=list(dict.fromkeys(on_hub)) or None,

@@ -12,7 +12,6 @@ NOT_YET = frozenset(
     {
         "chat_template",
         "layer_range",
-        "lora",
         "modules",
         "override_architecture",
         "slices",
@@ -68,6 +67,8 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
         return f"{shown(path)} is not supported yet"
     if key == "revision":
         return f'unknown key {shown(path)}; write the revision with the model, as "model: path@revision"'
+    if key == "lora":
+        return f'unknown key {shown(path)}; write the LoRA with the model, as "model: path+lora"'
     return f"unknown key {shown(path)}{suggestion(key, known)}"
 
 
@@ -91,7 +92,7 @@ def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> li
             lines += [f"{path}{below}: {message}" for below, message in problems]
         elif kind == "extra_forbidden":
             key, known = str(place[-1]), known_keys[len(place)]
-            if key in NOT_YET or key == "revision" or did_you_mean(key, known):
+            if key in NOT_YET or key in ("lora", "revision") or did_you_mean(key, known):
                 lines.append(unknown_key(path, key, known))
             else:
                 strange.setdefault(place[:-1], []).append(shown(path))
