@@ -144,7 +144,7 @@ def plan_key(plan: MergePlan) -> str:
         ARITHMETIC,
         versions()["merge_engine"],
         plan.recipe.to_yaml(),
-        [[str(given.path), given.fingerprint] for given in inputs if given is not None],
+        [[given.label, given.fingerprint] for given in inputs if given is not None],
         sorted([str(file.path), file.size, file.mtime_ns, file.inode] for file in plan.files),
         [
             [task.name, task.action.value, task.working.name, [operand.label for operand in task.inputs]]

@@ -273,15 +273,18 @@ def publish(
 def _inputs(planned: MergePlan) -> list[MergedInput]:
     """The inputs as the manifest names them."""
     roles = {"base": planned.base, **{str(i): model for i, model in planned.models.items()}}
-    inputs = {given.path: given for given in (planned.donor, planned.base, *planned.models.values()) if given}
+    inputs = {
+        given.label: given for given in (planned.donor, planned.base, *planned.models.values()) if given
+    }
     return [
         MergedInput(
-            str(path),
+            label,
             given.fingerprint,
-            tuple(role for role, one in roles.items() if one and one.path == path),
+            tuple(role for role, one in roles.items() if one and one.label == label),
             given.contents,
+            given.adapter,
         )
-        for path, given in inputs.items()
+        for label, given in inputs.items()
     ]
 
 

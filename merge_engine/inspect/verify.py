@@ -151,7 +151,7 @@ def verify(
         found.input_findings += [
             Finding(path, problem)
             for path, recorded in manifest.inputs.items()
-            for problem in input_changes(Path(path), recorded)
+            for problem in input_changes(path, recorded)
         ]
     return found
 

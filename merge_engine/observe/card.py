@@ -15,7 +15,8 @@ def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
     from huggingface_hub import ModelCardData
 
     # The hub links to models by their ids. Local paths mean nothing to others and may be private.
-    on_hub = [one.path for one in recipe.references if not Path(one.path).expanduser().exists()]
+    parts = [part for one in recipe.references for part in (one, one.lora) if part is not None]
+    on_hub = [one.path for one in parts if not Path(one.path).expanduser().exists()]
     about = ModelCardData(
         library_name="transformers",
         base_model=list(dict.fromkeys(on_hub)) or None,

@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 
 from merge_engine.checkpoint import (
+    AdapterFiles,
     Checkpoint,
     OutputTensor,
     ShardLayout,
     check_output_folder,
     find_side_files,
-    locate,
-    open_checkpoint,
+    input_label,
+    open_reference,
     plan_shards,
     tie_flag,
 )
@@ -41,13 +42,19 @@ class Input:
     """One input of a merge: its path, its fingerprint when its headers were read, and its config.json as a mapping.
 
     ``fingerprint`` changes when the checkpoint is rewritten. It follows from ``contents``, each weight file with a
-    digest of its header (see ``Checkpoint``).
+    digest of its header, and from the ``adapter`` that was put into it (see ``Checkpoint``).
     """
 
     path: Path
     fingerprint: str
     config: Mapping[str, object]
     contents: tuple[tuple[File, str], ...] = ()
+    adapter: AdapterFiles | None = None
+
+    @property
+    def label(self) -> str:
+        """See ``Checkpoint.label``."""
+        return input_label(self.path, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ def make_plan(
         except CheckpointError as error:
             problems += error.problems
         folders = [checkpoint.path for checkpoint in opened.values()]
+        folders += [checkpoint.adapter.path for checkpoint in opened.values() if checkpoint.adapter]
         problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
     if problems:
         raise PlanError(problems)
@@ -194,7 +202,7 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
     problems = []
     for reference in recipe.references:
         try:
-            opened[reference] = open_checkpoint(locate(reference.path, reference.revision))
+            opened[reference] = open_reference(reference)
         except CheckpointError as error:
             problems += error.problems
     if problems:
@@ -219,14 +227,16 @@ def _repeated(models: Mapping[int, Checkpoint]) -> list[str]:
     for i, model in models.items():
         places.setdefault(model.file_ids, []).append(i)
     return [
-        f"{models[same[0]].path} is merged more than once, as {some([f'models[{i}]' for i in same])}"
+        f"{models[same[0]].label} is merged more than once, as {some([f'models[{i}]' for i in same])}"
         for same in places.values()
         if len(same) > 1
     ]
 
 
 def _input(checkpoint: Checkpoint) -> Input:
-    return Input(checkpoint.path, checkpoint.fingerprint, checkpoint.config, checkpoint.contents)
+    return Input(
+        checkpoint.path, checkpoint.fingerprint, checkpoint.config, checkpoint.contents, checkpoint.adapter
+    )
 
 
 def _without(config: Mapping[str, object], keys: Collection[str]) -> dict[str, object]:
@@ -234,4 +244,4 @@ def _without(config: Mapping[str, object], keys: Collection[str]) -> dict[str, o
 
 
 def _catalogue(checkpoint: Checkpoint, position: int | None = None) -> Catalogue:
-    return Catalogue(str(checkpoint.path), checkpoint.tensors, tie_flag(checkpoint.config), position)
+    return Catalogue(checkpoint.label, checkpoint.tensors, tie_flag(checkpoint.config), position)
