@@ -78,7 +78,7 @@ def merge_state_dicts(
     ``NonFiniteError``.
     """
     found = find_method(method)
-    if found.uses_base and base is None:
+    if found.uses_base and found.requires_base and base is None:
         raise RecipeError(f"{method} needs a base model")
     demand_values()
     plan = _plan(found, base if found.uses_base else None, _listed(models, "state dicts"), options)
