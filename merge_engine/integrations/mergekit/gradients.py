@@ -131,8 +131,8 @@ class _Following(ReferenceBackend):
         return super().gram(chunk, *what)
 
     def rescaling(self, delta: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Tensor:
-        """The ratio of the norms, if that is the factor (see ``ReferenceBackend.rescaling``)."""
-        if not self._by_norms or factor == 1:
+        """The factor; if autograd follows, and it is the ratio of the norms, then by torch operations."""
+        if not (torch.is_grad_enabled() and self._by_norms) or factor == 1:
             return super().rescaling(delta, kept, factor)
         magnitude = delta.abs()
         return magnitude.sum() / torch.where(kept, magnitude, 0.0).sum()
