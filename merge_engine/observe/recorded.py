@@ -163,6 +163,8 @@ def _read(folder: Path, path: Path) -> Manifest:
                 "run the merge again"
             )
         return Manifest.model_validate(document)
+    except ManifestError:  # which is a ValueError too
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(folder) from None
     except OSError as error:

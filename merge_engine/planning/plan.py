@@ -121,12 +121,10 @@ def make_plan(
     method, recipe, ignored = _checked(recipe, lenient)
     opened = _open_all(recipe)
     base = None
-    if method.uses_base:
-        if recipe.base_model is None:
-            raise PlanError(
-                [f"{method.name} needs a base_model: add the model that the others were tuned from"]
-            )
+    if method.uses_base and recipe.base_model is not None:
         base = opened[recipe.base_model]
+    elif method.uses_base and method.requires_base:
+        raise PlanError([f"{method.name} needs a base_model: add the model that the others were tuned from"])
     models = {i: opened[model] for i, model in enumerate(recipe.stacks.models)}
     if base is not None:  # a base listed among the models is still the base, however its path is written
         models = {i: model for i, model in models.items() if model.file_ids != base.file_ids}

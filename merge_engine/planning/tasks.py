@@ -55,7 +55,7 @@ def make_tasks(
     inputs = _named(recipe, Inputs(base, models, reference), planned)
     names = list(dict.fromkeys(name for catalogue in inputs.merged() for name in catalogue.tensors))
     make = _TaskMaker(recipe, method, names)
-    lacking = _Lacking(inputs, examine_names(inputs, planned))
+    lacking = _Lacking(method, inputs, examine_names(inputs, planned))
     ties = find_ties(inputs, planned)
     buffers, disagreements = Buffers(inputs), Disagreements()
     given: list[tuple[int | None, Catalogue]] = [(i, model) for i, model in inputs.models.items()]
@@ -80,12 +80,29 @@ def make_tasks(
                 operands.append(operand)
                 if position is not None:
                     found[position] = used
-        if inputs.base is not None and len(found) == len(operands):
+        base_lacks = inputs.base is not None and len(found) == len(operands)
+        if (
+            (base_lacks or len(found) < method.min_models)
+            and len(operands) == 1
+            and method.if_lacking == "lone"
+        ):
+            lacking.copied(name, found)
+            planned.tasks.append(make(name, tuple(operands), False, {}, same))
+            continue
+        if base_lacks:
             lacking.in_base(name, found)
             continue
-        if not disagreements.add(name, operands):
+        if disagreements.add(name, operands):
+            continue
+        if 0 < len(found) < method.min_models:
+            if inputs.base is None or method.if_lacking != "base":
+                lacking.in_too_few(name, found)
+                continue
+            lacking.copied(name, {})
+            operands, found = operands[:1], {}
+        else:
             lacking.in_models(name, found)
-            planned.tasks.append(make(name, tuple(operands), inputs.base is not None, found, same))
+        planned.tasks.append(make(name, tuple(operands), inputs.base is not None, found, same))
     planned.untied = ties.untied
     planned.notes += [*buffers.notes(), *lacking.notes()]
     planned.problems += [*lacking.problems(), *disagreements.problems()]
@@ -115,10 +132,12 @@ def _copy(name: str, operand: Operand) -> Task:
 class _Lacking:
     """Collects the tensors that some inputs lack, but those that another message explains."""
 
-    def __init__(self, inputs: Inputs, explained: Collection[str]):
-        self._inputs, self._explained = inputs, explained
+    def __init__(self, method: Method, inputs: Inputs, explained: Collection[str]):
+        self._method, self._inputs, self._explained = method, inputs, explained
         self._in_models: dict[int, list[str]] = {}
         self._in_base: dict[tuple[str, ...], list[str]] = {}
+        self._in_too_few: dict[tuple[str, ...], list[str]] = {}
+        self._copied: dict[str, list[str]] = {}
 
     def in_models(self, name: str, found: Mapping[int, str]) -> None:
         """Keep a tensor that only the models in ``found`` have."""
@@ -129,16 +148,36 @@ class _Lacking:
     def in_base(self, name: str, found: Mapping[int, str]) -> None:
         """Keep a tensor that the base lacks."""
         if name not in self._explained:
-            having = tuple(self._inputs.models[i].label for i in found)
-            self._in_base.setdefault(having, []).append(name)
+            self._in_base.setdefault(self._having(found), []).append(name)
+
+    def in_too_few(self, name: str, found: Mapping[int, str]) -> None:
+        """Keep a tensor that fewer models have than the method needs."""
+        if name not in self._explained:
+            self._in_too_few.setdefault(self._having(found), []).append(name)
+
+    def copied(self, name: str, found: Mapping[int, str]) -> None:
+        """Keep a tensor that is copied from the one model in ``found``, or else from the base."""
+        [label] = self._having(found) or (
+            [self._inputs.base.label] if self._inputs.base is not None else [""]
+        )
+        self._copied.setdefault(label, []).append(name)
 
     def notes(self) -> Iterator[str]:
-        """A note for each model that lacks tensors."""
+        """A note for each model that lacks tensors, and for each input that some are copied from."""
         for i, names in sorted(self._in_models.items()):
             yield f"{self._inputs.models[i].label} lacks {some(names)}; merged from the inputs that have them"
+        for label, names in self._copied.items():
+            yield f"too few inputs have {some(names)} for {self._method.name}; copied from {label}"
 
     def problems(self) -> Iterator[str]:
-        """A problem for tensors that the base lacks, which have no task vector."""
+        """A problem for tensors that too few models have, and for those without a task vector: the base lacks them."""
+        for having, names in self._in_too_few.items():
+            others = {name for catalogue in self._inputs.merged() for name in catalogue.tensors} - set(names)
+            yield (
+                f"{examples(names)}: of the models only {', '.join(having)} has it, and {self._method.name} takes "
+                f"{_numbers(self._method)}; to merge without it, add "
+                f"{exclude_key(pattern_for(names, others))} to the recipe"
+            )
         base = self._inputs.base
         if base is None:
             return
@@ -147,6 +186,9 @@ class _Lacking:
                 f"{examples(names)}: in {', '.join(having)}, but not in the base model {base.label}; to merge without "
                 f"what the base lacks, add {exclude_key(pattern_for(names, base.names))} to the recipe"
             )
+
+    def _having(self, found: Mapping[int, str]) -> tuple[str, ...]:
+        return tuple(self._inputs.models[i].label for i in found)
 
 
 class _TaskMaker:
@@ -222,6 +264,14 @@ def _typed(kind: type, parameters: Sequence[Parameter]) -> Callable[[Mapping[str
 def _count_problems(method: Method, models: Mapping[int, Catalogue]) -> list[str]:
     if not models:
         return [f"{method.name}: there is no model to merge besides the base"]
-    if method.max_models is not None and len(models) > method.max_models:
-        return [f"{method.name}: takes at most {method.max_models} model(s), not {len(models)}"]
+    if len(models) < method.min_models or (method.max_models is not None and len(models) > method.max_models):
+        besides = " besides the base model" if method.uses_base else ""
+        return [f"{method.name}: takes {_numbers(method)} model(s){besides}, not {len(models)}"]
     return []
+
+
+def _numbers(method: Method) -> str:
+    """The allowed numbers of models in words."""
+    if method.max_models is None:
+        return f"at least {method.min_models}"
+    return f"{'exactly' if method.min_models == method.max_models else 'at most'} {method.max_models}"
