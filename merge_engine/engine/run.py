@@ -98,7 +98,7 @@ def schedule(
 
 
 def run(
-    recipe: RecipeSource | MergePlan,
+    recipe: RecipeSource | tuple[Recipe, ...] | MergePlan,
     output: str | Path | None = None,
     *,
     device: str = "auto",
@@ -115,12 +115,13 @@ def run(
 ) -> MergeResult:
     """Merge checkpoints as a recipe says.
 
-    ``recipe``: YAML text, a path, a mapping, a ``Recipe``, or a plan that ``plan`` made. ``output``: the folder to
-    write; without one the merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time
-    where the merge is computed, or text such as "400MB"; by default 400 MB of the host's memory or, on a GPU, a quarter
-    of its free memory. The result never depends on it. ``shard_size``: bytes of tensor data in an output file, or text.
-    ``device``, ``backend`` (a name, or a backend) and ``threads``: see ``create_backend``. If neither of the first two
-    is given, a GPU is taken where it is expected to be faster than the CPU, and the result's notes say why.
+    ``recipe``: YAML text, a path, a mapping, a ``Recipe``, several from ``load_recipes``, or a plan that ``plan`` made.
+    ``output``: the folder to write; without one the merged tensors are returned in memory. ``memory``: bytes of tensor
+    data held at a time where the merge is computed, or text such as "400MB"; by default 400 MB of the host's memory or,
+    on a GPU, a quarter of its free memory. The result never depends on it. ``shard_size``: bytes of tensor data in an
+    output file, or text. ``device``, ``backend`` (a name, or a backend) and ``threads``: see ``create_backend``. If
+    neither of the first two is given, a GPU is taken where it is expected to be faster than the CPU, and the result's
+    notes say why.
     ``overwrite``: replace an earlier output in the folder. ``lenient``: ignore keys and parameters that do not exist,
     with a warning. ``on_schedule`` is called with the schedule before work starts, ``progress`` with the number of
     input bytes of each finished batch.
@@ -171,7 +172,11 @@ def run(
             keep,
             switch_of("lazy", lazy),
         )
-        recipes = load_recipes(recipe, lenient=lenient, check_method=find_method)
+        recipes = (
+            recipe
+            if isinstance(recipe, tuple)
+            else load_recipes(recipe, lenient=lenient, check_method=find_method)
+        )
         if len(recipes) == 1:
             return merge(_plan_one(recipes[0], folder, options), folder)
         check_result(recipes, options)
