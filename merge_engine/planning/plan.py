@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from merge_engine.checkpoint import (
     AdapterFiles,
@@ -19,7 +20,6 @@ from merge_engine.checkpoint import (
     check_output_folder,
     find_side_files,
     input_label,
-    open_reference,
     plan_shards,
     tie_flag,
 )
@@ -27,6 +27,7 @@ from merge_engine.errors import CheckpointError, PlanError, RecipeError
 from merge_engine.fit import Remarks, examine, unused_settings
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.inputs import Catalogue
+from merge_engine.planning.intermediates import Intermediate, open_model, used_by
 from merge_engine.planning.loadable import check_loadable
 from merge_engine.planning.side_edits import OutputFiles, SideEdits
 from merge_engine.planning.tasks import make_tasks
@@ -66,7 +67,8 @@ class MergePlan:
     that are wrong for the output. ``untied`` says that the output has a head of its own although the config may tie
     it to the embedding. ``edits`` are the files that it has otherwise than the donor. ``notes`` are messages for the
     user, ``warnings`` say what may be wrong with these inputs. ``copies`` are the positions of the models that are
-    copies of the base, of which a warning tells.
+    copies of the base, of which a warning tells. ``intermediates`` are the outputs of other recipes that it is made of,
+    in the order of their making.
     """
 
     recipe: Recipe
@@ -81,6 +83,7 @@ class MergePlan:
     untied: bool = False
     copies: frozenset[int] = frozenset()
     edits: SideEdits = field(default_factory=SideEdits)
+    intermediates: tuple[Intermediate, ...] = ()
 
     @cached_property
     def bytes_written(self) -> int:
@@ -109,17 +112,24 @@ class MergePlan:
 
 
 def make_plan(
-    recipe: Recipe, output: Path | None, *, shard_size: int, overwrite: bool = False, lenient: bool = False
+    recipe: Recipe,
+    output: Path | None,
+    *,
+    shard_size: int,
+    overwrite: bool = False,
+    lenient: bool = False,
+    intermediates: Mapping[str, Intermediate] = MappingProxyType({}),
 ) -> MergePlan:
     """Plan the merge of a recipe into a folder (None: into memory). ``shard_size`` in bytes.
 
-    ``lenient`` ignores parameters that no method has, with a warning, as mergekit does without one.
+    ``lenient`` ignores parameters that no method has, with a warning, as mergekit does without one. ``intermediates``
+    are outputs of other recipes that this one may name, by their names.
 
     Raises ``RecipeError`` for an unknown method or wrong parameters, ``CheckpointError`` for inputs that cannot be
     read, and ``PlanError`` with every other problem at once.
     """
     method, recipe, ignored = _checked(recipe, lenient)
-    opened = _open_all(recipe)
+    opened = _open_all(recipe, intermediates)
     base = None
     if method.uses_base and recipe.base_model is not None:
         base = opened[recipe.base_model]
@@ -168,6 +178,7 @@ def make_plan(
         planned.untied and tie_flag(donor.config) is not False,
         findings.copies,
         edits,
+        intermediates=used_by(recipe, intermediates),
     )
 
 
@@ -194,13 +205,32 @@ def _checked(recipe: Recipe, lenient: bool) -> tuple[Method, Recipe, list[str]]:
     return method, recipe, ignored
 
 
-def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
+def check_recipe(
+    recipe: Recipe,
+    *,
+    lenient: bool = False,
+    intermediates: Mapping[str, Intermediate] = MappingProxyType({}),
+    unknown: Collection[str] = (),
+) -> None:
+    """Check a recipe as far as this is possible without the outputs of the recipes with the names ``unknown``.
+
+    Raises as ``make_plan`` does.
+    """
+    _checked(recipe, lenient)
+    _open_all(recipe, intermediates, unknown)
+
+
+def _open_all(
+    recipe: Recipe, intermediates: Mapping[str, Intermediate], unknown: Collection[str] = ()
+) -> dict[ModelReference, Checkpoint]:
     """Open every input once, even if the recipe names it several times."""
     opened: dict[ModelReference, Checkpoint] = {}
     problems = []
     for reference in recipe.references:
+        if reference.path in unknown:
+            continue
         try:
-            opened[reference] = open_reference(reference)
+            opened[reference] = open_model(reference, intermediates)
         except CheckpointError as error:
             problems += error.problems
     if problems:

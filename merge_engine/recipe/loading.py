@@ -223,9 +223,9 @@ def _parse(text: str, prefix: str, lenient: bool) -> list[tuple[object, Sequence
     documents: list[tuple[object, Sequence[str]]] = []
     try:
         loader = _Loader(text, lenient)
-        while loader.check_data():
+        while loader.check_data():  # type: ignore[no-untyped-call]
             loader.remarks = []
-            data = loader.get_data()  # type: ignore[no-untyped-call]
+            data = loader.get_data()
             if data is not None:
                 documents.append((data, loader.remarks))
     except yaml.MarkedYAMLError as error:
