@@ -47,7 +47,7 @@ def adapted(model: Checkpoint, adapter: Adapter) -> Checkpoint:
     label = f"{model.path}+{adapter.files.path}"
     tensors = dict(model.tensors)
     for meanings, operand in adapter.replaced:
-        if (name := fit.place(meanings, fit.replaced)) is not None and fit.same_shape(name, operand):
+        if (name := fit.place(meanings, fit.replaced)) is not None and fit.replaces(name, operand):
             tensors[name] = operand
     # They come second: of an embedding with factors, PEFT saves the weights that these belong to as well.
     for module, factors in adapter.factors.items():
@@ -66,13 +66,10 @@ class _Fit:
     def __init__(self, model: Checkpoint, adapter: Adapter):
         self._model = model
         self._adapter = adapter
-        modules = [f"{module}.weight" for module in adapter.factors]
-        self._old, self._new = _prefix(
-            modules or [meanings[0] for meanings, _ in adapter.replaced], model.tensors
-        )
+        self._old, self._new = _prefix([f"{module}.weight" for module in adapter.factors], model.tensors)
         self._strange: list[str] = []
         self._quantised: list[str] = []
-        self._shapes: list[str] = []
+        self._unfit: list[str] = []
         self._left_out: list[str] = []
         self.replaced: set[str] = set()
         self.summed: set[str] = set()
@@ -91,29 +88,31 @@ class _Fit:
     def sum(self, name: str, base: Operand, module: str, factors: Factors, owner: str) -> Operand | None:
         """A tensor with the product of the factors."""
         settings = self._adapter.settings
-        rank = factors.a.shape[0]
-        shape = factors.b.shape[0], factors.a.shape[1]
+        made = factors.b.shape[0], factors.a.shape[1]
         # PEFT corrects the setting for layers of the other kind, so it decides only where the shape does not.
-        turned = factors.embedding or (settings.fan_in_fan_out if shape[::-1] == base.shape else False)
-        if not turned and shape != base.shape and shape[::-1] == base.shape:
-            turned = True
+        fits_turned = made[::-1] == base.shape and (settings.fan_in_fan_out or made != base.shape)
+        turned = factors.embedding or fits_turned
+        shape = made[::-1] if turned else made
         if not base.dtype.mergeable:
             self._quantised.append(name)
-        elif (shape[::-1] if turned else shape) != base.shape:
-            self._shapes.append(f"{name} ({list(base.shape)}, its factors make {list(shape)})")
+        elif shape != base.shape:
+            self._unfit.append(f"{name} ({list(base.shape)}, its factors make {list(shape)})")
         elif not settings.has_factors(module):
             self._left_out.append(module)
         else:
-            return LowRank(base, factors.a, factors.b, settings.scale(module, rank), owner, turned)
+            scale = settings.scale(module, factors.a.shape[0])
+            return LowRank(base, factors.a, factors.b, scale, owner, turned)
         return None
 
-    def same_shape(self, name: str, operand: Operand) -> bool:
+    def replaces(self, name: str, operand: Operand) -> bool:
         """Whether a tensor can replace that of the model."""
         base = self._model.tensors[name]
-        if not base.dtype.mergeable or not operand.dtype.mergeable:
+        if not base.dtype.mergeable:
             self._quantised.append(name)
+        elif not operand.dtype.mergeable:
+            self._unfit.append(f"{name} ({base.dtype}, the adapter has {operand.dtype})")
         elif base.shape != operand.shape:
-            self._shapes.append(f"{name} ({list(base.shape)}, the adapter has {list(operand.shape)})")
+            self._unfit.append(f"{name} ({list(base.shape)}, the adapter has {list(operand.shape)})")
         else:
             return True
         return False
@@ -134,9 +133,9 @@ class _Fit:
                 f"{model}: tensors that are quantised, or no floats of 16 to 64 bits: {named(self._quantised)}; "
                 "a LoRA can only be put into floats: dequantise the model first"
             )
-        if self._shapes:
+        if self._unfit:
             yield (
-                f"{path}: shapes that do not fit {model}: {named(self._shapes)}; {trained_on}name the model that it "
+                f"{path}: tensors that do not fit {model}: {named(self._unfit)}; {trained_on}name the model that it "
                 "belongs to before the +"
             )
         if self._left_out:

@@ -126,8 +126,9 @@ def _sort(adapter: Adapter, tensors: Mapping[str, Operand]) -> list[str]:
         problems.append(f"{path}: two adapters in one file: {named(twice)}; save each in a folder of its own")
     elif alone:
         problems.append(f"{path}: only one of the two factors of {named(alone)}; save the adapter again")
-    if not problems and not adapter.factors and not adapter.replaced:
-        problems.append(f"{path}: holds no tensors; save the adapter again")
+    if not problems and not adapter.factors:
+        what = "holds no factors of a LoRA" if tensors else "holds no tensors"
+        problems.append(f"{path}: {what}; name the folder of a LoRA adapter behind the +")
     return problems
 
 

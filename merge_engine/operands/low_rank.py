@@ -10,10 +10,10 @@ from merge_engine.operands.base import Access, Operand
 from merge_engine.storage import ByteRange, File, OpenFiles
 
 _PIECE = 1 << 20
-"""Bytes that are read and computed at a time: they stay in the processor's cache meanwhile."""
+"""Bytes of the base, or of the factors of its rows, at a time: they stay in the processor's cache."""
 
 _ROWS = 32
-"""Rows in a piece at least: all factors of the columns are widened anew for each."""
+"""Rows that are computed at a time at least: the factors of the columns are widened anew for each such piece."""
 
 _KERNELS = native.Kernels(native.instruction_set(), 1)
 
@@ -81,68 +81,62 @@ class _Sum(ByteRange):
 
     def read(self, memory: memoryview, first: int, last: int) -> None:
         """See ``ByteRange.read``."""
-        operand, size = self._operand, self._operand.dtype.itemsize
-        width = operand.shape[1]
-        files, way = self._access.files, self._access.way
-        start, end = self._start + first // size, self._start + last // size
-        if start == end:
-            return
-        first_row, rows = start // width, (end - 1) // width + 1 - start // width
-        factors = _Factors(operand, first_row, rows, files)
-        step = max(_PIECE // size, _ROWS * width)
-        for at in range(start, end, step):
-            count = min(step, end - at)
-            piece = memory[first + (at - start) * size : first + (at - start + count) * size]
-            operand.base.read_into(piece, at, files, way)
-            factors.add_to(piece, at)
+        operand, access = self._operand, self._access
+        size, width, rank = operand.dtype.itemsize, operand.shape[1], operand.a.shape[0]
+        factors = _Factors(operand, access.files)
+        step = max(_PIECE // (size * max(width, rank)), _ROWS) * width
+        for at in range(first // size, last // size, step):
+            piece = memory[at * size : min((at + step) * size, last)]
+            operand.base.read_into(piece, self._start + at, access.files, access.way)
+            factors.add_to(piece, self._start + at)
         factors.verify()
 
 
 class _Factors:
-    """The factors of some rows, and of all columns."""
+    """The factors of an operand: those of all columns, and those of the rows that are asked for."""
 
-    def __init__(self, operand: LowRank, first_row: int, rows: int, files: OpenFiles):
+    def __init__(self, operand: LowRank, files: OpenFiles):
         self._operand = operand
-        self._first_row = first_row
-        self._rank = operand.a.shape[0]
-        self._ranges: list[ByteRange] = []
         self._files = files
-        if operand.transposed:
-            every = operand.a.shape[1]
-            parts = [self._load(operand.a, k * every + first_row, rows) for k in range(self._rank)]
-            self._of_rows, self._of_columns = memoryview(b"".join(parts)), self._load(operand.b)
-        else:
-            self._of_rows = self._load(operand.b, first_row * self._rank, rows * self._rank)
-            self._of_columns = self._load(operand.a)
+        self._read: list[ByteRange] = []
+        self._rows, self._columns = (operand.a, operand.b) if operand.transposed else (operand.b, operand.a)
+        self._of_columns = _array(self._load(self._columns, 0, self._columns.count), self._columns.dtype)
 
     def add_to(self, values: memoryview, start: int) -> None:
         """Add the product to elements of the base, from ``start`` on, in place."""
         operand, width = self._operand, self._operand.shape[1]
-        rows, columns = (operand.a, operand.b) if operand.transposed else (operand.b, operand.a)
+        last = start + len(values) // operand.dtype.itemsize - 1
+        row = start // width
         _KERNELS.add_low_rank(
             values=_array(values, operand.dtype),
-            rows=_array(self._of_rows, rows.dtype),
-            columns=_array(self._of_columns, columns.dtype),
-            rank=self._rank,
+            rows=_array(self._of_rows(row, last // width + 1 - row), self._rows.dtype),
+            columns=self._of_columns,
+            rank=operand.a.shape[0],
             width=width,
-            first=start - self._first_row * width,
+            first=start - row * width,
             transposed=operand.transposed,
             scale=operand.scale,
         )
 
     def verify(self) -> None:
         """Raise ``CheckpointError`` if the factors were not those of their files."""
-        for each in self._ranges:
+        for each in self._read:
             each.verify()
 
-    def _load(self, operand: Operand, start: int = 0, count: int | None = None) -> memoryview:
-        """Elements of a factor, in place if that can be."""
-        some = operand.count if count is None else count
-        found = operand.range(start, some, Access(self._files, "cached", in_place=True))
+    def _of_rows(self, row: int, count: int) -> memoryview:
+        rank = self._operand.a.shape[0]
+        if not self._operand.transposed:
+            return self._load(self._rows, row * rank, count * rank)
+        every = self._rows.shape[1]
+        return memoryview(b"".join(self._load(self._rows, k * every + row, count) for k in range(rank)))
+
+    def _load(self, factor: Operand, start: int, count: int) -> memoryview:
+        """Elements of a factor: in place, or a copy where its file cannot be mapped."""
+        found = factor.range(start, count, Access(self._files, "cached", in_place=True))
         memory = memoryview(bytearray(found.room))
         if found.length:
             found.read(memory, 0, found.length)
-        self._ranges.append(found)
+        self._read.append(found)
         return found.view(memory)
 
 
