@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 import merge_engine as me
 from merge_engine.integrations import mergekit
 from merge_engine.integrations.mergekit.formulas import FORMULAS
-from merge_engine.integrations.mergekit.gradients import has_gradients
 from merge_engine.methods import METHODS, Method
 from merge_engine.recipe import Parameter
 
@@ -40,7 +39,8 @@ VALUES = {
     "lambda": 0.8,
     "epsilon": 0.1,
 }
-DIFFERENTIABLE = sorted(name for name in METHODS if has_gradients(name))
+NOT_DIFFERENTIABLE = ("sce",)
+DIFFERENTIABLE = sorted(METHODS.keys() - set(NOT_DIFFERENTIABLE))
 
 
 def value_of(method: Method, parameter: Parameter, models: int) -> Any:

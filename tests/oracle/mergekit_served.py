@@ -20,7 +20,6 @@ from mergekit.merge_methods import TensorBatch, TensorGroup, merge_state_dicts, 
 from safetensors.torch import load_file, save_file
 
 from merge_engine.integrations import mergekit as served
-from merge_engine.integrations.mergekit.gradients import has_gradients
 from merge_engine.methods import METHODS
 
 VALUES = {"weight": 0.7, "t": 0.4, "density": 1.0, "select_topk": 0.6, "lambda": 0.8}
@@ -66,16 +65,14 @@ def check_values() -> None:
 
 
 def check_gradients() -> None:
-    """Every method whose gradients are known here gives mergekit's."""
+    """Every method gives mergekit's; where they are not known here, mergekit computes."""
     for method in shared_methods():
-        if not has_gradients(method.spec.name):
-            continue
         given = arguments(method)
         expected = gradients(given)
         with served.installed() as tally:
             found = gradients(given)
         torch.testing.assert_close(found, expected, msg=lambda text, name=method.spec.name: f"{name}: {text}")
-        assert not tally.handed, tally
+        assert not tally.handed or method.spec.name == "sce", tally
 
 
 def check_rescaled_gradients() -> None:

@@ -23,8 +23,6 @@ from merge_engine.engine.resident import merge_tensors
 from merge_engine.errors import OptionError
 from merge_engine.integrations.mergekit.formulas import FORMULAS
 from merge_engine.methods import find_method
-from merge_engine.methods.linear import Linear, Passthrough
-from merge_engine.methods.task_arithmetic import TaskArithmetic
 
 
 def wants_gradients(tensors: Sequence[torch.Tensor]) -> bool:
@@ -32,9 +30,8 @@ def wants_gradients(tensors: Sequence[torch.Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def has_gradients(method: str) -> bool:
-    """Whether gradients of a method are known here."""
-    return method in FORMULAS or isinstance(find_method(method), Linear | Passthrough | TaskArithmetic)
+class NoGradientsError(OptionError):
+    """The coefficients of a method depend on its inputs, and no formula of their derivatives is known here."""
 
 
 def merge_with_gradients(
@@ -49,7 +46,7 @@ def merge_with_gradients(
 ) -> torch.Tensor:
     """What ``merge_tensors`` returns, connected to the inputs for autograd.
 
-    Raises ``OptionError`` for a method whose coefficients depend on the inputs and that has no formula here.
+    Raises ``NoGradientsError`` for a method without known gradients.
     """
     given = [*([] if base is None else [base]), *models]
     working = dtype or given[0].dtype
@@ -63,11 +60,11 @@ def merge_with_gradients(
     exact = merge_tensors(
         base, models, method, name=name, dtype=dtype, out_dtype=out_dtype, backend=backend, **options
     )
-    if not backend.solves_from_values:
+    if backend.tells_all:
         return _exactly(backend.merged().view(exact.shape), exact)
     formula = FORMULAS.get(method)
     if formula is None:
-        raise OptionError(
+        raise NoGradientsError(
             f"{method} has no gradients here; merge under torch.no_grad(), or detach its inputs"
         )
     origin, others = (None, followed) if base is None else (followed[0], followed[1:])
@@ -106,15 +103,18 @@ class _Exactly(torch.autograd.Function):
 class _Following(ReferenceBackend):
     """The reference backend for one tensor, whose operation is also applied to ``inputs`` that autograd follows.
 
-    ``inputs`` hold the values of the inputs, in their order, in the type of the arithmetic. ``solves_from_values`` says
-    that the operation's coefficients were solved from the values, so that applying it is not all of the derivative.
+    ``inputs`` hold the values of the inputs, in their order, in the type of the arithmetic.
     """
 
     def __init__(self, inputs: Sequence[torch.Tensor]):
         self._inputs = [tensor.reshape(-1) for tensor in inputs]
         self._pieces: list[torch.Tensor] = []
-        self._by_norms = False
-        self.solves_from_values = False
+        self._by_norms = self._by_values = False
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether ``merged`` has the whole derivative: no coefficient of the operation was solved from the values."""
+        return bool(self._pieces) and not self._by_values
 
     def merged(self) -> torch.Tensor:
         """The result in the type of the arithmetic, of shape [count]."""
@@ -127,7 +127,7 @@ class _Following(ReferenceBackend):
 
     def gram(self, chunk: Chunk, *what: Any) -> BlockSums:
         """Sum inner products (see ``Backend.gram``)."""
-        self.solves_from_values = True
+        self._by_values = True
         return super().gram(chunk, *what)
 
     def rescaling(self, delta: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Tensor:

@@ -24,7 +24,7 @@ import torch
 
 from merge_engine.dtypes import MERGEABLE
 from merge_engine.errors import BackendError, RecipeError
-from merge_engine.integrations.mergekit.gradients import has_gradients, wants_gradients
+from merge_engine.integrations.mergekit.gradients import NoGradientsError
 from merge_engine.integrations.mergekit.merging import merge_one
 from merge_engine.integrations.mergekit.running import run_merge
 from merge_engine.integrations.mergekit.tally import Tally
@@ -67,7 +67,10 @@ def install() -> Tally:
             else f"{method.spec.name} with a kernel of the user"
         )
         if reason is None:
-            return _merge_groups(tally, method, groups, parameters, options)
+            try:
+                return _merge_groups(tally, method, groups, parameters, options)
+            except NoGradientsError:
+                reason = f"gradients of {method.spec.name}"
         if reason:
             tally.hand_over(reason)
         return tuple(originals(method, groups, parameters, **options))
@@ -131,8 +134,6 @@ def _not_ours(method: Any, groups: Sequence[Any], options: Any) -> str | None:
     for tensor in tensors:
         if tensor.device.type not in _DEVICES:
             return f"tensors on the device {tensor.device.type}"
-    if wants_gradients(tensors) and not has_gradients(name):
-        return f"gradients of {name}"
     return None if all(group.entries for group in groups) else ""
 
 
