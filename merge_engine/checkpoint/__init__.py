@@ -1,6 +1,7 @@
 """Checkpoints on disk: safetensors headers, shards and index; read ranges, write streams."""
 
 from merge_engine.checkpoint.config import encode_config, merged_config
+from merge_engine.checkpoint.config_layers import LayerOrigin, is_about_layers, stacked_config
 from merge_engine.checkpoint.header import Header, OutputTensor, TensorInfo, encode_header, read_header
 from merge_engine.checkpoint.hub import locate
 from merge_engine.checkpoint.output_check import check_output_folder
