@@ -15,6 +15,7 @@ from merge_engine.fit import Remarks, SliceNames
 from merge_engine.methods import Action, Method, Task
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import Buffers
+from merge_engine.planning.experts import match_experts
 from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.planning.names import examine_names, match_names
 from merge_engine.planning.modules import Stack
@@ -112,7 +113,8 @@ def make_tasks(recipe: Recipe, method: Method, slices: Sequence[Inputs]) -> Plan
 def _named(recipe: Recipe, given: Sequence[Inputs], planned: Planned) -> list[Inputs]:
     """The inputs without what the recipe leaves out, under the names that the output has."""
     selection = Selection(recipe)
-    named = selection.exclude(match_names(selection.apply(given, planned), planned))
+    named = match_names(selection.apply(given, planned), planned)
+    named = selection.exclude(match_experts(named, planned))
     planned.warnings += selection.unused()
     if not any(catalogue.tensors for inputs in given for catalogue in inputs.merged()):
         planned.problems.append("the inputs hold no tensors")
