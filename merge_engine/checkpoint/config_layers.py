@@ -80,8 +80,8 @@ def stacked_config(
 ) -> tuple[dict[str, Any], list[str]]:
     """The config of an output with these layers in one of its stacks, and what is wrong with it.
 
-    ``kind`` is "text", "vision", "audio", "encoder" or "decoder"; ``alone`` says that no other stack but those of towers
-    is there. In ``config`` the stack has ``count`` layers.
+    ``kind`` is "text", "vision", "audio", "encoder" or "decoder"; ``alone`` says that no other stack is there, towers
+    aside. In ``config`` the stack has ``count`` layers.
     """
     made = copy.deepcopy(dict(config))
     warnings: list[str] = []
@@ -199,8 +199,8 @@ class _Section:
             given = source.get(key, own)
             if not isinstance(given, list | str) or each.layer >= len(given):
                 self._warnings.append(
-                    f"config.json: {key} has an entry for each layer, but not for layer {each.layer} of {each.label}; it "
-                    "is left out of the output's"
+                    f"config.json: {key} has an entry for each layer, but not for layer {each.layer} of {each.label}; "
+                    "it is left out of the output's"
                 )
                 del self._section[key]
                 return
@@ -266,8 +266,8 @@ class _Section:
             key = next((key for key in _WINDOWS if section.get(key) and key != "layer_types"), None)
             if given is None:
                 self._warnings.append(
-                    f"config.json: {key or 'the default'} does not fit the output, so layer_types says which of its layers "
-                    "attend to everything; versions of transformers before 4.53 do not read it"
+                    f"config.json: {key or 'the default'} does not fit the output, so layer_types says which of its "
+                    "layers attend to everything; versions of transformers before 4.53 do not read it"
                 )
         elif any(one is not None for one in types):
             new = next(i for i, one in enumerate(types) if one is not None)

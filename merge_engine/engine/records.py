@@ -139,12 +139,12 @@ def plan_key(plan: MergePlan) -> str:
     """
     if not type(plan.method).__module__.startswith("merge_engine."):
         return ""
-    inputs = (plan.donor, plan.base, *plan.models.values())
+    inputs = (plan.donor, *plan.bases, *plan.models.values())
     described = [
         ARITHMETIC,
         versions()["merge_engine"],
         plan.recipe.to_yaml(),
-        [[str(given.path), given.fingerprint] for given in inputs if given is not None],
+        [[str(given.path), given.fingerprint] for given in inputs],
         sorted([str(file.path), file.size, file.mtime_ns, file.inode] for file in plan.files),
         [
             [task.name, task.action.value, task.working.name, [operand.label for operand in task.inputs]]

@@ -272,13 +272,14 @@ def publish(
 
 def _inputs(planned: MergePlan) -> list[MergedInput]:
     """The inputs as the manifest names them."""
-    roles = {"base": planned.base, **{str(i): model for i, model in planned.models.items()}}
-    inputs = {given.path: given for given in (planned.donor, planned.base, *planned.models.values()) if given}
+    roles = [("base", base) for base in planned.bases]
+    roles += [(str(i), model) for i, model in planned.models.items()]
+    inputs = {given.path: given for given in (planned.donor, *(given for _, given in roles))}
     return [
         MergedInput(
             str(path),
             given.fingerprint,
-            tuple(role for role, one in roles.items() if one and one.path == path),
+            tuple(role for role, one in roles if one.path == path),
             given.contents,
         )
         for path, given in inputs.items()

@@ -1,6 +1,6 @@
 """Tasks, plan and schedule: the work of a merge and its order, known before the first byte is read."""
 
-from merge_engine.planning.inputs import Catalogue
+from merge_engine.planning.inputs import Catalogue, Inputs
 from merge_engine.planning.plan import Input, MergePlan, make_plan, measuring
 from merge_engine.planning.schedule import (
     DEFAULT_MEMORY,
@@ -21,6 +21,7 @@ __all__ = [
     "Budget",
     "Catalogue",
     "Input",
+    "Inputs",
     "MergePlan",
     "Schedule",
     "Visit",

@@ -67,7 +67,8 @@ def read_ranges(
         lengths = [len(one.layers) for one in taken]
         if len(set(lengths)) > 1:
             problems.append(
-                f"{each.place}: its sources have {' and '.join(map(str, dict.fromkeys(lengths)))} layers; give all as many"
+                f"{each.place}: its sources have {' and '.join(map(str, dict.fromkeys(lengths)))} layers; all must "
+                "have as many"
             )
             continue
         ranges = _ranges(each, given, has, taken, start, problems)
@@ -125,7 +126,7 @@ class _Taken:
         elif layers.stop > count:
             yield f"{at}: {label} has {counted(count, 'layer')}, 0 to {count - 1}"
         elif not layers and not self._may_be_empty:
-            yield f"{at}: holds no layer; the first number is that of the first layer, the second one more than the last"
+            yield f"{at}: holds no layer; the second number is one more than that of the last layer"
         elif missing := [str(i) for i in layers if i not in self._has]:
             yield f"{at}: {label} lacks the layers {some(missing)}"
 

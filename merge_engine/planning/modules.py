@@ -20,7 +20,10 @@ from merge_engine.text import did_you_mean, some
 
 Kind: TypeAlias = Literal["text", "vision", "audio", "encoder", "decoder"]
 
-_TOWERS: dict[Kind, re.Pattern[str]] = {"vision": re.compile("visi|visual"), "audio": re.compile("audio|speech")}
+_TOWERS: dict[Kind, re.Pattern[str]] = {
+    "vision": re.compile("visi|visual"),
+    "audio": re.compile("audio|speech"),
+}
 _NAMES: Mapping[Kind, str] = {
     "text": "text_decoder",
     "vision": "vision_tower",
@@ -51,10 +54,15 @@ _FIRST = re.compile(
 
 @dataclass(frozen=True)
 class Stack:
-    """The layers of one module. ``prefix`` is the text before their numbers, ``count`` how many there are."""
+    """The layers of one module.
+
+    ``prefix`` is the text before their numbers, ``count`` how many there are. ``alone`` says that the model has no
+    other stack, towers aside.
+    """
 
     prefix: str
     count: int
+    alone: bool = True
 
     def layer(self, number: int) -> str:
         """How the names in a layer begin, up to the dot behind its number."""
@@ -149,7 +157,8 @@ def anatomy_of(names: Iterable[str]) -> Anatomy:
     if len(stacks) > 1:  # numbered parts of something else have gaps, or are a single one
         whole = {p: layers for p, layers in stacks.items() if 1 < len(layers) == max(layers) + 1}
         stacks = whole or stacks
-    return Anatomy(tuple(Stack(prefix, max(layers) + 1) for prefix, layers in stacks.items()))
+    alone = len(stacks) - sum(Stack(prefix, 0).kind in _TOWERS for prefix in stacks) < 2
+    return Anatomy(tuple(Stack(prefix, max(layers) + 1, alone) for prefix, layers in stacks.items()))
 
 
 def is_first(name: str) -> bool:
@@ -197,7 +206,7 @@ def _named(module: Module, anatomy: Anatomy, names: Collection[str]) -> tuple[St
 
 def _ambiguous(place: str, anatomy: Anatomy, reference: Catalogue) -> str:
     if not anatomy.stacks:
-        return f"{place}: the names of {reference.label} have no numbers of layers; merge whole models with the key models"
+        return f"{place}: the names of {reference.label} have no numbers of layers; use the key models"
     return (
         f"{place}: {reference.label} has several stacks of layers; slice each of them under the key modules, as "
         f"{some(anatomy.names)}"

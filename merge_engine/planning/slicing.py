@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from merge_engine.checkpoint import LayerOrigin
 from merge_engine.operands import Operand
 from merge_engine.planning.inputs import Catalogue, Inputs
 from merge_engine.planning.layer_ranges import Ranges, read_ranges
@@ -21,7 +22,7 @@ Aliases = Mapping[int, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Part:
+class Cut:
     """The tensors of the output that one slice gives.
 
     ``number`` is that of the slice among all of the recipe, from 0. ``inputs`` hold these tensors only, under the names
@@ -35,13 +36,6 @@ class Part:
     positions: Mapping[str, float]
     own_names: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     layers: int | None = None
-
-
-class Origin(NamedTuple):
-    """Where the settings of an output's layer in config.json come from: a model, and the number of its layer."""
-
-    model: Catalogue
-    layer: int
 
 
 class _Names(NamedTuple):
@@ -84,19 +78,22 @@ class Slicing:
         home = self._homes[self._home_of(name)]
         return home.first if is_first(name) else home.last
 
-    def parts(self, aliases: Aliases) -> list[Part]:
-        """The part of each slice, in order."""
-        return [self._part(number, aliases) for number in range(len(self._slices))]
+    def cuts(self, aliases: Aliases) -> list[Cut]:
+        """What each slice gives, in order."""
+        return [self._cut(number, aliases) for number in range(len(self._slices))]
 
-    def origins(self) -> dict[Stack, list[Origin]]:
+    def origins(self) -> dict[Stack, list[LayerOrigin]]:
         """Where the layers of each stack come from that is not made of whole models, in order."""
-        found: dict[Stack, list[Origin]] = {}
-        for home in self._homes:
+        found: dict[Stack, list[LayerOrigin]] = {}
+        for index, home in enumerate(self._homes):
             for number in range(home.first, home.last + 1):
                 ranges = self._ranges[number]
                 if home.stack is not None and ranges is not None:
-                    catalogue, layers = ranges.main(self._slices[number])
-                    found.setdefault(home.stack, []).extend(Origin(catalogue, layer) for layer in layers)
+                    model, layers = ranges.main(self._slices[number])
+                    count = max(self._names[id(model)][index].layers) + 1
+                    found.setdefault(home.stack, []).extend(
+                        LayerOrigin(model.label, model.config, count, layer) for layer in layers
+                    )
         return found
 
     def _read_ranges(self, given: Sequence[Slice], problems: list[str]) -> None:
@@ -131,12 +128,14 @@ class Slicing:
                 found[index].layers.setdefault(place[1], []).append(name)
         return found
 
-    def _part(self, number: int, aliases: Aliases) -> Part:
+    def _cut(self, number: int, aliases: Aliases) -> Cut:
         inputs, ranges = self._slices[number], self._ranges[number]
         own_names: dict[int, dict[str, str]] = {}
         made: dict[int, Catalogue] = {}
         for each in inputs.all():
-            own = {name: other for name, other in aliases.get(id(each), {}).items() if self.giver(name) == number}
+            own = {
+                name: other for name, other in aliases.get(id(each), {}).items() if self.giver(name) == number
+            }
             taken = self._taken(number, each, None if ranges is None else ranges.of(each, inputs), own)
             made[id(each)] = each if taken is None else each.holding(taken)
             if each.position is not None and own:
@@ -144,16 +143,16 @@ class Slicing:
         reference = inputs.reference
         if ranges is not None and reference is not None and ranges.reference is None:
             reference = inputs.merged()[0]
-        part = Inputs(
+        inputs_cut = Inputs(
             None if inputs.base is None else made[id(inputs.base)],
             {i: made[id(model)] for i, model in inputs.models.items()},
             None if reference is None else made[id(reference)],
         )
-        names = dict.fromkeys(name for each in part.merged() for name in each.tensors)
+        names = dict.fromkeys(name for each in inputs_cut.merged() for name in each.tensors)
         if ranges is None:
-            return Part(number, part, layer_positions(names), own_names)
+            return Cut(number, inputs_cut, layer_positions(names), own_names)
         positions = self._positions(number, names, ranges.output)
-        return Part(number, part, positions, own_names, len(ranges.output))
+        return Cut(number, inputs_cut, positions, own_names, len(ranges.output))
 
     def _taken(
         self, number: int, catalogue: Catalogue, layers: range | None, own: dict[str, str]

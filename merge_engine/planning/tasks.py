@@ -6,25 +6,26 @@ rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from merge_engine.checkpoint import LayerOrigin
 from merge_engine.dtypes import promote
 from merge_engine.fit import Remarks, SliceNames
 from merge_engine.methods import Action, Method, Task
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import Buffers
 from merge_engine.planning.experts import match_experts
-from merge_engine.planning.inputs import Catalogue, Inputs, examples
-from merge_engine.planning.names import examine_names, match_names
+from merge_engine.planning.inputs import Inputs
+from merge_engine.planning.lacking import Lacking, count_problems
 from merge_engine.planning.modules import Stack
-from merge_engine.planning.selection import Selection, pattern_for
+from merge_engine.planning.names import examine_names, match_names
+from merge_engine.planning.selection import Selection
 from merge_engine.planning.shapes import Disagreements
-from merge_engine.planning.slicing import Origin, Part, Slicing
+from merge_engine.planning.slicing import Cut, Slicing
 from merge_engine.planning.ties import find_ties
-from merge_engine.recipe import Parameter, Recipe, exclude_key, resolvers
-from merge_engine.text import some
+from merge_engine.recipe import Parameter, Recipe, resolvers
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Planned(Remarks):
 
     tasks: list[Task] = field(default_factory=list)
     untied: bool = False
-    origins: Mapping[Stack, Sequence[Origin]] = field(default_factory=dict)
+    origins: Mapping[Stack, Sequence[LayerOrigin]] = field(default_factory=dict)
     names: list[SliceNames] = field(default_factory=list)
 
 
@@ -51,7 +52,7 @@ def make_tasks(recipe: Recipe, method: Method, slices: Sequence[Inputs]) -> Plan
     """
     planned = Planned(allowed=recipe.allow)
     make = _TaskMaker(recipe, method)
-    planned.problems += _count_problems(recipe, method, slices)
+    planned.problems += count_problems(recipe, method, slices)
     named = _named(recipe, slices, planned)
     problems: list[str] = []
     slicing = Slicing(recipe.stacks, named, problems)
@@ -64,18 +65,18 @@ def make_tasks(recipe: Recipe, method: Method, slices: Sequence[Inputs]) -> Plan
     for twin, name in ties.twins.items():
         twins.setdefault(name, []).append(twin)
     passed = ties.once | ties.twins.keys()
-    lacking, buffers, disagreements = _Lacking(), Buffers(), Disagreements()
+    lacking, buffers, disagreements = Lacking(method), Buffers(), Disagreements()
     told: set[str] = set()
-    for part in slicing.parts(ties.sources):
-        inputs = part.inputs
-        explained = examine_names(inputs, planned, told)
-        make.begin(part)
+    for cut in slicing.cuts(ties.sources):
+        inputs = cut.inputs
+        lacking.begin(inputs, examine_names(inputs, planned, told))
+        make.begin(cut)
         held: list[tuple[int | None, Mapping[str, Operand]]] = [
             (i, model.tensors) for i, model in inputs.models.items()
         ]
         if inputs.base is not None:
             held.insert(0, (None, inputs.base.tensors))
-        for name in part.positions:
+        for name in cut.positions:
             if name in passed:
                 continue
             if buffers.has(name, inputs):
@@ -91,13 +92,29 @@ def make_tasks(recipe: Recipe, method: Method, slices: Sequence[Inputs]) -> Plan
                     operands.append(operand)
                     if position is not None:
                         found.append(position)
-            if inputs.base is not None and len(found) == len(operands):
-                lacking.in_base(name, inputs, found, explained)
-            elif not disagreements.add(name, operands):
-                lacking.in_models(name, inputs, found, explained)
-                for one in (name, *twins.get(name, ())):
-                    planned.tasks.append(make(one, tuple(operands), inputs.base is not None, found, name))
-        planned.names.append(SliceNames(part.positions, _own_names(part), part.layers))
+            is_lone, has_base = False, inputs.base is not None
+            base_lacks = has_base and len(found) == len(operands)
+            if (base_lacks or len(found) < method.min_models) and len(operands) == 1:
+                is_lone = method.if_lacking == "lone"
+            if is_lone:
+                lacking.copied(name, found)
+                found, has_base = [], False
+            elif base_lacks:
+                lacking.in_base(name, found)
+                continue
+            elif disagreements.add(name, operands):
+                continue
+            elif 0 < len(found) < method.min_models:
+                if not has_base or method.if_lacking != "base":
+                    lacking.in_too_few(name, found)
+                    continue
+                lacking.copied(name, [])
+                operands, found = operands[:1], []
+            else:
+                lacking.in_models(name, found)
+            for one in (name, *twins.get(name, ())):
+                planned.tasks.append(make(one, tuple(operands), has_base, found, name))
+        planned.names.append(SliceNames(cut.positions, _own_names(cut), cut.layers))
     planned.untied = ties.untied
     planned.origins = slicing.origins()
     planned.notes += [*of_ties.notes, *buffers.notes(), *lacking.notes()]
@@ -123,51 +140,16 @@ def _named(recipe: Recipe, given: Sequence[Inputs], planned: Planned) -> list[In
     return named
 
 
-def _own_names(part: Part) -> dict[int, Collection[str]]:
-    """The names that each model itself has for the tensors of a part, by recipe position."""
+def _own_names(cut: Cut) -> dict[int, Collection[str]]:
+    """The names that each model itself has for the tensors of a slice, by recipe position."""
     return {
-        i: [part.own_names[i].get(name, name) for name in model.tensors] if i in part.own_names else model.names
-        for i, model in part.inputs.models.items()
+        i: [cut.own_names[i].get(name, name) for name in model.tensors] if i in cut.own_names else model.names
+        for i, model in cut.inputs.models.items()
     }
 
 
 def _copy(name: str, operand: Operand) -> Task:
     return Task(name, operand.shape, operand.dtype, operand.dtype, Action.COPY, (operand,))
-
-
-class _Lacking:
-    """Collects the tensors that some inputs lack, but those that another message explains."""
-
-    def __init__(self) -> None:
-        self._in_models: dict[str, list[str]] = {}
-        self._in_base: dict[tuple[str, ...], tuple[Catalogue, list[str]]] = {}
-
-    def in_models(self, name: str, inputs: Inputs, found: Sequence[int], explained: Collection[str]) -> None:
-        """Keep a tensor that only the models in ``found`` have."""
-        if len(found) < len(inputs.models) and name not in explained:
-            for i, model in inputs.models.items():
-                if i not in found:
-                    self._in_models.setdefault(model.label, []).append(name)
-
-    def in_base(self, name: str, inputs: Inputs, found: Sequence[int], explained: Collection[str]) -> None:
-        """Keep a tensor that the base lacks."""
-        base = inputs.base
-        if base is not None and name not in explained:
-            having = (base.label, *(inputs.models[i].label for i in found))
-            self._in_base.setdefault(having, (base, []))[1].append(name)
-
-    def notes(self) -> Iterator[str]:
-        """A note for each model that lacks tensors."""
-        for label, names in self._in_models.items():
-            yield f"{label} lacks {some(names)}; merged from the inputs that have them"
-
-    def problems(self) -> Iterator[str]:
-        """A problem for tensors that the base lacks, which have no task vector."""
-        for (_, *having), (base, names) in self._in_base.items():
-            yield (
-                f"{examples(names)}: in {', '.join(having)}, but not in the base model {base.label}; to merge without "
-                f"what the base lacks, add {exclude_key(pattern_for(names, base.names))} to the recipe"
-            )
 
 
 class _TaskMaker:
@@ -180,10 +162,10 @@ class _TaskMaker:
         self._common = _typed(method.Common, method.parameters)
         self._elements: dict[int, int] = {}  # complete when the last task is made
 
-    def begin(self, part: Part) -> None:
+    def begin(self, cut: Cut) -> None:
         """Take the parameters of this slice from now on."""
-        self._part = part
-        self._resolver = self._resolvers[part.number]
+        self._cut = cut
+        self._resolver = self._resolvers[cut.number]
 
     def __call__(
         self,
@@ -195,7 +177,7 @@ class _TaskMaker:
     ) -> Task:
         """The task for a tensor, with the parameters and the draws of ``same``, which may be another name."""
         shape, kind = operands[0].shape, operands[0].dtype
-        at = self._part.positions[same]
+        at = self._cut.positions[same]
         common = self._common(self._resolver.for_tensor(same, at))
         kinds = [kind, *(operand.dtype for operand in operands if operand.dtype is not kind)]
         if not all(each.mergeable for each in kinds):
@@ -204,7 +186,7 @@ class _TaskMaker:
         out = self._recipe.output_dtype or working
         if not found:
             return Task(name, shape, working, out, Action.ROUND, operands)
-        own = self._part.own_names
+        own = self._cut.own_names
         settings = (self._resolver.for_model(i, own.get(i, {}).get(same, same), at) for i in found)
         task = Task(
             name,
@@ -244,16 +226,3 @@ def _typed(kind: type, parameters: Sequence[Parameter]) -> Callable[[Mapping[str
         return made
 
     return make
-
-
-def _count_problems(recipe: Recipe, method: Method, slices: Sequence[Inputs]) -> list[str]:
-    """The slices with more or fewer models than the method takes."""
-    problems = []
-    for each, inputs in zip(recipe.stacks.slices, slices, strict=True):
-        where = "" if each.place == "models" else f"{each.place}: "
-        count = len(inputs.models)
-        if not count:
-            problems.append(f"{where}{method.name}: there is no model to merge besides the base")
-        elif method.max_models is not None and count > method.max_models:
-            problems.append(f"{where}{method.name}: takes at most {method.max_models} model(s), not {count}")
-    return problems

@@ -77,8 +77,8 @@ class Ties:
 def find_ties(slices: Sequence[Inputs], giver: Callable[[str], int], remarks: Remarks) -> Ties:
     """Decide which tensors of the inputs are the same.
 
-    ``slices`` are the inputs of each slice with all their tensors; ``giver`` gives the number of the slice that a tensor
-    outside of the layers comes from. Of a head and its embedding bytes are read if no config decides. Raises
+    ``slices`` are the inputs of each slice with all their tensors; ``giver`` gives the number of the slice that a
+    tensor outside of the layers comes from. Of a head and its embedding bytes are read if no config decides. Raises
     ``CheckpointError`` if that fails.
     """
     given = {id(catalogue): catalogue for inputs in slices for catalogue in inputs.merged()}
