@@ -3,6 +3,7 @@
 from merge_engine.checkpoint.adapted import open_reference
 from merge_engine.checkpoint.adapter import open_adapter
 from merge_engine.checkpoint.config import encode_config, merged_config
+from merge_engine.checkpoint.config_layers import LayerOrigin, is_about_layers, stacked_config
 from merge_engine.checkpoint.header import Header, OutputTensor, TensorInfo, encode_header, read_header
 from merge_engine.checkpoint.hub import locate
 from merge_engine.checkpoint.output_check import check_output_folder
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointTransaction",
     "CheckpointWriter",
     "Header",
+    "LayerOrigin",
     "OutputTensor",
     "ShardLayout",
     "ShardWriter",
@@ -40,6 +42,7 @@ __all__ = [
     "encode_header",
     "find_side_files",
     "input_label",
+    "is_about_layers",
     "locate",
     "merged_config",
     "open_adapter",
@@ -50,6 +53,7 @@ __all__ = [
     "plan_shards",
     "read_header",
     "read_settings",
+    "stacked_config",
     "strange_model_files",
     "tie_flag",
     "write_shard",
