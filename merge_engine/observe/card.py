@@ -14,10 +14,8 @@ def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
     # The import of ModelCard takes a tenth of a second in every merge, that of ModelCardData a hundredth.
     from huggingface_hub import ModelCardData
 
-    references = [recipe.base_model] if recipe.base_model is not None else []
-    references += [entry.model for entry in recipe.models]
     # The hub links to models by their ids. Local paths mean nothing to others and may be private.
-    parts = [part for one in references for part in (one, one.lora) if part is not None]
+    parts = [part for one in recipe.references for part in (one, one.lora) if part is not None]
     on_hub = [one.path for one in parts if not Path(one.path).expanduser().exists()]
     about = ModelCardData(
         library_name="transformers",
@@ -35,7 +33,7 @@ def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
         "",
         "## Models",
         "",
-        *(f"- `{name}`" for name in dict.fromkeys(map(str, references))),
+        *(f"- `{name}`" for name in dict.fromkeys(map(str, recipe.references))),
         "",
         "## Recipe",
         "",

@@ -113,12 +113,12 @@ def _at_paths(record: Record) -> Recipe:
     if not {"base", *map(str, record.labels)} <= paths.keys():
         raise ReportError("the manifest does not say which input was what")
     # A model without a role of its own is the base, which the recipe also lists as a model.
-    models = tuple(
-        entry.model_copy(update={"model": _reference(*paths.get(str(i), paths["base"]))})
-        for i, entry in enumerate(record.recipe.models)
-    )
-    base = _reference(*paths["base"])
-    return record.recipe.model_copy(update={"models": models, "base_model": base})
+    recipe, base = record.recipe, _reference(*paths["base"])
+    models = {
+        model: _reference(*paths[str(i)]) if str(i) in paths else base
+        for i, model in enumerate(recipe.stacks.models)
+    }
+    return recipe.replacing(models | ({} if recipe.base_model is None else {recipe.base_model: base}))
 
 
 def _reference(path: str, lora: str | None) -> ModelReference:
