@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_OURS = {"merge_manifest.json"}
-"""Files that only ours writes."""
+_OURS = {"merge_manifest.json", "generation_config.json"}
+"""Files that only ours writes: mergekit loses the settings of generation where it writes the tokenizer anew."""
 MANY = 1e-2
 """How much kept shares and norms of two random merges may differ."""
 

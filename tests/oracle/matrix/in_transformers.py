@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 
@@ -31,18 +32,16 @@ def loaded(folder: Path) -> dict[str, Any]:
         logits = model(input_ids=ids).logits
         if not torch.isfinite(logits).all():
             problem += " logits are not finite"
-        if hasattr(model, "generate") and "CausalLM" in kind.__name__ + "CausalLM" * (
-            config.model_type == "llava"
-        ):
-            made = model.generate(
-                input_ids=ids, min_new_tokens=8, max_new_tokens=8, do_sample=False, pad_token_id=0
-            )
+        if model.can_generate():
+            settings = {"min_new_tokens": 8, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+            made = model.generate(input_ids=ids, **settings)
             if made.shape[1] != 12:
                 problem += f" {made.shape[1] - 4} tokens were generated, not 8"
     rows = model.get_input_embeddings().weight.shape[0]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    if len(tokenizer) > rows:
-        problem += f" the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows"
+    written = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    if written > rows:
+        problem += f" the tokenizer has {written} tokens, the embedding {rows} rows"
     rendered = tokenizer.apply_chat_template(MESSAGES, tokenize=False) if tokenizer.chat_template else None
     return {
         "problem": problem.strip(),

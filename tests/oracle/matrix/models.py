@@ -1,7 +1,7 @@
 """Small models of ten families, with tokenizers of 96 tokens: inputs for every shape of recipe.
 
-Each family has a base and fine-tunes, ``base``, ``a``, ``b`` (Llama also ``c``): the base plus noise. Of Llama there
-are copies in other files and types, two models with added tokens, and two LoRA adapters of the base.
+Each family has a base and three fine-tunes, ``base``, ``a``, ``b``, ``c``: the base plus noise. Of Llama there are
+copies in other files and types, two models with added tokens, and two LoRA adapters of the base.
 """
 
 from __future__ import annotations
@@ -81,22 +81,27 @@ FAMILIES: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     ),
     "llava": _llava,
 }
+DEEP: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
+    name: lambda layers=layers: transformers.LlamaConfig(num_hidden_layers=layers, head_dim=16, **_TEXT)
+    for name, layers in (("deep", 32), ("tall", 40))
+}
+"""Llama with as many layers as the models of published recipes."""
 _CLASSES = {
     "bert": lambda config: transformers.BertForMaskedLM(config),
     "llava": lambda config: transformers.LlavaForConditionalGeneration(config),
 }
 
 
-def build(folder: Path, dtype: torch.dtype) -> None:
-    """Write all models into a folder. The inputs of other types keep theirs."""
+def build(folder: Path, dtype: torch.dtype, *, deep: bool = False) -> None:
+    """Write all models into a folder. The inputs of other types keep theirs. ``deep`` adds those of many layers."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    for family, config in FAMILIES.items():
+    for family, config in (FAMILIES | (DEEP if deep else {})).items():
         make = _CLASSES.get(family, transformers.AutoModelForCausalLM.from_config)
         model = make(config()).to(dtype)
         values = dict(_parameters(model))
-        for seed, name in enumerate(("base", "a", "b", "c") if family == "" else ("base", "a", "b")):
+        for seed, name in enumerate(("base", "a", "b", "c")):
             _set_values(values, seed)
             model.generation_config = getattr(model, "generation_config", None)
             _save(model, folder / (f"{family}-{name}" if family else name), "base" if seed == 0 else "tuned")

@@ -42,10 +42,12 @@ class Row:
 class Matrix:
     """All runs of one precision, each output in a folder of its own."""
 
-    def __init__(self, work: Path, python: str, precision: str, shapes: Sequence[Shape]):
+    def __init__(
+        self, work: Path, python: str, precision: str, shapes: Sequence[Shape], *, deep: bool = False
+    ):
         self.folder = work / precision
         self.python, self.precision, self.shapes = python, precision, shapes
-        build(self.folder / "models", PRECISIONS[precision])
+        build(self.folder / "models", PRECISIONS[precision], deep=deep)
         started = time.perf_counter()
         self.theirs = self._mergekit(self._jobs("mergekit"))
         self.seconds_theirs = time.perf_counter() - started
@@ -136,10 +138,9 @@ class Matrix:
         found = compare_weights(ours, theirs, self.folder / base if base else None)
         if found.names.startswith("names:"):
             one, other = (self.loaded[str(folder)].get("weights", {}) for folder in (ours, theirs))
-            alike = sum(one[name] == other.get(name) for name in one)
-            found = Weights(
-                len(one), len(one) - alike, names=f"as loaded: {alike} of {len(one)} tensors equal"
-            )
+            alike = sum(one.get(name) == digest for name, digest in other.items())
+            said = f"as loaded: {alike} of the {len(other)} tensors that mergekit writes are equal"
+            found = Weights(len(other), len(other) - alike, names=said)
         return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-FOLDER = Path(__file__).parent / "shapes"
+FILES = sorted((Path(__file__).parent / "shapes").glob("*.yaml"))
+PUBLISHED = [Path(__file__).parent / "published.yaml"]
 _TRIMMED = ("ties", "breadcrumbs", "breadcrumbs_ties")
 _METHOD = re.compile(r"^merge_method: *(\w+)$", re.MULTILINE)
 _PARAMETERS = re.compile(r"^parameters:$", re.MULTILINE)
@@ -68,10 +69,10 @@ def _rounding_as_mergekit(document: str) -> str:
     return document + "arithmetic: mergekit\n"
 
 
-def load_shapes() -> Mapping[str, Shape]:
+def load_shapes(files: Iterable[Path] = FILES) -> Mapping[str, Shape]:
     """All shapes by title."""
     shapes = {}
-    for file in sorted(FOLDER.glob("*.yaml")):
+    for file in files:
         for title, given in yaml.safe_load(file.read_text(encoding="utf-8")).items():
             shapes[title] = Shape(title, given.pop("from"), **given)
     return shapes
