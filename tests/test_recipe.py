@@ -155,7 +155,7 @@ def test_an_existing_folder_is_never_split(tmp_path: Path, name: str) -> None:
             'base_model: "org/a+org/lora" names a LoRA after "+"; merging a LoRA is not supported',
         ),
         ({"model": "a", "lora": "b"}, "base_model.lora: merging a LoRA is not supported yet"),
-        ({"model": "a", "override_architecture": "X"}, '"override_architecture" is not supported yet'),
+        ({"model": "a", "override_architecture": "X"}, 'unknown key "override_architecture"; '),
         ({"modle": "a"}, 'unknown key "modle"; did you mean "model"?'),
         ({"model": {"path": "a", "revison": "b"}}, 'base_model.model: unknown key "revison"; did you mean'),
         ({"model": {"path": "a", "revision": 1}}, "base_model.model.revision: must be text, not 1"),
@@ -177,18 +177,31 @@ def test_refused_model_references(raw: object, line: str) -> None:
 # --- refused keys and values
 
 
-@pytest.mark.parametrize("key", ["slices", "modules", "tokenizer", "tokenizer_source", "chat_template"])
-def test_keys_of_mergekit_that_are_not_supported_yet(key: str) -> None:
-    assert problems(minimal(**{key: "x"})) == [f'"{key}" is not supported yet']
-
-
-def test_a_key_that_says_what_is_done_anyway_is_ignored() -> None:
-    assert load_recipe(minimal(tokenizer_source="base")).ignored == ("tokenizer_source",)
-    assert problems(minimal(tokenizer_source=["base"])) == ['"tokenizer_source" is not supported yet']
-
-
-def test_a_recipe_of_slices_is_not_told_that_models_are_missing() -> None:
-    assert problems("merge_method: passthrough\nslices: []") == ['"slices" is not supported yet']
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({}, 'the recipe needs one of the keys "models", "slices", "modules"'),
+        ({"models": [{"model": "a"}], "modules": {}}, "modules: "),
+        (
+            {"models": [{"model": "a"}], "slices": [{"sources": [{"model": "a"}]}]},
+            'the recipe takes only one of the keys "models", "slices"',
+        ),
+        ({"slices": []}, "slices: must name at least one model"),
+        ({"slices": [{"sources": []}]}, "slices[0].sources: must name at least one model"),
+        (
+            {"slices": [{"sources": [{"model": "a", "layer_range": [0]}]}]},
+            "slices[0].sources[0].layer_range: must be [",
+        ),
+        (
+            {"slices": [{"sources": [{"model": "a", "layers": 3}]}]},
+            'unknown key "slices[0].sources[0].layers"; ',
+        ),
+        ({"modules": {"text": {}}}, 'modules.text: needs one of the keys "models", "slices"'),
+        ({"modules": {"text": {"modls": []}}}, 'unknown key "modules.text.modls"; did you mean "models"?'),
+    ],
+)
+def test_the_three_ways_to_name_models(keys: dict[str, object], line: str) -> None:
+    assert any(each.startswith(line) for each in problems({"merge_method": "linear"} | keys))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +213,7 @@ def test_a_recipe_of_slices_is_not_told_that_models_are_missing() -> None:
             {"models": [{"model": "a", "parametrs": {}}]},
             'unknown key "models[0].parametrs"; did you mean "param',
         ),
-        ({"models": [{"model": "a", "layer_range": [0, 8]}]}, '"models[0].layer_range" is not supported yet'),
+        ({"models": [{"model": "a", "layer_range": [0, 8]}]}, 'unknown key "models[0].layer_range"; '),
         (
             {"models": [{"model": "a", "revision": "v1"}]},
             'unknown key "models[0].revision"; write the revision with the model, as "model: path@revision"',
@@ -208,7 +221,7 @@ def test_a_recipe_of_slices_is_not_told_that_models_are_missing() -> None:
         ({"models": [{"parameters": {}}]}, "models[0].model: missing, but required"),
         ({"models": ["a"]}, 'models[0]: must be a map of keys to values, not "a"'),
         ({"models": []}, "models: must name at least one model"),
-        ({"models": None}, "models: must be a list, not null"),
+        ({"models": None}, 'the recipe needs one of the keys "models", "slices", "modules"'),
         ({"models": [{"model": "a", "parameters": 3}]}, "models[0].parameters: must be a map of names"),
         ({"parameters": {1: 2}}, "parameters[1]: must be text, not 1"),
         ({"merge_method": 3}, "merge_method: must be text, not 3"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_engine.errors import RecipeError
-from merge_engine.recipe import Parameter, ParameterResolver, layer_positions, load_recipe
+from merge_engine.recipe import Parameter, ParameterResolver, layer_positions, load_recipe, resolvers
 
 DECLARED = (
     Parameter("weight", float, "model", required=True),
@@ -35,7 +35,7 @@ def resolver(own: str = "{}", top: str = "{}", method: str = "ties") -> Paramete
     recipe = load_recipe(
         f"merge_method: {method}\nmodels:\n- model: a\n  parameters: {own}\nparameters: {top}\n"
     )
-    return ParameterResolver(recipe, DECLARED)
+    return resolvers(recipe, DECLARED)[0]
 
 
 def refused(own: str = "{}", top: str = "{}") -> list[str]:
@@ -151,7 +151,7 @@ def test_each_model_has_its_own_values_even_if_named_twice() -> None:
             "models": [{"model": "a", "parameters": {"weight": w}} for w in (0.1, 0.9)],
         }
     )
-    resolve = ParameterResolver(recipe, DECLARED)
+    resolve = resolvers(recipe, DECLARED)[0]
     assert [resolve.for_model(i, MLP, 0.0)["weight"] for i in range(2)] == [0.1, 0.9]
 
 
@@ -291,7 +291,7 @@ def test_a_required_value_that_is_missing(own: str) -> None:
 
 def test_a_required_value_of_the_tensor_that_is_missing() -> None:
     recipe = load_recipe({"merge_method": "slerp", "models": [{"model": "a"}]})
-    resolve = ParameterResolver(recipe, [Parameter("t", float, "tensor", required=True)])
+    resolve = resolvers(recipe, [Parameter("t", float, "tensor", required=True)])[0]
     with pytest.raises(
         RecipeError, match=r'^parameters\.t: required, but the recipe has no value for tensor "x"'
     ):
@@ -313,7 +313,7 @@ def test_a_gradient_of_whole_numbers_must_not_fall_between_two() -> None:
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9), st.floats(0, 1))
 def test_gradients_interpolate_as_numpy_does(points: list[float], t: float) -> None:
     recipe = load_recipe({"merge_method": "x", "models": [{"model": "a", "parameters": {"weight": points}}]})
-    found = ParameterResolver(recipe, DECLARED).for_model(0, MLP, t)["weight"]
+    found = resolvers(recipe, DECLARED)[0].for_model(0, MLP, t)["weight"]
     expected = np.interp(t * (len(points) - 1), np.arange(len(points)), points)
     assert found == pytest.approx(expected, rel=1e-12, abs=1e-9)
     assert min(points) - 1e-9 <= float(found or 0) <= max(points) + 1e-9
@@ -344,7 +344,7 @@ def test_a_models_own_settings_come_first_then_the_top_level_then_the_default(
             "parameters": as_parameters[1],
         }
     )
-    resolve = ParameterResolver(recipe, [Parameter("lambda", float, "model", default=77.0)])
+    resolve = resolvers(recipe, [Parameter("lambda", float, "model", default=77.0)])[0]
     matching = [
         entry["value"]
         for entry in [*(own or []), *(top or [])]
@@ -399,7 +399,7 @@ def test_lookups_are_cheap() -> None:
         {"value": [1, 0.5, 0]},
     ]
     models = [{"model": "a", "parameters": {p.name: setting for p in declared[:4]}}] * 4
-    resolve = ParameterResolver(load_recipe({"merge_method": "x", "models": models}), declared)
+    resolve = resolvers(load_recipe({"merge_method": "x", "models": models}), declared)[0]
     names = [f"model.layers.{i // 10}.part{i % 10}.weight" for i in range(10_000)]
     start = time.process_time()
     for name, t in layer_positions(names).items():

@@ -133,8 +133,9 @@ def plan_key(plan: MergePlan) -> str:
     """SHA-256 (hex) over everything that decides the bytes of the shards, and of their records.
 
     That is the recipe, the inputs, the tensors that each output tensor is made of, the layout of the shards, and this
-    version. Neither devices nor memory change a byte. The key is empty, and nothing is recorded, for a method from
-    outside of this package: nobody knows whether its code is still the same.
+    version. Files beside the weights are written anew by each run. Neither devices nor memory change a byte. The key is
+    empty, and nothing is recorded, for a method from outside of this package: nobody knows whether its code is still
+    the same.
     """
     if not type(plan.method).__module__.startswith("merge_engine."):
         return ""

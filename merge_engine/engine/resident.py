@@ -15,7 +15,7 @@ from merge_engine.engine.copying import differing
 from merge_engine.engine.work import Run, Work
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
 from merge_engine.methods import Action, Method, Task, find_method
-from merge_engine.operands import InMemory, same_bytes
+from merge_engine.operands import InMemory, Joined, Operand, Part, same_bytes
 from merge_engine.planning import Budget, Catalogue, Input, MergePlan, Schedule, Visit, make_tasks
 from merge_engine.recipe import Recipe, load_recipe
 from merge_engine.tensors import demand_values, new_tensor
@@ -140,7 +140,18 @@ def _output(task: Task) -> torch.Tensor:
 
 
 def _tensor(task: Task, i: int) -> torch.Tensor:
-    operand = task.inputs[i]
+    return _values(task.inputs[i])
+
+
+def _values(operand: Operand) -> torch.Tensor:
+    """The tensor of an operand in memory, or the tensor that it is made of, which is new if it joins several."""
+    if isinstance(operand, Part):
+        flat = _values(operand.whole).contiguous().view(-1)
+        return flat[operand.first : operand.first + operand.count].view(operand.shape)
+    if isinstance(operand, Joined):
+        import torch
+
+        return torch.cat([_values(part).reshape(-1) for part in operand.parts]).view(operand.shape)
     assert isinstance(operand, InMemory)
     return operand.tensor
 

@@ -211,7 +211,8 @@ def result_of(
     notes: Iterable[str],
 ) -> MergeResult:
     """The result of a merge. Tensors without elements are never visited, but appear in it."""
-    labels = {i: str(planned.recipe.models[i].model) for i in planned.models}
+    named = planned.recipe.stacks.models
+    labels = {i: str(named[i]) for i in planned.models}
     per_tensor = [results.get(task.name) or TensorResult(task.name, 0) for task in planned.tasks]
     said = [*planned.notes, *notes]
     result = MergeResult(None, None, per_tensor, labels, ledger, said, trimmed_to, list(planned.warnings))

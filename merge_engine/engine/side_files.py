@@ -18,14 +18,16 @@ from merge_engine.text import some
 
 
 def side_files_of(planned: MergePlan) -> dict[str, File]:
-    """Config, tokenizer and the like of the donor, by their names in the output. Raises ``CheckpointError``."""
-    return {name: File.of(path) for name, path in carried_files(planned.donor.path).items()}
+    """Config, tokenizer and the like of the donor that the output gets, by name. Raises ``CheckpointError``."""
+    other = planned.edits.written.keys() | planned.edits.dropped
+    carried = carried_files(planned.donor.path)
+    return {name: File.of(path) for name, path in carried.items() if name not in other}
 
 
 def add_side_files(
     planned: MergePlan, writer: CheckpointWriter | CheckpointTransaction, side_files: Mapping[str, File]
 ) -> None:
-    """Add config, tokenizer and the like of the donor, with the output's dtype in the config.
+    """Add config, tokenizer and the like of the donor, with the output's dtype in the config, and what is edited.
 
     Raises ``CheckpointError`` for a file that cannot be read or has changed, and ``OutputError``.
     """
@@ -37,6 +39,8 @@ def add_side_files(
             writer.add_file(name, encode_config(config))
         else:
             writer.copy_file(name, file.path)
+    for name, content in planned.edits.written.items():
+        writer.add_file(name, content)
     if changed := [file.path.name for file in side_files.values() if File.of(file.path) != file]:
         raise CheckpointError(
             f"{planned.donor.path}: changed while it was merged: {some(changed)}; run the merge again once nothing "

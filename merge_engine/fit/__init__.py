@@ -33,7 +33,8 @@ def examine(
     Of the tensors, it reads at most 16 MiB, or a few hundred short pieces. Raises ``CheckpointError`` if it cannot.
     """
     findings = Findings(allowed=recipe.allow)
-    names = {model.file_ids: str(recipe.models[i].model) for i, model in models.items()}
+    named = recipe.stacks.models
+    names = {model.file_ids: str(named[i]) for i, model in models.items()}
     if recipe.base_model is not None:
         names[donor.file_ids] = str(recipe.base_model)
     given = {each.file_ids: each for each in (donor, *models.values())}

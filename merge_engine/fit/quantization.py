@@ -71,7 +71,7 @@ def quantization_of(checkpoint: Checkpoint) -> str | None:
 
 def _copies(recipe: Recipe) -> bool:
     """Whether the output has the bytes of the input."""
-    given = recipe.parameters or any(entry.parameters for entry in recipe.models)
+    given = any(scope.settings for scope in recipe.stacks.scopes)
     return recipe.merge_method == "passthrough" and recipe.output_dtype is None and not given
 
 

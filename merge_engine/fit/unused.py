@@ -20,22 +20,24 @@ def unused_settings(
 
     ``merged`` are the recipe positions of the models that are merged, ``names`` those of all tensors.
     """
-    places = {"parameters": recipe.parameters}
+    stacks = recipe.stacks
     lines = []
-    for i, entry in enumerate(recipe.models):
-        place = f"models[{i}].parameters"
-        if i in merged:
-            places[place] = entry.parameters
-        elif entry.parameters:
-            lines.append(f"{place}: not used, because {entry.model} is the base")
+    idle = set()
+    for source in (source for each in stacks.slices for source in each.sources):
+        if source.position not in merged:
+            idle.add(source.settings.place)
+            if source.settings.settings:
+                lines.append(f"{source.settings.place}: not used, because {source.model} is the base")
     lines += _overridden(recipe, method, merged)
     layered = any(layer_of(name) is not None for name in names)
-    for place, given in places.items():
-        for key, setting in given.items():
-            found = _never_used(rules(setting, f"{place}.{key}"), names, layered)
+    for scope in stacks.scopes:
+        if scope.place in idle:
+            continue
+        for key, setting in scope.settings.items():
+            found = _never_used(rules(setting, f"{scope.place}.{key}"), names, layered)
             lines += islice(found, _SHOWN)
             if rest := sum(1 for _ in found):
-                lines.append(f"{place}.{key}: {rest:,} more entries change nothing")
+                lines.append(f"{scope.place}.{key}: {rest:,} more entries change nothing")
     return lines
 
 
@@ -73,7 +75,8 @@ def _parts(names: Sequence[str], length: int) -> set[str]:
 def _overridden(recipe: Recipe, method: Method, merged: Collection[int]) -> Iterator[str]:
     """Settings for all models where each model has its own for all tensors."""
     of_models = {parameter.name for parameter in method.parameters if parameter.scope == "model"}
-    own = [recipe.models[i].parameters for i in merged]
+    sources = [source for each in recipe.stacks.slices for source in each.sources]
+    own = [source.settings.settings for source in sources if source.position in merged]
     for key in recipe.parameters.keys() & of_models:
         if own and all(_covers_all(given, key) for given in own):
             yield f"parameters.{key}: not used, because every model has its own"

@@ -142,7 +142,7 @@ def _open(given: str | Path) -> Checkpoint:
     try:
         reference = ModelReference.model_validate(given)
     except ValidationError as error:
-        raise OptionError(f"a checkpoint{describe(error, {})[0]}") from None
+        raise OptionError(f"a checkpoint{describe(error)[0]}") from None
     return open_checkpoint(locate(reference.path, reference.revision))
 
 

@@ -14,10 +14,8 @@ def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
     # The import of ModelCard takes a tenth of a second in every merge, that of ModelCardData a hundredth.
     from huggingface_hub import ModelCardData
 
-    references = [recipe.base_model] if recipe.base_model is not None else []
-    references += [entry.model for entry in recipe.models]
     # The hub links to models by their ids. Local paths mean nothing to others and may be private.
-    on_hub = [one.path for one in references if not Path(one.path).expanduser().exists()]
+    on_hub = [one.path for one in recipe.references if not Path(one.path).expanduser().exists()]
     about = ModelCardData(
         library_name="transformers",
         base_model=list(dict.fromkeys(on_hub)) or None,
@@ -34,7 +32,7 @@ def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
         "",
         "## Models",
         "",
-        *(f"- `{name}`" for name in dict.fromkeys(map(str, references))),
+        *(f"- `{name}`" for name in dict.fromkeys(map(str, recipe.references))),
         "",
         "## Recipe",
         "",

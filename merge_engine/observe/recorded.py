@@ -151,7 +151,7 @@ def _read(folder: Path, path: Path) -> Manifest:
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}{way_out(error)}") from error
     except ValidationError as error:
-        problem = cut(describe(error, {})[0], 400)
+        problem = cut(describe(error)[0], 400)
         raise ManifestError(f"{path}: not the manifest of a merge: {problem}; run the merge again") from None
     except ValueError as error:
         raise ManifestError(f"{path}: no valid JSON: {error}; run the merge again") from None

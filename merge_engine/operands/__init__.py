@@ -3,6 +3,7 @@
 from merge_engine.operands.base import Access, Operand
 from merge_engine.operands.comparing import same_bytes
 from merge_engine.operands.in_memory import InMemory
+from merge_engine.operands.pieces import Joined, Part
 from merge_engine.operands.stored import Stored
 
-__all__ = ["Access", "InMemory", "Operand", "Stored", "same_bytes"]
+__all__ = ["Access", "InMemory", "Joined", "Operand", "Part", "Stored", "same_bytes"]

@@ -7,7 +7,7 @@ changes. It holds no open file and can be sent to another process. Memory and de
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from merge_engine.planning.loadable import check_loadable
 from merge_engine.planning.tasks import make_tasks
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.storage import File
-from merge_engine.text import some
+from merge_engine.text import shown, some
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,23 @@ class Input:
 
 
 @dataclass(frozen=True)
+class SideEdits:
+    """Files beside the weights that the output has otherwise than the donor: ``written`` by name, and ``dropped``."""
+
+    written: Mapping[str, bytes] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class MergePlan:
     """A merge without problems: every output tensor has its inputs and its place.
 
     ``tasks`` are in the order of the donor's files. ``base`` is None for methods without one. ``models`` are by
     recipe position, from 0. The output gets tokenizer and config of the ``donor``, whose config here lacks the keys
     that are wrong for the output. ``untied`` says that the output has a head of its own although the config may tie
-    it to the embedding. ``notes`` are messages for the user, ``warnings`` say what may be wrong with these inputs.
-    ``copies`` are the positions of the models that are copies of the base, of which a warning tells.
+    it to the embedding. ``edits`` are the files that it has otherwise than the donor. ``notes`` are messages for the
+    user, ``warnings`` say what may be wrong with these inputs. ``copies`` are the positions of the models that are
+    copies of the base, of which a warning tells.
     """
 
     recipe: Recipe
@@ -69,6 +78,7 @@ class MergePlan:
     warnings: tuple[str, ...] = ()
     untied: bool = False
     copies: frozenset[int] = frozenset()
+    edits: SideEdits = field(default_factory=SideEdits)
 
     @cached_property
     def bytes_written(self) -> int:
@@ -103,16 +113,18 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     read, and ``PlanError`` with every other problem at once.
     """
     method = find_method(recipe.merge_method)
+    if unsupported := _unsupported(recipe):
+        raise PlanError(unsupported)
     opened = _open_all(recipe)
     base = None
     if method.uses_base and recipe.base_model is not None:
         base = opened[recipe.base_model]
     elif method.uses_base and method.requires_base:
         raise PlanError([f"{method.name} needs a base_model: add the model that the others were tuned from"])
-    models = {i: opened[entry.model] for i, entry in enumerate(recipe.models)}
+    models = {i: opened[model] for i, model in enumerate(recipe.stacks.models)}
     if base is not None:  # a base listed among the models is still the base, however its path is written
         models = {i: model for i, model in models.items() if model.file_ids != base.file_ids}
-    donor = opened[recipe.base_model or recipe.models[0].model]
+    donor = opened[recipe.base_model or recipe.stacks.models[0]]
     catalogues = {i: _catalogue(model, i) for i, model in models.items()}
     of_donor = next((catalogues[i] for i, model in models.items() if model is donor), _catalogue(donor))
     planned = make_tasks(recipe, method, None if base is None else _catalogue(base), catalogues, of_donor)
@@ -159,10 +171,7 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
     """Open every input once, even if the recipe names it several times."""
     opened: dict[ModelReference, Checkpoint] = {}
     problems = []
-    references = [entry.model for entry in recipe.models]
-    if recipe.base_model is not None:
-        references.insert(0, recipe.base_model)
-    for reference in dict.fromkeys(references):
+    for reference in recipe.references:
         try:
             opened[reference] = open_checkpoint(locate(reference.path, reference.revision))
         except CheckpointError as error:
@@ -170,6 +179,17 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
     if problems:
         raise CheckpointError(problems)
     return opened
+
+
+def _unsupported(recipe: Recipe) -> list[str]:
+    """A line for each part of the recipe that cannot be done yet."""
+    slices = list(recipe.stacks.slices)
+    keys = [key for key in ("tokenizer", "chat_template") if getattr(recipe, key) is not None]
+    if recipe.tokenizer_source is not None and recipe.tokenizer_source.path != "base":
+        keys.append("tokenizer_source")
+    if len(slices) > 1 or any(source.layers is not None for source in slices[0].sources):
+        keys.append("slices")
+    return [f"{shown(key)} is not supported yet" for key in keys]
 
 
 def _ignored_keys(recipe: Recipe) -> list[str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from merge_engine.fit import Remarks
 from merge_engine.operands import Operand
 from merge_engine.planning.inputs import Catalogue, Inputs, examples
-from merge_engine.recipe import Recipe
+from merge_engine.recipe import Recipe, TensorNames
 from merge_engine.text import shown
 
 _SHOWN = 5
@@ -29,7 +29,9 @@ class Selection:
     """The recipe's keys ``tensors``. A model's own entries come before those of the recipe."""
 
     def __init__(self, recipe: Recipe):
-        keys = {None: recipe.tensors} | {i: entry.tensors for i, entry in enumerate(recipe.models)}
+        keys: dict[int | None, TensorNames] = {None: recipe.tensors}
+        for each in recipe.stacks.slices:
+            keys |= {source.position: source.tensors for source in each.sources}
         self._renames: dict[int | None, list[_Entry]] = {}
         self._excludes: dict[int | None, list[_Entry]] = {}
         for position, key in keys.items():

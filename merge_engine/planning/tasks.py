@@ -15,12 +15,13 @@ from merge_engine.fit import Remarks
 from merge_engine.methods import Action, Method, Task
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import Buffers
+from merge_engine.planning.experts import match_experts
 from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.planning.names import examine_names, match_names
 from merge_engine.planning.selection import Selection, pattern_for
 from merge_engine.planning.shapes import Disagreements
 from merge_engine.planning.ties import find_ties
-from merge_engine.recipe import Parameter, ParameterResolver, Recipe, exclude_key, layer_positions
+from merge_engine.recipe import Parameter, Recipe, exclude_key, layer_positions, resolvers
 from merge_engine.text import some
 
 
@@ -115,7 +116,7 @@ def make_tasks(
 def _named(recipe: Recipe, given: Inputs, planned: Planned) -> Inputs:
     """The inputs without what the recipe leaves out, under the names that the output has."""
     selection = Selection(recipe)
-    inputs = selection.exclude(match_names(selection.apply(given, planned), planned))
+    inputs = selection.exclude(match_experts(match_names(selection.apply(given, planned), planned), planned))
     planned.warnings += selection.unused()
     if not any(catalogue.tensors for catalogue in given.merged()):
         planned.problems.append("the inputs hold no tensors")
@@ -195,7 +196,7 @@ class _TaskMaker:
 
     def __init__(self, recipe: Recipe, method: Method, names: Sequence[str]):
         self._recipe = recipe
-        self._resolver = ParameterResolver(recipe, method.parameters)
+        self._resolver = resolvers(recipe, method.parameters)[0]
         self._positions = layer_positions(names)
         self._settings = _typed(method.Settings, method.parameters)
         self._common = _typed(method.Common, method.parameters)

@@ -13,7 +13,7 @@ from yaml.composer import Composer
 
 from merge_engine.errors import RecipeError
 from merge_engine.recipe.problems import describe
-from merge_engine.recipe.schema import KNOWN_KEYS, Recipe
+from merge_engine.recipe.schema import Recipe, known_keys
 from merge_engine.storage.bounded import MAX_RECIPE, read_bounded
 from merge_engine.text import shortened, shown
 
@@ -77,7 +77,7 @@ def _validated(data: object, prefix: str) -> Recipe:
         recipe = Recipe.read(data)
         json.dumps(recipe.to_plain(), ensure_ascii=False).encode()  # the output holds the recipe
     except ValidationError as error:
-        lines = describe(error, KNOWN_KEYS)
+        lines = describe(error, known_keys)
         raise RecipeError([prefix + line for line in lines]) from None
     except UnicodeEncodeError as error:
         half = error.object[error.start]

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from pydantic import ValidationError
 
 from merge_engine.text import counted, did_you_mean, shown, some
 
-NOT_YET = frozenset(
-    {
-        "chat_template",
-        "layer_range",
-        "lora",
-        "modules",
-        "override_architecture",
-        "slices",
-        "tokenizer",
-        "tokenizer_source",
-    }
-)
-"""Keys of mergekit that are not supported yet."""
+Place: TypeAlias = tuple[int | str, ...]
 
 _MOST_LINES = 20
 
@@ -63,42 +52,37 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
-    """The line for a key that does not exist: not supported yet, or unknown with the nearest known key."""
-    if key in NOT_YET:
-        return f"{shown(path)} is not supported yet"
+    """The line for a key that does not exist, with the nearest known key."""
     if key == "revision":
         return f'unknown key {shown(path)}; write the revision with the model, as "model: path@revision"'
     return f"unknown key {shown(path)}{suggestion(key, known)}"
 
 
-def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> list[str]:
+def describe(
+    error: ValidationError, known_keys: Callable[[Place], Iterable[str]] = lambda place: ()
+) -> list[str]:
     """A line for each of the first problems of a pydantic error, and one with the number of the others.
 
-    ``known_keys``: the known keys by the length of their path.
+    ``known_keys`` gives the known keys of the map that holds a place.
     """
     details = error.errors(include_url=False)
-    unsupported = {detail["loc"][-1] for detail in details if detail["type"] == "extra_forbidden"} & NOT_YET
     lines: list[str] = []
-    strange: dict[
-        tuple[int | str, ...], list[str]
-    ] = {}  # unknown keys that resemble no known one, by their map
+    strange: dict[Place, list[str]] = {}  # unknown keys that resemble no known one, by their map
     for detail in details[:_MOST_LINES]:
         kind, place, value = detail["type"], detail["loc"], detail["input"]
         path = _dotted(place)
         if kind == "value_error":
             cause = detail["ctx"]["error"]
             problems = cause.problems if isinstance(cause, InvalidValue) else [("", str(cause))]
-            lines += [f"{path}{below}: {message}" for below, message in problems]
+            lines += [_line(path, below, message) for below, message in problems]
         elif kind == "extra_forbidden":
-            key, known = str(place[-1]), known_keys[len(place)]
-            if key in NOT_YET or key == "revision" or did_you_mean(key, known):
+            key, known = str(place[-1]), known_keys(place)
+            if key == "revision" or did_you_mean(key, known):
                 lines.append(unknown_key(path, key, known))
             else:
                 strange.setdefault(place[:-1], []).append(shown(path))
         elif kind == "missing":
-            # A recipe of slices has no models, and another line already reports the slices.
-            if place != ("models",) or not unsupported & {"slices", "modules"}:
-                lines.append(f"{path}: missing, but required")
+            lines.append(f"{path}: missing, but required")
         elif kind == "too_long":
             lines.append(
                 f"{path}: must have at most {detail['ctx']['max_length']} entries, not {len(value):,}"
@@ -111,11 +95,17 @@ def describe(error: ValidationError, known_keys: dict[int, Iterable[str]]) -> li
             wording = _WORDING.get(kind, detail["msg"].replace("Input should", "must").replace("'", '"'))
             lines.append(f"{path}: {wording}, not {shown(value)}" if path else f"the recipe {wording}")
     for above, keys in strange.items():
-        known = ", ".join(sorted(known_keys[len(above) + 1]))
+        known = ", ".join(sorted(known_keys((*above, ""))))
         lines.append(f"unknown key{'s' if len(keys) > 1 else ''} {some(keys)}; known here: {known}")
     return first(lines, more=max(len(details) - _MOST_LINES, 0))
 
 
-def _dotted(place: tuple[int | str, ...]) -> str:
+def _line(path: str, below: str, message: str) -> str:
+    """The line for a problem at ``below`` a path; one of the whole recipe has neither."""
+    place = f"{path}{below}" if path else below.lstrip(".")
+    return f"{place}: {message}" if place else f"the recipe {message}"
+
+
+def _dotted(place: Place) -> str:
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place if step != "[key]")
     return "".join(steps).lstrip(".")

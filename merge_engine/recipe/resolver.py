@@ -1,7 +1,7 @@
 """The value of each parameter for each model and tensor.
 
-A model's own settings come before the recipe's top-level ones, and those before the parameter's default. In a
-setting, the first filter that matches wins; if none does, the next setting is used.
+The settings of a source come before those of its slice, its module and the recipe, and these before the parameter's
+default. In a setting, the first filter that matches wins; if none does, the next setting is used.
 """
 
 from __future__ import annotations
@@ -16,43 +16,29 @@ from merge_engine.recipe.gradients import value_at
 from merge_engine.recipe.parameters import Parameter
 from merge_engine.recipe.problems import first, suggestion
 from merge_engine.recipe.schema import Recipe
-from merge_engine.recipe.settings import ParameterSetting, Rule, Scalar, rules
+from merge_engine.recipe.settings import Rule, Scalar, rules
+from merge_engine.recipe.stacks import Scope, Slice
 
 Values: TypeAlias = Mapping[str, Scalar | None]
+_Rules: TypeAlias = dict[str, list[Rule]]
 
 _INT8_MASK = Parameter("int8_mask", bool, "tensor")
 """In mergekit it saves memory and changes no result: it is accepted for every method, and ignored."""
 
 
 class ParameterResolver:
-    """Checks a recipe's settings against the parameters its method declares, and looks values up.
+    """Looks up the values of a method's parameters in one slice of a recipe. ``resolvers`` makes them."""
 
-    Raises ``RecipeError`` with one line for each setting that is misspelt, of the wrong kind, out of range or in the
-    wrong place. Settings are checked once, so that look-ups are cheap.
-    """
+    def __init__(self, tensor: _Lookup, models: Mapping[int, _Lookup]) -> None:
+        self._tensor = tensor
+        self._models = models
 
-    def __init__(self, recipe: Recipe, declared: Sequence[Parameter]) -> None:
-        common, problems = _compile(recipe.parameters, "parameters", recipe.merge_method, declared)
-        self._tensor = _Lookup(
-            common, [p for p in declared if p.scope == "tensor"], "the recipe", "parameters"
-        )
-        self._models: list[_Lookup] = []
-        for index, entry in enumerate(recipe.models):
-            place = f"models[{index}].parameters"
-            of_entry, found = _compile(entry.parameters, place, recipe.merge_method, declared)
-            problems += found
-            merged = {p.name: of_entry.get(p.name, []) + common.get(p.name, []) for p in declared}
-            of_model = [p for p in declared if p.scope == "model"]
-            self._models.append(_Lookup(merged, of_model, f"model {entry.model}", place))
-        if problems:
-            raise RecipeError(first(problems))
-
-    def for_model(self, index: int, tensor: str, t: float) -> Values:
-        """Values of the model-scope parameters for ``models[index]`` and an input tensor at layer position t.
+    def for_model(self, position: int, tensor: str, t: float) -> Values:
+        """Values of the model-scope parameters for the model at a position and an input tensor at layer position t.
 
         Raises ``RecipeError`` if a required one is not set or a gradient of whole numbers falls between two.
         """
-        return self._models[index].at(tensor, t)
+        return self._models[position].at(tensor, t)
 
     def for_tensor(self, tensor: str, t: float) -> Values:
         """Values of the tensor-scope parameters for an output tensor at layer position t.
@@ -62,12 +48,55 @@ class ParameterResolver:
         return self._tensor.at(tensor, t)
 
 
+def resolvers(recipe: Recipe, declared: Sequence[Parameter]) -> list[ParameterResolver]:
+    """One for each slice of a recipe, in order, for the parameters that its method declares.
+
+    Settings are checked once, so that look-ups are cheap. Raises ``RecipeError`` with one line for each setting that
+    is misspelt, of the wrong kind, out of range or in the wrong place.
+    """
+    stacks = recipe.stacks
+    compiled: dict[str, _Rules] = {}
+    problems: list[str] = []
+    of_sources = {source.settings.place for each in stacks.slices for source in each.sources}
+    for scope in stacks.scopes:
+        rules, found = _compile(scope, scope.place in of_sources, recipe.merge_method, declared)
+        compiled[scope.place] = rules
+        problems += found
+    if problems:
+        raise RecipeError(first(problems))
+    return [_resolver(each, compiled, declared) for each in stacks.slices]
+
+
+def _resolver(
+    each: Slice, compiled: Mapping[str, _Rules], declared: Sequence[Parameter]
+) -> ParameterResolver:
+    common = [compiled[scope.place] for scope in each.scopes]
+    nearest = each.scopes[0].place
+    of_tensor = [p for p in declared if p.scope == "tensor"]
+    of_model = [p for p in declared if p.scope == "model"]
+    return ParameterResolver(
+        _Lookup(_joined(common, of_tensor), of_tensor, "the recipe", nearest),
+        {
+            source.position: _Lookup(
+                _joined([compiled[source.settings.place], *common], of_model),
+                of_model,
+                f"model {source.model}",
+                source.settings.place,
+            )
+            for source in each.sources
+        },
+    )
+
+
+def _joined(scopes: Sequence[_Rules], parameters: Iterable[Parameter]) -> _Rules:
+    """The rules of each parameter, those of the nearest scope first."""
+    return {p.name: [rule for rules in scopes for rule in rules.get(p.name, [])] for p in parameters}
+
+
 class _Lookup:
     """The values of some parameters by tensor. Parameters with one value for all tensors are kept apart."""
 
-    def __init__(
-        self, given: Mapping[str, list[Rule]], parameters: Iterable[Parameter], owner: str, place: str
-    ) -> None:
+    def __init__(self, given: _Rules, parameters: Iterable[Parameter], owner: str, place: str) -> None:
         self._owner = owner
         self._place = place
         self._fixed: dict[str, Scalar | None] = {}
@@ -113,20 +142,21 @@ def _whole(value: Scalar, path: str, tensor: str) -> int:
 
 
 def _compile(
-    given: Mapping[str, ParameterSetting], place: str, method: str, declared: Iterable[Parameter]
-) -> tuple[dict[str, list[Rule]], list[str]]:
-    """The rules of each setting with values of the right kind, and a line for each problem."""
+    scope: Scope, of_model: bool, method: str, declared: Iterable[Parameter]
+) -> tuple[_Rules, list[str]]:
+    """The rules of each setting with values of the right kind, and a line for each problem.
+
+    ``of_model``: the settings are those of one model.
+    """
     known = {_INT8_MASK.name: _INT8_MASK} | {parameter.name: parameter for parameter in declared}
-    compiled: dict[str, list[Rule]] = {}
+    compiled: _Rules = {}
     problems: list[str] = []
-    for name, setting in given.items():
-        path = f"{place}.{name}"
+    for name, setting in scope.settings.items():
+        path = f"{scope.place}.{name}"
         parameter = known.get(name)
         if parameter is None:
             problems.append(f"{path}: unknown parameter for {method}{suggestion(name, known)}")
-        elif parameter is _INT8_MASK:
-            compiled[name] = [_typed(rule, parameter, problems) for rule in rules(setting, path)]
-        elif parameter.scope == "tensor" and place != "parameters":
+        elif parameter is not _INT8_MASK and parameter.scope == "tensor" and of_model:
             problems.append(f"{path}: holds for all models at once; move it to the top-level parameters")
         elif parameter.constant and isinstance(setting, list | dict):
             problems.append(f"{path}: must be a single value, {parameter.allowed}; no gradient and no filter")

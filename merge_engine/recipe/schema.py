@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    model_validator,
+)
 
 from merge_engine.dtypes import BY_NAME, MERGEABLE, DType
 from merge_engine.recipe.problems import InvalidValue
 from merge_engine.recipe.reference import ModelReference
 from merge_engine.recipe.settings import ParameterSetting, read_setting
+from merge_engine.recipe.stacks import Stacks, expand
 from merge_engine.recipe.tensor_names import TensorNames
+from merge_engine.recipe.tokenizer import TokenizerSettings
 from merge_engine.text import shown
 
 
@@ -28,6 +38,12 @@ def _read_dtype(raw: object) -> str:
     return name
 
 
+def _read_range(raw: object) -> object:
+    if not isinstance(raw, list | tuple) or len(raw) != 2:
+        raise InvalidValue(("", f"must be [first, end] with two numbers of layers, not {shown(raw)}"))
+    return tuple(raw)
+
+
 _Settings = Annotated[
     dict[str, Annotated[ParameterSetting, PlainValidator(read_setting)]],
     Field(max_length=100),
@@ -36,10 +52,12 @@ _Settings = Annotated[
 _DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 
 
-HARMLESS = ("int8_mask", "name")
-"""Keys that published recipes have at the top level. No method's result depends on them, so they are ignored."""
+_LayerRange = Annotated[
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_read_range)
+]
 
-_TOKENIZER = "tokenizer_source"
+HARMLESS = ("int8_mask",)
+"""Keys that published recipes have at the top level. No method's result depends on them, so they are ignored."""
 
 Misfit = Literal["architecture", "layers", "names", "quantization", "tokenizer"]
 """A kind of misfit between the inputs: it is refused unless the recipe allows it."""
@@ -55,11 +73,53 @@ class ModelEntry(BaseModel):
     tensors: TensorNames = TensorNames()
 
 
+class SourceEntry(BaseModel):
+    """One model in a slice: ``layer_range`` has its first layer and the one after its last, from 0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    model: ModelReference
+    layer_range: _LayerRange | None = None
+    parameters: _Settings = {}
+
+
+class SliceEntry(BaseModel):
+    """Layers of the output, one after the other, and the layers of the models that they are made of.
+
+    ``residual_weight`` is a key of mergekit without a meaning.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    sources: Annotated[tuple[SourceEntry, ...], Field(min_length=1)]
+    base_model: ModelReference | None = None
+    parameters: _Settings = {}
+    residual_weight: float | None = None
+
+
+class ModuleEntry(BaseModel):
+    """A part of a model with layers of its own, such as its text decoder: of whole models, or of slices."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)] | None = None
+    slices: Annotated[tuple[SliceEntry, ...], Field(min_length=1)] | None = None
+    parameters: _Settings = {}
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ModuleEntry:
+        _check_one_of(self, ("models", "slices"))
+        return self
+
+
 class Recipe(BaseModel):
     """A checked recipe. ``load_recipe`` makes one, and raises ``RecipeError`` for problems.
 
-    ``merge_method``: the method's name. ``models``: at least one, in order. ``base_model``: the base of the task
-    vectors. ``parameters``: settings for all models and tensors; a model's own settings come before them.
+    ``merge_method``: the method's name. One of ``models`` (whole models, in order), ``slices`` (the output's layers,
+    one slice after the other) and ``modules`` (parts of models by name); ``stacks`` is one form of all three.
+    ``base_model``: the base of the task vectors. ``parameters``: settings for all models and tensors; a model's own
+    settings come before them. ``name``: how other recipes of the same file refer to the output. ``tokenizer`` and
+    ``chat_template``: those of the output; by default the donor's.
 
     ``dtype``: the type that inputs are rounded to before merging (None: promoted per tensor). ``out_dtype``: the
     type of the output (None: ``dtype``, else the promoted type). Both are one of bfloat16, float16,
@@ -75,8 +135,14 @@ class Recipe(BaseModel):
 
     merge_method: Annotated[str, Field(strict=True, min_length=1)]
     base_model: ModelReference | None = None
-    models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
+    models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)] | None = None
+    slices: Annotated[tuple[SliceEntry, ...], Field(min_length=1)] | None = None
+    modules: Annotated[dict[str, ModuleEntry], Field(min_length=1)] | None = None
     parameters: _Settings = {}
+    name: Annotated[str, Field(strict=True, min_length=1)] | None = None
+    tokenizer: TokenizerSettings | None = None
+    tokenizer_source: ModelReference | None = None
+    chat_template: Annotated[str, Field(strict=True, min_length=1)] | None = None
     dtype: _DTypeName | None = None
     out_dtype: _DTypeName | None = None
     arithmetic: Literal["exact", "mergekit"] = "exact"
@@ -93,11 +159,34 @@ class Recipe(BaseModel):
         if not isinstance(raw, dict):
             return cls.model_validate(raw)
         ignored = tuple(key for key in HARMLESS if key in raw)
-        if raw.get(_TOKENIZER) == "base":  # which the output always gets
-            ignored += (_TOKENIZER,)
         recipe = cls.model_validate({key: value for key, value in raw.items() if key not in ignored})
         recipe._ignored = ignored
         return recipe
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Recipe:
+        _check_one_of(self, ("models", "slices", "modules"))
+        if self.tokenizer is not None and self.tokenizer_source is not None:
+            raise InvalidValue(("tokenizer_source", 'says the same as "tokenizer"; leave one of the two out'))
+        return self
+
+    @property
+    def stacks(self) -> Stacks:
+        """The recipe's models in one form, whatever form it has."""
+        return expand(self)
+
+    @property
+    def references(self) -> tuple[ModelReference, ...]:
+        """Every model that is merged, each once, the bases first."""
+        stacks = self.stacks
+        bases = [each.base for each in stacks.slices if each.base is not None]
+        return tuple(dict.fromkeys([*bases, *stacks.models]))
+
+    def replacing(self, models: Mapping[ModelReference, ModelReference]) -> Recipe:
+        """The recipe with other models in place of some."""
+        replaced = _replaced(self, models)
+        assert isinstance(replaced, Recipe)
+        return replaced
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -116,19 +205,7 @@ class Recipe(BaseModel):
 
     def to_plain(self) -> dict[str, Any]:
         """The recipe as plain data, with the keys that were given, always in the same order."""
-        plain: dict[str, Any] = {}
-        for key in type(self).model_fields:
-            value = getattr(self, key)
-            if key not in self.model_fields_set or value is None or value in ({}, (), TensorNames()):
-                continue
-            if isinstance(value, ModelReference | TensorNames):
-                value = value.to_plain()
-            elif key == "models":
-                value = [_plain_entry(entry) for entry in self.models]
-            elif isinstance(value, tuple):
-                value = list(value)
-            plain[key] = value
-        return plain
+        return _plain_keys(self)
 
     def to_yaml(self) -> str:
         """``to_plain`` as YAML."""
@@ -137,22 +214,68 @@ class Recipe(BaseModel):
         )
 
 
-KNOWN_KEYS: dict[int, Iterable[str]] = {
-    1: Recipe.model_fields,
-    2: TensorNames.model_fields,
-    3: ModelEntry.model_fields,
-    4: TensorNames.model_fields,
+def known_keys(place: tuple[int | str, ...]) -> Collection[str]:
+    """The keys that the map at a place of a recipe may have. ``place`` ends in one of them, known or not."""
+    keys: type[BaseModel] = Recipe
+    for step in place[:-1]:
+        if step in _BELOW:
+            keys = _BELOW[step]
+    return keys.model_fields
+
+
+_BELOW: dict[int | str, type[BaseModel]] = {
+    "models": ModelEntry,
+    "slices": SliceEntry,
+    "sources": SourceEntry,
+    "modules": ModuleEntry,
+    "tensors": TensorNames,
+    "tokenizer": TokenizerSettings,
 }
-"""The known keys by the length of their path: ``dtype`` has length 1, ``models[0].parameters`` 3."""
+"""What the maps below a key have for keys."""
 
 
-def _plain_entry(entry: ModelEntry) -> dict[str, Any]:
-    plain: dict[str, Any] = {"model": entry.model.to_plain()}
-    if entry.parameters:
-        plain["parameters"] = entry.parameters
-    if names := entry.tensors.to_plain():
-        plain["tensors"] = names
+def _check_one_of(entry: BaseModel, keys: tuple[str, ...]) -> None:
+    """Raise ``InvalidValue`` unless exactly one of the keys is set."""
+    given = [key for key in keys if getattr(entry, key) is not None]
+    if not given:
+        raise InvalidValue(("", f"needs one of the keys {', '.join(map(shown, keys))}"))
+    if len(given) > 1:
+        raise InvalidValue(("", f"takes only one of the keys {', '.join(map(shown, given))}"))
+
+
+def _replaced(value: object, models: Mapping[ModelReference, ModelReference]) -> object:
+    if isinstance(value, ModelReference):
+        return models.get(value, value)
+    if isinstance(value, BaseModel):
+        fields = {key: _replaced(getattr(value, key), models) for key in value.model_fields_set}
+        return value.model_copy(update=fields)
+    if isinstance(value, tuple):
+        return tuple(_replaced(each, models) for each in value)
+    if isinstance(value, dict):
+        return {key: _replaced(each, models) for key, each in value.items()}
+    return value
+
+
+def _plain_keys(entry: BaseModel) -> dict[str, Any]:
+    """The keys of a map that were given and say something, in order, as plain data."""
+    plain: dict[str, Any] = {}
+    for key in type(entry).model_fields:
+        value = getattr(entry, key)
+        if key in entry.model_fields_set and value is not None and value not in ({}, (), TensorNames()):
+            plain[key] = _plain(value)
     return plain
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, ModelReference | TensorNames | TokenizerSettings):
+        return value.to_plain()
+    if isinstance(value, BaseModel):
+        return _plain_keys(value)
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return value
 
 
 class _Dumper(yaml.SafeDumper):

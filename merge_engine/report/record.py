@@ -36,10 +36,11 @@ class Record:
                 f"{folder}: merged by {self.recipe.merge_method}, which has no task vectors; a report shows what "
                 "became of them"
             )
-        unknown = [model for model in manifest.counts if not 0 <= model < len(self.recipe.models)]
+        named = self.recipe.stacks.models
+        unknown = [model for model in manifest.counts if not 0 <= model < len(named)]
         if unknown:
             raise ReportError(f"{folder / MANIFEST_NAME}: counts models that its recipe lacks; merge again")
-        names = {model: str(self.recipe.models[model].model) for model in sorted(manifest.counts)}
+        names = {model: str(named[model]) for model in sorted(manifest.counts)}
         self.labels = dict(zip(names, without_common_folder(list(names.values())), strict=True))
         self.elements = sum(tensor.elements for tensor in manifest.tensors.values())
         tensors = [

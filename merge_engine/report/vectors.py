@@ -110,12 +110,12 @@ def _at_paths(record: Record) -> Recipe:
     if not {"base", *map(str, record.labels)} <= paths.keys():
         raise ReportError("the manifest does not say which input was what")
     # A model without a role of its own is the base, which the recipe also lists as a model.
-    models = tuple(
-        entry.model_copy(update={"model": ModelReference(path=paths.get(str(i), paths["base"]))})
-        for i, entry in enumerate(record.recipe.models)
-    )
-    base = ModelReference(path=paths["base"])
-    return record.recipe.model_copy(update={"models": models, "base_model": base})
+    recipe, base = record.recipe, ModelReference(path=paths["base"])
+    models = {
+        model: ModelReference(path=paths[str(i)]) if str(i) in paths else base
+        for i, model in enumerate(recipe.stacks.models)
+    }
+    return recipe.replacing(models | ({} if recipe.base_model is None else {recipe.base_model: base}))
 
 
 def _products(task: Task, gram: Sequence[Sequence[float]]) -> Products:
