@@ -10,6 +10,7 @@ from typing import overload
 
 from merge_engine._native_types import DType as DType
 from merge_engine._native_types import Election as Election
+from merge_engine._native_types import Line as Line
 from merge_engine._native_types import Mask as Mask
 from merge_engine._native_types import RankBand as RankBand
 
@@ -64,7 +65,16 @@ class Kernels:
         count: int,
         sums: array[float],
     ) -> None: ...
-    def gram(self, inputs: Sequence[HostArray], working: DType, count: int, sums: array[float]) -> None: ...
+    def gram(
+        self,
+        inputs: Sequence[HostArray],
+        working: DType,
+        of_deltas: bool,
+        line: Line | tuple[int, int],
+        start: int,
+        count: int,
+        sums: array[float],
+    ) -> None: ...
     def rank_thresholds(
         self,
         inputs: Sequence[HostArray],
@@ -111,7 +121,12 @@ class Kernels:
         coefficients: Sequence[float],
         divisor: float | None,
         fused: bool,
+        rounded: bool,
+        on_base: bool,
+        line: Line | tuple[int, int],
+        of_lines: array[float] | None,
         working: DType,
+        start: int,
         count: int,
     ) -> list[int]: ...
     def add_low_rank(
@@ -140,6 +155,25 @@ def find_in_counts(
     counts: array[int] | memoryview, level: int, within: Found | tuple[int, int, int] | None, rank: int
 ) -> Found: ...
 def add_in_order(sums: array[float], totals: array[float]) -> None: ...
+def sum_block(line: Line | tuple[int, int]) -> int: ...
+def lines_of_block(line: Line | tuple[int, int]) -> int: ...
+def add_to_lines(
+    sums: array[float], first_block: int, line: Line | tuple[int, int], columns: int, totals: array[float]
+) -> None: ...
+def arc_cosine(x: float) -> float: ...
+def sine(angle: float) -> float: ...
+def cosine(angle: float) -> float: ...
+def slerp(products: array[float], t: float, steps: DType | None, coefficients: array[float]) -> None: ...
+def nuslerp(products: array[float], t: float, steps: DType | None, coefficients: array[float]) -> None: ...
+def multislerp(
+    products: array[float], weights: Sequence[float], epsilon: float, coefficients: array[float]
+) -> bool: ...
+def karcher(
+    products: array[float], count: int, max_iterations: int, tolerance: float, coefficients: array[float]
+) -> None: ...
+def model_stock(
+    products: array[float], count: int, least_product: float, steps: DType | None, coefficients: array[float]
+) -> None: ...
 def solve_band(
     band: RankBand,
     low: Found | tuple[int, int, int],
