@@ -51,6 +51,9 @@ _FIRST = re.compile(
 )
 """Parts of the names of tensors that are used before the first layer: embeddings, their norms and projections."""
 
+_SHARED = frozenset(("relative_attention_bias", "rel_attn_embed"))
+"""Parts of the names of what T5 and WavLM keep in layer 0 for all layers."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -165,7 +168,13 @@ def is_first(name: str) -> bool:
     """Whether a tensor outside of the layers is used before them, as embeddings are, and not behind them, as heads."""
     if name.endswith(HEADS):
         return False
-    return any(_FIRST.search(part) for part in name.split("."))
+    return any(_FIRST.search(part) or part in _SHARED for part in name.split("."))
+
+
+def shared_in_first(layers: Mapping[int, Collection[str]]) -> list[str]:
+    """The names in layer 0 of what all layers use. ``layers`` has the names in each layer."""
+    found = [i for i, names in layers.items() if any(not _SHARED.isdisjoint(name.split(".")) for name in names)]
+    return [name for name in layers[0] if not _SHARED.isdisjoint(name.split("."))] if found == [0] else []
 
 
 def find_homes(

@@ -143,7 +143,8 @@ def make_plan(
     findings = examine(recipe, bases, models, donor, stacked=bool(planned.origins))
     problems = findings.problems + ([] if findings.explain_tensors else planned.problems)
     config, about_layers = stack_config(_without(donor.config, findings.stale_keys), planned.origins)
-    loadable = check_loadable([task.name for task in tasks], donor.tensors, config)
+    stacked = [stack.prefix for stack in planned.origins]
+    loadable = check_loadable([task.name for task in tasks], donor.tensors, config, stacked)
     warnings = [*findings.warnings, *planned.warnings, *about_layers, *loadable]
     edits, beside = SideEdits(), Remarks()
     if output is not None:
