@@ -73,6 +73,7 @@ COMMON = [
         "identical.cpp",
         "mapping.cpp",
         "pool.cpp",
+        "rows.cpp",
         "statistics.cpp",
     )
 ]

@@ -12,6 +12,7 @@ from merge_engine.checkpoint.sidecar import (
     carried_files,
     find_side_files,
     strange_model_files,
+    tokenizer_files,
 )
 from merge_engine.checkpoint.source import Checkpoint, open_checkpoint
 from merge_engine.checkpoint.strict_json import read_settings
@@ -45,5 +46,6 @@ __all__ = [
     "read_settings",
     "strange_model_files",
     "tie_flag",
+    "tokenizer_files",
     "write_shard",
 ]

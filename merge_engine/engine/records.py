@@ -147,7 +147,7 @@ def plan_key(plan: MergePlan) -> str:
         [[str(given.path), given.fingerprint] for given in inputs if given is not None],
         sorted([str(file.path), file.size, file.mtime_ns, file.inode] for file in plan.files),
         [
-            [task.name, task.action.value, task.working.name, [operand.label for operand in task.inputs]]
+            [task.name, task.action.value, task.working.name, [operand.identity for operand in task.inputs]]
             for task in plan.tasks
         ],
         [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in plan.shards],

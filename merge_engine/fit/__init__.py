@@ -64,9 +64,11 @@ def _check(
     check_quantization(recipe, inputs, findings)
     if findings.problems:  # configs and tokenizers of such models add nothing to that
         return []
-    check_configs(inputs, findings)
+    aligned = recipe.vocabulary is not None or recipe.unsafe_truncate_embeddings
+    check_configs(inputs, findings, ignored=("vocab_size",) if aligned else ())
     check_dtypes(recipe, merged, findings)
-    check_tokenizers(inputs, findings)
+    if recipe.vocabulary is None:
+        check_tokenizers(inputs, findings)
     check_generation(inputs, findings)
     copies = check_identical(donor if has_base else None, merged, findings)
     if not has_base and recipe.base_model is not None:

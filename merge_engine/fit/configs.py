@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from merge_engine.fit.candidate import Candidate, by_value, shown
@@ -89,8 +89,8 @@ _SILENT = frozenset(
 _SHOWN = 3
 
 
-def check_configs(inputs: Sequence[Candidate], findings: Findings) -> None:
-    """Compare config.json of all inputs that have one. The donor is the first."""
+def check_configs(inputs: Sequence[Candidate], findings: Findings, ignored: Collection[str] = ()) -> None:
+    """Compare config.json of all inputs that have one, but for ``ignored`` keys. The donor is the first."""
     donor = inputs[0]
     having = [each for each in inputs if each.config]
     if having and not donor.config:
@@ -100,6 +100,8 @@ def check_configs(inputs: Sequence[Candidate], findings: Findings) -> None:
     differences = dict(_differences(having))
     by_kind: dict[str, list[str]] = {}
     for key in differences:
+        if key.rpartition(".")[2] in ignored:
+            continue
         by_kind.setdefault(_kind_of(key.rpartition(".")[2]), []).append(key)
     _refuse_architecture(by_kind.get("architecture", []), differences, findings)
     if (layers := by_kind.get("layers")) and _same_layers(having):

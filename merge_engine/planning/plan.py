@@ -31,6 +31,7 @@ from merge_engine.planning.tasks import make_tasks
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.storage import File
 from merge_engine.text import shown, some
+from merge_engine.vocabulary import Alignment, plan_vocabulary
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,27 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     models = {i: opened[model] for i, model in enumerate(recipe.stacks.models)}
     if base is not None:  # a base listed among the models is still the base, however its path is written
         models = {i: model for i, model in models.items() if model.file_ids != base.file_ids}
-    donor = opened[recipe.base_model or recipe.stacks.models[0]]
+    named_donor = recipe.base_model or recipe.stacks.models[0]
+    donor = opened[named_donor]
     catalogues = {i: _catalogue(model, i) for i, model in models.items()}
     of_donor = next((catalogues[i] for i, model in models.items() if model is donor), _catalogue(donor))
-    planned = make_tasks(recipe, method, None if base is None else _catalogue(base), catalogues, of_donor)
+    vocabulary, unaligned = _vocabulary(recipe, opened, named_donor)
+    planned = make_tasks(
+        recipe, method, None if base is None else _catalogue(base), catalogues, of_donor, vocabulary
+    )
     order = {name: place for place, name in enumerate(donor.tensors)}
     tasks = sorted(planned.tasks, key=lambda task: order.get(task.name, len(order)))
     shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
     findings = examine(recipe, base, models, donor)
-    problems = findings.problems + ([] if findings.explain_tensors else planned.problems)
+    explained = findings.explain_tensors or unaligned
+    problems = [*findings.problems, *unaligned, *([] if explained else planned.problems)]
+    config: Mapping[str, object] = _without(donor.config, findings.stale_keys)
+    edits = SideEdits()
+    if vocabulary is not None:
+        config, edits = vocabulary.finish(config), SideEdits(vocabulary.written, vocabulary.dropped)
+        problems += vocabulary.remarks.problems
+        findings.notes += vocabulary.remarks.notes
+        findings.warnings += vocabulary.remarks.warnings
     loadable = check_loadable([task.name for task in tasks], donor.tensors, donor.config)
     warnings = [*findings.warnings, *planned.warnings, *loadable]
     if output is not None:
@@ -153,13 +166,14 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         method,
         None if base is None else inputs[id(base)],
         {i: inputs[id(model)] for i, model in models.items()},
-        replace(inputs[id(donor)], config=_without(donor.config, findings.stale_keys)),
+        replace(inputs[id(donor)], config=config),
         tuple(tasks),
         tuple(shards),
         (*_ignored_keys(recipe), *_repeated(models), *findings.notes, *planned.notes),
         (*warnings, *unused),
         planned.untied and tie_flag(donor.config) is not False,
         findings.copies,
+        edits,
     )
 
 
@@ -183,12 +197,20 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
     return opened
 
 
+def _vocabulary(
+    recipe: Recipe, opened: Mapping[ModelReference, Checkpoint], donor: ModelReference
+) -> tuple[Alignment | None, list[str]]:
+    """What the recipe says of vocabularies, or the problems of the inputs' tokenizers."""
+    try:
+        return plan_vocabulary(recipe, opened, donor), []
+    except CheckpointError as error:
+        return None, error.problems
+
+
 def _unsupported(recipe: Recipe) -> list[str]:
     """A line for each part of the recipe that cannot be done yet."""
     slices = list(recipe.stacks.slices)
-    keys = [key for key in ("tokenizer", "chat_template") if getattr(recipe, key) is not None]
-    if recipe.tokenizer_source is not None and recipe.tokenizer_source.path != "base":
-        keys.append("tokenizer_source")
+    keys = [key for key in ("chat_template",) if getattr(recipe, key) is not None]
     if len(slices) > 1 or any(source.layers is not None for source in slices[0].sources):
         keys.append("slices")
     return [f"{shown(key)} is not supported yet" for key in keys]

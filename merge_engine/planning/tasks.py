@@ -22,6 +22,7 @@ from merge_engine.planning.shapes import Disagreements
 from merge_engine.planning.ties import find_ties
 from merge_engine.recipe import Parameter, Recipe, exclude_key, layer_positions, resolvers
 from merge_engine.text import some
+from merge_engine.vocabulary import Alignment
 
 
 @dataclass
@@ -41,11 +42,13 @@ def make_tasks(
     base: Catalogue | None,
     models: Mapping[int, Catalogue],
     donor: Catalogue | None = None,
+    vocabulary: Alignment | None = None,
 ) -> Planned:
     """Plan every output tensor.
 
     ``base`` is given if the method uses one; ``models`` are by recipe position, from 0. The output has the names of
-    the base, else of the ``donor``, else of the first model. Problems are returned, not raised, except for
+    the base, else of the ``donor``, else of the first model. ``vocabulary`` gives embeddings and heads the rows of the
+    output. Problems are returned, not raised, except for
     ``RecipeError``: a parameter is wrong, or has no value for a tensor. Raises ``CheckpointError`` if the bytes of a
     head that may be tied cannot be read.
     """
@@ -82,6 +85,8 @@ def make_tasks(
         if inputs.base is not None and len(found) == len(operands):
             lacking.in_base(name, found)
             continue
+        if vocabulary is not None:
+            operands = vocabulary.align(name, operands, inputs.base is not None)
         if not disagreements.add(name, operands):
             lacking.in_models(name, found)
             planned.tasks.append(make(name, tuple(operands), inputs.base is not None, found, same))
