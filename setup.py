@@ -78,6 +78,7 @@ COMMON = [
             "identical.cpp",
             "mapping.cpp",
             "pool.cpp",
+            "rows.cpp",
             "statistics.cpp",
         )
     ),

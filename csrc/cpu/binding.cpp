@@ -8,6 +8,7 @@
 #include "binding_kernels.h"
 #include "identical.h"
 #include "mapping.h"
+#include "rows.h"
 #include "statistics.h"
 
 namespace {
@@ -189,6 +190,25 @@ void bind_memory(py::module_& m) {
         py::arg("memories"), py::arg("element_bytes"));
 }
 
+void bind_rows(py::module_& m) {
+    m.def(
+        "add_rows",
+        [](const HostArray& rows, const py::buffer& sums) {
+            const auto width = static_cast<uint64_t>(sums.request().size);
+            if (width == 0 || rows.count % width != 0) throw std::invalid_argument("needs whole rows");
+            double* totals = numbers<double>(sums, width);
+            const Released released(rows.count);
+            add_rows(rows.array, rows.count / width, width, totals);
+        },
+        py::arg("rows"), py::arg("sums"));
+    m.def(
+        "store_means",
+        [](const py::buffer& sums, double divisor, const HostArray& means) {
+            store_means(numbers<double>(sums, means.count), divisor, means.count, means.array);
+        },
+        py::arg("sums"), py::arg("divisor"), py::arg("means"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -203,4 +223,5 @@ PYBIND11_MODULE(_native, m) {
     bind_answers(m);
     bind_geometry(m);
     bind_memory(m);
+    bind_rows(m);
 }
