@@ -19,6 +19,9 @@ from merge_engine.dtypes import DType
 SUM_BLOCK = 4096
 """Sums run over blocks of this many elements: chunks start at multiples of it."""
 
+SUM_LANES = 64
+"""Running sums of a block."""
+
 FIRST_BITS, NEXT_BITS = 15, 16
 """Bits of a key that the first and each following level of counting resolve."""
 

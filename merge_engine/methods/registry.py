@@ -9,6 +9,8 @@ from typing import TypeVar
 from merge_engine.errors import RecipeError
 from merge_engine.methods.base import Method
 from merge_engine.methods.linear import Linear, Passthrough
+from merge_engine.methods.overlap import NearSwap, Ram, RamPlus
+from merge_engine.methods.scored import ArceeFusion, Sce
 from merge_engine.methods.task_arithmetic import FAMILY
 from merge_engine.recipe.problems import suggestion
 from merge_engine.text import shown
@@ -16,7 +18,19 @@ from merge_engine.text import shown
 ENTRY_POINTS = "merge_engine.methods"
 """The group of entry points in which a package names its methods: classes or objects."""
 
-METHODS: dict[str, Method] = {method.name: method for method in (Linear(), Passthrough())} | dict(FAMILY)
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Linear(),
+        Passthrough(),
+        *FAMILY.values(),
+        NearSwap(),
+        Ram(),
+        RamPlus(),
+        Sce(),
+        ArceeFusion(),
+    )
+}
 
 M = TypeVar("M", Method, type[Method])
 
