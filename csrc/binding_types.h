@@ -98,7 +98,9 @@ inline void bind_operations(py::module_& m) {
     py::enum_<Election>(m, "Election", local)
         .value("none", Election::None)
         .value("sum", Election::Sum)
-        .value("count", Election::Count);
+        .value("count", Election::Count)
+        .value("deltas", Election::Deltas)
+        .value("overlap", Election::Overlap);
     bind_masks(m);
     py::class_<RankBand>(m, "RankBand", local)
         .def(py::init([](uint64_t first, uint64_t last, double slack, bool has_high, bool spread,

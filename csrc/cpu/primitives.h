@@ -23,6 +23,12 @@ struct Sought {
     std::vector<uint64_t> ranks;
 };
 
+// The same for keys of a score.
+struct ScoreColumn {
+    uint64_t prefix;
+    uint64_t* counts;
+};
+
 struct Primitives {
     // Adds to each column's counts[bin] the number of elements whose key, shifted right by `shift`, falls in the bin.
     void (*count_keys)(const Array& base, const std::vector<KeyColumn>& columns, DType working, int shift,
@@ -45,6 +51,30 @@ struct Primitives {
                      const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start,
                      uint64_t count, int threads, double* sums);
 
+    // The same for the sums of d^2.
+    void (*squares)(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+                    const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start,
+                    uint64_t count, int threads, double* sums);
+
+    // Adds to counts[model][2] how many elements its mask keeps alone, and how many others keep too. Masks are bands
+    // above 0.
+    void (*overlaps)(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks, DType working,
+                     uint64_t start, uint64_t count, int threads, uint64_t* counts);
+
+    // Writes the divergence of each line of `length` elements.
+    void (*divergences)(const Array& base, const Array& model, DType working, uint64_t length, uint64_t count,
+                        int threads, double* found);
+
+    // The same as count_keys and locate for the keys of a score; inputs begin with the base.
+    void (*count_scores)(const std::vector<Array>& inputs, const Score& score, const std::vector<ScoreColumn>& columns,
+                         DType working, int shift, uint64_t count, int threads);
+    uint64_t (*locate_score)(const std::vector<Array>& inputs, const Score& score, DType working, uint64_t key,
+                             uint64_t nth, uint64_t count, int threads, int64_t* offset);
+
+    // Notes which elements have scores that a band keeps, a bit each in whole tiles.
+    void (*note_scores)(const std::vector<Array>& inputs, const Score& score, const Mask& mask, DType working,
+                        uint64_t start, uint64_t count, int threads, uint64_t* notes);
+
     // Writes the inner products of all pairs i <= j of inputs over every SUM_BLOCK to sums[block][pair], row by row.
     void (*gram)(const std::vector<Array>& inputs, DType working, uint64_t count, int threads, double* sums);
 
@@ -65,6 +95,9 @@ struct Primitives {
 
     // output = sum of coefficient * input. Adds to non_finite[input], and to the last one for the output.
     void (*combine)(const Combine& operation, uint64_t count, int threads, uint64_t* non_finite);
+
+    // Moves the base to the model. Adds to non_finite[0] for the base, [1] for the model and [2] for the output.
+    void (*nearswap)(const Nearswap& operation, uint64_t count, int threads, uint64_t* non_finite);
 };
 
 // The best table that this processor can run, or the named one ("avx512", "avx2", "baseline"); nullptr if

@@ -1,4 +1,4 @@
-"""Scores of positions in plain torch, one line for one line of the formulas (docs/arithmetic.md, steps 15 and 16).
+"""Scores of positions in plain torch, one line for one line of the formulas (docs/arithmetic.md, steps 22 to 25).
 
 Exponentials and logarithms are made of operations that IEEE defines, so that every backend gives the same bits.
 """

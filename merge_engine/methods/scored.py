@@ -137,7 +137,7 @@ class ArceeFusion(Method):
                 mask = NOTHING
             elif threshold > 0:
                 mask = Scored(score, Band(key_of(threshold, real)))
-        return Consensus((Entry(mask, 1.0),), storage_rounding=task.storage_rounding, wide=True)
+        return Consensus((Entry(mask, 1.0),), storage_rounding=task.storage_rounding, wide=task.storage_rounding)
 
     def scratch_bytes(self, models: int) -> int:
         """A device holds the scores, zeros to compare them with, and a bit for each."""
