@@ -30,11 +30,14 @@ from merge_engine.backends.operations import (
     Line,
     LineCoefficients,
     Mask,
+    Nearswap,
     Outcome,
     Rank,
     Ranked,
     RankMask,
     Sought,
+    Subject,
+    key_dtype,
 )
 from merge_engine.backends.reference import ReferenceBackend, add_in_order, draws, keys_of
 from merge_engine.backends.statistics import (
@@ -87,20 +90,23 @@ def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def apply(
     backend: Backend,
-    operation: Consensus | Combine,
+    operation: Consensus | Combine | Nearswap,
     base: torch.Tensor | None,
     models: list[torch.Tensor],
     **chunk,
 ) -> tuple[torch.Tensor, Outcome]:
     like = models[0] if base is None else base
     output = on(backend, torch.full((like.numel(),), 7.0, dtype=chunk.pop("out", None) or like.dtype))
-    run = backend.consensus if isinstance(operation, Consensus) else backend.combine
+    run = {Consensus: backend.consensus, Combine: backend.combine, Nearswap: backend.nearswap}[type(operation)]
     outcome = backend.fetch(run(chunk_of(backend, base, models, **chunk), operation, backend.tensor(output)))
     return output.cpu(), outcome
 
 
 def agree(
-    operation: Consensus | Combine, base: torch.Tensor | None, models: list[torch.Tensor], **chunk
+    operation: Consensus | Combine | Nearswap,
+    base: torch.Tensor | None,
+    models: list[torch.Tensor],
+    **chunk,
 ) -> Outcome:
     """Applies the operation with every backend, and demands the reference's bytes and counts of each."""
     expected, outcome = apply(REFERENCE, operation, base, models, **chunk)
@@ -330,10 +336,10 @@ def test_a_combination_has_a_coefficient_for_every_input(backend: Backend) -> No
             apply(backend, operation, base, models)
 
 
-def found_by_counting(backend: Backend, chunks: list[Chunk], ranks: list[tuple[int, int]]) -> list[Any]:
-    """Handles to the keys of (model, rank), level by level, from chunks that are counted together."""
+def found_by_counting(backend: Backend, chunks: list[Chunk], ranks: list[tuple[Subject, int]]) -> list[Any]:
+    """Handles to the keys of (model or score, rank), level by level, from chunks that are counted together."""
     found: list[Any] = [None] * len(ranks)
-    for level in range(levels(chunks[0].working)):
+    for level in range(levels(key_dtype(ranks[0][0], chunks[0].working))):
         counts = backend.new_counts(level, found)
         columns = [KeyColumn(slot, model) for slot, (model, _) in enumerate(ranks)]
         for chunk in chunks:
