@@ -1,7 +1,7 @@
 """`arithmetic: mergekit` comes within a few units in the last place of mergekit 0.1.5, and slerp mostly at its bytes.
 
-The geometric methods of mergekit depend on the order in which torch sums whole tensors, and on its libm. mergekit runs in
-an environment of its own (tests/oracle/README.md), once for everything here.
+The geometric methods of mergekit depend on the order in which torch sums whole tensors, and on its libm. mergekit runs
+in an environment of its own (tests/oracle/README.md), once for everything here.
 """
 
 from __future__ import annotations
