@@ -49,8 +49,21 @@ _TEXTS = ("hybrid_override_pattern",)
 """Texts with a letter for each layer."""
 
 _OTHER_LISTS = (
-    *("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "mrope_section", "image_grid_pinpoints"),
-    *("short_factor", "long_factor", "suppress_tokens", "begin_suppress_tokens", "keys_to_ignore_at_inference"),
+    *(
+        "architectures",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "mrope_section",
+        "image_grid_pinpoints",
+    ),
+    *(
+        "short_factor",
+        "long_factor",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "keys_to_ignore_at_inference",
+    ),
 )
 """Lists that may happen to be as long as there are layers."""
 
@@ -175,7 +188,9 @@ class _Section:
                 section[key] = len(self._origins)
             elif key in _NUMBERS and isinstance(value, list):
                 section[key] = [
-                    new for new, (source, each) in enumerate(self._pairs()) if each.layer in source.get(key, value)
+                    new
+                    for new, (source, each) in enumerate(self._pairs())
+                    if each.layer in source.get(key, value)
                 ]
             elif key in _FIRST and type(value) is int:
                 self._set_first(key)
@@ -222,9 +237,10 @@ class _Section:
         """Find the remainder with which the period fits, where the config has a key for it."""
         place = _PERIODS[key]
         marked = [_is_marked(source, key, own, each.layer) for source, each in self._pairs()]
-        for rest in range(own) if isinstance(place, str) else ():
-            if marked == [(new - rest) % own == 0 for new in range(len(marked))]:
-                self._section[place] = rest
+        if isinstance(place, str):
+            for rest in range(own):
+                if marked == [(new - rest) % own == 0 for new in range(len(marked))]:
+                    self._section[place] = rest
         fits = [_is_marked(self._section, key, own, new) == one for new, one in enumerate(marked)]
         if False in fits and not isinstance(self._section.get(_LISTED.get(key, "")), list):
             self._warn(key, own, fits.index(False))
@@ -241,7 +257,9 @@ class _Section:
         own = self._section["attention_types"]
         try:
             types = [
-                [one for kinds, times in source.get("attention_types", own) for one in kinds * times][each.layer]
+                [one for kinds, times in source.get("attention_types", own) for one in kinds * times][
+                    each.layer
+                ]
                 for source, each in self._pairs()
             ]
         except (TypeError, ValueError, IndexError):

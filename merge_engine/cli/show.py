@@ -103,7 +103,7 @@ def plan(
     past = " past the page cache" if way == "direct" else " in place" if schedule.budget.in_place else ""
     rows = [
         ("method", planned.method.name),
-        ("base", ", ".join(str(base.path) for base in planned.bases) or "none"),
+        ("base", ", ".join(str(base.path) for base in planned.bases.values()) or "none"),
         *((f"model {i}", str(model.path)) for i, model in planned.models.items()),
         ("config and tokenizer", str(planned.donor.path)),
         ("tensors", f"{len(planned.tasks):,} with {elements:,} elements; {streamed:,} streamed in pieces"),

@@ -139,7 +139,7 @@ def plan_key(plan: MergePlan) -> str:
     """
     if not type(plan.method).__module__.startswith("merge_engine."):
         return ""
-    inputs = (plan.donor, *plan.bases, *plan.models.values())
+    inputs = (plan.donor, *plan.bases.values(), *plan.models.values())
     described = [
         ARITHMETIC,
         versions()["merge_engine"],

@@ -272,14 +272,13 @@ def publish(
 
 def _inputs(planned: MergePlan) -> list[MergedInput]:
     """The inputs as the manifest names them."""
-    roles = [("base", base) for base in planned.bases]
-    roles += [(str(i), model) for i, model in planned.models.items()]
-    inputs = {given.path: given for given in (planned.donor, *(given for _, given in roles))}
+    roles = {**planned.bases, **{str(i): model for i, model in planned.models.items()}}
+    inputs = {given.path: given for given in (planned.donor, *roles.values())}
     return [
         MergedInput(
             str(path),
             given.fingerprint,
-            tuple(role for role, one in roles if one.path == path),
+            tuple(role for role, one in roles.items() if one.path == path),
             given.contents,
         )
         for path, given in inputs.items()

@@ -73,7 +73,7 @@ def measure(
             result.by_layer.setdefault((place.stack, place.layer), Products()).add(products)
 
     merge = make_plan(_at_paths(record), None, shard_size=2**62)
-    for given in (*merge.bases, *merge.models.values()):
+    for given in (*merge.bases.values(), *merge.models.values()):
         if record.inputs[str(given.path)].fingerprint != given.fingerprint:
             raise ReportError(f"{given.path}: has been rewritten since it was merged")
     plan = measuring(merge, _InnerProducts())
@@ -107,15 +107,17 @@ def _at_paths(record: Record) -> Recipe:
         raise ReportError(
             f"{missing[0]}: no longer there, seen from the folder that this command is started in"
         )
-    if not {"base", *map(str, record.labels)} <= paths.keys():
+    stacks = record.recipe.stacks
+    if not {*stacks.bases, *map(str, record.labels)} <= paths.keys():
         raise ReportError("the manifest does not say which input was what")
-    # A model without a role of its own is the base, which the recipe also lists as a model.
-    recipe, base = record.recipe, ModelReference(path=paths["base"])
+    # A model without a role of its own is a base, which the recipe also lists as a model.
+    base = ModelReference(path=paths["base"])
     models = {
         model: ModelReference(path=paths[str(i)]) if str(i) in paths else base
-        for i, model in enumerate(recipe.stacks.models)
+        for i, model in enumerate(stacks.models)
     }
-    return recipe.replacing(models | ({} if recipe.base_model is None else {recipe.base_model: base}))
+    bases = {model: ModelReference(path=paths[role]) for role, model in stacks.bases.items()}
+    return record.recipe.replacing(models | bases)
 
 
 def _products(task: Task, gram: Sequence[Sequence[float]]) -> Products:
