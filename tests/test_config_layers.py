@@ -61,8 +61,8 @@ def test_lists_come_from_the_model_that_the_layer_is_of() -> None:
     assert made == {"num_hidden_layers": 1}
     assert warnings == [
         "config.json: sizes has an entry for each layer, but not for layer 2 of bare; it is left out of the output's",
-        "config.json: layer_types has an entry for each layer, but that of bare does not say what its layers are; it is "
-        "left out of the output's",
+        "config.json: layer_types has an entry for each layer, but that of bare does not say what its layers are; "
+        "it is left out of the output's",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,7 @@ def test_any_cut_gives_the_bytes_of_the_whole_merge(
         parameters |= {"trim_scope": "model"}
     common = {"merge_method": method, "base_model": str(models["base"]), "parameters": parameters}
     whole = merged({**common, "models": [{"model": str(model)} for model in named]})
-    slices = [
-        {"sources": [source(model, start, end) for model in named]}
-        for start, end in zip(cut, cut[1:], strict=False)
-    ]
+    slices = [{"sources": [source(model, start, end) for model in named]} for start, end in pairwise(cut)]
     assert_same(merged({**common, "slices": slices}), whole)
 
 
@@ -122,7 +120,11 @@ def test_stacking_and_cutting_again_gives_back_the_layers(
 
 
 def test_full_slices_are_whole_models(models: dict[str, Path]) -> None:
-    common = {"merge_method": "ties", "base_model": str(models["base"]), "parameters": {"density": [0.2, 0.9]}}
+    common = {
+        "merge_method": "ties",
+        "base_model": str(models["base"]),
+        "parameters": {"density": [0.2, 0.9]},
+    }
     entries = [("a", {"weight": [0.1, 1]}), ("base", {}), ("b", {"weight": 0.5})]
     whole = merged(
         {**common, "models": [{"model": str(models[name]), "parameters": own} for name, own in entries]}
@@ -175,7 +177,10 @@ def test_each_slice_may_have_a_base_of_its_own(models: dict[str, Path], tmp_path
         "parameters": {"weight": 0.5},
         "slices": [
             {"sources": [source(models["a"], 0, 2)]},
-            {"sources": [source(models["b"], 1, 3), source(models["a"], 0, 2)], "base_model": str(models["a"])},
+            {
+                "sources": [source(models["b"], 1, 3), source(models["a"], 0, 2)],
+                "base_model": str(models["a"]),
+            },
         ],
     }
     result = me.run(recipe, tmp_path / "out")
@@ -189,7 +194,9 @@ def test_each_slice_may_have_a_base_of_its_own(models: dict[str, Path], tmp_path
             for name, each in origin.items()
         }
 
-    for number, layers in enumerate((("base", 0, "a", 0), ("base", 1, "a", 1), ("a", 0, "b", 1), ("a", 1, "b", 2))):
+    for number, layers in enumerate(
+        (("base", 0, "a", 0), ("base", 1, "a", 1), ("a", 0, "b", 1), ("a", 1, "b", 2))
+    ):
         assert_same(layer(found, number), expected(*layers))
     inputs = json.loads((tmp_path / "out" / "merge_manifest.json").read_text())["inputs"]
     assert {Path(path).name: each["roles"] for path, each in inputs.items()} == {
@@ -224,7 +231,9 @@ def test_the_head_is_that_of_the_last_slice_also_if_it_is_tied(tmp_path: Path) -
 def test_tied_models_of_which_the_first_gives_the_head(tmp_path: Path) -> None:
     config = changed(LLAMA, tie_word_embeddings=True)
     tensors = [{n: t for n, t in state_dict(seed, 2).items() if n != "lm_head.weight"} for seed in (0, 1)]
-    a, b = (save_model(tmp_path / name, 0, config, tensors=each) for name, each in zip("ab", tensors, strict=True))
+    a, b = (
+        save_model(tmp_path / name, 0, config, tensors=each) for name, each in zip("ab", tensors, strict=True)
+    )
     plan = me.plan(stacked(source(a, 0, 1), source(b, 1, 2)))
     [note] = plan.notes
     assert "the output's head is the embedding of the first slice" in note
@@ -263,7 +272,10 @@ def test_ranges_that_cannot_be_are_named_at_once(models: dict[str, Path]) -> Non
     ("slices", "problem"),
     [
         ([[("a", 0, 2), ("b", 0, 3)]], "slices[0]: its sources have 2 and 3 layers; all must have as many"),
-        ([[("a", 0, 2), ("b", 1, 3)]], "slices[0]: the base model {base} is not among its sources, so it is not known"),
+        (
+            [[("a", 0, 2), ("b", 1, 3)]],
+            "slices[0]: the base model {base} is not among its sources, so it is not known",
+        ),
         ([[("a", 2, 2)], [("a", 4, 4)]], "slices[0]: the output would have no layers; give it some"),
     ],
 )
@@ -289,7 +301,9 @@ def test_models_with_holes_or_other_layers(models: dict[str, Path], tmp_path: Pa
 
 
 def test_gradients_over_too_few_layers(models: dict[str, Path]) -> None:
-    plan = me.plan(stacked(source(models["a"], 0, 2, scale=[1, 2, 3]), source(models["a"], 2, 4, scale=[1, 2])))
+    plan = me.plan(
+        stacked(source(models["a"], 0, 2, scale=[1, 2, 3]), source(models["a"], 2, 4, scale=[1, 2]))
+    )
     assert plan.warnings == (
         "slices[0].sources[0].parameters.scale: a gradient of 3 values over 2 layers; some of them are never used",
     )
@@ -313,7 +327,10 @@ def vision(seed: int, layers: int = 2) -> dict[str, torch.Tensor]:
         for name, each in state_dict(seed, layers).items()
     }
     random = torch.Generator().manual_seed(seed + 100)
-    shapes = {"model.vision_tower.patch_embed.weight": (4, 4), "model.multi_modal_projector.0.weight": (16, 4)}
+    shapes = {
+        "model.vision_tower.patch_embed.weight": (4, 4),
+        "model.multi_modal_projector.0.weight": (16, 4),
+    }
     shapes |= {f"model.vision_tower.blocks.{i}.attn.weight": (4, 4) for i in range(3)}
     shapes |= {"model.vision_tower.norm.weight": (4,)}
     return text | {name: torch.randn(shape, generator=random).bfloat16() for name, shape in shapes.items()}
@@ -341,19 +358,32 @@ def test_modules_are_sliced_apart(towers: list[Path], tmp_path: Path) -> None:
     }
     me.run(recipe, tmp_path / "out")
     found, first, second = load_folder(tmp_path / "out"), vision(0), vision(1)
-    own = {name: each for name, each in second.items() if name.endswith(("patch_embed.weight", "projector.0.weight"))}
-    own |= {f"model.vision_tower.blocks.{i}.attn.weight": second[f"model.vision_tower.blocks.{i + 1}.attn.weight"] for i in (0, 1)}
+    own = {
+        name: each
+        for name, each in second.items()
+        if name.endswith(("patch_embed.weight", "projector.0.weight"))
+    }
+    blocks = "model.vision_tower.blocks"
+    own |= {f"{blocks}.{i}.attn.weight": second[f"{blocks}.{i + 1}.attn.weight"] for i in (0, 1)}
     own |= {name: second[name] for name in ("model.vision_tower.norm.weight", "lm_head.weight")}
     own |= {"model.language_model.norm.weight": second["model.language_model.norm.weight"]}
     own |= {"model.language_model.embed_tokens.weight": first["model.language_model.embed_tokens.weight"]}
     text = "model.language_model.layers"
     for new, model, old in ((0, first, 0), (1, first, 1), (2, second, 1)):
         start = f"{text}.{old}."
-        own |= {name.replace(start, f"{text}.{new}."): each for name, each in model.items() if name.startswith(start)}
+        own |= {
+            name.replace(start, f"{text}.{new}."): each
+            for name, each in model.items()
+            if name.startswith(start)
+        }
     assert_same(found, own)
     config = config_of(tmp_path / "out")
     assert config["text_config"]["num_hidden_layers"] == 3
-    assert config["text_config"]["layer_types"] == ["full_attention", "sliding_attention", "sliding_attention"]
+    assert config["text_config"]["layer_types"] == [
+        "full_attention",
+        "sliding_attention",
+        "sliding_attention",
+    ]
     assert config["vision_config"] == {"depth": 2, "fullatt_block_indexes": [1]}
 
 
@@ -366,7 +396,7 @@ def test_modules_that_cannot_be(towers: list[Path], models: dict[str, Path]) -> 
         "vision_tower"
     ]
     assert refused({**copy, "modules": {"vision_towr": whole, "text_decoder": whole}}) == [
-        f'modules.vision_towr: {a} has no such module; it has text_decoder, vision_tower, multi_modal_projector; '
+        f"modules.vision_towr: {a} has no such module; it has text_decoder, vision_tower, multi_modal_projector; "
         'did you mean "vision_tower"?'
     ]
     assert refused({**copy, "modules": {"text_decoder": whole}}) == [

@@ -17,7 +17,7 @@ from merge_engine.fit.findings import Findings, Remarks
 from merge_engine.fit.generation import check_generation
 from merge_engine.fit.identical import check_identical, idle_models
 from merge_engine.fit.quantization import check_quantization
-from merge_engine.fit.tokenizers import check_tokenizers
+from merge_engine.fit.tokenizers import check_adapter_tokenizers, check_tokenizers
 from merge_engine.fit.unused import SliceNames, unused_settings
 from merge_engine.recipe import Recipe
 from merge_engine.text import printable
@@ -76,7 +76,8 @@ def _check(
     check_configs(inputs, findings, stacked)
     check_dtypes(recipe, merged, findings)
     check_tokenizers(inputs, findings)
-    check_generation(inputs, findings)
+    check_adapter_tokenizers(inputs, findings)
+    check_generation(recipe, inputs, findings)
     copies = [] if stacked else check_identical(donor if has_base else None, merged, findings)
     if not has_base and recipe.base_model is not None:
         findings.notes.append(f"{recipe.merge_method} takes only config and tokenizer from base_model")

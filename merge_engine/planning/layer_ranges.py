@@ -57,9 +57,7 @@ def read_ranges(
     start = 0
     for number, (each, given, has) in enumerate(zip(slices, inputs, layers, strict=True)):
         at_an_end = number in (0, len(slices) - 1) and len(slices) > 1
-        taken = [
-            _Taken(each, i, given, has, stack, may_be_empty=at_an_end) for i in range(len(each.sources))
-        ]
+        taken = [_Taken(each, i, given, has, stack, may_be_empty=at_an_end) for i in range(len(each.sources))]
         wrong = [problem for one in taken for problem in one.problems()]
         problems += wrong
         if wrong:
@@ -153,7 +151,12 @@ def _ranges(
     own = next((layers for i, layers in models.items() if inputs.models[i] is reference), None)
     if own is None and reference is inputs.base:
         own = base
-    elif own is None and reference is not None and common is not None and set(common) <= set(has[id(reference)]):
+    elif (
+        own is None
+        and reference is not None
+        and common is not None
+        and set(common) <= set(has[id(reference)])
+    ):
         own = common
     return Ranges(range(start, start + len(taken[0].layers)), base, models, own)
 

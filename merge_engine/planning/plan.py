@@ -10,26 +10,31 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from merge_engine.checkpoint import (
+    AdapterFiles,
     Checkpoint,
     OutputTensor,
     ShardLayout,
     check_output_folder,
     find_side_files,
-    locate,
-    open_checkpoint,
+    input_label,
     plan_shards,
     tie_flag,
 )
-from merge_engine.errors import CheckpointError, PlanError
-from merge_engine.fit import examine, unused_settings
+from merge_engine.errors import CheckpointError, PlanError, RecipeError
+from merge_engine.fit import Remarks, examine, unused_settings
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.inputs import Inputs
+from merge_engine.planning.intermediates import Intermediate, open_model, used_by
 from merge_engine.planning.loadable import check_loadable
+from merge_engine.planning.side_edits import OutputFiles, SideEdits
 from merge_engine.planning.sources import slice_inputs, stack_config
 from merge_engine.planning.tasks import make_tasks
-from merge_engine.recipe import ModelReference, Recipe
+from merge_engine.planning.templates import edit_template
+from merge_engine.planning.tolerance import without_ignored_settings
+from merge_engine.recipe import ModelReference, Recipe, resolvers
 from merge_engine.storage import File
 from merge_engine.text import shown, some
 
@@ -39,21 +44,19 @@ class Input:
     """One input of a merge: its path, its fingerprint when its headers were read, and its config.json as a mapping.
 
     ``fingerprint`` changes when the checkpoint is rewritten. It follows from ``contents``, each weight file with a
-    digest of its header (see ``Checkpoint``).
+    digest of its header, and from the ``adapter`` that was put into it (see ``Checkpoint``).
     """
 
     path: Path
     fingerprint: str
     config: Mapping[str, object]
     contents: tuple[tuple[File, str], ...] = ()
+    adapter: AdapterFiles | None = None
 
-
-@dataclass(frozen=True)
-class SideEdits:
-    """Files beside the weights that the output has otherwise than the donor: ``written`` by name, and ``dropped``."""
-
-    written: Mapping[str, bytes] = field(default_factory=dict)
-    dropped: frozenset[str] = frozenset()
+    @property
+    def label(self) -> str:
+        """See ``Checkpoint.label``."""
+        return input_label(self.path, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class MergePlan:
     that the output has a head of its own although the config may tie it to the embedding. ``edits`` are the files that
     it has otherwise than the donor. ``notes`` are messages for the user, ``warnings`` say what may be wrong with these
     inputs. ``copies`` are the positions of the models that are copies of the base, of which a warning tells.
+    ``intermediates`` are the outputs of other recipes that it is made of, in the order of their making.
     """
 
     recipe: Recipe
@@ -80,6 +84,7 @@ class MergePlan:
     untied: bool = False
     copies: frozenset[int] = frozenset()
     edits: SideEdits = field(default_factory=SideEdits)
+    intermediates: tuple[Intermediate, ...] = ()
 
     @cached_property
     def bytes_written(self) -> int:
@@ -107,18 +112,25 @@ class MergePlan:
         return replace(self, tasks=tuple(task for task in self.tasks if task.name in names), shards=made)
 
 
-def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite: bool = False) -> MergePlan:
+def make_plan(
+    recipe: Recipe,
+    output: Path | None,
+    *,
+    shard_size: int,
+    overwrite: bool = False,
+    lenient: bool = False,
+    intermediates: Mapping[str, Intermediate] = MappingProxyType({}),
+) -> MergePlan:
     """Plan the merge of a recipe into a folder (None: into memory). ``shard_size`` in bytes.
+
+    ``lenient`` ignores parameters that no method has, with a warning, as mergekit does without one. ``intermediates``
+    are outputs of other recipes that this one may name, by their names.
 
     Raises ``RecipeError`` for an unknown method or wrong parameters, ``CheckpointError`` for inputs that cannot be
     read, and ``PlanError`` with every other problem at once.
     """
-    method = find_method(recipe.merge_method)
-    if unsupported := _unsupported(recipe):
-        raise PlanError(unsupported)
-    if problems := _without_base(recipe, method):
-        raise PlanError(problems)
-    opened = _open_all(recipe)
+    method, recipe, ignored = _checked(recipe, lenient)
+    opened = _open_all(recipe, intermediates)
     donor = opened[recipe.base_model or recipe.stacks.models[0]]
     slices = slice_inputs(recipe, method, opened, donor)
     planned = make_tasks(recipe, method, slices)
@@ -134,12 +146,17 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
     stacked = [stack.prefix for stack in planned.origins]
     loadable = check_loadable([task.name for task in tasks], donor.tensors, config, stacked)
     warnings = [*findings.warnings, *planned.warnings, *about_layers, *loadable]
+    edits, beside = SideEdits(), Remarks()
     if output is not None:
         try:
-            warnings += find_side_files(donor.path).warnings
+            side_files = find_side_files(donor.path)
+            beside.warnings += side_files.warnings
+            if findings.chat_template is not None:
+                edits = edit_template(findings.chat_template, OutputFiles(side_files.carried, edits), beside)
         except CheckpointError as error:
             problems += error.problems
         folders = [checkpoint.path for checkpoint in opened.values()]
+        folders += [checkpoint.adapter.path for checkpoint in opened.values() if checkpoint.adapter]
         problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
     if problems:
         raise PlanError(problems)
@@ -153,10 +170,12 @@ def make_plan(recipe: Recipe, output: Path | None, *, shard_size: int, overwrite
         replace(inputs[id(donor)], config=config),
         tuple(tasks),
         tuple(shards),
-        (*_ignored_keys(recipe), *_repeated(recipe, slices), *findings.notes, *planned.notes),
-        (*warnings, *unused),
+        (*_repeated(recipe, slices), *findings.notes, *planned.notes, *beside.notes),
+        (*recipe.remarks, *ignored, *warnings, *beside.warnings, *unused),
         planned.untied and tie_flag(donor.config) is not False,
         findings.copies,
+        edits,
+        intermediates=used_by(recipe, intermediates),
     )
 
 
@@ -166,14 +185,50 @@ def measuring(plan: MergePlan, method: Method) -> MergePlan:
     return replace(plan, method=method, tasks=tasks, shards=())
 
 
-def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
+def _checked(recipe: Recipe, lenient: bool) -> tuple[Method, Recipe, list[str]]:
+    """The method, the recipe with only the settings that it has, and warnings about those that are left out.
+
+    Raises all that is wrong without a look at the inputs.
+    """
+    unsupported = _unsupported(recipe)
+    try:
+        method = find_method(recipe.merge_method)
+        recipe, ignored = without_ignored_settings(recipe, method, lenient)
+        resolvers(recipe, method.parameters)
+    except RecipeError as error:
+        raise RecipeError([*error.problems, *unsupported]) from None
+    if problems := [*unsupported, *_without_base(recipe, method)]:
+        raise PlanError(problems)
+    return method, recipe, ignored
+
+
+def check_recipe(
+    recipe: Recipe,
+    *,
+    lenient: bool = False,
+    intermediates: Mapping[str, Intermediate] = MappingProxyType({}),
+    unknown: Collection[str] = (),
+) -> None:
+    """Check a recipe as far as this is possible without the outputs of the recipes with the names ``unknown``.
+
+    Raises as ``make_plan`` does.
+    """
+    _checked(recipe, lenient)
+    _open_all(recipe, intermediates, unknown)
+
+
+def _open_all(
+    recipe: Recipe, intermediates: Mapping[str, Intermediate], unknown: Collection[str] = ()
+) -> dict[ModelReference, Checkpoint]:
     """Open every input once, even if the recipe names it several times, or by several paths."""
     opened: dict[ModelReference, Checkpoint] = {}
     by_files: dict[object, Checkpoint] = {}
     problems = []
     for reference in recipe.references:
+        if reference.path in unknown:
+            continue
         try:
-            checkpoint = open_checkpoint(locate(reference.path, reference.revision))
+            checkpoint = open_model(reference, intermediates)
             opened[reference] = by_files.setdefault(checkpoint.file_ids, checkpoint)
         except CheckpointError as error:
             problems += error.problems
@@ -184,7 +239,7 @@ def _open_all(recipe: Recipe) -> dict[ModelReference, Checkpoint]:
 
 def _unsupported(recipe: Recipe) -> list[str]:
     """A line for each part of the recipe that cannot be done yet."""
-    keys = [key for key in ("tokenizer", "chat_template") if getattr(recipe, key) is not None]
+    keys = [key for key in ("tokenizer",) if getattr(recipe, key) is not None]
     if recipe.tokenizer_source is not None and recipe.tokenizer_source.path != "base":
         keys.append("tokenizer_source")
     return [f"{shown(key)} is not supported yet" for key in keys]
@@ -197,10 +252,6 @@ def _without_base(recipe: Recipe, method: Method) -> list[str]:
         return []
     where = "" if recipe.slices is None and recipe.modules is None else f"{some(without)}: "
     return [f"{where}{method.name} needs a base_model: add the model that the others were tuned from"]
-
-
-def _ignored_keys(recipe: Recipe) -> list[str]:
-    return [f'the key "{key}" is ignored: no result depends on it' for key in recipe.ignored]
 
 
 def _repeated(recipe: Recipe, slices: Sequence[Inputs]) -> list[str]:
@@ -221,7 +272,9 @@ def _repeated(recipe: Recipe, slices: Sequence[Inputs]) -> list[str]:
 
 
 def _input(checkpoint: Checkpoint) -> Input:
-    return Input(checkpoint.path, checkpoint.fingerprint, checkpoint.config, checkpoint.contents)
+    return Input(
+        checkpoint.path, checkpoint.fingerprint, checkpoint.config, checkpoint.contents, checkpoint.adapter
+    )
 
 
 def _without(config: Mapping[str, object], keys: Collection[str]) -> dict[str, object]:

@@ -60,4 +60,4 @@ def _besides(of: Slice, base: Checkpoint | None, opened: Mapping[ModelReference,
 
 def _catalogue(checkpoint: Checkpoint, position: int | None = None) -> Catalogue:
     config = checkpoint.config
-    return Catalogue(str(checkpoint.path), checkpoint.tensors, tie_flag(config), position, config)
+    return Catalogue(checkpoint.label, checkpoint.tensors, tie_flag(config), position, config)

@@ -74,8 +74,8 @@ def measure(
 
     merge = make_plan(_at_paths(record), None, shard_size=2**62)
     for given in (*merge.bases.values(), *merge.models.values()):
-        if record.inputs[str(given.path)].fingerprint != given.fingerprint:
-            raise ReportError(f"{given.path}: has been rewritten since it was merged")
+        if record.inputs[given.label].fingerprint != given.fingerprint:
+            raise ReportError(f"{given.label}: has been rewritten since it was merged")
     plan = measuring(merge, _InnerProducts())
     backend = choose_backend(plan, None)
     with open_access(plan, backend) as access:
@@ -101,8 +101,11 @@ class _InnerProducts(Method):
 
 def _at_paths(record: Record) -> Recipe:
     """The recipe with the local paths of its inputs, so that a name on the hub is not downloaded again."""
-    paths = {role: path for path, entry in record.inputs.items() for role in entry.roles}
-    missing = [path for path in paths.values() if not Path(path).exists()]
+    labels = {role: label for label, entry in record.inputs.items() for role in entry.roles}
+    paths = {role: record.inputs[label].paths(label) for role, label in labels.items()}
+    missing = [
+        path for pair in paths.values() for path in pair if path is not None and not Path(path).exists()
+    ]
     if missing:
         raise ReportError(
             f"{missing[0]}: no longer there, seen from the folder that this command is started in"
@@ -111,13 +114,16 @@ def _at_paths(record: Record) -> Recipe:
     if not {*stacks.bases, *map(str, record.labels)} <= paths.keys():
         raise ReportError("the manifest does not say which input was what")
     # A model without a role of its own is a base, which the recipe also lists as a model.
-    base = ModelReference(path=paths["base"])
+    base = _reference(*paths["base"])
     models = {
-        model: ModelReference(path=paths[str(i)]) if str(i) in paths else base
-        for i, model in enumerate(stacks.models)
+        model: _reference(*paths[str(i)]) if str(i) in paths else base for i, model in enumerate(stacks.models)
     }
-    bases = {model: ModelReference(path=paths[role]) for role, model in stacks.bases.items()}
+    bases = {model: _reference(*paths[role]) for role, model in stacks.bases.items()}
     return record.recipe.replacing(models | bases)
+
+
+def _reference(path: str, lora: str | None) -> ModelReference:
+    return ModelReference(path=path, lora=None if lora is None else ModelReference(path=lora))
 
 
 def _products(task: Task, gram: Sequence[Sequence[float]]) -> Products:
