@@ -29,7 +29,7 @@ _MOOT = "Accepted, not needed"
 _NOT_NEEDED = {
     "async_write": "reading, merging and writing always overlap",
     "clone_tensors": "every tensor is written for itself",
-    "gpu_rich": "the same as --cuda: tensors stream through the GPU in bounded memory",
+    "gpu_rich": "the same as --cuda; tensors stream through the GPU in bounded memory",
     "lazy_unpickle": "weights are never loaded whole",
     "lora_merge_cache": "no merged copy of a model is stored",
     "lora_merge_dtype": "the dtype of the recipe decides",
