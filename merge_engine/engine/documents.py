@@ -204,7 +204,7 @@ def _is_made(planned: MergePlan, folder: Path) -> bool:
         manifest = read_manifest(folder)
     except ManifestError:
         return False
-    inputs = {given.path: given for given in (planned.donor, planned.base, *planned.models.values()) if given}
+    inputs = {each.label: each for each in (planned.donor, *planned.bases, *planned.models.values())}
     shards = {shard.name: (shard.size, digest_of(shard.header)) for shard in planned.shards}
     sizes = {name: file.bytes for name, file in manifest.files.items()} | {
         name: shard.bytes for name, shard in manifest.shards.items()

@@ -100,16 +100,18 @@ def publish(
 
 def _inputs(planned: MergePlan) -> list[MergedInput]:
     """The inputs as the manifest names them: those that do not stay by the names of their recipes."""
-    roles = {"base": planned.base, **{str(i): model for i, model in planned.models.items()}}
-    inputs = {given.path: given for given in (planned.donor, planned.base, *planned.models.values()) if given}
+    roles = [("base", base) for base in planned.bases]
+    roles += [(str(i), model) for i, model in planned.models.items()]
+    inputs = {given.label: given for given in (planned.donor, *(given for _, given in roles))}
     return [
         MergedInput(
-            named(str(path), planned.intermediates),
+            named(label, planned.intermediates),
             given.fingerprint,
-            tuple(role for role, one in roles.items() if one and one.path == path),
+            tuple(role for role, one in roles if one.label == label),
             given.contents,
+            given.adapter,
         )
-        for path, given in inputs.items()
+        for label, given in inputs.items()
     ]
 
 

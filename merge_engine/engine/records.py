@@ -139,7 +139,7 @@ def plan_key(plan: MergePlan) -> str:
     """
     if not type(plan.method).__module__.startswith("merge_engine."):
         return ""
-    inputs = (plan.donor, plan.base, *plan.models.values())
+    inputs = (plan.donor, *plan.bases, *plan.models.values())
     # What merges the same recipe anew has the same values, but another place and time.
     made = {str(each.folder): f"{each.name} {each.digest}" for each in plan.intermediates}
     described = [
@@ -147,9 +147,8 @@ def plan_key(plan: MergePlan) -> str:
         versions()["merge_engine"],
         plan.recipe.to_yaml(),
         [
-            [made.get(str(given.path), str(given.path)), "" if str(given.path) in made else given.fingerprint]
+            [_label(given.label, made), "" if str(given.path) in made else given.fingerprint]
             for given in inputs
-            if given is not None
         ],
         sorted(
             [str(file.path), file.size, file.mtime_ns, file.inode]

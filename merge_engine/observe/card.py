@@ -22,7 +22,8 @@ def encode_card(recipes: Sequence[Recipe], result: MergeResult, digest: str) -> 
     recipe = recipes[-1]
     made = {each.name for each in recipes[:-1]}
     models = [model for each in recipes for model in each.references if model.path not in made]
-    on_hub = [one.path for one in models if not Path(one.path).expanduser().exists()]
+    parts = [part for one in models for part in (one, one.lora) if part is not None]
+    on_hub = [one.path for one in parts if not Path(one.path).expanduser().exists()]
     about = ModelCardData(
         library_name="transformers",
         base_model=list(dict.fromkeys(on_hub)) or None,

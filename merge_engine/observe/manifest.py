@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merge_engine.checkpoint import ShardLayout
+from merge_engine.checkpoint import AdapterFiles, ShardLayout
 from merge_engine.observe.digests import Digests, digest_of, model_digest
 from merge_engine.observe.result import MergeResult, ModelCounts
 from merge_engine.observe.versions import versions
@@ -23,13 +23,14 @@ class MergedInput:
     """A checkpoint that was merged: its path, its fingerprint, and its roles: ``base``, or recipe positions.
 
     An input without a role gave only config and tokenizer. ``contents`` has each weight file with a digest of its
-    header, as in ``Checkpoint``.
+    header, as in ``Checkpoint``. For a model with an adapter, ``path`` is both paths with a "+" between.
     """
 
     path: str
     fingerprint: str
     roles: tuple[str, ...]
     contents: tuple[tuple[File, str], ...]
+    adapter: AdapterFiles | None = None
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,17 @@ def encode_manifest(
 
 
 def _input(given: MergedInput) -> dict[str, Any]:
-    files = {
+    described = {"fingerprint": given.fingerprint, "roles": given.roles, "files": _files(given.contents)}
+    if given.adapter is not None:
+        described["adapter"] = {"path": str(given.adapter.path), "files": _files(given.adapter.contents)}
+    return described
+
+
+def _files(contents: Iterable[tuple[File, str]]) -> dict[str, Any]:
+    return {
         file.path.name: {"bytes": file.size, "mtime_ns": file.mtime_ns, "header": header}
-        for file, header in given.contents
+        for file, header in contents
     }
-    return {"fingerprint": given.fingerprint, "roles": given.roles, "files": files}
 
 
 def _intermediates(intermediates: Sequence[MergedIntermediate]) -> dict[str, Any]:

@@ -87,12 +87,29 @@ class RecordedInputFile(BaseModel):
     header: str
 
 
+class RecordedAdapter(BaseModel):
+    """A LoRA adapter that was put into an input: its path, and its files by name."""
+
+    path: Annotated[str, Field(min_length=1)]
+    files: dict[str, RecordedInputFile]
+
+
 class RecordedInput(BaseModel):
-    """One input when it was merged: fingerprint, roles (``base``, or recipe positions), weight files by name."""
+    """One input when it was merged: fingerprint, roles (``base``, or recipe positions), weight files by name.
+
+    A model with an ``adapter`` is recorded under both paths, with a "+" between.
+    """
 
     fingerprint: str
     roles: tuple[str, ...] = ()
     files: dict[str, RecordedInputFile]
+    adapter: RecordedAdapter | None = None
+
+    def paths(self, label: str) -> tuple[str, str | None]:
+        """The paths of the model and of its adapter, from what the input is recorded under."""
+        if self.adapter is None:
+            return label, None
+        return label.removesuffix(f"+{self.adapter.path}"), self.adapter.path
 
 
 class RecordedIntermediate(BaseModel):
@@ -167,6 +184,8 @@ def _read(folder: Path, path: Path) -> Manifest:
                 "run the merge again"
             )
         return Manifest.model_validate(document)
+    except ManifestError:  # which is a ValueError too
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(folder) from None
     except OSError as error:

@@ -63,3 +63,8 @@ class Unwritten(Stored):
 
     It is planned with, and equals no other tensor.
     """
+
+    @property
+    def reads_parts(self) -> bool:
+        """There is nothing to read."""
+        return False

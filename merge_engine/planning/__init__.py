@@ -1,6 +1,6 @@
 """Tasks, plan and schedule: the work of a merge and its order, known before the first byte is read."""
 
-from merge_engine.planning.inputs import Catalogue
+from merge_engine.planning.inputs import Catalogue, Inputs
 from merge_engine.planning.intermediates import Intermediate, named
 from merge_engine.planning.plan import Input, MergePlan, check_recipe, make_plan, measuring
 from merge_engine.planning.schedule import (
@@ -22,6 +22,7 @@ __all__ = [
     "Budget",
     "Catalogue",
     "Input",
+    "Inputs",
     "Intermediate",
     "MergePlan",
     "Schedule",

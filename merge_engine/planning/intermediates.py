@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge_engine.checkpoint import Checkpoint, locate, open_checkpoint
+from merge_engine.checkpoint import Checkpoint, open_reference
 from merge_engine.operands import Stored, Unwritten
 from merge_engine.recipe import ModelReference, Recipe, parts_of
 
@@ -37,8 +37,8 @@ def open_model(reference: ModelReference, intermediates: Mapping[str, Intermedia
     """
     made = intermediates.get(reference.path)
     if made is None:
-        return open_checkpoint(locate(reference.path, reference.revision))
-    opened = open_checkpoint(made.folder)
+        return open_reference(reference)
+    opened = open_reference(reference.model_copy(update={"path": str(made.folder)}))
     if made.digest is not None:
         return opened
     unwritten = {

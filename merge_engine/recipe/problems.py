@@ -53,6 +53,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
     """The line for a key that does not exist, with the nearest known key."""
+    if key == "lora":
+        return f'unknown key {shown(path)}; write the LoRA with the model, as "model: path+lora"'
     return f"unknown key {shown(path)}{suggestion(key, known)}"
 
 
@@ -75,7 +77,7 @@ def describe(
             lines += [_line(path, below, message) for below, message in problems]
         elif kind == "extra_forbidden":
             key, known = str(place[-1]), known_keys(place)
-            if did_you_mean(key, known):
+            if key == "lora" or did_you_mean(key, known):
                 lines.append(unknown_key(path, key, known))
             else:
                 strange.setdefault(place[:-1], []).append(shown(path))

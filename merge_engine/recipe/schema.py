@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from merge_engine.dtypes import BY_NAME, MERGEABLE, DType
+from merge_engine.recipe.chat_template import read_chat_template
 from merge_engine.recipe.problems import InvalidValue
 from merge_engine.recipe.reference import ModelReference
 from merge_engine.recipe.rewriting import models_in, with_models, without_settings
@@ -142,7 +144,9 @@ class Recipe(BaseModel):
     name: Annotated[str, Field(strict=True, min_length=1)] | None = None
     tokenizer: TokenizerSettings | None = None
     tokenizer_source: ModelReference | None = None
-    chat_template: Annotated[str, Field(strict=True, min_length=1)] | None = None
+    chat_template: (
+        Annotated[str, Field(strict=True, min_length=1), AfterValidator(read_chat_template)] | None
+    ) = None
     dtype: _DTypeName | None = None
     out_dtype: _DTypeName | None = None
     arithmetic: Literal["exact", "mergekit"] = "exact"
