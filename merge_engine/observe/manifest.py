@@ -33,9 +33,24 @@ class MergedInput:
     adapter: AdapterFiles | None = None
 
 
+@dataclass(frozen=True)
+class MergedIntermediate:
+    """The output of another recipe that the merge is made of: its name, recipe, inputs, and the digest of its tensors.
+
+    ``path`` is its folder; None if it was removed when the result was there.
+    """
+
+    name: str
+    path: str | None
+    recipe: str
+    digest: str
+    inputs: Sequence[MergedInput]
+
+
 def encode_manifest(
     recipe: Recipe,
     inputs: Sequence[MergedInput],
+    intermediates: Sequence[MergedIntermediate],
     result: MergeResult,
     backend: str,
     digests: Digests,
@@ -43,6 +58,8 @@ def encode_manifest(
     files: Mapping[str, tuple[int, str]],
 ) -> bytes:
     """The manifest as JSON: recipe, inputs, digests, counts and ledger of the run.
+
+    ``intermediates`` are the outputs of other recipes that it is made of, in the order of their making.
 
     ``backend`` is the backend's name. ``digests`` has all bytes of all tensors. ``files`` has the size and the
     hexadecimal digest of each other file that was written into the folder, by name. Raises ``OutputError`` when
@@ -55,6 +72,7 @@ def encode_manifest(
         "backend": backend,
         "recipe": recipe.to_yaml(),
         "inputs": {one.path: _input(one) for one in inputs},
+        **_intermediates(intermediates),
         "digest": model_digest(by_name),
         "tensors": {
             tensor.name: {
@@ -89,6 +107,19 @@ def _files(contents: Iterable[tuple[File, str]]) -> dict[str, Any]:
         file.path.name: {"bytes": file.size, "mtime_ns": file.mtime_ns, "header": header}
         for file, header in contents
     }
+
+
+def _intermediates(intermediates: Sequence[MergedIntermediate]) -> dict[str, Any]:
+    described = {
+        one.name: {
+            "path": one.path,
+            "recipe": one.recipe,
+            "digest": one.digest,
+            "inputs": {each.path: _input(each) for each in one.inputs},
+        }
+        for one in intermediates
+    }
+    return {"intermediates": described} if described else {}
 
 
 def _blocks(blocks: Mapping[int, bytes]) -> dict[str, list[str]]:

@@ -73,8 +73,8 @@ def measure(
             result.by_layer.setdefault((place.stack, place.layer), Products()).add(products)
 
     merge = make_plan(_at_paths(record), None, shard_size=2**62)
-    for given in (merge.base, *merge.models.values()):
-        if given and record.inputs[given.label].fingerprint != given.fingerprint:
+    for given in (*merge.bases, *merge.models.values()):
+        if record.inputs[given.label].fingerprint != given.fingerprint:
             raise ReportError(f"{given.label}: has been rewritten since it was merged")
     plan = measuring(merge, _InnerProducts())
     backend = choose_backend(plan, None)
