@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from families import TOKENIZER, changed, save_model, state_dict
 from lora import MODULES, PREFIX, factors, save_adapter
 from safetensors.torch import load_file, save_file
@@ -189,6 +190,37 @@ def test_names_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(load_file("out/model.safetensors"), put_in(state_dict(0), factors()))
     card = Path("out/README.md").read_text()
     assert "- org/base\n- org/lora\n" in card and "model: org/base@v1+org/lora@v2" in card
+
+
+def test_layers_of_models_with_adapters() -> None:
+    models()
+
+    def stacked(first: str, second: str) -> dict[str, torch.Tensor]:
+        ranges = ((first, 0, 2), (second, 1, 2), (first, 1, 2))
+        slices = [{"sources": [{"model": name, "layer_range": [a, b]}]} for name, a, b in ranges]
+        tensors = me.run({"merge_method": "passthrough", "slices": slices}, device="cpu").tensors
+        assert tensors is not None
+        return tensors
+
+    expected = stacked("whole-base", "whole-two")
+    assert "model.layers.3.mlp.up_proj.weight" in expected
+    assert_same(stacked("base+of-base", "two+of-two"), expected)
+
+
+def test_into_what_another_recipe_makes() -> None:
+    models()
+    first = {
+        "merge_method": "linear",
+        "models": [{"model": "one"}, {"model": "two"}],
+        "parameters": {"weight": 0.5},
+    }
+    made = me.run(first, device="cpu").tensors
+    assert made is not None
+    second = {"merge_method": "passthrough", "models": [{"model": "made+of-two"}]}
+    both = yaml.dump_all([{**first, "name": "made"}, second])
+    assert {task.name for task in me.plan(both).tasks} == made.keys()
+    me.run(both, "out", device="cpu")
+    assert_same(load_file("out/model.safetensors"), put_in(made, factors(seed=1)))
 
 
 def test_any_change_of_the_adapter_makes_another_plan() -> None:

@@ -92,44 +92,43 @@ def _sort(adapter: Adapter, tensors: Mapping[str, Operand]) -> list[str]:
     sides: dict[str, dict[str, Operand]] = {}
     strange: list[str] = []
     twice: list[str] = []
-    magnitudes = False
     for name, operand in tensors.items():
         parts = name.removeprefix(_PREFIX).split(".")
         at = next((i for i in range(len(parts) - 1, -1, -1) if parts[i].startswith("lora_")), None)
         if at is None:
             adapter.replaced.append((_meanings(parts), operand))
             continue
-        kind, rest = parts[at], parts[at + 1 :]
-        magnitudes |= kind == "lora_magnitude_vector"
-        if kind not in _SIDES or not _ends_well(kind, rest):
+        kind = parts[at]
+        if kind not in _SIDES or not _ends_well(kind, parts[at + 1 :]):
             strange.append(name)
             continue
         of_module = sides.setdefault(".".join(part for part in parts[:at] if part != _WRAPPER), {})
-        if _SIDES[kind] in {_SIDES[known] for known in of_module}:
+        if any(_SIDES[known] == _SIDES[kind] for known in of_module):
             twice.append(name)
         of_module[kind] = operand
-    path = adapter.files.path
-    alone = []
-    for module, found in sides.items():
-        embedding = "lora_embedding_A" in found
-        pair = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
-        if found.keys() == set(pair):
-            adapter.factors[module] = Factors(found[pair[0]], found[pair[1]], embedding)
-        else:
-            alone.append(module)
-    problems = []
-    if magnitudes:
-        problems.append(f"{path}: a DoRA adapter, which cannot be put into a model exactly; {MERGE_FIRST}")
+    alone = [module for module, found in sides.items() if not _pair(adapter, module, found)]
+    lines = []
+    if any(".lora_magnitude_vector" in name for name in strange):
+        lines.append(f"a DoRA adapter, which cannot be put into a model exactly; {MERGE_FIRST}")
     elif strange:
-        problems.append(f"{path}: tensors that are no part of a plain LoRA: {named(strange)}; {MERGE_FIRST}")
+        lines.append(f"tensors that are no part of a plain LoRA: {named(strange)}; {MERGE_FIRST}")
     if twice:
-        problems.append(f"{path}: two adapters in one file: {named(twice)}; save each in a folder of its own")
+        lines.append(f"two adapters in one file: {named(twice)}; save each in a folder of its own")
     elif alone:
-        problems.append(f"{path}: only one of the two factors of {named(alone)}; save the adapter again")
-    if not problems and not adapter.factors:
+        lines.append(f"only one of the two factors of {named(alone)}; save the adapter again")
+    if not lines and not adapter.factors:
         what = "holds no factors of a LoRA" if tensors else "holds no tensors"
-        problems.append(f"{path}: {what}; name the folder of a LoRA adapter behind the +")
-    return problems
+        lines.append(f"{what}; name the folder of a LoRA adapter behind the +")
+    return [f"{adapter.files.path}: {line}" for line in lines]
+
+
+def _pair(adapter: Adapter, module: str, found: Mapping[str, Operand]) -> bool:
+    """Give a module its factors. False if it has not just both of one kind."""
+    for embedding, (a, b) in enumerate((("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))):
+        if found.keys() == {a, b}:
+            adapter.factors[module] = Factors(found[a], found[b], bool(embedding))
+            return True
+    return False
 
 
 def _ends_well(kind: str, rest: list[str]) -> bool:

@@ -162,7 +162,7 @@ def limits(console: Console, folder: Path, found: Limits) -> None:
 
 
 def _path(given: Input, planned: MergePlan) -> str:
-    return named(str(given.path), planned.intermediates)
+    return named(given.label, planned.intermediates)
 
 
 def _floor(

@@ -52,7 +52,7 @@ class TensorDifference:
 
 @dataclass
 class Difference:
-    """What differs between the checkpoints ``a`` and ``b``.
+    """What differs between the checkpoints ``a`` and ``b``: their paths, or for a LoRA both paths with a "+" between.
 
     ``equal`` is the number of tensors with the same dtype, shape and bytes in both. ``tensors`` are those that both
     have and that differ. ``config`` has the settings of config.json that differ, by dotted path, each with its values
@@ -107,8 +107,8 @@ def diff(
     """
     one, two = _open(a), _open(b)
     found = Difference(
-        one.path,
-        two.path,
+        Path(one.label),
+        Path(two.label),
         only_in_a=[name for name in one.tensors if name not in two.tensors],
         only_in_b=[name for name in two.tensors if name not in one.tensors],
         config=config_differences(one.config, two.config),

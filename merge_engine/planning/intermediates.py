@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge_engine.checkpoint import Checkpoint, open_reference
-from merge_engine.operands import Stored, Unwritten
+from merge_engine.operands import LowRank, Operand, Stored, Unwritten
 from merge_engine.recipe import ModelReference, Recipe, parts_of
+from merge_engine.storage import File
 
 if TYPE_CHECKING:
     from merge_engine.planning.plan import MergePlan
@@ -41,12 +42,20 @@ def open_model(reference: ModelReference, intermediates: Mapping[str, Intermedia
     opened = open_reference(reference.model_copy(update={"path": str(made.folder)}))
     if made.digest is not None:
         return opened
-    unwritten = {
-        name: Unwritten(o.name, o.dtype, o.shape, o.file, o.position, o.owner)
-        for name, o in opened.tensors.items()
-        if isinstance(o, Stored)
-    }
-    return replace(opened, tensors=unwritten)
+    written = set() if opened.adapter is None else {file for file, _ in opened.adapter.contents}
+    return replace(
+        opened, tensors={name: _unwritten(operand, written) for name, operand in opened.tensors.items()}
+    )
+
+
+def _unwritten(operand: Operand, written: Collection[File]) -> Operand:
+    """A tensor without values yet, unless it is in a file that is ``written``, that of an adapter."""
+    if isinstance(operand, LowRank):
+        return replace(operand, base=_unwritten(operand.base, written))
+    if isinstance(operand, Stored) and operand.file not in written:
+        kind, shape = operand.dtype, operand.shape
+        return Unwritten(operand.name, kind, shape, operand.file, operand.position, operand.owner)
+    return operand
 
 
 def used_by(recipe: Recipe, intermediates: Mapping[str, Intermediate]) -> tuple[Intermediate, ...]:
