@@ -125,10 +125,10 @@ class _Following(ReferenceBackend):
         self._by_norms = True
         return super().l1_norms(chunk, masks, storage_rounding)
 
-    def gram(self, chunk: Chunk, *what: Any) -> BlockSums:
+    def gram(self, chunk: Chunk, *what: Any, **how: Any) -> BlockSums:
         """Sum inner products (see ``Backend.gram``)."""
         self._by_values = True
-        return super().gram(chunk, *what)
+        return super().gram(chunk, *what, **how)
 
     def rescaling(self, delta: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Tensor:
         """The factor; if autograd follows, and it is the ratio of the norms, then by torch operations."""

@@ -176,6 +176,7 @@ def _merge_groups(
             if each.scope.value != "shared"
             else values[each.name]
             for each in method.spec.parameters
+            if each.name in values  # the task graph leaves out those with a default
         }
         merged.append(
             _counted(
