@@ -56,7 +56,7 @@ class ManifestError(MergeError):
 
 
 class ReportError(MergeError):
-    """The merge has no task vectors, or jinja2 or matplotlib is not installed."""
+    """The merge has no task vectors, or matplotlib is not installed."""
 
 
 class OutputError(MergeError):

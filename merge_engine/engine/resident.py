@@ -16,7 +16,7 @@ from merge_engine.engine.work import Run, Work
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.operands import InMemory, Joined, Operand, Part, same_bytes
-from merge_engine.planning import Budget, Catalogue, Input, MergePlan, Schedule, Visit, make_tasks
+from merge_engine.planning import Budget, Catalogue, Input, Inputs, MergePlan, Schedule, Visit, make_tasks
 from merge_engine.recipe import Recipe, load_recipe
 from merge_engine.tensors import demand_values, new_tensor
 
@@ -109,14 +109,15 @@ def _plan(
     recipe = _recipe(method, len(models), options)
     catalogue = None if base is None else _catalogue("the base model", base)
     inputs = {i: _catalogue(f"model {i}", model) for i, model in enumerate(models)}
-    planned = make_tasks(recipe, method, catalogue, inputs)
+    reference = catalogue or next(iter(inputs.values()), None)
+    planned = make_tasks(recipe, method, [Inputs(catalogue, inputs, reference)])
     if planned.problems:
         raise PlanError(planned.problems)
     nowhere = Input(Path(), "", {})
     return MergePlan(
         recipe,
         method,
-        None if base is None else nowhere,
+        () if base is None else (nowhere,),
         dict.fromkeys(inputs, nowhere),
         nowhere,
         tuple(planned.tasks),

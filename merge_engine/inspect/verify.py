@@ -147,11 +147,11 @@ def verify(
     for name, file in manifest.files.items():
         found.file_findings += _check_file(folder, name, file)
     if inputs:
-        found.checked_inputs = len(manifest.inputs)
+        found.checked_inputs = len(manifest.lasting_inputs)
         found.input_findings += [
             Finding(path, problem)
-            for path, recorded in manifest.inputs.items()
-            for problem in input_changes(Path(path), recorded)
+            for path, recorded in manifest.lasting_inputs.items()
+            for problem in input_changes(path, recorded)
         ]
     return found
 
