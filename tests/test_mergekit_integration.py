@@ -108,6 +108,8 @@ def test_nothing_is_recorded_without_need() -> None:
     result = mergekit.merge_tensors([a, b], "linear", parameters={"weight": [0.25, 0.75]})
     [gradient] = torch.autograd.grad(result.sum(), [a], create_graph=True)
     assert gradient.tolist() == [0.25] * 3
+    result.mul_(2)  # it is a tensor like any other
+    assert torch.autograd.grad(result.sum(), [a])[0].tolist() == [0.5] * 3
 
 
 @given(st.permutations(["base", "x", "y", "z"]), st.sampled_from(["ids", "order", "one"]))

@@ -83,7 +83,7 @@ def _all_values(method: str, models: int, options: Mapping[str, Any]) -> dict[st
 
 def _exactly(followed: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     """``exact`` with the derivative of ``followed``, which is another rounding of the same number."""
-    connected: torch.Tensor = _Exactly.apply(followed, exact)  # type: ignore[no-untyped-call]
+    connected: torch.Tensor = _Exactly.apply(followed, [exact])  # type: ignore[no-untyped-call]
     return connected
 
 
@@ -91,9 +91,9 @@ class _Exactly(torch.autograd.Function):
     """See ``_exactly``."""
 
     @staticmethod
-    def forward(ctx: Any, followed: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, followed: torch.Tensor, exact: list[torch.Tensor]) -> torch.Tensor:
         ctx.dtype = followed.dtype
-        return exact
+        return exact[0]  # in a list, because an input that is returned could not be changed in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
