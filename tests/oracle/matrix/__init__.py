@@ -1,0 +1,1 @@
+"""Every shape of recipe, merged by two tools: see recipe_matrix.py."""

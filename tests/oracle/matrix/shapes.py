@@ -1,0 +1,78 @@
+"""The shapes of recipes: what each looks like, and what is expected of the two tools."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+FILES = sorted((Path(__file__).parent / "shapes").glob("*.yaml"))
+PUBLISHED = [Path(__file__).parent / "published.yaml"]
+_TRIMMED = ("ties", "breadcrumbs", "breadcrumbs_ties")
+_METHOD = re.compile(r"^merge_method: *(\w+)$", re.MULTILINE)
+_PARAMETERS = re.compile(r"^parameters:$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape. ``source`` says where it is common: model cards, documentation, scripts, issues, tests.
+
+    ``expect`` is one of ``bits``: the same weights as mergekit's; ``near``: they differ by a rounding, because its sums
+    or functions are torch's; ``draws``: its random numbers are others; ``deviates``: the result is another one, for
+    the reason in ``why``; ``alone``: mergekit fails, for the reason in ``why``, and ours loads. ``lenient``: ours is
+    told to ignore a key that nobody knows.
+    """
+
+    title: str
+    source: str
+    recipe: str
+    expect: str = "bits"
+    why: str = ""
+    lenient: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether the recipe has several documents."""
+        return "\n---\n" in self.recipe
+
+    @property
+    def own_template(self) -> bool:
+        """Whether the chat template may be another than mergekit's.
+
+        Without base_model, chance decides which model mergekit takes it from; templates of some names are written
+        anew.
+        """
+        rewritten = any(f"chat_template: {name}\n" in self.recipe for name in ("alpaca", "llama3"))
+        return rewritten or not ("base_model" in self.recipe or "chat_template" in self.recipe)
+
+    def text(self, precision: str, *, as_mergekit: bool = False) -> str:
+        """The recipe for models of this type, ``bf16`` or ``fp32``. ``as_mergekit`` asks ours for its roundings."""
+        text = (
+            re.sub(r"\b(bfloat16|float16)\b", "float32", self.recipe) if precision == "fp32" else self.recipe
+        )
+        return "---\n".join(map(_rounding_as_mergekit, text.split("---\n"))) if as_mergekit else text
+
+
+def _rounding_as_mergekit(document: str) -> str:
+    found = _METHOD.search(document)
+    if (
+        found is not None and found[1] in _TRIMMED
+    ):  # of equal magnitudes those that come first, as in a stable sort
+        document = (
+            _PARAMETERS.sub("parameters:\n  ties: index", document, count=1)
+            if _PARAMETERS.search(document)
+            else document + "parameters:\n  ties: index\n"
+        )
+    return document + "arithmetic: mergekit\n"
+
+
+def load_shapes(files: Iterable[Path] = FILES) -> Mapping[str, Shape]:
+    """All shapes by title."""
+    shapes = {}
+    for file in files:
+        for title, given in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+            shapes[title] = Shape(title, given.pop("from"), **given)
+    return shapes
