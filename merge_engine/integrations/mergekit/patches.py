@@ -265,8 +265,6 @@ def _run_merge(
     reason = "" if _is_known(method) else f"merge_engine has no method {method}"
     if not getattr(options, "safe_serialization", True):
         reason = "output as .bin files"
-    if getattr(options, "unsafe_truncate_embeddings", False):
-        reason = "unsafe_truncate_embeddings"
     if reason:
         tally.hand_over(f"a merge of checkpoints: {reason}")
         theirs(merge_config, out_path, options, config_source)

@@ -21,10 +21,10 @@ def run_merge(
 
     ``config`` is a recipe in any form that ``merge_engine.run`` takes, or mergekit's ``MergeConfiguration``.
     ``options`` are mergekit's ``MergeOptions``, a mapping of the same names, or None. ``device``, ``cuda``,
-    ``num_threads``, ``out_shard_size``, ``random_seed`` and ``allow_crimes`` are done, and ours ``lenient``;
-    docs/mergekit.md says why the others need not be. An output that is there is replaced, as mergekit does.
-    ``config_source`` has no effect: the model card holds the recipe that was merged. Warnings and notes are logged.
-    Raises ``MergeError``, which is a ``ValueError``.
+    ``num_threads``, ``out_shard_size``, ``random_seed``, ``allow_crimes`` and ``unsafe_truncate_embeddings`` are done,
+    and ours ``lenient``; docs/mergekit.md says why the others need not be. An output that is there is replaced, as
+    mergekit does. ``config_source`` has no effect: the model card holds the recipe that was merged. Warnings and notes
+    are logged. Raises ``MergeError``, which is a ``ValueError``.
     """
     given = _plain(options)
     device = given.get("device") or ("cuda" if given.get("cuda") else "auto")
@@ -54,6 +54,8 @@ def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
         changes["seed"] = options["random_seed"]
     if options.get("allow_crimes"):
         changes["allow"] = (*recipe.allow, "architecture")
+    if options.get("unsafe_truncate_embeddings"):
+        changes["unsafe_truncate_embeddings"] = True
     return recipe.model_copy(update=changes)
 
 
