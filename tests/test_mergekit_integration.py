@@ -108,6 +108,8 @@ def test_nothing_is_recorded_without_need() -> None:
     result = mergekit.merge_tensors([a, b], "linear", parameters={"weight": [0.25, 0.75]})
     [gradient] = torch.autograd.grad(result.sum(), [a], create_graph=True)
     assert gradient.tolist() == [0.25] * 3
+    result.mul_(2)  # it is a tensor like any other
+    assert torch.autograd.grad(result.sum(), [a])[0].tolist() == [0.5] * 3
 
 
 @given(st.permutations(["base", "x", "y", "z"]), st.sampled_from(["ids", "order", "one"]))
@@ -253,9 +255,11 @@ def test_sparsify_keeps_an_exact_number(size: int, density: float, method: str) 
     assert int(kept.count_nonzero()) == (size if share == 1 else max(least, int(share * size)))
 
 
-def test_checkpoints(save_checkpoint: SaveCheckpoint, tmp_path: Path) -> None:
+def test_checkpoints(
+    save_checkpoint: SaveCheckpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     paths = [save_checkpoint(str(i), {"w": torch.full((64,), 2.0 * i)}) for i in range(2)]
-    config = {
+    config: dict[str, Any] = {
         "merge_method": "dare_linear",
         "base_model": str(paths[0]),
         "models": [{"model": str(paths[1]), "parameters": {"weight": 1.0, "density": 0.5}}],
@@ -266,6 +270,10 @@ def test_checkpoints(save_checkpoint: SaveCheckpoint, tmp_path: Path) -> None:
         mergekit.run_merge(config, tmp_path / "out", options)
         results.append(load_file(tmp_path / "out" / "model.safetensors")["w"])
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    with caplog.at_level("WARNING"):
+        config["parameters"] = {"t": 0.5}  # of slerp
+        mergekit.run_merge(config, tmp_path / "out")
+    assert "parameters.t" in caplog.text
     with pytest.raises(ValueError, match="nowhere: there is no such"):
         mergekit.run_merge({**config, "base_model": str(tmp_path / "nowhere")}, tmp_path / "out2")
 

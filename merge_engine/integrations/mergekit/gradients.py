@@ -83,7 +83,7 @@ def _all_values(method: str, models: int, options: Mapping[str, Any]) -> dict[st
 
 def _exactly(followed: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     """``exact`` with the derivative of ``followed``, which is another rounding of the same number."""
-    connected: torch.Tensor = _Exactly.apply(followed, exact)  # type: ignore[no-untyped-call]
+    connected: torch.Tensor = _Exactly.apply(followed, [exact])  # type: ignore[no-untyped-call]
     return connected
 
 
@@ -91,9 +91,9 @@ class _Exactly(torch.autograd.Function):
     """See ``_exactly``."""
 
     @staticmethod
-    def forward(ctx: Any, followed: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, followed: torch.Tensor, exact: list[torch.Tensor]) -> torch.Tensor:
         ctx.dtype = followed.dtype
-        return exact
+        return exact[0]  # in a list, because an input that is returned could not be changed in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -125,10 +125,10 @@ class _Following(ReferenceBackend):
         self._by_norms = True
         return super().l1_norms(chunk, masks, storage_rounding)
 
-    def gram(self, chunk: Chunk, *what: Any) -> BlockSums:
+    def gram(self, chunk: Chunk, *what: Any, **how: Any) -> BlockSums:
         """Sum inner products (see ``Backend.gram``)."""
         self._by_values = True
-        return super().gram(chunk, *what)
+        return super().gram(chunk, *what, **how)
 
     def rescaling(self, delta: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Tensor:
         """The factor; if autograd follows, and it is the ratio of the norms, then by torch operations."""

@@ -176,6 +176,7 @@ def _merge_groups(
             if each.scope.value != "shared"
             else values[each.name]
             for each in method.spec.parameters
+            if each.name in values  # the task graph leaves out those with a default
         }
         merged.append(
             _counted(
@@ -264,8 +265,6 @@ def _run_merge(
     reason = "" if _is_known(method) else f"merge_engine has no method {method}"
     if not getattr(options, "safe_serialization", True):
         reason = "output as .bin files"
-    if getattr(options, "unsafe_truncate_embeddings", False):
-        reason = "unsafe_truncate_embeddings"
     if reason:
         tally.hand_over(f"a merge of checkpoints: {reason}")
         theirs(merge_config, out_path, options, config_source)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
 from pathlib import Path
 from typing import Any
 
 from merge_engine.engine.run import run
+from merge_engine.methods import find_method
 from merge_engine.observe.result import MergeResult
-from merge_engine.recipe import Recipe, load_recipe
+from merge_engine.recipe import Recipe, load_recipes
+
+_LOG = logging.getLogger(__name__)
 
 
 def run_merge(
@@ -18,32 +21,42 @@ def run_merge(
 
     ``config`` is a recipe in any form that ``merge_engine.run`` takes, or mergekit's ``MergeConfiguration``.
     ``options`` are mergekit's ``MergeOptions``, a mapping of the same names, or None. ``device``, ``cuda``,
-    ``num_threads``, ``out_shard_size``, ``random_seed`` and ``allow_crimes`` are done; docs/mergekit.md says why the
-    others need not be. An output that is there is replaced, as mergekit does. ``config_source`` has no effect: the
-    model card holds the recipe that was merged. Raises ``MergeError``, which is a ``ValueError``.
+    ``num_threads``, ``out_shard_size``, ``random_seed``, ``allow_crimes`` and ``unsafe_truncate_embeddings`` are done,
+    and ours ``lenient``; docs/mergekit.md says why the others need not be. An output that is there is replaced, as
+    mergekit does. ``config_source`` has no effect: the model card holds the recipe that was merged. Warnings and notes
+    are logged. Raises ``MergeError``, which is a ``ValueError``.
     """
     given = _plain(options)
     device = given.get("device") or ("cuda" if given.get("cuda") else "auto")
-    return run(
-        _recipe(config, given),
+    lenient = bool(given.get("lenient"))
+    raw: Any = _plain(config) if hasattr(config, "model_dump") and not isinstance(config, Recipe) else config
+    recipes = load_recipes(raw, lenient=lenient, check_method=find_method)
+    result = run(
+        tuple(_with_options(recipe, given) for recipe in recipes),
         out_path,
         device="auto" if device == "cpu" and not given.get("cuda") else device,
         threads=given.get("num_threads"),
         shard_size=given.get("out_shard_size") or "5GB",
         overwrite=True,
+        lenient=lenient,
     )
+    for note in result.notes:
+        _LOG.info(note)
+    for warning in result.warnings:
+        _LOG.warning(warning)
+    return result
 
 
-def _recipe(config: Any, options: Mapping[str, Any]) -> Recipe:
-    """The recipe of a configuration, with what the options say about the result."""
-    raw = _plain(config) if hasattr(config, "model_dump") and not isinstance(config, Recipe) else config
-    recipe = load_recipe(raw)
-    added: dict[str, Any] = {}
+def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
+    """The recipe with what the options say about the result."""
+    changes: dict[str, Any] = {}
     if options.get("random_seed") is not None:
-        added["seed"] = options["random_seed"]
+        changes["seed"] = options["random_seed"]
     if options.get("allow_crimes"):
-        added["allow"] = sorted({*recipe.allow, "architecture"})
-    return load_recipe({**recipe.to_plain(), **added}) if added else recipe
+        changes["allow"] = (*recipe.allow, "architecture")
+    if options.get("unsafe_truncate_embeddings"):
+        changes["unsafe_truncate_embeddings"] = True
+    return recipe.model_copy(update=changes)
 
 
 def _plain(given: Any) -> dict[str, Any]:
