@@ -57,6 +57,7 @@ PER_INSTRUCTION_SET = [
     for name in (
         "find.cpp",
         "locate.cpp",
+        "gram.cpp",
         "norms.cpp",
         "ranks.cpp",
         "consensus.cpp",
@@ -67,15 +68,20 @@ PER_INSTRUCTION_SET = [
     )
 ]
 COMMON = [
-    CSRC / "cpu" / name
-    for name in (
-        "binding.cpp",
-        "dispatch.cpp",
-        "identical.cpp",
-        "mapping.cpp",
-        "pool.cpp",
-        "statistics.cpp",
-    )
+    CSRC / "angles.cpp",
+    CSRC / "geometry.cpp",
+    *(
+        CSRC / "cpu" / name
+        for name in (
+            "binding.cpp",
+            "dispatch.cpp",
+            "identical.cpp",
+            "mapping.cpp",
+            "pool.cpp",
+            "rows.cpp",
+            "statistics.cpp",
+        )
+    ),
 ]
 CUDA_BINDING = CSRC / "cuda" / "binding.cpp"
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))

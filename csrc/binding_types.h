@@ -99,6 +99,11 @@ inline void bind_operations(py::module_& m) {
         .value("none", Election::None)
         .value("sum", Election::Sum)
         .value("count", Election::Count);
+    // Python's Line will do wherever one is asked for.
+    py::class_<Line>(m, "Line", local).def(py::init([](const std::tuple<uint64_t, uint64_t>& line) {
+        return Line{std::get<0>(line), std::get<1>(line)};
+    }), py::arg("line"));
+    py::implicitly_convertible<py::tuple, Line>();
     bind_masks(m);
     py::class_<RankBand>(m, "RankBand", local)
         .def(py::init([](uint64_t first, uint64_t last, double slack, bool has_high, bool spread,

@@ -81,14 +81,28 @@ struct Counts {
     uint64_t saved = 0;  // of those: in the mean only because of a sign slack
 };
 
+// Lines of a tensor along its last dimension (stride 1) or its first: elements of a line, and their distance.
+struct Line {
+    uint64_t length = 0, stride = 1;
+
+    ME_INLINE bool whole_tensor() const { return length == 0; }
+    ME_INLINE bool along_first() const { return stride > 1; }
+};
+
 struct Combine {
     std::vector<Array> inputs;
-    std::vector<double> coefficients;
+    std::vector<double> coefficients;  // of the inputs, or with `on_base` of the models
     Array output;
     DType working;
     bool divides = false;
     double divisor = 1;
-    bool fused = false;  // acc = fma(x, c, acc), as mergekit's linear computes
+    bool fused = false;             // acc = fma(x, c, acc), as mergekit's linear computes
+    bool rounded = false;           // round the result to the working dtype first, as `fused` does
+    bool on_base = false;           // combine task vectors, and add the base, which is the first input
+    Line line;                      // whose coefficients are [line][term] in `of_lines`; or the whole tensor
+    const double* of_lines = nullptr;
+
+    size_t terms() const { return inputs.size() - (on_base ? 1 : 0); }
 };
 
 // values += scale * (rows x columns): elements [first, first + count) of a matrix with `width` columns, in row-major
@@ -105,6 +119,26 @@ struct LowRank {
 // then added pairwise, and the block sums in order: the same result whatever the chunks and threads.
 constexpr uint64_t SUM_BLOCK = 4096;
 constexpr uint64_t SUM_LANES = 64;
+
+// Sums of lines along the first dimension are taken over blocks of whole rows, about as many elements: a running sum for
+// each line, and the block sums in order.
+constexpr uint64_t COLUMNS_BLOCK = 1 << 18;
+
+// Elements of a block of sums.
+inline uint64_t sum_block(const Line& line) {
+    if (!line.along_first()) return SUM_BLOCK;
+    uint64_t block = line.stride;
+    while (2 * block <= COLUMNS_BLOCK) block *= 2;
+    return block;
+}
+
+// The largest number of lines that a block has elements of.
+inline uint64_t lines_of_block(const Line& line) {
+    if (line.whole_tensor()) return 1;
+    if (line.along_first()) return line.stride;
+    if (line.length % SUM_BLOCK == 0) return 1;
+    return SUM_BLOCK % line.length == 0 ? SUM_BLOCK / line.length : (SUM_BLOCK - 2) / line.length + 2;
+}
 
 // Keys are counted from the top: first by their highest 15 bits, then by 16 at a time.
 constexpr int FIRST_BITS = 15;

@@ -1,4 +1,4 @@
-"""L1 norms and inner products: exact products, summed in float64 in an order that is fixed.
+"""L1 norms: magnitudes, summed in float64 in an order that is fixed.
 
     block of 4096 elements -> 64 running sums, element j to sum j % 64 -> added pairwise -> the sum of the block
 
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from merge_engine.kernels.launching import COLUMNS, INTERPRETED, ONE_WARP, constants, over_blocks
+from merge_engine.kernels.launching import COLUMNS, ONE_WARP, over_blocks
 from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, keeps
 from merge_engine.kernels.numbers import load, load_bits, magnitude, rounded_to
 
@@ -99,46 +99,6 @@ def l1_kernel(
     tl.store(of_block + 1, added_pairwise(lanes_of(masked)))
 
 
-@triton.jit(do_not_specialize=["first_block", "count"])
-def gram_kernel(
-    inputs,
-    sums,
-    first_block,
-    count,
-    CODES,
-    WORKING: tl.constexpr,
-    N: tl.constexpr,
-    ABREAST: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """The inner products of all pairs of inputs over some blocks, row by row of the matrix's upper triangle."""
-    PAIRS: tl.constexpr = N * (N + 1) // 2
-    block = (first_block + tl.program_id(0)).to(tl.int64) * ABREAST
-    first = block * SUM_BLOCK
-    of_program = tl.arange(0, ABREAST)
-    places = (of_program * SUM_BLOCK)[:, None] + tl.arange(0, LANES)[None, :]
-    products = ()
-    for _ in tl.static_range(PAIRS):
-        products = products + (tl.zeros((ABREAST, LANES), tl.float64),)
-    lines = lines_from(first, count)
-    line = lines * 0
-    while line < lines:
-        here = first + line * LANES
-        inside = here + places < count
-        values = ()
-        for i in tl.static_range(N):
-            x = load(inputs[i] + here, places, inside, CODES[i], WORKING, MASKED)
-            values = values + (x.to(tl.float64),)
-        added = ()
-        for i in tl.static_range(N):
-            for k in tl.static_range(i, N):
-                added = added + (products[i * N - i * (i - 1) // 2 + k - i] + values[i] * values[k],)
-        products = added
-        line += 1
-    for pair in tl.static_range(PAIRS):
-        tl.store(sums + (block + of_program) * PAIRS + pair, added_pairwise(products[pair]))
-
-
 def block_sums(count: int, width: int, device: torch.device) -> torch.Tensor:
     """Room for ``width`` sums of every block of ``count`` elements, and of what else the last program writes."""
     blocks = triton.cdiv(count, SUM_BLOCK.value * MOST_ABREAST) * MOST_ABREAST
@@ -180,26 +140,5 @@ def l1_norms(
         STORAGE_ROUNDING=storage_rounding,
         ALIGNED=start % COLUMNS.value == 0,
         ABREAST=MOST_ABREAST,
-        options=ONE_WARP,
-    )
-
-
-def gram(inputs: Sequence[torch.Tensor], codes: Sequence[str], working: str, sums: torch.Tensor) -> None:
-    """The inner products of all pairs of inputs (unsigned bits of types ``codes``) into ``sums`` (see ``block_sums``).
-
-    A column for each pair i <= j, row by row.
-    """
-    pairs = sums.shape[1]
-    abreast = MOST_ABREAST if INTERPRETED or pairs <= 6 else 2 if pairs <= 15 else 1  # what fits registers
-    over_blocks(
-        gram_kernel,
-        inputs[0].numel(),
-        abreast * SUM_BLOCK.value,
-        tuple(inputs),
-        sums,
-        CODES=constants(codes),
-        WORKING=working,
-        N=len(inputs),
-        ABREAST=abreast,
         options=ONE_WARP,
     )

@@ -9,6 +9,7 @@ from typing import Protocol, overload
 import merge_engine._cuda as own
 from merge_engine._native_types import DType as DType
 from merge_engine._native_types import Election as Election
+from merge_engine._native_types import Line as Line
 from merge_engine._native_types import Mask as Mask
 from merge_engine._native_types import NativeTypes
 from merge_engine._native_types import RankBand as RankBand
@@ -74,7 +75,16 @@ class NormCall:
     ) -> None: ...
 
 class GramCall:
-    def __init__(self, inputs: Sequence[Array], working: DType, count: int, sums: int) -> None: ...
+    def __init__(
+        self,
+        inputs: Sequence[Array],
+        working: DType,
+        of_deltas: bool,
+        line: Line | tuple[int, int],
+        start: int,
+        count: int,
+        sums: int,
+    ) -> None: ...
 
 class RankCall:
     def __init__(
@@ -126,7 +136,12 @@ class CombineCall:
         coefficients: Sequence[float],
         divisor: float | None,
         fused: bool,
+        rounded: bool,
+        on_base: bool,
+        line: Line | tuple[int, int],
+        of_lines: int,
         working: DType,
+        start: int,
         count: int,
         non_finite: int,
     ) -> None: ...

@@ -16,6 +16,9 @@ class Election:
     sum: ClassVar[Election]
     count: ClassVar[Election]
 
+class Line:
+    def __init__(self, line: tuple[int, int]) -> None: ...
+
 class Mask:
     @staticmethod
     def dense() -> Mask: ...

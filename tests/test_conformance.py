@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Literal
 
 import pytest
@@ -26,6 +28,7 @@ from merge_engine.backends.operations import (
     FoundBand,
     KeyColumn,
     Line,
+    LineCoefficients,
     Mask,
     Outcome,
     Rank,
@@ -34,7 +37,16 @@ from merge_engine.backends.operations import (
     Sought,
 )
 from merge_engine.backends.reference import ReferenceBackend, add_in_order, draws, keys_of
-from merge_engine.backends.statistics import SUM_BLOCK, BlockSums, KeyTable, level_shift, levels
+from merge_engine.backends.statistics import (
+    SUM_BLOCK,
+    BlockSums,
+    KeyTable,
+    LineTotals,
+    level_shift,
+    levels,
+    lines_of_block,
+    sum_block,
+)
 from merge_engine.dtypes import BY_NAME, DType
 
 REFERENCE = ReferenceBackend()
@@ -277,11 +289,45 @@ def test_combine(dtype: torch.dtype, make) -> None:
         agree(Combine((-1.7, *coefficients), divisor, fused), base, tuned)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", (quantised_models, extreme_models))
+def test_combinations_of_task_vectors(dtype: torch.dtype, make) -> None:
+    """Also where the result is rounded twice, and where some values are not finite."""
+    for models, rounded in itertools.product((1, 2, 3, 8), (False, True)):
+        base, tuned = make(1301, models, dtype)
+        tuned[-1][[5, 700]] = float("inf")
+        coefficients = tuple((0.6, -0.2, 1.1)[i % 3] for i in range(models))
+        for divisor in (None, 0.7):
+            operation = Combine(coefficients, divisor, rounded=rounded, on_base=True)
+            agree(operation, base, tuned)
+        agree(Combine((0.25, *coefficients), rounded=rounded), base, tuned, out=torch.float32)
+
+
+LINES = ((Line(1, 1), 130), (Line(7, 1), 1302), (Line(512, 1), 2048), (Line(5000, 1), 10_000))
+MANY_BLOCKS = (Line(3, 140_001), 420_003)  # along the first dimension
+LINES += ((Line(12, 100), 1200), (Line(2, 9_001), 18_002), (Line(1, 64), 64))
+
+
+@pytest.mark.parametrize("dtype", thinned(DTYPES, 2), ids=str)
+@pytest.mark.parametrize(("line", "size"), thinned(LINES, 2), ids=str)
+def test_combinations_by_line(dtype: torch.dtype, line: Line, size: int) -> None:
+    """Each line has its own coefficients, wherever a chunk begins."""
+    base, models = quantised_models(size, 2, dtype)
+    for on_base, start in itertools.product((False, True), (0, 3 * line.stride + 1)):
+        first = min(start, size - 1)
+        lines = size // line.length
+        values = torch.randn(lines * (2 + (not on_base)), generator=generator(lines), dtype=torch.float64)
+        operation = Combine((), on_base=on_base, lines=LineCoefficients(line, array("d", values.tolist())))
+        agree(operation, base[first:], [model[first:] for model in models], start=first)
+
+
 @each_backend
 def test_a_combination_has_a_coefficient_for_every_input(backend: Backend) -> None:
     base, models = quantised_models(10, 2, torch.bfloat16)
-    with pytest.raises(ValueError):
-        apply(backend, Combine((1.0, 1.0)), base, models)
+    few = LineCoefficients(Line(5, 1), array("d", [1.0] * 5))
+    for operation in (Combine((1.0, 1.0)), Combine((1.0,) * 3, on_base=True), Combine((), lines=few)):
+        with pytest.raises(ValueError):
+            apply(backend, operation, base, models)
 
 
 def found_by_counting(backend: Backend, chunks: list[Chunk], ranks: list[tuple[int, int]]) -> list[Any]:
@@ -518,6 +564,50 @@ def test_inner_products(backend: Backend, dtype: torch.dtype, models: int) -> No
             assert backend.fetch(sums[1]) == sums[0]
             n = models + (first is not None)
             assert sums[0].columns == n * (n + 1) // 2
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", thinned(DTYPES, 2), ids=str)
+@pytest.mark.parametrize("of_deltas", (False, True))
+def test_inner_products_of_lines(backend: Backend, dtype: torch.dtype, of_deltas: bool) -> None:
+    """Of task vectors and inputs, of lines of any length along either dimension, of pieces in order."""
+    many = [MANY_BLOCKS] if backend.name == "cpu" else []
+    for line, size in thinned(((None, SUM_BLOCK + 70), *LINES, *many), 2):
+        base, models = quantised_models(size, 2, dtype)
+        models[1] = models[1].to(torch.float32)
+        block, working = sum_block(line), dtype_of(base)
+        cut = min(block, size)
+        sums = []
+        for b in (REFERENCE, backend):
+            whole = b.fetch(b.gram(chunk_of(b, base, models, working), of_deltas, line))
+            parts = [
+                b.gram(
+                    chunk_of(b, base[first:last], [m[first:last] for m in models], working, first),
+                    of_deltas,
+                    line,
+                )
+                for first, last in ((0, cut), (cut, size))
+                if first < last
+            ]
+            assert reduce(BlockSums.merge, [b.fetch(part) for part in parts]) == whole
+            sums.append(whole)
+        assert sums[0] == sums[1]
+        assert sums[0].columns == lines_of_block(line) * (3 if of_deltas else 6)
+        if line is not None:
+            totals = LineTotals(line, size, 3 if of_deltas else 6)
+            totals.add(sums[0])
+            stacked = torch.stack([base, *models]).double()
+            vectors = stacked[1:] - stacked[:1] if of_deltas else stacked
+            lines = (
+                vectors.view(len(vectors), -1, line.length)
+                if line.stride == 1
+                else vectors.view(len(vectors), line.length, -1).transpose(1, 2)
+            )
+            upper = tuple(torch.triu_indices(len(vectors), len(vectors)))
+            products = torch.einsum("ile,kle->lik", lines, lines)[:, upper[0], upper[1]].reshape(-1)
+            assert torch.allclose(
+                torch.tensor(totals.values, dtype=torch.float64), products, rtol=1e-6, atol=1e-9
+            )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -29,6 +29,9 @@ METHODS = {
     "breadcrumbs_ties": {"density": 0.4, "gamma": 0.1, "ties": "index", "weight": 1.0},
     "task_arithmetic": {"weight": 0.4},
     "linear": {"weight": 0.5},
+    "nuslerp": {"weight": 0.5, "nuslerp_flatten": False},
+    "multislerp": {"weight": 0.5},
+    "model_stock": {"filter_wise": True},
 }
 
 

@@ -51,7 +51,10 @@ def test_other_ids_are_refused_unless_allowed(indent: int | None, allow: tuple[s
         return
     with pytest.raises(me.PlanError) as caught:
         warned(tokenizer(indent, vocab=swapped))
-    assert caught.value.problems == [f'{line}; if this is meant, add "allow: [tokenizer]" to the recipe']
+    assert caught.value.problems == [
+        f'{line}; to bring them together by their tokens, add "tokenizer_source: union" to the recipe; if this is '
+        'meant, add "allow: [tokenizer]" to the recipe'
+    ]
 
 
 def test_another_vocabulary_of_the_same_size_is_refused() -> None:
@@ -74,7 +77,8 @@ def test_a_reserved_token_with_another_name_is_warned_of() -> None:
 
 def test_more_tokens_are_warned_of() -> None:
     assert warned(tokenizer(added=ADDED | {"<tool>": 64, "</tool>": 65})) == [
-        'tokenizer: tokens only in tuned: "<tool>", "</tool>"; the output\'s tokenizer is that of base and lacks them'
+        'tokenizer: tokens only in tuned: "<tool>", "</tool>"; the output\'s tokenizer is that of base and lacks them; '
+        'to keep them, add "tokenizer_source: union"'
     ]
 
 

@@ -70,7 +70,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "della": {"merge_method": "della", "parameters": {}},
     "della_linear": {"merge_method": "della_linear", "parameters": {"rescale": "density"}},
     "task_arithmetic": {"merge_method": "task_arithmetic", "parameters": {"normalize": True}},
+    "slerp": {"merge_method": "slerp", "parameters": {"t": 0.3}},
+    "nuslerp by rows": {"merge_method": "nuslerp", "parameters": {"nuslerp_flatten": False}},
+    "nuslerp by columns": {
+        "merge_method": "nuslerp",
+        "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    },
+    "multislerp": {"merge_method": "multislerp", "parameters": {}},
+    "karcher": {"merge_method": "karcher", "parameters": {"tol": 1e-8}},
+    "model_stock by rows": {"merge_method": "model_stock", "parameters": {"filter_wise": True}},
 }
+FEW = {"slerp": 1, "nuslerp": 2}
+"""Methods that do not take all models."""
 
 StateDict = dict[str, torch.Tensor]
 
@@ -101,13 +112,14 @@ def checkpoints(dtypes: tuple[torch.dtype, ...]) -> list[StateDict]:
 
 def recipe_of(title: str, folders: list[Path], **keys: Any) -> dict[str, Any]:
     given = RECIPES[title]
-    weights = (0.6, -0.3, 0.9)
-    parameters = {"lambda": 0.8, **given["parameters"]}
-    if given["merge_method"] != "task_arithmetic":
-        parameters["density"] = 0.4
+    method = me.METHODS[given["merge_method"]]
+    known = {parameter.name for parameter in method.parameters}
+    common = {"lambda": 0.8, "density": 0.4} if title != "task_arithmetic" else {"lambda": 0.8}
+    parameters = {key: value for key, value in common.items() if key in known} | given["parameters"]
     models = [
-        {"model": str(f), "parameters": {"weight": w}} for f, w in zip(folders[1:], weights, strict=True)
-    ]
+        {"model": str(folder), "parameters": {"weight": weight} if "weight" in known else {}}
+        for folder, weight in zip(folders[1:], (0.6, -0.3, 0.9), strict=True)
+    ][: FEW.get(method.name)]
     return {**given, "parameters": parameters, "base_model": str(folders[0]), "models": models, **keys}
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from families import TOKENIZER, changed, save_model, state_dict
@@ -159,6 +161,36 @@ def test_the_base_is_known_with_its_adapter() -> None:
     assert "two+of-two is merged more than once, as models[1], models[2]" in repeated.notes
 
 
+def test_a_plan_can_be_sent_to_another_process() -> None:
+    models()
+    used = recipe("ties", "base+of-base", "one", "two+of-two")
+    plan = me.plan(used)
+    sent = pickle.loads(pickle.dumps(plan))
+    assert plan_key(sent) == plan_key(plan)
+    expected = me.run(used, device="cpu").tensors
+    assert expected is not None
+    assert_same(me.run(sent, device="cpu").tensors, expected)
+
+
+def test_names_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are looked up, each with its revision. The card links to both."""
+    save_model(Path("cache/base"), 0)
+    save_adapter("cache/lora")
+    asked = []
+
+    def snapshot(repo: str, revision: str | None, **_: object) -> str:
+        asked.append((repo, revision))
+        return f"cache/{repo.removeprefix('org/')}"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    used = {"merge_method": "passthrough", "models": [{"model": "org/base@v1+org/lora@v2"}]}
+    me.run(used, "out", device="cpu")
+    assert asked == [("org/base", "v1"), ("org/lora", "v2")]
+    assert_same(load_file("out/model.safetensors"), put_in(state_dict(0), factors()))
+    card = Path("out/README.md").read_text()
+    assert "- org/base\n- org/lora\n" in card and "model: org/base@v1+org/lora@v2" in card
+
+
 def test_any_change_of_the_adapter_makes_another_plan() -> None:
     models()
     used = recipe("task_arithmetic", "base", "two+of-two")
@@ -199,6 +231,8 @@ def test_manifest_verify_and_report_know_the_adapter() -> None:
     }
     assert verify("out", inputs=True).complete
     write_report(Path("out"))
+    vectors = json.loads(Path("out/merge_report.json").read_text())["task_vectors"]
+    assert vectors["total"]["norms"]["0"] != vectors["total"]["norms"]["1"]
     weights = Path("of-two/adapter_model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     os.utime(weights, ns=(1, 1))

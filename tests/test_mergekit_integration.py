@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import merge_engine as me
 from merge_engine.integrations import mergekit
 from merge_engine.integrations.mergekit.formulas import FORMULAS
+from merge_engine.integrations.mergekit.sparsifying import sparsify
 from merge_engine.methods import METHODS, Method
 from merge_engine.recipe import Parameter
 
@@ -240,6 +241,16 @@ def test_wrong_models_are_value_errors_of_one_line(models: Any, options: Any, me
     with pytest.raises(ValueError) as caught:
         mergekit.merge_state_dicts(models, "linear", parameters={"weight": 1.0}, **options)
     assert str(caught.value) == message
+
+
+@given(st.integers(0, 60), st.floats(-0.5, 1.5), st.sampled_from(["magnitude", "magnitude_outliers"]))
+@settings(max_examples=25)
+def test_sparsify_keeps_an_exact_number(size: int, density: float, method: str) -> None:
+    tensor = torch.ones(size)  # all magnitudes are equal
+    kept = sparsify(tensor, density, method, gamma=0.2, rescale_norm="l1")
+    share = min(max(density, 0.0), 1.0)
+    least = 1 if method == "magnitude" and size and share > 0 else 0
+    assert int(kept.count_nonzero()) == (size if share == 1 else max(least, int(share * size)))
 
 
 def test_checkpoints(save_checkpoint: SaveCheckpoint, tmp_path: Path) -> None:

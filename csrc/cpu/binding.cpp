@@ -3,9 +3,12 @@
 #include <cerrno>
 #include <system_error>
 
+#include "../angles.h"
+#include "../geometry.h"
 #include "binding_kernels.h"
 #include "identical.h"
 #include "mapping.h"
+#include "rows.h"
 #include "statistics.h"
 
 namespace {
@@ -40,6 +43,23 @@ void bind_answers(py::module_& m) {
                          columns);
         },
         py::arg("sums"), py::arg("totals"));
+    const auto line = py::arg("line");
+    m.def("sum_block", &sum_block, line);
+    m.def("lines_of_block", &lines_of_block, line);
+    m.def(
+        "add_to_lines",
+        [](const py::buffer& sums, uint64_t first_block, const Line& line, uint64_t columns,
+           const py::buffer& totals) {
+            const uint64_t size = static_cast<uint64_t>(sums.request().size);
+            const uint64_t all = static_cast<uint64_t>(totals.request().size);
+            const uint64_t of_block = columns * lines_of_block(line);
+            if (line.whole_tensor() || line.along_first() || of_block == 0 || size % of_block != 0 || all % columns != 0) {
+                throw std::invalid_argument("needs whole rows of sums");
+            }
+            add_to_lines(numbers<double>(sums, size), size / of_block, first_block, line, numbers<double>(totals, all),
+                         all / columns, columns);
+        },
+        py::arg("sums"), py::arg("first_block"), line, py::arg("columns"), py::arg("totals"));
     // Returns the mask, and how many entries it would keep without slack.
     m.def(
         "solve_band",
@@ -48,6 +68,66 @@ void bind_answers(py::module_& m) {
             return std::make_pair(solved.mask, solved.kept_without_slack);
         },
         py::arg("band"), py::arg("low"), py::arg("high"), py::arg("working"));
+}
+
+// The inner products of some lines of n vectors, and room for their coefficients.
+struct Lines {
+    Lines(const py::buffer& products, size_t n, const py::buffer& coefficients) {
+        const size_t pairs = n * (n + 1) / 2, size = static_cast<size_t>(products.request().size);
+        if (n == 0 || size % pairs != 0) throw std::invalid_argument("needs the inner products of whole lines");
+        count = size / pairs;
+        given = numbers<double>(products, size);
+        written = numbers<double>(coefficients, count * n);
+    }
+    size_t count;
+    const double* given;
+    double* written;
+};
+
+void bind_geometry(py::module_& m) {
+    const auto products = py::arg("products"), coefficients = py::arg("coefficients"), t = py::arg("t");
+    const auto steps = py::arg("steps"), count = py::arg("count");
+    m.def("arc_cosine", &arc_cosine, py::arg("x"));
+    m.def("sine", &sine, py::arg("angle"));
+    m.def("cosine", &cosine, py::arg("angle"));
+    m.def(
+        "slerp",
+        [](const py::buffer& products, double t, StepType steps, const py::buffer& coefficients) {
+            const Lines lines(products, 2, coefficients);
+            slerp(lines.given, lines.count, t, steps, lines.written);
+        },
+        products, t, steps, coefficients);
+    m.def(
+        "nuslerp",
+        [](const py::buffer& products, double t, StepType steps, const py::buffer& coefficients) {
+            const Lines lines(products, 2, coefficients);
+            nuslerp(lines.given, lines.count, t, steps, lines.written);
+        },
+        products, t, steps, coefficients);
+    m.def(
+        "multislerp",
+        [](const py::buffer& products, const std::vector<double>& weights, double epsilon,
+           const py::buffer& coefficients) {
+            const Lines lines(products, weights.size(), coefficients);
+            return multislerp(lines.given, lines.count, weights, epsilon, lines.written);
+        },
+        products, py::arg("weights"), py::arg("epsilon"), coefficients);
+    m.def(
+        "karcher",
+        [](const py::buffer& products, size_t count, int max_iterations, double tolerance,
+           const py::buffer& coefficients) {
+            const Lines lines(products, count, coefficients);
+            karcher(lines.given, lines.count, count, max_iterations, tolerance, lines.written);
+        },
+        products, count, py::arg("max_iterations"), py::arg("tolerance"), coefficients);
+    m.def(
+        "model_stock",
+        [](const py::buffer& products, size_t count, double least_product, StepType steps,
+           const py::buffer& coefficients) {
+            const Lines lines(products, count, coefficients);
+            model_stock(lines.given, lines.count, count, least_product, steps, lines.written);
+        },
+        products, count, py::arg("least_product"), steps, coefficients);
 }
 
 // Calls f, and raises as OSError what the system refused.
@@ -110,6 +190,25 @@ void bind_memory(py::module_& m) {
         py::arg("memories"), py::arg("element_bytes"));
 }
 
+void bind_rows(py::module_& m) {
+    m.def(
+        "add_rows",
+        [](const HostArray& rows, const py::buffer& sums) {
+            const auto width = static_cast<uint64_t>(sums.request().size);
+            if (width == 0 || rows.count % width != 0) throw std::invalid_argument("needs whole rows");
+            double* totals = numbers<double>(sums, width);
+            const Released released(rows.count);
+            add_rows(rows.array, rows.count / width, width, totals);
+        },
+        py::arg("rows"), py::arg("sums"));
+    m.def(
+        "store_means",
+        [](const py::buffer& sums, double divisor, const HostArray& means) {
+            store_means(numbers<double>(sums, means.count), divisor, means.count, means.array);
+        },
+        py::arg("sums"), py::arg("divisor"), py::arg("means"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -122,5 +221,7 @@ PYBIND11_MODULE(_native, m) {
     bind_operations(m);
     bind_kernels(m);
     bind_answers(m);
+    bind_geometry(m);
     bind_memory(m);
+    bind_rows(m);
 }

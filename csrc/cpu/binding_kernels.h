@@ -160,13 +160,17 @@ class Kernels {
                          written);
     }
 
-    // `sums` is [blocks, pairs].
-    void gram(const Inputs& inputs, DType working, uint64_t count, const py::buffer& sums) const {
+    // `sums` is [blocks, lines of a block, pairs].
+    void gram(const Inputs& inputs, DType working, bool of_deltas, const Line& line, uint64_t start,
+              uint64_t count, const py::buffer& sums) const {
         const std::vector<Array> arrays = checked(inputs, count);
-        double* written =
-            numbers<double>(sums, sum_blocks_of(count) * inputs.size() * (inputs.size() + 1) / 2);
+        const uint64_t block = sum_block(line), vectors = arrays.size() - (of_deltas ? 1 : 0);
+        if (start % block != 0) throw std::invalid_argument("a chunk begins with a block of sums");
+        if (line.along_first() && count % line.stride != 0) throw std::invalid_argument("a chunk has whole rows");
+        const uint64_t blocks = (count + block - 1) / block;
+        double* written = numbers<double>(sums, blocks * lines_of_block(line) * vectors * (vectors + 1) / 2);
         const Released released(count);
-        table_->gram(arrays, working, count, threads_, written);
+        table_->gram(arrays, working, of_deltas, line, start, count, threads_, written);
     }
 
     // Lines are (length, stride).
@@ -217,18 +221,27 @@ class Kernels {
         return {of_models, non_finite};
     }
 
-    // Returns how many values are not finite in each input, and in the output.
+    // `of_lines` is [lines, terms] if there is a line. Returns how many values are not finite in each input, and in the
+    // output.
     std::vector<uint64_t> combine(const Inputs& inputs, const HostArray& output,
                                   const std::vector<double>& coefficients, std::optional<double> divisor,
-                                  bool fused, DType working, uint64_t count) const {
+                                  bool fused, bool rounded, bool on_base, const Line& line,
+                                  const std::optional<py::buffer>& of_lines, DType working, uint64_t start,
+                                  uint64_t count) const {
         const std::vector<Array> arrays = checked(inputs, count);
-        demand_as_many(coefficients, arrays.size(), "coefficients");
-        const Combine op{arrays,  coefficients,        checked(output, count),
-                         working, divisor.has_value(), divisor.value_or(1),
-                         fused};
+        Combine op{arrays, coefficients, checked(output, count), working, divisor.has_value(), divisor.value_or(1),
+                   fused,  rounded,      on_base,                line,    nullptr};
+        if (line.whole_tensor()) {
+            demand_as_many(coefficients, op.terms(), "coefficients");
+        } else if (count > 0) {
+            const uint64_t lines = line.along_first() ? line.stride : (start + count - 1) / line.length + 1;
+            const uint64_t size = static_cast<uint64_t>(of_lines.value().request().size);
+            if (size < lines * op.terms()) throw std::invalid_argument("needs coefficients for every line");
+            op.of_lines = numbers<double>(of_lines.value(), size);
+        }
         const Released released(count);
         std::vector<uint64_t> non_finite(arrays.size() + 1);
-        table_->combine(op, count, threads_, non_finite.data());
+        table_->combine(op, start, count, threads_, non_finite.data());
         return non_finite;
     }
 
@@ -277,7 +290,8 @@ inline void bind_kernels(py::module_& m) {
              count)
         .def("l1_norms", &Kernels::l1_norms, inputs, py::arg("masks"), py::arg("notes"), working,
              py::arg("storage_rounding"), start, count, py::arg("sums"))
-        .def("gram", &Kernels::gram, inputs, working, count, py::arg("sums"))
+        .def("gram", &Kernels::gram, inputs, working, py::arg("of_deltas"), py::arg("line"), start, count,
+             py::arg("sums"))
         .def("rank_thresholds", &Kernels::rank_thresholds, inputs, py::arg("model"), working, py::arg("line"),
              py::arg("density"), py::arg("epsilon"), count, py::arg("thresholds"))
         .def("note_ranks", &Kernels::note_ranks, inputs, py::arg("model"), working, py::arg("line"),
@@ -286,7 +300,8 @@ inline void bind_kernels(py::module_& m) {
              py::arg("entries"), working, py::arg("election"), py::arg("normalize"),
              py::arg("storage_rounding"), py::arg("scale"), py::arg("divisor"), start, count)
         .def("combine", &Kernels::combine, inputs, py::arg("output"), py::arg("coefficients"),
-             py::arg("divisor"), py::arg("fused"), working, count)
+             py::arg("divisor"), py::arg("fused"), py::arg("rounded"), py::arg("on_base"), py::arg("line"),
+             py::arg("of_lines"), working, start, count)
         .def("add_low_rank", &Kernels::add_low_rank, py::arg("values"), py::arg("rows"), py::arg("columns"),
              py::arg("rank"), py::arg("width"), py::arg("first"), py::arg("transposed"), py::arg("scale"));
 }

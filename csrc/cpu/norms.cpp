@@ -1,4 +1,4 @@
-// Norms and inner products: exact products of inputs, summed in double in a fixed order.
+// L1 norms: magnitudes summed in double in a fixed order.
 #include <algorithm>
 #include <type_traits>
 
@@ -135,33 +135,6 @@ void l1_norms(const Array& base, const std::vector<Array>& models, const std::ve
         } else {
             l1_norms_of<dtype(), Unrounded>(base, models, masks, notes, start, count, threads, sums);
         }
-    });
-}
-
-void gram(const std::vector<Array>& inputs, DType working, uint64_t count, int threads, double* sums) {
-    const size_t n = inputs.size();
-    with_dtype(working, [&](auto dtype) {
-        sum_blocks(count, n * (n + 1) / 2, threads, sums, [&](uint64_t first, uint64_t last, double* out) {
-            std::vector<double> values(n * TILE);
-            std::vector<LaneSum> products(n * (n + 1) / 2);
-            for (uint64_t at = first; at < last; at += TILE) {
-                const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-                for (size_t i = 0; i < n; ++i) {
-                    typename RealOf<dtype()>::Type tile[TILE];
-                    load_tile<dtype()>(inputs[i], at, width, tile);
-                    for (int j = 0; j < width; ++j) values[i * TILE + static_cast<size_t>(j)] = tile[j];
-                }
-                LaneSum* product = products.data();
-                for (size_t i = 0; i < n; ++i) {
-                    for (size_t k = i; k < n; ++k) {
-                        const double* left = values.data() + i * TILE;
-                        const double* right = values.data() + k * TILE;
-                        (product++)->add(width, [&](int j) { return left[j] * right[j]; });
-                    }
-                }
-            }
-            for (LaneSum& product : products) *out++ = product.total();
-        });
     });
 }
 

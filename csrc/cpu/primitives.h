@@ -45,8 +45,10 @@ struct Primitives {
                      const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start,
                      uint64_t count, int threads, double* sums);
 
-    // Writes the inner products of all pairs i <= j of inputs over every SUM_BLOCK to sums[block][pair], row by row.
-    void (*gram)(const std::vector<Array>& inputs, DType working, uint64_t count, int threads, double* sums);
+    // Writes the inner products of all pairs i <= j of inputs (or of task vectors: the first input is the base) over
+    // every block to sums[block][line][pair], row by row. What a block has fewer than lines_of_block stays as it is.
+    void (*gram)(const std::vector<Array>& inputs, DType working, bool of_deltas, const Line& line, uint64_t start,
+                 uint64_t count, int threads, double* sums);
 
     // DELLA: thresholds[e] = floor(2^32 * p) of each element, p rising with the magnitude's rank among the
     // `length` elements of its line, which are `stride` apart. The chunk holds whole lines.
@@ -64,7 +66,7 @@ struct Primitives {
                       uint64_t* non_finite);
 
     // output = sum of coefficient * input. Adds to non_finite[input], and to the last one for the output.
-    void (*combine)(const Combine& operation, uint64_t count, int threads, uint64_t* non_finite);
+    void (*combine)(const Combine& operation, uint64_t start, uint64_t count, int threads, uint64_t* non_finite);
 
     // Adds a product of low rank to elements of a matrix, in place, on the calling thread.
     void (*add_low_rank)(const LowRank& operation);

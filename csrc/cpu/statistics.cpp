@@ -20,4 +20,16 @@ void add_in_order(const double* sums, size_t rows, double* totals, size_t column
     }
 }
 
+void add_to_lines(const double* sums, size_t blocks, uint64_t first, const Line& line, double* totals, size_t count,
+                  size_t columns) {
+    const uint64_t most = lines_of_block(line);
+    for (uint64_t block = first; block < first + blocks; ++block, sums += most * columns) {
+        const uint64_t behind = (block + 1) * SUM_BLOCK, number = block * SUM_BLOCK / line.length;
+        for (uint64_t i = 0; i < most && number + i < count && (number + i) * line.length < behind; ++i) {
+            double* total = totals + (number + i) * columns;
+            for (size_t column = 0; column < columns; ++column) total[column] += sums[i * columns + column];
+        }
+    }
+}
+
 }  // namespace merge_engine

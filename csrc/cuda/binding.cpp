@@ -117,10 +117,11 @@ void bind_calls(py::module_& m) {
              }),
              base, models, py::arg("masks"), working, py::arg("storage_rounding"), start, count, sums);
     py::class_<GramCall>(m, "GramCall", local)
-        .def(py::init([](const std::vector<Array>& inputs, DType working, uint64_t count, uintptr_t sums) {
-                 return GramCall{inputs, working, count, pointer<double>(sums)};
+        .def(py::init([](const std::vector<Array>& inputs, DType working, bool of_deltas, const Line& line,
+                         uint64_t start, uint64_t count, uintptr_t sums) {
+                 return GramCall{inputs, working, of_deltas, line, start, count, pointer<double>(sums)};
              }),
-             py::arg("inputs"), working, count, sums);
+             py::arg("inputs"), working, py::arg("of_deltas"), py::arg("line"), start, count, sums);
     py::class_<RankCall>(m, "RankCall", local)
         .def(py::init([](const Array& base, const Array& model, DType working,
                          const std::pair<uint64_t, uint64_t>& line, double density, double epsilon,
@@ -154,13 +155,17 @@ void bind_calls(py::module_& m) {
     py::class_<CombineCall>(m, "CombineCall", local)
         .def(py::init([](const std::vector<Array>& inputs, const Array& output,
                          const std::vector<double>& coefficients, std::optional<double> divisor, bool fused,
-                         DType working, uint64_t count, uintptr_t non_finite) {
-                 const Combine operation{
-                     inputs, coefficients, output, working, divisor.has_value(), divisor.value_or(1), fused};
-                 return CombineCall{operation, count, pointer<uint64_t>(non_finite)};
+                         bool rounded, bool on_base, const Line& line, uintptr_t of_lines, DType working,
+                         uint64_t start, uint64_t count, uintptr_t non_finite) {
+                 const Combine operation{inputs,  coefficients, output,
+                                         working, divisor.has_value(), divisor.value_or(1),
+                                         fused,   rounded,      on_base,
+                                         line,    pointer<const double>(of_lines)};
+                 return CombineCall{operation, start, count, pointer<uint64_t>(non_finite)};
              }),
              py::arg("inputs"), output, py::arg("coefficients"), py::arg("divisor"), py::arg("fused"),
-             working, count, non_finite);
+             py::arg("rounded"), py::arg("on_base"), py::arg("line"), py::arg("of_lines"), working, start,
+             count, non_finite);
 }
 
 void bind_primitives(py::module_& m) {

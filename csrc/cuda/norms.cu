@@ -1,16 +1,12 @@
-// Norms and inner products: exact products of inputs, summed in double in a fixed order.
-//
-// A lane of the fixed order adds every SUM_LANES-th element of a SUM_BLOCK. Lanes are added pairwise, and the sums of
-// blocks by whoever fetches them. See docs/arithmetic.md, step 11. A thread is as many neighbouring lanes as it loads
-// elements at a time.
+// L1 norms: magnitudes summed in double in a fixed order. A thread is as many neighbouring lanes as it loads elements at a
+// time.
 #include "elements.cuh"
 #include "jobs.cuh"
 #include "primitives.h"
+#include "sums.cuh"
 
 namespace merge_engine {
 namespace {
-
-constexpr unsigned LANES = SUM_LANES;
 
 struct Model {
     Array array;
@@ -25,27 +21,6 @@ struct NormJob {
     double* sums;
     Blocks blocks;
 };
-
-// The inner products of a chunk, and the place of its inputs in the list of all.
-struct GramJob {
-    size_t first_input, inputs;
-    uint64_t count;
-    double* sums;
-    Blocks blocks;
-};
-
-// Adds the lanes of a SUM_BLOCK pairwise, with `threads` of them; `memory` is shared, one double a lane. All threads of a
-// block enter, each with those of its own SUM_BLOCK.
-__device__ double sum_lanes(double* memory, unsigned thread, unsigned threads) {
-    for (unsigned half = LANES / 2; half > 0; half /= 2) {
-        __syncthreads();
-        for (unsigned i = thread; i < half; i += threads) memory[i] += memory[i + half];
-    }
-    __syncthreads();
-    const double sum = memory[0];
-    __syncthreads();
-    return sum;
-}
 
 // The sums of V lanes: of all magnitudes, and of those that a mask keeps.
 template <DType Working, bool Stored, int V>
@@ -116,34 +91,6 @@ __global__ void __launch_bounds__(LANES, 1)
     }
 }
 
-template <DType Working>
-__global__ void __launch_bounds__(LANES, 1) gram_blocks(const List<GramJob> jobs, size_t n, const List<Array> inputs) {
-    using Real = RealOf<Working>;
-    const GramJob& job = job_of_block(jobs, n, shared_memory<GramJob>());
-    double* memory = behind<double>(shared_memory<GramJob>());
-    const uint64_t sum_blocks = (job.count + SUM_BLOCK - 1) / SUM_BLOCK;
-    const size_t pairs = job.inputs * (job.inputs + 1) / 2;
-    for (uint64_t block = blockIdx.x - job.blocks.first; block < sum_blocks; block += job.blocks.count) {
-        const uint64_t last = min(job.count, (block + 1) * SUM_BLOCK);
-        double* sums = job.sums + block * pairs;
-        for (size_t i = 0; i < job.inputs; ++i) {
-            for (size_t k = i; k < job.inputs; ++k) {
-                double lane = 0;
-                for (uint64_t at = block * SUM_BLOCK + threadIdx.x; at < last; at += LANES) {
-                    const auto x = load_pack<Working, 1>(inputs[job.first_input + i], at);
-                    const auto y = load_pack<Working, 1>(inputs[job.first_input + k], at);
-                    lane += static_cast<double>(x.template value<Real>(0)) *
-                            static_cast<double>(y.template value<Real>(0));
-                }
-                memory[threadIdx.x] = lane;
-                const double sum = sum_lanes(memory, threadIdx.x, LANES);
-                if (threadIdx.x == 0) *sums = sum;
-                ++sums;
-            }
-        }
-    }
-}
-
 constexpr unsigned BLOCKS_PER_PROCESSOR = 16;
 
 using NormLaunches = Launches<NormJob, List<Model>>;
@@ -178,22 +125,6 @@ void l1_norms(const Queue& queue, const std::vector<NormCall>& calls) {
     }
     const Listed<Model> listed(queue, models);
     norms.launch(queue, LANES, listed.list);
-}
-
-void gram(const Queue& queue, const std::vector<GramCall>& calls) {
-    const OnDevice on(queue.device);
-    Launches<GramJob, List<Array>> products;
-    std::vector<Array> inputs;
-    for (const GramCall& call : calls) {
-        const GramJob job{inputs.size(), call.inputs.size(), call.count, call.sums, {}};
-        inputs.insert(inputs.end(), call.inputs.begin(), call.inputs.end());
-        with_dtype(call.working, [&](auto dtype) {
-            const unsigned blocks = blocks_for(call.count, SUM_BLOCK, BLOCKS_PER_PROCESSOR, queue.device);
-            products.add(gram_blocks<dtype()>, job, blocks, LANES * sizeof(double));
-        });
-    }
-    const Listed<Array> listed(queue, inputs);
-    products.launch(queue, LANES, listed.list);
 }
 
 }  // namespace merge_engine

@@ -75,11 +75,14 @@ struct NormCall {
     double* sums;
 };
 
-// sums[block][pair]: the inner products of all pairs i <= j of inputs over every SUM_BLOCK, row by row.
+// sums[block][line][pair]: the inner products of all pairs i <= j of inputs (or of task vectors: the first input is the
+// base) over every block, row by row. What a block has fewer than lines_of_block stays as it is.
 struct GramCall {
     std::vector<Array> inputs;
     DType working;
-    uint64_t count;
+    bool of_deltas;
+    Line line;
+    uint64_t start, count;
     double* sums;
 };
 
@@ -100,9 +103,11 @@ struct ConsensusCall {
     uint64_t* non_finite;
 };
 
+// `of_lines` is in device memory, and begins with the line that the chunk's first element belongs to; with lines along
+// the first dimension it has all of them.
 struct CombineCall {
     Combine operation;
-    uint64_t count;
+    uint64_t start, count;
     uint64_t* non_finite;
 };
 

@@ -17,6 +17,7 @@ from merge_engine.backends.operations import (
     Consensus,
     FoundBand,
     KeyColumn,
+    Line,
     Mask,
     Rank,
     SolvedBand,
@@ -156,10 +157,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def gram(self, chunk: Chunk) -> Any:
-        """The inner products of all pairs of inputs: a handle to ``BlockSums``.
+    def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> Any:
+        """The inner products of all pairs of inputs, or of task vectors: a handle to ``BlockSums``.
 
-        They have a column for each pair i <= j of inputs, row by row: n * (n + 1) / 2 for n inputs.
+        They have a column for each pair i <= j, row by row: n * (n + 1) / 2 for n inputs. With ``line`` they have as
+        many for each line that a block may have elements of (``lines_of_block``), 0 where it has fewer. The chunk
+        begins with a block (``sum_block``).
         """
 
     @abstractmethod

@@ -149,9 +149,9 @@ class Combine(NamedTuple):
     """Sum of coefficient * input over all inputs of a chunk, divided by ``divisor`` if there is one.
 
     There is one coefficient for each input, the base included. With ``on_base`` there is one for each model: it
-    multiplies the task vector, and the base is added to the sum. With ``lines`` the coefficients are those of each line,
-    and ``coefficients`` is empty. ``fused`` adds by fused multiply-add. ``fused`` and ``rounded`` round the result to
-    the working dtype before it is converted to the output's, as mergekit does.
+    multiplies the task vector, and the base is added to the sum. With ``lines`` each line has its own, and
+    ``coefficients`` is empty; there is no divisor then. ``fused`` adds by fused multiply-add. ``fused`` and ``rounded``
+    round the result to the working dtype before it is converted to the output's, as mergekit does.
     """
 
     coefficients: tuple[float, ...]

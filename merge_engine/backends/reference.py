@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from merge_engine.backends.operations import (
     FoundBand,
     KeyColumn,
     Line,
+    LineCoefficients,
     Mask,
     Outcome,
     Positions,
@@ -44,6 +46,8 @@ from merge_engine.backends.statistics import (
     KeyTable,
     level_bins,
     level_shift,
+    lines_of_block,
+    sum_block,
 )
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
@@ -294,13 +298,21 @@ class ReferenceBackend(Backend):
             columns.append(sums_of_blocks(torch.where(kept, magnitude, 0.0)))
         return _block_sums(chunk, columns)
 
-    def gram(self, chunk: Chunk) -> BlockSums:
-        """Sum inner products of all inputs (see ``Backend.gram``)."""
-        values = [_load(array, chunk.working).double() for array in chunk.inputs]
-        columns = [
-            sums_of_blocks(values[i] * values[k]) for i in range(len(values)) for k in range(i, len(values))
-        ]
-        return _block_sums(chunk, columns)
+    def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> BlockSums:
+        """Sum inner products of all inputs or task vectors (see ``Backend.gram``)."""
+        if of_deltas:
+            vectors = [_delta(chunk, model).double() for model in range(len(chunk.models))]
+        else:
+            vectors = [_load(array, chunk.working).double() for array in chunk.inputs]
+        products = [one * other for one, other in combinations_with_replacement(vectors, 2)]
+        if line is None:
+            return _block_sums(chunk, [sums_of_blocks(product) for product in products])
+        sums: list[float] = []
+        for first in range(0, chunk.count, sum_block(line)):
+            block = slice(first, first + sum_block(line))
+            sums += _sums_of_lines([product[block] for product in products], line, chunk.start + first)
+        columns = lines_of_block(line) * len(products)
+        return BlockSums.of(chunk.start, columns, array("d", sums), sum_block(line))
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: torch.Tensor) -> Outcome:
         """Merge task vectors (see ``Backend.consensus``)."""
@@ -365,13 +377,20 @@ class ReferenceBackend(Backend):
         """Write a linear combination (see ``Backend.combine``)."""
         inputs = [_load(array, chunk.working) for array in chunk.inputs]
         real, device = inputs[0].dtype, inputs[0].device
-        coefficients = [torch.tensor(c, dtype=real, device=device) for c in operation.coefficients]
+        terms = [model - inputs[0] for model in inputs[1:]] if operation.on_base else inputs
+        coefficients: Sequence[torch.Tensor]
+        if operation.lines is None:
+            coefficients = [torch.tensor(c, dtype=real, device=device) for c in operation.coefficients]
+        else:
+            coefficients = _of_elements(chunk, operation.lines, len(terms), inputs[0])
         total = torch.zeros_like(inputs[0]) if operation.fused else -torch.zeros_like(inputs[0])
-        for values, coefficient in zip(inputs, coefficients, strict=True):
+        for values, coefficient in zip(terms, coefficients, strict=True):
             total = _fma(values, coefficient, total) if operation.fused else total + coefficient * values
         if operation.divisor is not None:
             total = total / torch.tensor(operation.divisor, dtype=real, device=device)
-        _store(_rounding(chunk.working, operation.fused)(total), output)
+        if operation.on_base:
+            total = inputs[0] + total
+        _store(_rounding(chunk.working, operation.fused or operation.rounded)(total), output)
         return Outcome((), _non_finite(chunk), int((~output.isfinite()).sum()))
 
 
@@ -390,6 +409,37 @@ def _delta(chunk: Chunk, model: int) -> torch.Tensor:
 def _block_sums(chunk: Chunk, columns: Sequence[Sequence[float]]) -> BlockSums:
     rows = array("d", [value for row in zip(*columns, strict=True) for value in row])
     return BlockSums.of(chunk.start, len(columns), rows)
+
+
+def _sums_of_lines(products: Sequence[torch.Tensor], line: Line, start: int) -> list[float]:
+    """The sums of one block that begins at element ``start``: those of each line in it, for each product."""
+    if line.stride > 1:
+        columns = []
+        for product in products:
+            total = torch.zeros(line.stride, dtype=torch.float64, device=product.device)
+            for row in product.view(-1, line.stride):
+                total = total + row
+            columns.append(total)
+        result: list[float] = torch.stack(columns, 1).view(-1).tolist()
+        return result
+    sums, first, end = [], start, start + len(products[0])
+    for _ in range(lines_of_block(line)):
+        last = min(first // line.length * line.length + line.length, end)
+        for product in products:
+            sums += sums_of_blocks(product[first - start : last - start]) if first < last else [0.0]
+        first = last
+    return sums
+
+
+def _of_elements(
+    chunk: Chunk, lines: LineCoefficients, terms: int, like: torch.Tensor
+) -> Sequence[torch.Tensor]:
+    """For each term the coefficient of every element of a chunk."""
+    (length, stride), values = lines
+    index = torch.arange(chunk.start, chunk.start + chunk.count, device=like.device)
+    number = index // length if stride == 1 else index % stride
+    table = torch.tensor(values, dtype=torch.float64, device=like.device).to(like.dtype).view(-1, terms)
+    return list(table[number].unbind(1))
 
 
 def _rounding(working: DType, storage_rounding: bool) -> Rounding:

@@ -13,11 +13,14 @@ from operator import add, attrgetter
 from typing import NamedTuple
 
 import merge_engine._native as _native
-from merge_engine.backends.operations import Found
+from merge_engine.backends.operations import Chunk, Found, Line
 from merge_engine.dtypes import DType
 
 SUM_BLOCK = 4096
 """Sums run over blocks of this many elements: chunks start at multiples of it."""
+
+WHOLE = Line(0, 1)
+"""What stands for the whole tensor in native code where it takes a line."""
 
 FIRST_BITS, NEXT_BITS = 15, 16
 """Bits of a key that the first and each following level of counting resolve."""
@@ -38,6 +41,22 @@ def level_bins(level: int) -> int:
     return 1 << (NEXT_BITS if level else FIRST_BITS)
 
 
+def sum_block(line: Line | None) -> int:
+    """Elements of a block that sums of such lines run over (docs/arithmetic.md, step 11); None: of a whole tensor."""
+    return _native.sum_block(line or WHOLE)
+
+
+def lines_of_block(line: Line | None) -> int:
+    """The largest number of lines that a block has elements of."""
+    return _native.lines_of_block(line or WHOLE)
+
+
+def gram_columns(chunk: Chunk, of_deltas: bool, line: Line | None) -> int:
+    """Sums of each block of a Gram matrix: those of all pairs, for each line that a block has elements of."""
+    vectors = len(chunk.models) if of_deltas else len(chunk.inputs)
+    return lines_of_block(line) * (vectors * (vectors + 1) // 2)
+
+
 class Run(NamedTuple):
     """Sums of consecutive blocks, the first of which is block ``first``: [blocks, columns] float64 by rows."""
 
@@ -47,7 +66,10 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BlockSums:
-    """Float64 sums over blocks of ``SUM_BLOCK`` elements of a tensor: ``columns`` sums for each block.
+    """Float64 sums over blocks of elements of a tensor (see ``sum_block``): ``columns`` sums for each block.
+
+    Sums of lines have ``lines_of_block`` groups of columns: those of the lines that the block has elements of, in
+    order.
 
     ``runs`` ascend, do not overlap, and are never empty. Equal when they hold the same sums of the same blocks.
     """
@@ -56,14 +78,14 @@ class BlockSums:
     runs: tuple[Run, ...]
 
     @classmethod
-    def of(cls, start: int, columns: int, sums: array[float]) -> BlockSums:
-        """The sums of a chunk that begins at element ``start``, [blocks, columns] by rows.
+    def of(cls, start: int, columns: int, sums: array[float], block: int = SUM_BLOCK) -> BlockSums:
+        """The sums of a chunk that begins at element ``start``, [blocks, columns] by rows; blocks of so many elements.
 
         Raises ``ValueError`` for a start inside a block.
         """
-        first, inside = divmod(start, SUM_BLOCK)
+        first, inside = divmod(start, block)
         if inside:
-            raise ValueError(f"sums of a chunk at element {start}, which is inside a block of {SUM_BLOCK}")
+            raise ValueError(f"sums of a chunk at element {start}, which is inside a block of {block}")
         return cls(columns, (Run(first, sums),) if sums else ())
 
     def merge(self, other: BlockSums) -> BlockSums:
@@ -105,6 +127,39 @@ class BlockSums:
             else:
                 joined.append(run)
         return joined
+
+
+class LineTotals:
+    """Totals of the lines of a tensor of ``count`` elements: the sums of their parts in each block, added in order.
+
+    ``values``: [lines, columns] float64 by rows. Only the totals are kept, so the blocks must come in order.
+    """
+
+    def __init__(self, line: Line, count: int, columns: int):
+        self.values = array("d", bytes(8 * columns * (count // line.length)))
+        self._line = line
+        self._columns = columns
+        self._next = 0  # block
+
+    def add(self, sums: BlockSums) -> None:
+        """Add the sums of the blocks that follow those that were added.
+
+        Raises ``ValueError`` for other blocks.
+        """
+        for run in sums.runs:
+            if run.first != self._next:
+                raise ValueError(f"block {run.first} of a sum came where block {self._next} was expected")
+            self._next += len(run.sums) // sums.columns
+            if self._line.stride > 1:
+                _native.add_in_order(sums=run.sums, totals=self.values)
+            else:
+                _native.add_to_lines(
+                    sums=run.sums,
+                    first_block=run.first,
+                    line=self._line,
+                    columns=self._columns,
+                    totals=self.values,
+                )
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Any
 
-from merge_engine.backends.operations import Band, Chunk, Combine, Dense, Draw, FoundBand, Ranked
+from merge_engine.backends.operations import Band, Chunk, Combine, Dense, Draw, FoundBand, Line, Ranked
+from merge_engine.backends.statistics import sum_block
 from merge_engine.dtypes import MERGEABLE, DType
 
 if TYPE_CHECKING:
@@ -73,15 +75,44 @@ class Structures:
 
 def check(chunk: Chunk, output: Any = None) -> None:
     """What works on a device trusts addresses and counts, so they are checked here."""
-    for array in chunk.inputs if output is None else [*chunk.inputs, output]:
-        if array.count != chunk.count:
-            raise ValueError(f"a chunk of {chunk.count} elements got an array of {array.count}")
+    for one in chunk.inputs if output is None else [*chunk.inputs, output]:
+        if one.count != chunk.count:
+            raise ValueError(f"a chunk of {chunk.count} elements got an array of {one.count}")
     if chunk.count >= 2**32:
         raise ValueError(f"a chunk of {chunk.count} elements is too large; cut it below 2**32")
+
+
+def check_lines(chunk: Chunk, line: Line | None) -> None:
+    """The same for sums of lines: the chunk begins with a block of them, and has whole rows if they are columns."""
+    check(chunk)
+    if chunk.start % sum_block(line):
+        raise ValueError(f"a chunk that begins inside a block of sums, at element {chunk.start}")
+    if line is not None and line.stride > 1 and chunk.count % line.stride:
+        raise ValueError(f"a chunk of {chunk.count} elements with rows of {line.stride}")
 
 
 def check_combination(chunk: Chunk, operation: Combine, output: Any) -> None:
     """The same for a linear combination."""
     check(chunk, output)
-    if len(operation.coefficients) != len(chunk.inputs):
-        raise ValueError(f"{len(operation.coefficients)} coefficients for {len(chunk.inputs)} inputs")
+    terms = len(chunk.models) if operation.on_base else len(chunk.inputs)
+    if operation.lines is None:
+        if len(operation.coefficients) != terms:
+            raise ValueError(f"{len(operation.coefficients)} coefficients for {terms} inputs")
+        return
+    if operation.divisor is not None or operation.fused:
+        raise ValueError("lines with coefficients of their own have no divisor, and are not fused")
+    line, values = operation.lines
+    lines = line.stride if line.stride > 1 else -(-(chunk.start + chunk.count) // line.length)
+    if len(values) < terms * lines:
+        raise ValueError(f"{len(values)} coefficients for {terms} inputs of {lines} lines")
+
+
+def coefficients_of(chunk: Chunk, operation: Combine) -> array[float]:
+    """The coefficients of the lines that a chunk has elements of: [lines, terms] float64."""
+    assert operation.lines is not None
+    line, values = operation.lines
+    if line.stride > 1:
+        return values
+    terms = len(chunk.models) if operation.on_base else len(chunk.inputs)
+    first, last = chunk.start // line.length, -(-(chunk.start + chunk.count) // line.length)
+    return values[first * terms : last * terms]

@@ -15,6 +15,7 @@ from merge_engine.checkpoint.sidecar import (
     carried_files,
     find_side_files,
     strange_model_files,
+    tokenizer_files,
 )
 from merge_engine.checkpoint.source import AdapterFiles, Checkpoint, input_label, open_checkpoint
 from merge_engine.checkpoint.strict_json import parse_settings, read_settings
@@ -56,5 +57,6 @@ __all__ = [
     "stacked_config",
     "strange_model_files",
     "tie_flag",
+    "tokenizer_files",
     "write_shard",
 ]

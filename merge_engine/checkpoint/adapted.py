@@ -68,6 +68,7 @@ class _Fit:
         self._adapter = adapter
         self._old, self._new = _prefix([f"{module}.weight" for module in adapter.factors], model.tensors)
         self._strange: list[str] = []
+        self._twice: list[str] = []
         self._quantised: list[str] = []
         self._unfit: list[str] = []
         self._left_out: list[str] = []
@@ -76,13 +77,15 @@ class _Fit:
 
     def place(self, meanings: tuple[str, ...], taken: set[str]) -> str | None:
         """The name of the model's tensor that one of the adapter's belongs to, which is ``taken`` then."""
-        for name in meanings:
-            moved = self._new + name[len(self._old) :] if name.startswith(self._old) else name
-            for known in (moved, name):
-                if known in self._model.tensors and known not in taken:
-                    taken.add(known)
-                    return known
-        self._strange.append(meanings[0])
+        moved = (self._new + name[len(self._old) :] for name in meanings if name.startswith(self._old))
+        known = next((name for name in (*moved, *meanings) if name in self._model.tensors), None)
+        if known is None:
+            self._strange.append(meanings[0])
+        elif known in taken:
+            self._twice.append(known)
+        else:
+            taken.add(known)
+            return known
         return None
 
     def sum(self, name: str, base: Operand, module: str, factors: Factors, owner: str) -> Operand | None:
@@ -128,6 +131,8 @@ class _Fit:
                 f"{path}: {counted(len(self._strange), 'tensor')} of the adapter without a place in {model}: "
                 f"{named(self._strange)}; {trained_on}name the model that it belongs to before the +"
             )
+        if self._twice:
+            yield f"{path}: several tensors for one of {model}: {named(self._twice)}; save the adapter again"
         if self._quantised:
             yield (
                 f"{model}: tensors that are quantised, or no floats of 16 to 64 bits: {named(self._quantised)}; "

@@ -185,4 +185,4 @@ def _check_ranks(adapter: Adapter) -> list[str]:
 
 def named(names: Iterable[str]) -> str:
     """The first three names for a message, each cut off if it is long, and the number of the others."""
-    return some([f"{name:.200}" for name in names], 3)
+    return some([f"{name:.200}" or '""' for name in names], 3)

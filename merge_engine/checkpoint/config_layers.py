@@ -38,6 +38,9 @@ _PERIODS: Mapping[str, str | int] = {
 }
 """Each so many layers one is unlike the others: the remainder of its number, or the key that has it."""
 
+_LISTED = {"no_rope_layer_interval": "no_rope_layers", "interleave_moe_layer_step": "moe_layers"}
+"""Periods that do not count where the config has this list."""
+
 _WINDOWS = ("sliding_window_pattern", "full_attention_interval", "max_window_layers", "layer_types")
 _PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
 """The period of layers that attend to everything, where the config of a model does not say it."""
@@ -192,7 +195,7 @@ class _Section:
             elif key in _FIRST and type(value) is int:
                 self._set_first(key)
             elif key in _PERIODS and type(value) is int and value > 0:
-                self._check_period(key, value)
+                self._set_period(key, value)
             elif key == "attention_types":
                 self._set_attention_types()
             elif key != "layer_types" and self._is_by_layer(key, value):
@@ -230,16 +233,16 @@ class _Section:
         if any(first[number:]):
             self._warn(key, own, first.index(True, number))
 
-    def _check_period(self, key: str, own: int) -> None:
-        def marked(section: Mapping[str, Any], layer: int) -> bool:
-            period, place = section.get(key, own), _PERIODS[key]
-            rest = section.get(place, 0) if isinstance(place, str) else place
-            return type(period) is not int or period < 1 or (layer - rest) % period == 0
-
-        for new, (source, each) in enumerate(self._pairs()):
-            if marked(source, each.layer) != marked(self._section, new):
-                self._warn(key, own, new)
-                return
+    def _set_period(self, key: str, own: int) -> None:
+        """Find the remainder with which the period fits, where the config has a key for it."""
+        place = _PERIODS[key]
+        marked = [_is_marked(source, key, own, each.layer) for source, each in self._pairs()]
+        for rest in range(own) if isinstance(place, str) else ():
+            if marked == [(new - rest) % own == 0 for new in range(len(marked))]:
+                self._section[place] = rest
+        fits = [_is_marked(self._section, key, own, new) == one for new, one in enumerate(marked)]
+        if False in fits and not isinstance(self._section.get(_LISTED.get(key, "")), list):
+            self._warn(key, own, fits.index(False))
 
     def _warn(self, key: str, value: object, new: int) -> None:
         was = self._origins[new]
@@ -289,6 +292,13 @@ class _Section:
         elif any(one is not None for one in types):
             new = next(i for i, one in enumerate(types) if one is not None)
             self._warn("layer_types", types[new], new)
+
+
+def _is_marked(section: Mapping[str, Any], key: str, default: int, layer: int) -> bool:
+    """Whether a layer is the one of its period that is unlike the others."""
+    period, place = section.get(key, default), _PERIODS[key]
+    rest = section.get(place, 0) if isinstance(place, str) else place
+    return type(period) is not int or period < 1 or type(rest) is not int or (layer - rest) % period == 0
 
 
 def _type_of(section: Mapping[str, Any], layer: int) -> object:

@@ -18,12 +18,7 @@ MANIFEST_NAME = "merge_manifest.json"
 REPORT_NAMES = ("merge_report.html", "merge_report.json")
 """Files about an output that are not part of it: no other output inherits them."""
 
-# What loaders of transformers, sentence-transformers and mistral-common read. A trainer's folder holds much more: logs,
-# optimizers, adapters, scripts, private notes. docs/recipes.md has this list too.
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    # tokenizer
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model*",
@@ -46,6 +41,15 @@ MODEL_FILES = (
     # templates
     "chat_template*.jinja",
     "chat_template*.json",
+)
+"""What a tokenizer is made of, with its chat templates."""
+
+# What loaders of transformers, sentence-transformers and mistral-common read. A trainer's folder holds much more: logs,
+# optimizers, adapters, scripts, private notes. docs/recipes.md has this list too.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
     # pictures, sound, video
     "*preprocessor_config.json",
     "*processor_config.json",
@@ -56,7 +60,8 @@ MODEL_FILES = (
     "config_sentence_transformers.json",
     "sentence_*_config.json",
 )
-_BELONGS_IN_FOLDER = {"additional_chat_templates": ("*.jinja",)}
+_TEMPLATES = "additional_chat_templates"
+_BELONGS_IN_FOLDER = {_TEMPLATES: ("*.jinja",)}
 _BELONGS_IN_MODULE = (*MODEL_FILES, "*.safetensors")  # a Dense layer of sentence-transformers has weights
 _BLOB = re.compile(r"/models--[^/]+/blobs/([0-9a-f]{40}|[0-9a-f]{64})$")
 _LICENCES = ("licen[cs]e*", "notice*", "use_policy*", "copying*")
@@ -92,6 +97,15 @@ def find_side_files(path: Path) -> SideFiles:
 def carried_files(path: Path) -> dict[str, Path]:
     """The files that an output inherits; see ``find_side_files``."""
     return find_side_files(path).carried
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder that an output inherits and that belong to the tokenizer. See ``find_side_files``."""
+    return {
+        name: path
+        for name, path in find_side_files(folder).carried.items()
+        if _matches(name, TOKENIZER_FILES) or name.startswith(f"{_TEMPLATES}/")
+    }
 
 
 def strange_model_files(folder: Path, known: Collection[str]) -> list[str]:

@@ -28,7 +28,7 @@ from merge_engine.backends.operations import (
     SolvedBand,
     Sought,
 )
-from merge_engine.backends.statistics import BlockSums
+from merge_engine.backends.statistics import BlockSums, LineTotals, lines_of_block
 from merge_engine.dtypes import DType
 from merge_engine.errors import CheckpointError
 from merge_engine.methods import Gram, KeyRanks, MaskedL1, Need, Place, Task, TiePlaces
@@ -36,6 +36,9 @@ from merge_engine.methods.needs import Kind, Step
 
 Query = tuple[int, int]
 """A model's recipe position, and a rank."""
+
+_SUMS_AHEAD = 2
+"""Chunks whose sums of lines stay on the device: adding them up waits for it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class Measurement(Mapping[Need, Any]):
         self._places: dict[Query, Place] = {}
         self._wanted: dict[Query, tuple[int, int]] | None = None
         self._norms: list[Any] = []  # handles to BlockSums, one a chunk
-        self._gram: list[Any] = []
+        self._grams: dict[Gram, list[Any]] = {need: [] for need in needs if isinstance(need, Gram)}
+        self._lines: dict[Gram, LineTotals] = {}
         self._solved: dict[int, tuple[RankMask, SolvedBand]] = {}
         if known is not None:
             self._found = dict(known.found)
@@ -135,7 +139,11 @@ class Measurement(Mapping[Need, Any]):
             at = 2 * norms.index(need)
             return tuple(self._totals(self._norms)[at : at + 2])
         if isinstance(need, Gram):
-            return _symmetric(self._totals(self._gram))
+            if need.line is None:
+                return _symmetric(self._totals(self._grams[need]))
+            while self._grams[need]:
+                self._add_lines(need)
+            return self._lines[need].values
         raise KeyError(f"{need} has no answer")
 
     def __iter__(self) -> Iterator[Need]:
@@ -207,8 +215,19 @@ class Measurement(Mapping[Need, Any]):
         if masks:
             solved = [mask for mask, _ in self.masks(task, masks)]
             self._norms.append(self._backend.l1_norms(chunk, solved, task.storage_rounding))
-        if Gram() in self._needs:
-            self._gram.append(self._backend.gram(chunk))
+        for need, handles in self._grams.items():
+            handles.append(self._backend.gram(chunk, need.of_deltas, need.line))
+            while need.line is not None and len(handles) > _SUMS_AHEAD:
+                self._add_lines(need)
+
+    def _add_lines(self, need: Gram) -> None:
+        """Add the sums of a chunk to the totals of its lines: sums of all chunks could take as much as the tensor."""
+        sums: BlockSums = self._backend.fetch(self._grams[need].pop(0))
+        if need not in self._lines:
+            assert need.line is not None
+            columns = sums.columns // lines_of_block(need.line)
+            self._lines[need] = LineTotals(need.line, self._elements, columns)
+        self._lines[need].add(sums)
 
     def _totals(self, handles: list[Any]) -> list[float]:
         """The totals of the sums over all chunks. The handles are replaced by their sum."""

@@ -160,7 +160,7 @@ def plan_key(plan: MergePlan) -> str:
                 task.name,
                 task.action.value,
                 task.working.name,
-                [_label(operand.label, made) for operand in task.inputs],
+                [_label(operand.identity, made) for operand in task.inputs],
             ]
             for task in plan.tasks
         ],

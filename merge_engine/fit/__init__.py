@@ -71,10 +71,12 @@ def _check(
     check_quantization(recipe, inputs, findings)
     if findings.problems:  # configs and tokenizers of such models add nothing to that
         return []
-    check_configs(inputs, findings, stacked)
+    aligned = recipe.vocabulary is not None or recipe.unsafe_truncate_embeddings
+    check_configs(inputs, findings, stacked, ignored=("vocab_size",) if aligned else ())
     check_dtypes(recipe, merged, findings)
-    check_tokenizers(inputs, findings)
-    check_adapter_tokenizers(inputs, findings)
+    if recipe.vocabulary is None:
+        check_tokenizers(inputs, findings)
+        check_adapter_tokenizers(inputs, findings)
     check_generation(recipe, inputs, findings)
     copies = [] if stacked else check_identical(donor if has_base else None, merged, findings)
     if not has_base and recipe.base_model is not None:

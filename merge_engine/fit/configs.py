@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from merge_engine.checkpoint import is_about_layers
@@ -90,8 +90,10 @@ _SILENT = frozenset(
 _SHOWN = 3
 
 
-def check_configs(inputs: Sequence[Candidate], findings: Findings, stacked: bool) -> None:
-    """Compare config.json of all inputs that have one. The donor is the first.
+def check_configs(
+    inputs: Sequence[Candidate], findings: Findings, stacked: bool, ignored: Collection[str] = ()
+) -> None:
+    """Compare config.json of all inputs that have one, but for ``ignored`` keys. The donor is the first.
 
     If the output is ``stacked`` of layers, what configs say of single layers may differ.
     """
@@ -108,6 +110,8 @@ def check_configs(inputs: Sequence[Candidate], findings: Findings, stacked: bool
     }
     by_kind: dict[str, list[str]] = {}
     for key in differences:
+        if key.rpartition(".")[2] in ignored:
+            continue
         by_kind.setdefault(_kind_of(key.rpartition(".")[2]), []).append(key)
     _refuse_architecture(by_kind.get("architecture", []), differences, findings)
     if (layers := by_kind.get("layers")) and _same_layers(having):

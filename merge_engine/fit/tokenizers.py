@@ -41,6 +41,7 @@ def check_tokenizers(inputs: Sequence[Candidate], findings: Findings) -> None:
             "tokenizer",
             f"tokenizer: {_those(moved)} and {donor.label} give other ids to the same tokens, or other tokens to the "
             f"same ids, so the rows of their embeddings do not belong together: {_example(donor, moved)}",
+            'to bring them together by their tokens, add "tokenizer_source: union" to the recipe',
         )
     if renamed := [(model, each.renamed) for model, each in found if each.renamed]:
         findings.warnings.append(
@@ -51,7 +52,7 @@ def check_tokenizers(inputs: Sequence[Candidate], findings: Findings) -> None:
         tokens = dict.fromkeys(token for _, those in more for token in those)
         findings.warnings.append(
             f"tokenizer: tokens only in {_those(more)}: {some([shown(token) for token in tokens])}; the output's "
-            f"tokenizer is that of {donor.label} and lacks them"
+            f'tokenizer is that of {donor.label} and lacks them; to keep them, add "tokenizer_source: union"'
         )
     if splits := [(model, each.splits) for model, each in found if each.splits]:
         parts = dict.fromkeys(part for _, those in splits for part in those)

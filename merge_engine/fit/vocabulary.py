@@ -24,8 +24,8 @@ _MERGES = b'\n    "merges": '
 _END = {b"[": b"\n    ]", b"{": b"\n    }"}
 """The end of a member of the model: all that is inside is indented further, and a text has no line ends."""
 
-_CUTTING = ("normalizer", "pre_tokenizer")
-_CUTTING_IN_MODEL = ("ignore_merges", "byte_fallback", "unk_token", "continuing_subword_prefix")
+CUTTING = ("normalizer", "pre_tokenizer")
+CUTTING_IN_MODEL = ("ignore_merges", "byte_fallback", "unk_token", "continuing_subword_prefix")
 """What cuts a text into tokens besides the merges, in a tokenizer.json and its member ``model``."""
 
 
@@ -182,18 +182,18 @@ def difference(one: Vocabulary, other: Vocabulary) -> Difference:
         else:
             moved.append(Change(i, lost[i], token))
     splits = [] if moved or one.same_merges(other) else ["merges"]
-    splits += [part for part in _CUTTING if not _alike(one.rest.get(part), other.rest.get(part))]
+    splits += [part for part in CUTTING if not alike(one.rest.get(part), other.rest.get(part))]
     here, there = one.rest.get("model", {}), other.rest.get("model", {})
-    splits += [key for key in _CUTTING_IN_MODEL if (here.get(key) or None) != (there.get(key) or None)]
+    splits += [key for key in CUTTING_IN_MODEL if (here.get(key) or None) != (there.get(key) or None)]
     return Difference(moved, renamed, more, splits)
 
 
-def _alike(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> bool:
     """Whether two settings agree in all that both give: newer versions of the library write more keys."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return all(_alike(one[key], other[key]) for key in one.keys() & other.keys())
+        return all(alike(one[key], other[key]) for key in one.keys() & other.keys())
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_alike, one, other))
+        return len(one) == len(other) and all(map(alike, one, other))
     return bool(one == other)
 
 

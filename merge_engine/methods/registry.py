@@ -9,6 +9,7 @@ from typing import TypeVar
 from merge_engine.errors import RecipeError
 from merge_engine.methods.base import Method
 from merge_engine.methods.elsewhere import MERGEKIT_METHODS, MERGEKIT_PARAMETERS
+from merge_engine.methods.geometric import GEOMETRIC
 from merge_engine.methods.linear import Linear, Passthrough
 from merge_engine.methods.task_arithmetic import FAMILY
 from merge_engine.recipe.problems import suggestion
@@ -17,7 +18,9 @@ from merge_engine.text import shown
 ENTRY_POINTS = "merge_engine.methods"
 """The group of entry points in which a package names its methods: classes or objects."""
 
-METHODS: dict[str, Method] = {method.name: method for method in (Linear(), Passthrough())} | dict(FAMILY)
+METHODS: dict[str, Method] = {method.name: method for method in (Linear(), Passthrough(), *GEOMETRIC)} | dict(
+    FAMILY
+)
 
 M = TypeVar("M", Method, type[Method])
 

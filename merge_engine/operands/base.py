@@ -40,6 +40,11 @@ class Operand(ABC):
         """A name of the tensor for messages, such as the file and the name in it."""
 
     @property
+    def identity(self) -> str:
+        """What distinguishes it from all others that can be made of the same files."""
+        return self.label
+
+    @property
     def files(self) -> tuple[File, ...]:
         """The files that hold its bytes."""
         return ()

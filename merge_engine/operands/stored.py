@@ -39,7 +39,7 @@ class Stored(Operand):
     def range(self, start: int, count: int, access: Access) -> ByteRange:
         """See ``Operand.range``."""
         way = "cached" if self.stored_bytes < _SMALL else access.way
-        return open_range(access.files, self._extent(start, count), way, access.in_place)
+        return open_range(access.files, self.extent(start, count), way, access.in_place)
 
     def maps(self, access: Access) -> bool:
         """See ``Operand.maps``."""
@@ -51,7 +51,8 @@ class Stored(Operand):
             and access.files.mapping(self.file) is not None
         )
 
-    def _extent(self, start: int, count: int) -> Extent:
+    def extent(self, start: int, count: int) -> Extent:
+        """Where elements [start, start + count) are."""
         bits = self.dtype.bits
         first = self.position + bits * start // 8
         return Extent(self.file, self.name, first, bits * count // 8, max(bits // 8, 1))

@@ -14,8 +14,13 @@ _WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_forward_module.
 """``torch.compile``, data parallel training, FSDP and DeepSpeed put these before all names."""
 
 
-def check_loadable(names: Collection[str], donor: Collection[str], config: Mapping[str, Any]) -> list[str]:
-    """Warnings about an output with tensors of these names. ``donor`` has the donor's names, ``config`` its config."""
+def check_loadable(
+    names: Collection[str], donor: Collection[str], config: Mapping[str, Any], stacked: Collection[str]
+) -> list[str]:
+    """Warnings about an output with tensors of these names. ``donor`` has the donor's names, ``config`` its config.
+
+    ``stacked`` are the stacks whose layers the config was made for.
+    """
     warnings = []
     for wrapper in _WRAPPERS:
         wrapped = sorted(name for name in names if name.startswith(wrapper))
@@ -26,6 +31,8 @@ def check_loadable(names: Collection[str], donor: Collection[str], config: Mappi
             )
     written, given = _layers(names), _layers(donor)
     for stack, layers in given.items():
+        if stack in stacked:
+            continue
         left = written.get(stack, set())
         key = next((key for key in _LAYERS if _value(config, key) == len(layers)), None)
         if len(left) != len(layers) and key is not None:

@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
 
 from merge_engine.planning.inputs import Catalogue
-from merge_engine.planning.ties import HEADS
 from merge_engine.recipe import Module, Stacks, layer_of
 from merge_engine.text import did_you_mean, some
+from merge_engine.vocabulary.names import HEADS
 
 Kind: TypeAlias = Literal["text", "vision", "audio", "encoder", "decoder"]
 
@@ -50,6 +50,9 @@ _FIRST = re.compile(
     r"(?:^|_)emb|^wte$|^wpe$|^shared$|patch_conv|^conv\d?$|^ln_pre$|^pre_layernorm$|^pre_layrnorm$|_token$|^project_in$|relative_pe"
 )
 """Parts of the names of tensors that are used before the first layer: embeddings, their norms and projections."""
+
+_SHARED = frozenset(("relative_attention_bias", "rel_attn_embed"))
+"""Parts of the names of what T5 and WavLM keep in layer 0 for all layers."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,15 @@ def is_first(name: str) -> bool:
     """Whether a tensor outside of the layers is used before them, as embeddings are, and not behind them, as heads."""
     if name.endswith(HEADS):
         return False
-    return any(_FIRST.search(part) for part in name.split("."))
+    return any(_FIRST.search(part) or part in _SHARED for part in name.split("."))
+
+
+def shared_in_first(layers: Mapping[int, Collection[str]]) -> list[str]:
+    """The names in layer 0 of what all layers use. ``layers`` has the names in each layer."""
+    found = [
+        i for i, names in layers.items() if any(not _SHARED.isdisjoint(name.split(".")) for name in names)
+    ]
+    return [name for name in layers[0] if not _SHARED.isdisjoint(name.split("."))] if found == [0] else []
 
 
 def find_homes(

@@ -23,7 +23,7 @@ from merge_engine.checkpoint import (
     plan_shards,
     tie_flag,
 )
-from merge_engine.errors import CheckpointError, PlanError, RecipeError
+from merge_engine.errors import CheckpointError, PlanError
 from merge_engine.fit import Remarks, examine, unused_settings
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.inputs import Inputs
@@ -36,7 +36,8 @@ from merge_engine.planning.templates import edit_template
 from merge_engine.planning.tolerance import without_ignored_settings
 from merge_engine.recipe import ModelReference, Recipe, resolvers
 from merge_engine.storage import File
-from merge_engine.text import shown, some
+from merge_engine.text import some
+from merge_engine.vocabulary import Alignment, plan_vocabulary
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,11 @@ def make_plan(
     """
     method, recipe, ignored = _checked(recipe, lenient)
     opened = _open_all(recipe, intermediates)
-    donor = opened[recipe.base_model or recipe.stacks.models[0]]
+    named_donor = recipe.base_model or recipe.stacks.models[0]
+    donor = opened[named_donor]
     slices = slice_inputs(recipe, method, opened, donor)
-    planned = make_tasks(recipe, method, slices)
+    vocabulary, unaligned = _vocabulary(recipe, opened, named_donor)
+    planned = make_tasks(recipe, method, slices, vocabulary)
     order = {name: place for place, name in enumerate(donor.tensors)}
     tasks = sorted(planned.tasks, key=lambda task: order.get(task.name, len(order)))
     shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
@@ -141,11 +144,18 @@ def make_plan(
     merged = sorted({i for inputs in slices for i in inputs.models})
     models = {i: opened[recipe.stacks.models[i]] for i in merged}
     findings = examine(recipe, bases, models, donor, stacked=bool(planned.origins))
-    problems = findings.problems + ([] if findings.explain_tensors else planned.problems)
+    explained = findings.explain_tensors or unaligned
+    problems = [*findings.problems, *unaligned, *([] if explained else planned.problems)]
     config, about_layers = stack_config(_without(donor.config, findings.stale_keys), planned.origins)
-    loadable = check_loadable([task.name for task in tasks], donor.tensors, config)
-    warnings = [*findings.warnings, *planned.warnings, *about_layers, *loadable]
     edits, beside = SideEdits(), Remarks()
+    if vocabulary is not None:
+        config, edits = dict(vocabulary.finish(config)), SideEdits(vocabulary.written, vocabulary.dropped)
+        problems += vocabulary.remarks.problems
+        findings.notes += vocabulary.remarks.notes
+        findings.warnings += vocabulary.remarks.warnings
+    stacked = [stack.prefix for stack in planned.origins]
+    loadable = check_loadable([task.name for task in tasks], donor.tensors, config, stacked)
+    warnings = [*findings.warnings, *planned.warnings, *about_layers, *loadable]
     if output is not None:
         try:
             side_files = find_side_files(donor.path)
@@ -189,14 +199,10 @@ def _checked(recipe: Recipe, lenient: bool) -> tuple[Method, Recipe, list[str]]:
 
     Raises all that is wrong without a look at the inputs.
     """
-    unsupported = _unsupported(recipe)
-    try:
-        method = find_method(recipe.merge_method)
-        recipe, ignored = without_ignored_settings(recipe, method, lenient)
-        resolvers(recipe, method.parameters)
-    except RecipeError as error:
-        raise RecipeError([*error.problems, *unsupported]) from None
-    if problems := [*unsupported, *_without_base(recipe, method)]:
+    method = find_method(recipe.merge_method)
+    recipe, ignored = without_ignored_settings(recipe, method, lenient)
+    resolvers(recipe, method.parameters)
+    if problems := _without_base(recipe, method):
         raise PlanError(problems)
     return method, recipe, ignored
 
@@ -236,12 +242,14 @@ def _open_all(
     return opened
 
 
-def _unsupported(recipe: Recipe) -> list[str]:
-    """A line for each part of the recipe that cannot be done yet."""
-    keys = [key for key in ("tokenizer",) if getattr(recipe, key) is not None]
-    if recipe.tokenizer_source is not None and recipe.tokenizer_source.path != "base":
-        keys.append("tokenizer_source")
-    return [f"{shown(key)} is not supported yet" for key in keys]
+def _vocabulary(
+    recipe: Recipe, opened: Mapping[ModelReference, Checkpoint], donor: ModelReference
+) -> tuple[Alignment | None, list[str]]:
+    """What the recipe says of vocabularies, or the problems of the inputs' tokenizers."""
+    try:
+        return plan_vocabulary(recipe, opened, donor), []
+    except CheckpointError as error:
+        return None, error.problems
 
 
 def _without_base(recipe: Recipe, method: Method) -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from merge_engine.operands import Operand
 from merge_engine.planning.inputs import examples
-from merge_engine.planning.ties import is_vocabulary
 from merge_engine.recipe import exclude_key
 from merge_engine.text import cut
+from merge_engine.vocabulary.names import is_vocabulary
 
 _SHOWN = 3
 
@@ -41,8 +41,8 @@ class Disagreements:
     def problems(self) -> list[str]:
         """A line for each cause."""
         lines = [
-            f"{examples(names)}: the vocabularies have different sizes: {sizes}; give all models the same tokens "
-            "first, as resize_token_embeddings of transformers does"
+            f"{examples(names)}: the vocabularies have different sizes: {sizes}; to bring their rows together by "
+            'tokens, add "tokenizer_source: union" to the recipe, or "tokenizer_source: base" to keep those of the base'
             for sizes, names in self._vocabularies.items()
         ]
         if self._transposed:

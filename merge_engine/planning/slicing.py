@@ -14,7 +14,7 @@ from merge_engine.checkpoint import LayerOrigin
 from merge_engine.operands import Operand
 from merge_engine.planning.inputs import Catalogue, Inputs
 from merge_engine.planning.layer_ranges import Ranges, read_ranges
-from merge_engine.planning.modules import Home, Stack, anatomy_of, find_homes, is_first
+from merge_engine.planning.modules import Home, Stack, anatomy_of, find_homes, is_first, shared_in_first
 from merge_engine.recipe import Slice, Stacks, layer_of, layer_positions
 
 Aliases = Mapping[int, Mapping[str, str]]
@@ -126,6 +126,10 @@ class Slicing:
                 found[self._home_of(name)].outside.append(name)
             else:
                 found[index].layers.setdefault(place[1], []).append(name)
+        for names in found:
+            for name in shared_in_first(names.layers):
+                names.layers[0].remove(name)
+                names.outside.append(name)
         return found
 
     def _cut(self, number: int, aliases: Aliases) -> Cut:

@@ -26,6 +26,7 @@ from merge_engine.planning.shapes import Disagreements
 from merge_engine.planning.slicing import Cut, Slicing
 from merge_engine.planning.ties import find_ties
 from merge_engine.recipe import Parameter, Recipe, resolvers
+from merge_engine.vocabulary import Alignment
 
 
 @dataclass
@@ -42,11 +43,14 @@ class Planned(Remarks):
     names: list[SliceNames] = field(default_factory=list)
 
 
-def make_tasks(recipe: Recipe, method: Method, slices: Sequence[Inputs]) -> Planned:
+def make_tasks(
+    recipe: Recipe, method: Method, slices: Sequence[Inputs], vocabulary: Alignment | None = None
+) -> Planned:
     """Plan every output tensor.
 
     ``slices`` are the inputs of each slice of the recipe, in order, with all tensors of each model and with one
-    reference: the one whose names the output gets. Problems are returned, not raised, except for ``RecipeError``: a
+    reference: the one whose names the output gets. ``vocabulary`` gives embeddings and heads the rows of the output.
+    Problems are returned, not raised, except for ``RecipeError``: a
     parameter is wrong, or has no value for a tensor. Raises ``CheckpointError`` if the bytes of a head that may be
     tied cannot be read.
     """
@@ -94,6 +98,8 @@ def make_tasks(recipe: Recipe, method: Method, slices: Sequence[Inputs]) -> Plan
                         found.append(position)
             is_lone, has_base = False, inputs.base is not None
             base_lacks = has_base and len(found) == len(operands)
+            if vocabulary is not None and operands:
+                operands = vocabulary.align(name, operands, has_base and not base_lacks)
             if (base_lacks or len(found) < method.min_models) and len(operands) == 1:
                 is_lone = method.if_lacking == "lone"
             if is_lone:

@@ -15,32 +15,9 @@ from merge_engine.fit import Remarks
 from merge_engine.operands import same_bytes
 from merge_engine.planning.inputs import Catalogue, Inputs, examples
 from merge_engine.recipe import layer_of
-
-EMBEDDINGS = (
-    ".embeddings.weight",  # Mamba, RWKV
-    "embed_in.weight",  # GPT-NeoX
-    "embed_tokens.weight",  # Llama and most others
-    "tok_embeddings.weight",  # ModernBERT, Llama as Meta stores it
-    "tokens_embed.weight",  # GPT
-    "word_embedding.weight",  # XLNet
-    "word_embeddings.weight",  # BERT, BLOOM, Falcon
-    "wte.weight",  # GPT-2
-)
-SHARED = ("shared.weight",)
-"""The embedding of encoder and decoder in T5 and BART; each of the two may be stored once more."""
+from merge_engine.vocabulary.names import EMBEDDINGS, HEADS, SHARED
 
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-HEADS = (
-    "embed_out.weight",  # GPT-NeoX
-    "generator_lm_head.weight",  # ELECTRA
-    "lm_head.decoder.weight",  # RoBERTa
-    "lm_head.weight",
-    "lm_loss.weight",  # XLNet
-    "output_projection.weight",  # BioGPT
-    "predictions.decoder.weight",  # BERT
-    "proj_out.weight",  # Whisper
-    "vocab_projector.weight",  # DistilBERT
-)
 BIASES = {"predictions.decoder.bias": "predictions.bias", "lm_head.decoder.bias": "lm_head.bias"}
 """The bias of a head in BERT and RoBERTa is stored under two names."""
 
@@ -51,11 +28,6 @@ _FAMILY = (*EMBEDDINGS, *SHARED, *_TIED)
 def may_be_tied(name: str) -> bool:
     """Whether the tensor of this name may be another one in some models."""
     return name.endswith(_TIED) and layer_of(name) is None
-
-
-def is_vocabulary(name: str) -> bool:
-    """Whether the first dimension of the tensor of this name is the vocabulary."""
-    return name.endswith((*EMBEDDINGS, *SHARED, *HEADS)) and layer_of(name) is None
 
 
 @dataclass

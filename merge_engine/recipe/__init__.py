@@ -14,12 +14,15 @@ from merge_engine.recipe.schema import Misfit, ModelEntry, Recipe
 from merge_engine.recipe.settings import ParameterSetting, Rule, Scalar, rules
 from merge_engine.recipe.stacks import Module, Scope, Slice, Source, Stacks
 from merge_engine.recipe.tensor_names import TensorNames, exclude_key, rename_key
-from merge_engine.recipe.tokenizer import TokenizerSettings
+from merge_engine.recipe.tokenizer import BASE, UNION, ModelToken, TokenizerSettings, TokenSettings, ZeroRow
 
 __all__ = [
+    "BASE",
+    "UNION",
     "Misfit",
     "ModelEntry",
     "ModelReference",
+    "ModelToken",
     "Module",
     "Parameter",
     "ParameterResolver",
@@ -33,7 +36,9 @@ __all__ = [
     "Source",
     "Stacks",
     "TensorNames",
+    "TokenSettings",
     "TokenizerSettings",
+    "ZeroRow",
     "declared",
     "exclude_key",
     "layer_of",

@@ -26,7 +26,7 @@ from merge_engine.recipe.rewriting import models_in, with_models, without_settin
 from merge_engine.recipe.settings import ParameterSetting, read_setting
 from merge_engine.recipe.stacks import Stacks, expand
 from merge_engine.recipe.tensor_names import TensorNames
-from merge_engine.recipe.tokenizer import TokenizerSettings
+from merge_engine.recipe.tokenizer import TokenizerSettings, TokenSettings
 from merge_engine.recipe.tolerance import without_ignored
 from merge_engine.text import shown
 
@@ -129,7 +129,9 @@ class Recipe(BaseModel):
 
     Ours beside mergekit's keys: ``arithmetic`` is ``exact``, or ``mergekit`` to repeat its rounding;
     ``seed`` (0 to 2**64 - 1) makes the random methods repeatable; ``allow_nonfinite`` lets NaN and
-    infinity in the inputs pass; ``allow`` names kinds of misfits that are merged although the result may mean nothing;
+    infinity in the inputs pass; ``unsafe_truncate_embeddings`` cuts embeddings and heads to the rows that all inputs
+    have, as mergekit's option of this name does; ``allow`` names kinds of misfits that are merged although the result
+    may mean nothing;
     ``tensors`` maps names of all inputs and leaves tensors out, after what a model's own key does.
     """
 
@@ -151,6 +153,7 @@ class Recipe(BaseModel):
     out_dtype: _DTypeName | None = None
     arithmetic: Literal["exact", "mergekit"] = "exact"
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**64)] = 0
+    unsafe_truncate_embeddings: Annotated[bool, Field(strict=True)] = False
     allow_nonfinite: Annotated[bool, Field(strict=True)] = False
     allow: tuple[Misfit, ...] = ()
     tensors: TensorNames = TensorNames()
@@ -216,6 +219,13 @@ class Recipe(BaseModel):
         return stripped
 
     @property
+    def vocabulary(self) -> TokenizerSettings | None:
+        """The vocabulary of the output, whichever of two keys says it; None if it is the donor's, without a look."""
+        if self.tokenizer is None and self.tokenizer_source is not None:
+            return TokenizerSettings(source=self.tokenizer_source)
+        return self.tokenizer
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """Warnings about what was given and is ignored."""
         return self._remarks
@@ -257,6 +267,7 @@ _BELOW: dict[int | str, type[BaseModel]] = {
     "modules": ModuleEntry,
     "tensors": TensorNames,
     "tokenizer": TokenizerSettings,
+    "tokens": TokenSettings,
 }
 """What the maps below a key have for keys."""
 

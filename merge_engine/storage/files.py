@@ -6,7 +6,7 @@ import contextlib
 import os
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, File], Any] = {}
+        self._remembered: dict[Hashable, Any] = {}
         self._lock = threading.RLock()
 
     def descriptor(self, file: File) -> int:
@@ -93,6 +94,14 @@ class OpenFiles:
         """
         self.descriptor(file)
         return self._once("kept", file, partial(_load, load=load))
+
+    def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The result of ``make()``, which is called once for this key. It may read from these files."""
+        if key not in self._remembered:
+            with self._lock:
+                if key not in self._remembered:
+                    self._remembered[key] = make()
+        return self._remembered[key]
 
     def check_unchanged(self) -> None:
         """Raise ``CheckpointError`` if a file that is open has been written to since its header was read.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -79,6 +80,21 @@ def open_range(files: OpenFiles, extent: Extent, way: Way, in_place: bool) -> By
     if in_place and (mapping := files.mapping(extent.file)) is not None:
         return _MappedRange(mapping, extent)
     return _CopiedRange(files.descriptor(extent.file), extent)
+
+
+def read_runs(files: OpenFiles, extent: Extent, runs: Iterable[tuple[int, memoryview]]) -> None:
+    """Copy pieces of an extent out of the page cache, each from a byte of the extent on, to memory of less than 2 GiB.
+
+    Raises ``CheckpointError``.
+    """
+    descriptor = files.descriptor(extent.file)
+    for start, memory in runs:
+        try:
+            got = os.preadv(descriptor, (memory,), extent.position + start)
+        except OSError as error:
+            raise _unreadable(extent, error.strerror) from error
+        if got < len(memory):
+            raise _became_shorter(extent, extent.position + start + got)
 
 
 class _CopiedRange(ByteRange):

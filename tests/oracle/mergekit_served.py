@@ -96,6 +96,26 @@ def check_kernels() -> None:
     assert tally.tensors == {"linear": 3}, tally
 
 
+def check_sparsify() -> None:
+    """The function that methods of users build on, with the norm that the engine keeps, and with others."""
+    from mergekit import sparsify as module
+    from mergekit.sparsify import RescaleNorm, SparsificationMethod
+
+    tensor = torch.randn(6, 9, dtype=torch.float64)
+    for method in (SparsificationMethod.magnitude, SparsificationMethod.magnitude_outliers):
+        for norm in (None, *RescaleNorm):
+            expected = module.sparsify(tensor, 0.4, method, gamma=0.1, rescale_norm=norm)
+            with served.installed() as tally:
+                found = module.sparsify(tensor, 0.4, method, gamma=0.1, rescale_norm=norm)
+            torch.testing.assert_close(found, expected)
+            assert tally.tensors == ({"sparsify": 1} if norm in (None, "l1") else {}), tally
+    for method in SparsificationMethod:
+        with served.installed() as tally:
+            found = module.sparsify(tensor, 0.4, method, epsilon=0.1, rescale_norm="l1")
+        assert tally.tensors == {"sparsify": 1} and 0 < int(found.count_nonzero()) < tensor.numel()
+        torch.testing.assert_close(found.abs().sum(), tensor.abs().sum())
+
+
 def check_checkpoints() -> None:
     """mergekit's run_merge, as its commands call it, is the engine's run."""
     from mergekit.config import MergeConfiguration
@@ -151,11 +171,13 @@ def check_what_is_handed_over() -> None:
 def check_everything_is_put_back() -> None:
     """After uninstall mergekit is as it was."""
     import mergekit.merge
+    import mergekit.sparsify
 
     linear = merge_methods.get("linear")
 
     def parts() -> tuple[object, ...]:
-        return mergekit.merge.run_merge, merge_methods.MergeMethod._execute_resolved, linear.implementation
+        executes = merge_methods.MergeMethod._execute_resolved
+        return mergekit.merge.run_merge, mergekit.sparsify.sparsify, executes, linear.implementation
 
     before = parts()
     assert served.install() is served.install()

@@ -3,7 +3,8 @@
 usage: python peft_oracle.py FOLDER
 
 Below FOLDER each case gets ``base`` (a checkpoint), ``adapter`` (as PEFT saves it) and ``merged`` (the tensors after
-merge_and_unload, in float32). See README.md; needs an environment with PEFT, which mergekit brings along.
+merge_and_unload). All is in float32, but for the weights of one. See README.md; needs an environment with PEFT, which
+mergekit brings along.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ def gpt2() -> GPT2LMHeadModel:
 
 CASES = {
     "plain": (llama, {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"]}),
+    "bfloat16": (
+        lambda: llama().bfloat16(),
+        {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "gate_proj", "down_proj"]},
+    ),
     "patterns": (
         llama,
         {

@@ -19,6 +19,7 @@ from merge_engine.backends.operations import (
     Found,
     FoundBand,
     KeyColumn,
+    Line,
     Mask,
     Outcome,
     Rank,
@@ -26,7 +27,16 @@ from merge_engine.backends.operations import (
     SolvedBand,
     Sought,
 )
-from merge_engine.backends.statistics import SUM_BLOCK, BlockSums, KeyPlaces, KeyTable, level_bins
+from merge_engine.backends.statistics import (
+    SUM_BLOCK,
+    WHOLE,
+    BlockSums,
+    KeyPlaces,
+    KeyTable,
+    gram_columns,
+    level_bins,
+    sum_block,
+)
 from merge_engine.backends.structures import Structures
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
@@ -183,14 +193,20 @@ class CpuBackend(Backend):
         )
         return BlockSums.of(chunk.start, 2 * len(masks), sums)
 
-    def gram(self, chunk: Chunk) -> BlockSums:
-        """Sum inner products of all inputs (see ``Backend.gram``)."""
-        columns = len(chunk.inputs) * (len(chunk.inputs) + 1) // 2
-        sums = _room_for_sums(chunk, columns)
+    def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> BlockSums:
+        """Sum inner products of all inputs or task vectors (see ``Backend.gram``)."""
+        columns, block = gram_columns(chunk, of_deltas, line), sum_block(line)
+        sums = _room_for_sums(chunk, columns, block)
         self._kernels.gram(
-            inputs=chunk.inputs, working=_STRUCTURES.dtype(chunk.working), count=chunk.count, sums=sums
+            inputs=chunk.inputs,
+            working=_STRUCTURES.dtype(chunk.working),
+            of_deltas=of_deltas,
+            line=line or WHOLE,
+            start=chunk.start,
+            count=chunk.count,
+            sums=sums,
         )
-        return BlockSums.of(chunk.start, columns, sums)
+        return BlockSums.of(chunk.start, columns, sums, block)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: _native.HostArray) -> Outcome:
         """Merge task vectors (see ``Backend.consensus``)."""
@@ -219,7 +235,12 @@ class CpuBackend(Backend):
             coefficients=operation.coefficients,
             divisor=operation.divisor,
             fused=operation.fused,
+            rounded=operation.rounded,
+            on_base=operation.on_base,
+            line=operation.lines.line if operation.lines else WHOLE,
+            of_lines=operation.lines.values if operation.lines else None,
             working=_STRUCTURES.dtype(chunk.working),
+            start=chunk.start,
             count=chunk.count,
         )
         return Outcome((), tuple(non_finite[:-1]), non_finite[-1])
@@ -291,6 +312,6 @@ def _room_for_notes(chunk: Chunk, model: int, mask: Mask) -> int:
     return address
 
 
-def _room_for_sums(chunk: Chunk, columns: int) -> array[float]:
+def _room_for_sums(chunk: Chunk, columns: int, block: int = SUM_BLOCK) -> array[float]:
     """[blocks, columns] sums, to be written."""
-    return array("d", bytes(8 * columns * -(-chunk.count // SUM_BLOCK)))
+    return array("d", bytes(8 * columns * -(-chunk.count // block)))

@@ -35,12 +35,13 @@ from merge_engine.backends.operations import (
     Found,
     FoundBand,
     KeyColumn,
+    Line,
     Rank,
     SolvedBand,
     Sought,
 )
 from merge_engine.backends.statistics import KeyPlaces, KeyTable
-from merge_engine.backends.structures import Structures, check, check_combination
+from merge_engine.backends.structures import Structures, check, check_combination, check_lines
 from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError, DeviceMemoryError, NoDeviceError, NotBuiltError
 
@@ -219,10 +220,10 @@ class CudaBackend(Backend):
         self._asked()
         return sums
 
-    def gram(self, chunk: Chunk) -> PendingSums:
+    def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> PendingSums:
         """Sum inner products, on the device (see ``Backend.gram``)."""
-        check(chunk)
-        sums = self._batch.gram(chunk)
+        check_lines(chunk, line)
+        sums = self._batch.gram(chunk, of_deltas, line)
         self._asked()
         return sums
 

@@ -30,13 +30,14 @@ from merge_engine.backends.operations import (
     Found,
     FoundBand,
     KeyColumn,
+    Line,
     Rank,
     Ranked,
     SolvedBand,
     Sought,
 )
-from merge_engine.backends.statistics import SUM_BLOCK, level_bins
-from merge_engine.backends.structures import Structures
+from merge_engine.backends.statistics import SUM_BLOCK, WHOLE, gram_columns, level_bins, sum_block
+from merge_engine.backends.structures import Structures, coefficients_of
 from merge_engine.dtypes import DType
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Batch:
         ] = defaultdict(list)
         self._banded: list[tuple[FoundBand, DType, Piece]] = []  # low and high are on the device
         self._summed: list[tuple[Chunk, Sequence[Any], bool, PendingSums]] = []
-        self._multiplied: list[tuple[Chunk, PendingSums]] = []
+        self._multiplied: list[tuple[Chunk, bool, Line | None, PendingSums]] = []
         self._merged: list[tuple[Chunk, Consensus, DeviceArray, Piece]] = []
         self._combined: list[tuple[Chunk, Combine, DeviceArray, Piece]] = []
 
@@ -142,15 +143,15 @@ class Batch:
         self._summed.append((chunk, masks, storage_rounding, sums))
         return sums
 
-    def gram(self, chunk: Chunk) -> PendingSums:
+    def gram(self, chunk: Chunk, of_deltas: bool, line: Line | None) -> PendingSums:
         """See ``Backend.gram``."""
-        sums = self._sums(chunk, len(chunk.inputs) * (len(chunk.inputs) + 1) // 2)
-        self._multiplied.append((chunk, sums))
+        sums = self._sums(chunk, gram_columns(chunk, of_deltas, line), sum_block(line))
+        self._multiplied.append((chunk, of_deltas, line, sums))
         return sums
 
-    def _sums(self, chunk: Chunk, columns: int) -> PendingSums:
-        blocks = -(-chunk.count // SUM_BLOCK)
-        return PendingSums(self.results.piece(8 * columns * blocks), chunk.start, columns)
+    def _sums(self, chunk: Chunk, columns: int, block: int = SUM_BLOCK) -> PendingSums:
+        blocks = -(-chunk.count // block)
+        return PendingSums(self.results.piece(8 * columns * blocks), chunk.start, columns, block)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: DeviceArray) -> PendingOutcome:
         """See ``Backend.consensus``."""
@@ -272,10 +273,13 @@ class Batch:
             native.GramCall(
                 inputs=[array.native for array in chunk.inputs],
                 working=structures.dtype(chunk.working),
+                of_deltas=of_deltas,
+                line=line or WHOLE,
+                start=chunk.start,
                 count=chunk.count,
                 sums=sums.piece.address,
             )
-            for chunk, sums in self._multiplied
+            for chunk, of_deltas, line, sums in self._multiplied
         ]
         native.gram(queue, products)
 
@@ -284,7 +288,17 @@ class Batch:
         masks, _thresholds = self._masks(queue, asked)
         merges = [self._consensus_call(*asked, of) for asked, of in zip(self._merged, masks, strict=True)]
         self._native.consensus(queue, merges)
-        self._native.combine(queue, [self._combine_call(*asked) for asked in self._combined])
+        tables = [self._table(queue, chunk, operation) for chunk, operation, _, _ in self._combined]
+        combinations = [
+            self._combine_call(*asked, table) for asked, table in zip(self._combined, tables, strict=True)
+        ]
+        self._native.combine(queue, combinations)
+
+    def _table(self, queue: Queue, chunk: Chunk, operation: Combine) -> DeviceMemory | None:
+        """The coefficients of the lines that a chunk has elements of, on the device."""
+        if operation.lines is None or not chunk.count:
+            return None
+        return self._native.DeviceMemory(queue, contents=coefficients_of(chunk, operation).tobytes())
 
     def _consensus_call(
         self, chunk: Chunk, operation: Consensus, output: DeviceArray, counters: Piece, masks: Sequence[Mask]
@@ -318,7 +332,12 @@ class Batch:
         )
 
     def _combine_call(
-        self, chunk: Chunk, operation: Combine, output: DeviceArray, counters: Piece
+        self,
+        chunk: Chunk,
+        operation: Combine,
+        output: DeviceArray,
+        counters: Piece,
+        table: DeviceMemory | None,
     ) -> CombineCall:
         return self._native.CombineCall(
             inputs=[array.native for array in chunk.inputs],
@@ -326,7 +345,12 @@ class Batch:
             coefficients=operation.coefficients,
             divisor=operation.divisor,
             fused=operation.fused,
+            rounded=operation.rounded,
+            on_base=operation.on_base,
+            line=operation.lines.line if operation.lines else WHOLE,
+            of_lines=0 if table is None else table.address,
             working=self._structures.dtype(chunk.working),
+            start=chunk.start,
             count=chunk.count,
             non_finite=counters.address,
         )

@@ -137,16 +137,17 @@ class PendingNumber:
 
 @dataclass(frozen=True)
 class PendingSums:
-    """Sums of the blocks of a chunk that begins at element ``start``."""
+    """Sums of the blocks, of so many elements, of a chunk that begins at element ``start``."""
 
     piece: Piece
     start: int
     columns: int
+    block: int
 
     def value(self, data: bytes) -> BlockSums:
         """The sums, from the data of all results."""
         sums = array("d", data[self.piece.offset : self.piece.offset + self.piece.nbytes])
-        return BlockSums.of(self.start, self.columns, sums)
+        return BlockSums.of(self.start, self.columns, sums, self.block)
 
 
 @dataclass(frozen=True)

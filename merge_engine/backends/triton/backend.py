@@ -20,6 +20,7 @@ from merge_engine.backends.operations import (
     Consensus,
     FoundBand,
     KeyColumn,
+    Line,
     Mask,
     Rank,
     Ranked,
@@ -30,10 +31,12 @@ from merge_engine.backends.statistics import (
     NEXT_BITS,
     SUM_BLOCK,
     KeyPlaces,
+    gram_columns,
     level_bins,
     level_shift,
+    sum_block,
 )
-from merge_engine.backends.structures import check, check_combination
+from merge_engine.backends.structures import check, check_combination, check_lines, coefficients_of
 from merge_engine.backends.triton.handles import (
     FoundRow,
     KeptWithoutSlack,
@@ -50,8 +53,8 @@ from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels import bands as bands_kernels
 from merge_engine.kernels import combine as combine_kernels
 from merge_engine.kernels import consensus as consensus_kernels
+from merge_engine.kernels import gram, launching, locate, masks, norms, ranks
 from merge_engine.kernels import histogram as histogram_kernels
-from merge_engine.kernels import launching, locate, masks, norms, ranks
 from merge_engine.kernels import search as search_kernels
 from merge_engine.kernels import select as select_kernels
 
@@ -256,15 +259,20 @@ class TritonBackend(Backend):
                 )
             return _sum_rows(sums, chunk)
 
-    def gram(self, chunk: Chunk) -> SumRows:
-        """Sum inner products of all inputs (see ``Backend.gram``)."""
-        check(chunk)
-        n = len(chunk.inputs)
+    def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> SumRows:
+        """Sum inner products of all inputs or task vectors (see ``Backend.gram``)."""
+        check_lines(chunk, line)
+        columns, block = gram_columns(chunk, of_deltas, line), sum_block(line)
         with self._working():
-            sums = norms.block_sums(chunk.count, n * (n + 1) // 2, self.device)
+            if line is None:
+                sums = norms.block_sums(chunk.count, columns, self.device)
+            else:
+                blocks = -(-chunk.count // block)
+                sums = torch.zeros((blocks, columns), dtype=torch.float64, device=self.device)
             bits = [array.bits for array in chunk.inputs]
-            norms.gram(bits, _codes(*chunk.inputs), chunk.working.code, sums)
-            return _sum_rows(sums, chunk)
+            codes = _codes(*chunk.inputs)
+            gram.gram(bits, codes, chunk.working.code, of_deltas, chunk.start, line, block, sums)
+            return _sum_rows(sums, chunk, block)
 
     def consensus(self, chunk: Chunk, operation: Consensus, output: TorchArray) -> PendingRows:
         """Merge task vectors (see ``Backend.consensus``)."""
@@ -312,15 +320,25 @@ class TritonBackend(Backend):
             raise BackendError("the triton backend has no fused multiply-add in float64; choose cpu")
         with self._working():
             counts = self._new_counts(len(chunk.inputs))
+            lines = operation.lines
+            numbers = (
+                [*operation.coefficients, operation.divisor or 1.0]
+                if lines is None
+                else coefficients_of(chunk, operation)
+            )
             combine_kernels.combine(
                 [array.bits for array in chunk.inputs],
                 output.bits,
                 _codes(*chunk.inputs, output),
                 chunk.working.code,
-                self._reals([*operation.coefficients, operation.divisor or 1.0], chunk.working),
+                self._reals(numbers, chunk.working),
                 counts,
                 divides=operation.divisor is not None,
                 fused=operation.fused,
+                rounded=operation.rounded,
+                on_base=operation.on_base,
+                start=chunk.start,
+                line=None if lines is None else lines.line,
             )
             return PendingRows(Copy.of(counts), 0)
 
@@ -409,9 +427,9 @@ class TritonBackend(Backend):
         return result
 
 
-def _sum_rows(sums: torch.Tensor, chunk: Chunk) -> SumRows:
-    blocks = -(-chunk.count // SUM_BLOCK)
-    return SumRows(Copy.of(sums[:blocks]), chunk.start)
+def _sum_rows(sums: torch.Tensor, chunk: Chunk, block: int = SUM_BLOCK) -> SumRows:
+    blocks = -(-chunk.count // block)
+    return SumRows(Copy.of(sums[:blocks]), chunk.start, block)
 
 
 def _codes(*arrays: TorchArray) -> tuple[str, ...]:

@@ -75,10 +75,14 @@ class SolvedRow:
 
 @dataclass(frozen=True)
 class SumRows:
-    """Sums of the blocks of a chunk that begins at element ``start``, on their way: [blocks, columns] float64."""
+    """Sums of the blocks, of so many elements, of a chunk that begins at element ``start``, on their way.
+
+    They are [blocks, columns] float64.
+    """
 
     copy: Copy
     start: int
+    block: int
 
     def fetch(self) -> BlockSums:
         """Wait for the sums."""
@@ -86,7 +90,7 @@ class SumRows:
         sums = array("d", bytes(8 * rows.numel()))
         if sums:
             torch.frombuffer(sums, dtype=torch.float64).copy_(rows.reshape(-1))
-        return BlockSums.of(self.start, rows.shape[1], sums)
+        return BlockSums.of(self.start, rows.shape[1], sums, self.block)
 
 
 @dataclass(frozen=True)

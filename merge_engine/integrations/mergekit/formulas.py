@@ -61,7 +61,7 @@ def multislerp(
     norms = [_norm(vector) for vector in vectors]
     units = [vector / (norm + eps) for vector, norm in zip(vectors, norms, strict=True)]
     mean = _sum(weights, units)
-    if float(_norm(mean)) < eps:  # of two opposite vectors
+    if _length(mean) < eps:  # of two opposite vectors
         merged = _sum(weights, vectors)
     else:
         mean = mean / _norm(mean)
@@ -80,12 +80,12 @@ def karcher(
         return models[0]
     tol = given["tol"]
     norms = [_norm(model) for model in models]
-    units = [model / norm for model, norm in zip(models, norms, strict=True) if float(norm) > tol]
+    units = [model / norm for model, norm in zip(models, norms, strict=True) if float(norm.detach()) > tol]
     if not units:
         return _sum([0.0] * len(models), models)
     shares = [1 / len(units)] * len(units)
     mean = _sum(shares, units)
-    mean = mean / _norm(mean) if float(_norm(mean)) >= tol else units[0]
+    mean = mean / _norm(mean) if _length(mean) >= tol else units[0]
     for _ in range(given["max_iter"]):
         steps = []
         for unit in units:
@@ -94,7 +94,7 @@ def karcher(
                 angle = torch.acos(cosine)
                 steps.append(angle / torch.sin(angle) * (unit - cosine * mean))
         tangent = _sum([1 / len(units)] * len(steps), steps) if steps else torch.zeros_like(mean)
-        if float(tangent.detach().norm()) < tol:
+        if _length(tangent) < tol:
             break
         length = _norm(tangent)
         mean = torch.cos(length) * mean + torch.sin(length) * tangent / length
@@ -135,6 +135,11 @@ def _norm(vector: torch.Tensor, lines: tuple[int, ...] | None = None) -> torch.T
         return vector.abs()
     length: torch.Tensor = torch.linalg.vector_norm(vector, dim=lines, keepdim=lines is not None)
     return length
+
+
+def _length(vector: torch.Tensor) -> float:
+    """The length of a vector, to choose a branch by."""
+    return float(_norm(vector.detach()))
 
 
 def _unit(vector: torch.Tensor, lines: tuple[int, ...]) -> torch.Tensor:

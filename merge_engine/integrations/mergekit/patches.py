@@ -1,12 +1,13 @@
 """mergekit's own entry points, served by the engine.
 
-Three places of mergekit are replaced, and put back by ``uninstall``:
+Four places of mergekit are replaced, and put back by ``uninstall``:
 
 - ``mergekit.merge.run_merge``, wherever it was imported to: checkpoints are merged by the engine's own run;
 - ``MergeMethod._execute_resolved``, through which every merge of tensors goes: ``merge_tensors``,
   ``merge_state_dicts``, a method that is called, and the task graph behind mergekit's other commands. mergekit has
   checked and bound the arguments by then, so its errors stay its own;
-- the kernels of the methods that mergekit packs into batches, for those who call them directly.
+- the kernels of the methods that mergekit packs into batches, for those who call them directly;
+- ``mergekit.sparsify.sparsify``, which methods of users build on.
 
 What the engine does not do, such as methods that users registered in mergekit, is left to mergekit's code, with a
 warning.
@@ -15,7 +16,7 @@ warning.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from merge_engine.errors import BackendError, RecipeError
 from merge_engine.integrations.mergekit.gradients import NoGradientsError
 from merge_engine.integrations.mergekit.merging import merge_one
 from merge_engine.integrations.mergekit.running import run_merge
+from merge_engine.integrations.mergekit.sparsifying import can_sparsify, sparsify
 from merge_engine.integrations.mergekit.tally import Tally
 from merge_engine.methods import find_method
 
@@ -46,42 +48,28 @@ def install() -> Tally:
     if _undo:
         return _tally
     try:
-        import mergekit.merge
+        from mergekit.merge import run_merge as runs
         from mergekit.merge_methods import BatchedMergeMethod, MergeMethod, registered_methods
-    except ImportError as error:
+        from mergekit.sparsify import sparsify as sparsifies
+
+        executes = MergeMethod._execute_resolved
+    except (ImportError, AttributeError) as error:
         raise BackendError(
             f"mergekit cannot be served: {error}; install mergekit 0.1.5, or call the functions of this module"
         ) from error
     _tally = tally = Tally()
-    own = {id(method): method for method in registered_methods() if _is_of_mergekit(method)}
-    for method in own.values():
+    own = [method for method in registered_methods() if _is_of_mergekit(method)]
+    for method in own:
         if isinstance(method, BatchedMergeMethod) and _is_known(method.spec.name):
             _replace(method, "implementation", partial(_merge_batch, tally, method, method.implementation))
-    kernels = {key: getattr(method, "implementation", None) for key, method in own.items()}
+    kernels = {id(method): (method, getattr(method, "implementation", None)) for method in own}
 
     def execute(method: Any, groups: Any, parameters: Any, **options: Any) -> tuple[torch.Tensor, ...]:
-        groups = tuple(groups)
-        reason = (
-            _not_ours(method, groups, options)
-            if id(method) in own and kernels[id(method)] is getattr(method, "implementation", None)
-            else f"{method.spec.name} with a kernel of the user"
-        )
-        if reason is None:
-            try:
-                return _merge_groups(tally, method, groups, parameters, options)
-            except NoGradientsError:
-                reason = f"gradients of {method.spec.name}"
-        if reason:
-            tally.hand_over(reason)
-        return tuple(originals(method, groups, parameters, **options))
+        return _execute(tally, kernels, executes, method, tuple(groups), parameters, options)
 
-    originals = MergeMethod._execute_resolved
     _replace(MergeMethod, "_execute_resolved", execute)
-    runs = mergekit.merge.run_merge
-    serve = partial(_run_merge, tally, runs)
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "mergekit" and getattr(module, "run_merge", None) is runs:
-            _replace(module, "run_merge", serve)
+    _replace_everywhere("run_merge", runs, partial(_run_merge, tally, runs))
+    _replace_everywhere("sparsify", sparsifies, partial(_sparsify, tally, sparsifies))
     return tally
 
 
@@ -108,6 +96,37 @@ def _replace(owner: Any, name: str, value: object) -> None:
     setattr(owner, name, value)
 
 
+def _replace_everywhere(name: str, before: object, value: object) -> None:
+    """Replace a function in every module of mergekit that has it."""
+    for place, module in list(sys.modules.items()):
+        if place.partition(".")[0] == "mergekit" and getattr(module, name, None) is before:
+            _replace(module, name, value)
+
+
+def _execute(
+    tally: Tally,
+    kernels: Mapping[int, tuple[Any, Any]],
+    theirs: Callable[..., tuple[torch.Tensor, ...]],
+    method: Any,
+    groups: Sequence[Any],
+    parameters: Sequence[Any],
+    options: Mapping[str, Any],
+) -> tuple[torch.Tensor, ...]:
+    """Serve a method that was called, with arguments that mergekit has bound. ``kernels`` are those of its methods."""
+    if kernels.get(id(method)) == (method, getattr(method, "implementation", None)):
+        reason = _not_ours(method, groups, options)
+    else:
+        reason = f"{method.spec.name} with a kernel of the user"
+    if reason is None:
+        try:
+            return _merge_groups(tally, method, groups, parameters, options)
+        except NoGradientsError:
+            reason = f"gradients of {method.spec.name}"
+    if reason:
+        tally.hand_over(reason)
+    return theirs(method, groups, parameters, **options)
+
+
 def _is_of_mergekit(method: Any) -> bool:
     code = getattr(method, "implementation", None) or type(method)
     return str(code.__module__).partition(".")[0] == "mergekit"
@@ -126,15 +145,23 @@ def _not_ours(method: Any, groups: Sequence[Any], options: Any) -> str | None:
     name = method.spec.name
     if not _is_known(name):
         return f"merge_engine has no method {name}"
-    tensors = [tensor for group in groups for tensor in group.tensors]
-    asked = {dtype for dtype in (options.get("dtype"), options.get("out_dtype")) if dtype is not None}
-    for dtype in (*(tensor.dtype for tensor in tensors), *asked):
-        if dtype not in _FLOATS:
+    for dtype in (options.get("dtype"), options.get("out_dtype")):
+        if dtype is not None and dtype not in _FLOATS:
             return f"tensors of {dtype}"
-    for tensor in tensors:
-        if tensor.device.type not in _DEVICES:
-            return f"tensors on the device {tensor.device.type}"
+    for group in groups:
+        for tensor in group.tensors:
+            if reason := _unreachable(tensor):
+                return reason
     return None if all(group.entries for group in groups) else ""
+
+
+def _unreachable(tensor: torch.Tensor) -> str | None:
+    """The reason why the engine cannot merge a tensor."""
+    if tensor.dtype not in _FLOATS:
+        return f"tensors of {tensor.dtype}"
+    if tensor.device.type not in _DEVICES:
+        return f"tensors on the device {tensor.device.type}"
+    return None
 
 
 def _merge_groups(
@@ -169,8 +196,8 @@ def _merge_batch(tally: Tally, method: Any, kernel: Any, batch: Any, **given: An
     """Serve a kernel: ``batch.tensors`` has, for each input, tensors of one shape along a new first dimension."""
     name = method.spec.name
     first = batch.tensors[0]
-    if first.dtype not in _FLOATS or first.device.type not in _DEVICES:
-        tally.hand_over(f"tensors of {first.dtype} on the device {first.device.type}")
+    if reason := _unreachable(first):
+        tally.hand_over(reason)
         merged: torch.Tensor = kernel(batch, **given)
         return merged
     base = batch.base_index if find_method(name).uses_base else None
@@ -184,6 +211,27 @@ def _merge_batch(tally: Tally, method: Any, kernel: Any, batch: Any, **given: An
         }
         rows.append(_counted(tally, name, origin, tensors, values, None, None, None))
     return torch.stack(rows)
+
+
+def _sparsify(
+    tally: Tally,
+    theirs: Callable[..., torch.Tensor],
+    tensor: torch.Tensor,
+    density: float,
+    method: Any,
+    gamma: float = 0,
+    epsilon: float = 0,
+    rescale_norm: Any = None,
+) -> torch.Tensor:
+    reason = _unreachable(tensor)
+    if reason is None and not can_sparsify(method, rescale_norm):
+        reason = f"sparsify with {method} and the norm {rescale_norm}"
+    if reason is not None:
+        tally.hand_over(reason)
+        return theirs(tensor, density, method, gamma, epsilon, rescale_norm)
+    kept = sparsify(tensor, density, method, gamma, epsilon, rescale_norm)
+    tally.add(tally.tensors, "sparsify")
+    return kept
 
 
 def _counted(

@@ -1,0 +1,24 @@
+// Sums in a fixed order. A lane adds every SUM_LANES-th element of a SUM_BLOCK, or of a line's part of it. Lanes are added
+// pairwise, and the sums of blocks by whoever fetches them. See docs/arithmetic.md, step 11.
+#pragma once
+
+#include "elements.cuh"
+
+namespace merge_engine {
+
+constexpr unsigned LANES = SUM_LANES;
+
+// Adds the lanes of a SUM_BLOCK pairwise, with `threads` of them; `memory` is shared, one double a lane. All threads of a
+// block enter, each with those of its own SUM_BLOCK.
+__device__ inline double sum_lanes(double* memory, unsigned thread, unsigned threads) {
+    for (unsigned half = LANES / 2; half > 0; half /= 2) {
+        __syncthreads();
+        for (unsigned i = thread; i < half; i += threads) memory[i] += memory[i + half];
+    }
+    __syncthreads();
+    const double sum = memory[0];
+    __syncthreads();
+    return sum;
+}
+
+}  // namespace merge_engine

@@ -1,0 +1,183 @@
+"""Where each row of a vocabulary tensor of the output comes from, for each input.
+
+A row of the output is that of a token. An input that has the token gives its own row. What an input that lacks it gets
+in place of a row decides what a method does with the token (docs/vocabularies.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from merge_engine.operands import AVERAGE, MEAN, ZERO, Operand, RowMap, Rows, RowSource
+
+_NOWHERE: RowSource = (ZERO, 0)
+
+Origin = Literal["mean", "zero", "models", "mergekit"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The vocabulary of an input: the id of each row of the output there, -1 where the input has none.
+
+    ``owner`` is the owner of its operands, ``label`` names it in messages, and ``ids`` are those of its tokens.
+    """
+
+    owner: str
+    label: str
+    ids: Mapping[str, int] = field(repr=False)
+    own: Sequence[int] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """What the recipe says of the row of a token: for inputs that lack it, or with ``force`` for all.
+
+    The row is ``row`` of the input that ``owner`` names; with None for the two it is zero.
+    """
+
+    owner: str | None
+    row: int | None
+    force: bool
+
+
+@dataclass
+class RowSources:
+    """The rules for all vocabulary tensors of a merge.
+
+    ``named`` are the tokens of the output by id, of ``rows`` rows. ``given`` has what the recipe says of single tokens,
+    by id. ``base`` is the owner of the base model. ``without_source`` collects tokens that no input has, with a tensor,
+    and ``lacking`` the owners that the recipe names for a token of a tensor in which they have no such row.
+    """
+
+    entries: Mapping[str, Entry]
+    named: Mapping[int, str]
+    rows: int
+    base: str
+    origin: Origin
+    given: Mapping[int, TokenRow]
+    without_source: dict[str, str] = field(default_factory=dict)
+    lacking: dict[tuple[str, str], str] = field(default_factory=dict)
+    _known: dict[object, tuple[list[RowMap | None], int]] = field(default_factory=dict)
+
+    def align(self, name: str, operands: Sequence[Operand], has_base: bool) -> list[Operand]:
+        """The operands of a vocabulary tensor with the rows of the output, the base's first if ``has_base``.
+
+        An operand whose rows are those of the output already stays as it is.
+        """
+        key = tuple((operand.owner, operand.shape[0]) for operand in operands), has_base
+        if key not in self._known:
+            self._known[key] = self._maps(name, operands, has_base)
+        maps, new = self._known[key]
+        return [
+            operand if rows is None else _with_mean(Rows.of(_from(operands, i), rows), new)
+            for i, (operand, rows) in enumerate(zip(operands, maps, strict=True))
+        ]
+
+    def _maps(
+        self, name: str, operands: Sequence[Operand], has_base: bool
+    ) -> tuple[list[RowMap | None], int]:
+        """The map of each operand, in which its own number is 0 and the others follow, and the number of new rows.
+
+        None stands for the map of an operand that stays as it is. New rows are those at the end that no token and no
+        input has.
+        """
+        sources = self._sources(name, operands, has_base)
+        kept = self.rows
+        while kept and kept - 1 not in self.named and sources[0][kept - 1] == _NOWHERE:
+            kept -= 1
+        stepwise = self.origin == "mergekit"
+        maps = [
+            RowMap.of([_numbered(source, i) for source in of_operand[:kept]], stepwise)
+            for i, of_operand in enumerate(sources)
+        ]
+        return [
+            None if rows.is_identity and self.rows == operand.shape[0] else rows
+            for rows, operand in zip(maps, operands, strict=True)
+        ], self.rows - kept
+
+    def _sources(self, name: str, operands: Sequence[Operand], has_base: bool) -> list[list[RowSource]]:
+        """The sources of all rows of each operand, with the operands' numbers as they are given."""
+        entries = [self.entries[operand.owner] for operand in operands]
+        limits = [operand.shape[0] for operand in operands]
+        columns = [
+            [i if i < limit else -1 for i in entry.own] for entry, limit in zip(entries, limits, strict=True)
+        ]
+        owners = [entry.owner for entry in entries]
+        base = 0 if has_base else owners.index(self.base) if self.base in owners else None
+        found: list[list[RowSource]] = [[(k, row) for row in column] for k, column in enumerate(columns)]
+        for row, own in enumerate(zip(*columns, strict=True)):
+            if min(own) >= 0 and row not in self.given:
+                continue
+            origin, everywhere = self._fill(name, row, own, owners, limits, base, has_base)
+            for k, there in enumerate(own):
+                if there < 0 or everywhere:
+                    found[k][row] = origin
+        return found
+
+    def _fill(
+        self,
+        name: str,
+        row: int,
+        own: Sequence[int],
+        owners: Sequence[str],
+        limits: Sequence[int],
+        base: int | None,
+        has_base: bool,
+    ) -> tuple[RowSource, bool]:
+        """The source for inputs that lack a row, and whether it is that of all inputs."""
+        given = self.given.get(row)
+        if given is not None:
+            return self._given(name, row, given, owners, limits), given.force
+        having = [(k, there) for k, there in enumerate(own) if there >= 0]
+        if not having:
+            if row in self.named:
+                self.without_source.setdefault(self.named[row], name)
+            return _NOWHERE, False
+        if len(having) == 1 or row not in self.named:
+            return having[0], False
+        if base is not None and own[base] >= 0:
+            return (base, own[base]), False
+        if has_base and self.origin == "mean":
+            return (MEAN, 0), False
+        if has_base and self.origin == "zero":
+            return (ZERO, 0), False
+        return (AVERAGE, tuple(having)), has_base and self.origin == "models"
+
+    def _given(
+        self, name: str, row: int, given: TokenRow, owners: Sequence[str], limits: Sequence[int]
+    ) -> RowSource:
+        if given.owner is None or given.row is None:
+            return ZERO, 0
+        if given.owner in owners and given.row < limits[owners.index(given.owner)]:
+            return owners.index(given.owner), given.row
+        self.lacking.setdefault((given.owner, self.named[row]), name)
+        return ZERO, 0
+
+
+def _with_mean(operand: Rows, new: int) -> Rows:
+    """The operand with new rows at the end that are the mean of its rows."""
+    if not new:
+        return operand
+    rows = operand.map.rows
+    return Rows.of([operand], RowMap.of_runs(rows + new, [(0, 0, 0), (rows, MEAN, 0)]))
+
+
+def _from(operands: Sequence[Operand], i: int) -> list[Operand]:
+    """The operands with number ``i`` first."""
+    return [operands[i], *operands[:i], *operands[i + 1 :]]
+
+
+def _numbered(source: RowSource, i: int) -> RowSource:
+    """A source with the numbers that operands have when number ``i`` comes first."""
+
+    def number(k: int) -> int:
+        return 0 if k == i else k + 1 if k < i else k
+
+    kind, start = source
+    if isinstance(start, tuple):
+        return kind, tuple((number(k), row) for k, row in start)
+    if kind == MEAN:
+        return kind, number(start)
+    return (number(kind), start) if kind >= 0 else source
