@@ -98,7 +98,9 @@ inline void bind_operations(py::module_& m) {
     py::enum_<Election>(m, "Election", local)
         .value("none", Election::None)
         .value("sum", Election::Sum)
-        .value("count", Election::Count);
+        .value("count", Election::Count)
+        .value("deltas", Election::Deltas)
+        .value("overlap", Election::Overlap);
     // Python's Line will do wherever one is asked for.
     py::class_<Line>(m, "Line", local).def(py::init([](const std::tuple<uint64_t, uint64_t>& line) {
         return Line{std::get<0>(line), std::get<1>(line)};

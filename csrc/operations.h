@@ -61,7 +61,16 @@ struct Entry {
     double retain_slack = 0;  // a lost entry stays when |vote| < retain_slack * sum of magnitudes; at 1 always
 };
 
-enum class Election : int { None, Sum, Count };
+enum class Election : int {
+    None,
+    Sum,
+    Count,
+    Deltas,   // votes are not weighted
+    Overlap,  // no vote: a weight counts where one model alone keeps an element, else how many do
+};
+
+// Whether weights come into play only after the votes were counted.
+ME_INLINE bool weighs_last(Election election) { return election == Election::Deltas || election == Election::Overlap; }
 
 struct Consensus {
     Array base, output;
@@ -72,6 +81,7 @@ struct Consensus {
     bool storage_rounding = false;  // round every intermediate to the working dtype, as mergekit does
     double lambda = 1;
     double divisor = 1;  // of methods without an election, when they normalize
+    bool wide = false;   // with storage_rounding: weights, sums and the result are not rounded
 };
 
 // Counts of one model in a consensus.
@@ -113,6 +123,27 @@ struct LowRank {
     uint64_t rank, width, first, count, row_count;
     bool transposed;
     double scale;
+};
+
+// The base goes the way to the model as far as their distance allows.
+constexpr double NEAREST = 1e-6;  // no distance counts as smaller
+struct Nearswap {
+    Array base, model, output;
+    DType working;
+    double threshold;
+    bool storage_rounding;
+};
+
+// A number >= 0 of each position. Its key is its bits in the dtype of the arithmetic.
+enum class ScoreKind : int {
+    Variance,    // of the task vectors
+    Divergence,  // |d| of the only model times the divergence of its line
+};
+struct Score {
+    ScoreKind kind;
+    bool storage_rounding;              // Variance: task vectors and variance are rounded to the working dtype
+    uint64_t length;                    // Divergence: elements of a line
+    const double* divergences;          // Divergence: one for each line of the chunk
 };
 
 // Sums are taken over blocks of this many elements, each as LANES interleaved running sums that are

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from merge_engine.kernels.counting import FIELDS, KEPT, SAVED, add_tallies, count_non_finite, tally
 from merge_engine.kernels.launching import COLUMNS, constants, over_tiles
-from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, ROW, keeps
+from merge_engine.kernels.masks import NOTED, RANKED, RANKED_INVERSE, ROW, keeps
 from merge_engine.kernels.numbers import (
     divided,
     load_bits,
@@ -74,6 +74,7 @@ def consensus_kernel(
     ELECTION: tl.constexpr,
     NORMALIZE: tl.constexpr,
     STORAGE_ROUNDING: tl.constexpr,
+    WIDE: tl.constexpr,
     VOTE_SLACK: tl.constexpr,
     RETAIN_SLACK: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -85,6 +86,8 @@ def consensus_kernel(
     """Some tiles of a chunk. ``counts`` has rows for the base, the models and the output."""
     REAL: tl.constexpr = tl.float64 if WORKING == "F64" else tl.float32
     COUNTS_SAVED: tl.constexpr = VOTE_SLACK or RETAIN_SLACK
+    WEIGHS_LAST: tl.constexpr = (ELECTION == "deltas") | (ELECTION == "overlap")
+    SUMS_ROUNDED: tl.constexpr = STORAGE_ROUNDING and not WIDE
     tile = first_tile + tl.program_id(0) * steps
     columns = tl.arange(0, COLUMNS)[None, :]
     rows = (tl.arange(0, ROWS) * COLUMNS)[:, None]
@@ -113,7 +116,7 @@ def consensus_kernel(
             delta = rounded(value_of(bits[i], CODES[i + 1], WORKING) - b, WORKING, STORAGE_ROUNDING)
             stained += stains(delta)
             below = places.to(tl.uint32)  # stands in for thresholds where a mask has none
-            if (KINDS[i] == RANKED) | (KINDS[i] == RANKED_INVERSE):
+            if (KINDS[i] == RANKED) | (KINDS[i] == RANKED_INVERSE) | (KINDS[i] == NOTED):
                 below = load_bits(thresholds[i] + first, places, inside, MASKED)
             kept = keeps(masks + i * ROW, below, magnitude(delta), index, columns, KINDS[i], ALIGNED)
             if KINDS[i] == RANKED_INVERSE:
@@ -122,8 +125,11 @@ def consensus_kernel(
             else:
                 rescale = rounded(tl.load(numbers + i * NUMBERS), WORKING, STORAGE_ROUNDING)
                 delta = rounded(delta * rescale, WORKING, STORAGE_ROUNDING)
-            weight = rounded(tl.load(numbers + i * NUMBERS + 1), WORKING, STORAGE_ROUNDING)
-            value = tl.where(kept, rounded(delta * weight, WORKING, STORAGE_ROUNDING), 0.0)
+            weight = rounded(tl.load(numbers + i * NUMBERS + 1), WORKING, SUMS_ROUNDED)
+            if WEIGHS_LAST:
+                value = tl.where(kept, delta, 0.0)
+            else:
+                value = tl.where(kept, rounded(delta * weight, WORKING, STORAGE_ROUNDING), 0.0)
             values = values + (value,)
             counted = counted + (kept_and_lost[i] + tally(kept & (delta != 0)),)
 
@@ -136,6 +142,18 @@ def consensus_kernel(
             kept_and_lost = counted
             divisor += tl.load(others + DIVISOR)
             inverse = reciprocal(tl.load(others + DIVISOR))
+        elif ELECTION == "overlap":
+            keeping = zeros
+            for i in tl.static_range(N):
+                keeping += (values[i] != 0).to(REAL)
+            keeping = tl.maximum(keeping, 1.0)
+            shares = reciprocal(keeping)
+            for i in tl.static_range(N):
+                weight = rounded(tl.load(numbers + i * NUMBERS + 1), WORKING, SUMS_ROUNDED)
+                alone = rounded(values[i] * weight, WORKING, SUMS_ROUNDED)
+                shared = rounded(divided(values[i], keeping, shares), WORKING, STORAGE_ROUNDING)
+                mean += tl.where(values[i] != 0, tl.where(keeping > 1, shared, alone), 0.0)
+            kept_and_lost = counted
         else:
             plain = zeros
             slackened = zeros
@@ -159,7 +177,7 @@ def consensus_kernel(
             if COUNTS_SAVED:
                 now_saved = ()
             for i in tl.static_range(N):
-                if ELECTION == "sum" and not RETAIN_SLACK:
+                if ELECTION != "count" and not RETAIN_SLACK:
                     # NaN agrees: it makes the sum NaN, whose sign counts as -, and is not positive itself.
                     agrees = values[i] * sign
                     retained = (agrees <= 0) == 0
@@ -172,7 +190,12 @@ def consensus_kernel(
                         narrow_margin = (tl.abs(elected) < slack * spread) | (slack >= 1)
                         retained = retained | (voted & narrow_margin)
                     lost = voted & (retained == 0)
-                mean += tl.where(retained, values[i], 0.0)
+                if WEIGHS_LAST:
+                    weight = rounded(tl.load(numbers + i * NUMBERS + 1), WORKING, STORAGE_ROUNDING)
+                    weighted = rounded(values[i] * weight, WORKING, STORAGE_ROUNDING)
+                    mean += tl.where(retained, weighted, 0.0)
+                else:
+                    mean += tl.where(retained, values[i], 0.0)
                 if TABLE:
                     subset += tl.where(retained, 1 << i, 0)
                 else:
@@ -190,11 +213,11 @@ def consensus_kernel(
                 inverse = reciprocal(divisor)
         saved = now_saved
 
-        mean = rounded(mean, WORKING, STORAGE_ROUNDING)
-        if NORMALIZE:
-            mean = rounded(divided(mean, divisor, inverse), WORKING, STORAGE_ROUNDING)
-        mean = rounded(mean * tl.load(others + SCALE), WORKING, STORAGE_ROUNDING)
-        merged = rounded(b + mean, WORKING, STORAGE_ROUNDING)
+        mean = rounded(mean, WORKING, SUMS_ROUNDED)
+        if NORMALIZE and ELECTION != "overlap":
+            mean = rounded(divided(mean, divisor, inverse), WORKING, SUMS_ROUNDED)
+        mean = rounded(mean * tl.load(others + SCALE), WORKING, SUMS_ROUNDED)
+        merged = rounded(b + mean, WORKING, SUMS_ROUNDED)
         stained += stains(store(output + first, places, inside, merged, OUT, MASKED).to(REAL))
         step += 1
 
@@ -250,6 +273,7 @@ def consensus(
     election: str,
     normalize: bool,
     storage_rounding: bool,
+    wide: bool,
     vote_slack: bool,
     retain_slack: bool,
 ) -> None:
@@ -280,6 +304,7 @@ def consensus(
         ELECTION=election,
         NORMALIZE=normalize,
         STORAGE_ROUNDING=storage_rounding,
+        WIDE=wide,
         VOTE_SLACK=vote_slack,
         RETAIN_SLACK=retain_slack,
         ALIGNED=start % COLUMNS.value == 0,

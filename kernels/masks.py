@@ -24,6 +24,7 @@ DRAW = tl.constexpr(5)  # its draws are the row's low positions
 RANKED = tl.constexpr(6)
 RANKED_INVERSE = tl.constexpr(7)  # kept elements are divided by their probability
 NOTHING = tl.constexpr(8)
+NOTED = tl.constexpr(9)  # kept where the number in place of a threshold is not 0
 
 # A band keeps magnitudes from LOW to HIGH_END, of those below LOW_END and from HIGH on only some positions.
 LOW = tl.constexpr(0)
@@ -123,7 +124,7 @@ def keeps(
     ``columns`` the elements' places (see draws.py). ``thresholds`` are those of the elements, for ``RANKED``.
     """
     BY_INDEX: tl.constexpr = (KIND == BAND_BY_INDEX) | (KIND == BAND_WITH_TOP_BY_INDEX)
-    BY_DRAW: tl.constexpr = (BY_INDEX | (KIND == DENSE) | (KIND == NOTHING)) == 0
+    BY_DRAW: tl.constexpr = (BY_INDEX | (KIND == DENSE) | (KIND == NOTHING) | (KIND == NOTED)) == 0
     tops = columns.to(tl.uint32)  # stands in for draws where there are none
     if BY_DRAW:
         tops = top_bytes(tl.load(row + RANDOM_KEY), index, columns, ALIGNED)
@@ -132,6 +133,8 @@ def keeps(
         kept = every
     elif KIND == NOTHING:
         kept = every == 0
+    elif KIND == NOTED:
+        kept = thresholds != 0
     elif KIND == DRAW:
         kept = stays(row, LOW_FIRST, every, tops, index, columns, BY_DRAW, ALIGNED)
     elif (KIND == RANKED) | (KIND == RANKED_INVERSE):

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from merge_engine.kernels.launching import COLUMNS, ONE_WARP, over_blocks
-from merge_engine.kernels.masks import RANKED, RANKED_INVERSE, keeps
+from merge_engine.kernels.masks import NOTED, RANKED, RANKED_INVERSE, keeps
 from merge_engine.kernels.numbers import load, load_bits, magnitude, rounded_to
 
 LANES = tl.constexpr(64)
@@ -62,11 +62,12 @@ def l1_kernel(
     WORKING: tl.constexpr,
     KIND: tl.constexpr,
     STORAGE_ROUNDING: tl.constexpr,
+    SQUARED: tl.constexpr,
     ALIGNED: tl.constexpr,
     ABREAST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The norms of one task vector over some blocks, whole and masked. A line of a block is eight rows."""
+    """The norms, or sums of squares, of one task vector over some blocks, whole and masked. A line of a block is eight rows."""
     block = (first_block + tl.program_id(0)).to(tl.int64) * ABREAST
     first = block * SUM_BLOCK
     row = tl.arange(0, ABREAST * 8)
@@ -86,13 +87,18 @@ def l1_kernel(
         if STORAGE_ROUNDING:
             delta = rounded_to(delta, WORKING)
         below = places.to(tl.uint32)
-        if (KIND == RANKED) | (KIND == RANKED_INVERSE):
+        if (KIND == RANKED) | (KIND == RANKED_INVERSE) | (KIND == NOTED):
             below = load_bits(thresholds + here, places, inside, MASKED)
         index = start + here + rows
         kept = keeps(mask, below, magnitude(delta), index, columns, KIND, ALIGNED)
-        size = tl.abs(delta)
-        whole += size.to(tl.float64)
-        masked += tl.where(kept, size, 0.0).to(tl.float64)
+        if SQUARED and STORAGE_ROUNDING:
+            size = rounded_to(delta * delta, WORKING).to(tl.float64)
+        elif SQUARED:
+            size = delta.to(tl.float64) * delta.to(tl.float64)
+        else:
+            size = tl.abs(delta).to(tl.float64)
+        whole += size
+        masked += tl.where(kept, size, 0.0)
         line += 1
     of_block = sums + (block + tl.arange(0, ABREAST)) * width
     tl.store(of_block, added_pairwise(lanes_of(whole)))
@@ -115,9 +121,12 @@ def l1_norms(
     mask: torch.Tensor,
     thresholds: torch.Tensor,
     storage_rounding: bool,
+    squared: bool,
     sums: torch.Tensor,
 ) -> None:
     """The L1 norms of a task vector, whole and masked, into the first two columns of ``sums`` (see ``block_sums``).
+
+    With ``squared`` they are sums of squares.
 
     Inputs are unsigned bits, their types in ``codes`` (base, model). ``mask``: [ROW] int64, of a kind in masks.py;
     ``thresholds``: see ``consensus``.
@@ -138,6 +147,7 @@ def l1_norms(
         WORKING=working,
         KIND=kind,
         STORAGE_ROUNDING=storage_rounding,
+        SQUARED=squared,
         ALIGNED=start % COLUMNS.value == 0,
         ABREAST=MOST_ABREAST,
         options=ONE_WARP,

@@ -69,9 +69,48 @@ class NormCall:
         masks: Sequence[Mask],
         working: DType,
         storage_rounding: bool,
+        squared: bool,
         start: int,
         count: int,
         sums: int,
+    ) -> None: ...
+
+class OverlapCall:
+    def __init__(
+        self,
+        base: Array,
+        models: Sequence[Array],
+        masks: Sequence[Mask],
+        working: DType,
+        start: int,
+        count: int,
+        counts: int,
+    ) -> None: ...
+
+class ScoreCall:
+    @staticmethod
+    def variance(
+        inputs: Sequence[Array], storage_rounding: bool, working: DType, count: int, scores: int
+    ) -> ScoreCall: ...
+    @staticmethod
+    def divergence(
+        inputs: Sequence[Array], length: int, working: DType, count: int, scores: int
+    ) -> ScoreCall: ...
+
+class NoteCall:
+    def __init__(self, scores: Array, mask: Mask, start: int, count: int, notes: int) -> None: ...
+
+class NearswapCall:
+    def __init__(
+        self,
+        base: Array,
+        model: Array,
+        output: Array,
+        threshold: float,
+        storage_rounding: bool,
+        working: DType,
+        count: int,
+        non_finite: int,
     ) -> None: ...
 
 class GramCall:
@@ -122,6 +161,7 @@ class ConsensusCall:
         storage_rounding: bool,
         scale: float,
         divisor: float,
+        wide: bool,
         start: int,
         count: int,
         counts: int,
@@ -177,6 +217,14 @@ class Native(NativeTypes, Protocol):
     @property
     def NormCall(self) -> type[own.NormCall]: ...
     @property
+    def OverlapCall(self) -> type[own.OverlapCall]: ...
+    @property
+    def ScoreCall(self) -> type[own.ScoreCall]: ...
+    @property
+    def NoteCall(self) -> type[own.NoteCall]: ...
+    @property
+    def NearswapCall(self) -> type[own.NearswapCall]: ...
+    @property
     def GramCall(self) -> type[own.GramCall]: ...
     @property
     def RankCall(self) -> type[own.RankCall]: ...
@@ -218,6 +266,10 @@ class Native(NativeTypes, Protocol):
     def rank_thresholds(self, queue: own.Queue, calls: Sequence[own.RankCall]) -> None: ...
     def consensus(self, queue: own.Queue, calls: Sequence[own.ConsensusCall]) -> None: ...
     def combine(self, queue: own.Queue, calls: Sequence[own.CombineCall]) -> None: ...
+    def overlaps(self, queue: own.Queue, calls: Sequence[own.OverlapCall]) -> None: ...
+    def scores(self, queue: own.Queue, calls: Sequence[own.ScoreCall]) -> None: ...
+    def note_scores(self, queue: own.Queue, calls: Sequence[own.NoteCall]) -> None: ...
+    def nearswap(self, queue: own.Queue, calls: Sequence[own.NearswapCall]) -> None: ...
     def locate(
         self,
         queue: own.Queue,

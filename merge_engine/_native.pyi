@@ -31,6 +31,12 @@ class Found:
     @property
     def equal(self) -> int: ...
 
+class Score:
+    @staticmethod
+    def variance(storage_rounding: bool) -> Score: ...
+    @staticmethod
+    def divergence(length: int, divergences: int) -> Score: ...
+
 class Kernels:
     def __init__(self, instruction_set: str, threads: int) -> None: ...
     def count_keys(
@@ -65,6 +71,56 @@ class Kernels:
         count: int,
         sums: array[float],
     ) -> None: ...
+    def squares(
+        self,
+        inputs: Sequence[HostArray],
+        masks: Sequence[Mask],
+        notes: Sequence[int],
+        working: DType,
+        storage_rounding: bool,
+        start: int,
+        count: int,
+        sums: array[float],
+    ) -> None: ...
+    def overlaps(
+        self, inputs: Sequence[HostArray], masks: Sequence[Mask], working: DType, start: int, count: int
+    ) -> list[tuple[int, int]]: ...
+    def divergences(
+        self, inputs: Sequence[HostArray], working: DType, length: int, count: int, found: array[float]
+    ) -> None: ...
+    def count_scores(
+        self,
+        inputs: Sequence[HostArray],
+        score: Score,
+        columns: Sequence[tuple[int, int]],
+        working: DType,
+        level: int,
+        count: int,
+        slots: int,
+        counts: array[int],
+    ) -> None: ...
+    def locate_score(
+        self, inputs: Sequence[HostArray], score: Score, working: DType, key: int, nth: int, count: int
+    ) -> tuple[int, int]: ...
+    def note_scores(
+        self,
+        inputs: Sequence[HostArray],
+        score: Score,
+        mask: Mask,
+        working: DType,
+        start: int,
+        count: int,
+        notes: int,
+    ) -> None: ...
+    def nearswap(
+        self,
+        inputs: Sequence[HostArray],
+        output: HostArray,
+        threshold: float,
+        storage_rounding: bool,
+        working: DType,
+        count: int,
+    ) -> list[int]: ...
     def gram(
         self,
         inputs: Sequence[HostArray],
@@ -111,6 +167,7 @@ class Kernels:
         storage_rounding: bool,
         scale: float,
         divisor: float,
+        wide: bool,
         start: int,
         count: int,
     ) -> tuple[list[tuple[int, int, int]], list[int]]: ...

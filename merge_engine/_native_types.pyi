@@ -15,6 +15,8 @@ class Election:
     none: ClassVar[Election]
     sum: ClassVar[Election]
     count: ClassVar[Election]
+    deltas: ClassVar[Election]
+    overlap: ClassVar[Election]
 
 class Line:
     def __init__(self, line: tuple[int, int]) -> None: ...

@@ -41,11 +41,22 @@ merge_method: ties
 base_model: models/base
 models:
   - model: models/maths
-    parameters: {normalize: true}
+    parameters: {weight: true}
   - model: models/code
 parameters:
   weight: heavy
   densty: 0.2
+"""
+DOCUMENTS = """\
+name: both
+merge_method: linear
+models: [{model: models/maths}, {model: models/code}]
+parameters: {weight: 0.5}
+---
+merge_method: ties
+base_model: models/base
+models: [{model: both}, {model: models/code, revision: main}]
+parameters: {weight: 0.5, density: 0.2, t: 0.5}
 """
 SUBSTITUTIONS = [
     (r" +$", ""),
@@ -83,7 +94,29 @@ CASES = {
     "help-bench": Case("bench --help", columns=80),
     "help-narrow": Case("report --help", columns=40),
     "help-ascii": Case("report --help", columns=80, encoding="ascii"),
+    "help-mergekit-yaml": Case("mergekit-yaml --help", columns=100),
+    "help-mergekit-multi": Case("mergekit-multi --help", columns=100),
+    "help-mergekit-pytorch": Case("mergekit-pytorch --help", columns=100),
     "version": Case("--version"),
+    "plan-documents": Case("plan recipe.yaml merged", recipe=DOCUMENTS),
+    "plan-documents-with-problems": Case(
+        "plan recipe.yaml", recipe=DOCUMENTS.replace("maths", "math").replace("ties", "tise")
+    ),
+    "plan-circle": Case("plan recipe.yaml", recipe=DOCUMENTS.replace("models/maths", "both")),
+    "mergekit-yaml": Case(
+        "mergekit-yaml recipe.yaml merged --device cpu --copy-tokenizer --lazy-unpickle --allow-crimes "
+        "--out-shard-size 1B --low-cpu-memory --trust-remote-code --random-seed 7 --read-to-gpu --multi-gpu "
+        "--num-threads 1"
+    ),
+    "mergekit-yaml-quiet": Case(
+        "mergekit-yaml recipe.yaml merged --quiet --no-write-model-card --device cpu",
+        recipe=DOCUMENTS.replace("weight: 0.5, d", "lamda: 1, weight: 0.5, d"),
+    ),
+    "mergekit-multi": Case(
+        "mergekit-multi recipe.yaml -I parts --out-path merged --device cpu -v", recipe=DOCUMENTS
+    ),
+    "mergekit-multi-without-out-path": Case("mergekit-multi recipe.yaml -I parts", recipe=DOCUMENTS),
+    "mergekit-yaml-pickles": Case("mergekit-yaml recipe.yaml merged --no-safe-serialization"),
     "doctor": Case("doctor", columns=200),
     "plan": Case("plan recipe.yaml merged"),
     "plan-narrow": Case("plan recipe.yaml merged", columns=40),

@@ -81,10 +81,9 @@ def test_an_output_is_as_it_was_merged(
     found = me.verify(out, inputs=True, on_start=total.append, progress=parts.append)
     assert found.complete and found.lines == [] and found.summary.startswith("complete: ")
     assert [sum(parts)] == total == [sum(2 * torch.Size(shape).numel() for shape in SHAPES.values())]
-    assert (found.tensors, found.shards, found.files) == (5, len(shards(out)), 2)
-    assert found.nbytes == sum(
-        file.stat().st_size for file in [*shards(out), out / "config.json", out / "README.md"]
-    )
+    assert (found.tensors, found.shards, found.files) == (5, len(shards(out)), 3)
+    side_files = [out / name for name in ("config.json", "README.md", "mergekit_config.yml")]
+    assert found.nbytes == sum(file.stat().st_size for file in [*shards(out), *side_files])
 
 
 def test_any_changed_byte_is_found(inputs: list[Path], tmp_path: Path) -> None:

@@ -149,15 +149,84 @@ class Kernels {
     void l1_norms(const Inputs& inputs, const std::vector<Mask>& masks, const std::vector<uintptr_t>& notes,
                   DType working, bool storage_rounding, uint64_t start, uint64_t count,
                   const py::buffer& sums) const {
+        sum(table_->l1_norms, inputs, masks, notes, working, storage_rounding, start, count, sums);
+    }
+    void squares(const Inputs& inputs, const std::vector<Mask>& masks, const std::vector<uintptr_t>& notes,
+                 DType working, bool storage_rounding, uint64_t start, uint64_t count,
+                 const py::buffer& sums) const {
+        sum(table_->squares, inputs, masks, notes, working, storage_rounding, start, count, sums);
+    }
+
+    // What each model's mask keeps alone, and what others keep too.
+    std::vector<std::pair<uint64_t, uint64_t>> overlaps(const Inputs& inputs, const std::vector<Mask>& masks,
+                                                        DType working, uint64_t start, uint64_t count) const {
         const std::vector<Array> arrays = checked(inputs, count), models = models_of(arrays);
         demand_as_many(masks, models.size(), "masks");
-        demand_as_many(notes, models.size(), "notes");
-        double* written = numbers<double>(sums, sum_blocks_of(count) * 2 * models.size());
-        std::vector<uint64_t*> noted;
-        for (const uintptr_t address : notes) noted.push_back(pointer<uint64_t>(address));
+        std::vector<uint64_t> counts(2 * models.size());
+        {
+            const Released released(count);
+            table_->overlaps(arrays[0], models, masks, working, start, count, threads_, counts.data());
+        }
+        std::vector<std::pair<uint64_t, uint64_t>> of_models;
+        for (size_t i = 0; i < models.size(); ++i) of_models.emplace_back(counts[2 * i], counts[2 * i + 1]);
+        return of_models;
+    }
+
+    // `found` has a number for each line of `length` elements.
+    void divergences(const Inputs& inputs, DType working, uint64_t length, uint64_t count,
+                     const py::buffer& found) const {
+        const std::vector<Array> arrays = checked(inputs, count);
+        if (length == 0 || count % length) throw std::invalid_argument("a chunk holds whole lines");
+        double* written = numbers<double>(found, count / length);
+        const Array& model = model_of(arrays, 0);
         const Released released(count);
-        table_->l1_norms(arrays[0], models, masks, noted, working, storage_rounding, start, count, threads_,
-                         written);
+        table_->divergences(arrays[0], model, working, length, count, threads_, written);
+    }
+
+    // `columns` are (prefix, slot), `counts` is [slots, bins]. `working` is the inputs', not that of the keys.
+    void count_scores(const Inputs& inputs, const Score& score,
+                      const std::vector<std::pair<uint64_t, uint64_t>>& columns, DType working, int level,
+                      uint64_t count, uint64_t slots, const py::buffer& counts) const {
+        const std::vector<Array> arrays = checked(inputs, count);
+        const int bits = level_bits(level);
+        uint64_t* tables = numbers<uint64_t>(counts, slots << bits);
+        std::vector<ScoreColumn> where;
+        for (const auto& [prefix, slot] : columns) {
+            if (slot >= slots) throw std::out_of_range("there is no such slot");
+            where.push_back({prefix, tables + (slot << bits)});
+        }
+        const DType real = working == DType::F64 ? DType::F64 : DType::F32;
+        const Released released(count);
+        table_->count_scores(arrays, score, where, working, level_shift(real, level), count, threads_);
+    }
+
+    std::pair<uint64_t, int64_t> locate_score(const Inputs& inputs, const Score& score, DType working,
+                                              uint64_t key, uint64_t nth, uint64_t count) const {
+        const std::vector<Array> arrays = checked(inputs, count);
+        const Released released(count);
+        int64_t offset = -1;
+        const uint64_t found =
+            table_->locate_score(arrays, score, working, key, nth, count, threads_, &offset);
+        return {found, offset};
+    }
+
+    void note_scores(const Inputs& inputs, const Score& score, const Mask& mask, DType working,
+                     uint64_t start, uint64_t count, uintptr_t notes) const {
+        const std::vector<Array> arrays = checked(inputs, count);
+        const Released released(count);
+        table_->note_scores(arrays, score, mask, working, start, count, threads_, pointer<uint64_t>(notes));
+    }
+
+    // Returns how many values are not finite in the base, the model, and the output.
+    std::vector<uint64_t> nearswap(const Inputs& inputs, const HostArray& output, double threshold,
+                                   bool storage_rounding, DType working, uint64_t count) const {
+        const std::vector<Array> arrays = checked(inputs, count);
+        const Nearswap op{arrays[0], model_of(arrays, 0), checked(output, count),
+                          working,   threshold,           storage_rounding};
+        const Released released(count);
+        std::vector<uint64_t> non_finite(3);
+        table_->nearswap(op, count, threads_, non_finite.data());
+        return non_finite;
     }
 
     // `sums` is [blocks, lines of a block, pairs].
@@ -200,12 +269,12 @@ class Kernels {
         const Inputs& inputs, const HostArray& output, const std::vector<Mask>& masks,
         const std::vector<std::tuple<double, double, double, double>>& entries, DType working,
         Election election, bool normalize, bool storage_rounding, double scale, double divisor,
-        uint64_t start, uint64_t count) const {
+        bool wide, uint64_t start, uint64_t count) const {
         const std::vector<Array> arrays = checked(inputs, count);
         demand_as_many(masks, arrays.size() - 1, "masks");
         demand_as_many(entries, arrays.size() - 1, "entries");
         Consensus op{arrays[0], checked(output, count), working, {},     election,
-                     normalize, storage_rounding,       scale,   divisor};
+                     normalize, storage_rounding,       scale,   divisor, wide};
         for (size_t i = 0; i < entries.size(); ++i) {
             const auto& [weight, rescale, vote_slack, retain_slack] = entries[i];
             op.entries.push_back({arrays[1 + i], masks[i], rescale, weight, vote_slack, retain_slack});
@@ -262,6 +331,19 @@ class Kernels {
     }
 
   private:
+    void sum(decltype(Primitives::l1_norms) primitive, const Inputs& inputs, const std::vector<Mask>& masks,
+             const std::vector<uintptr_t>& notes, DType working, bool storage_rounding, uint64_t start,
+             uint64_t count, const py::buffer& sums) const {
+        const std::vector<Array> arrays = checked(inputs, count), models = models_of(arrays);
+        demand_as_many(masks, models.size(), "masks");
+        demand_as_many(notes, models.size(), "notes");
+        double* written = numbers<double>(sums, sum_blocks_of(count) * 2 * models.size());
+        std::vector<uint64_t*> noted;
+        for (const uintptr_t address : notes) noted.push_back(pointer<uint64_t>(address));
+        const Released released(count);
+        primitive(arrays[0], models, masks, noted, working, storage_rounding, start, count, threads_, written);
+    }
+
     const Primitives* table_;
     int threads_;
 };
@@ -281,6 +363,18 @@ inline void bind_kernels(py::module_& m) {
              }),
              py::arg("address"), count, py::arg("dtype"), py::arg("owner"))
         .def_readonly("count", &HostArray::count);
+    // Addresses are those of host memory.
+    py::class_<Score>(m, "Score", local)
+        .def_static(
+            "variance",
+            [](bool storage_rounding) { return Score{ScoreKind::Variance, storage_rounding, 0, nullptr}; },
+            py::arg("storage_rounding"))
+        .def_static(
+            "divergence",
+            [](uint64_t length, uintptr_t divergences) {
+                return Score{ScoreKind::Divergence, false, length, pointer<const double>(divergences)};
+            },
+            py::arg("length"), py::arg("divergences"));
     py::class_<Kernels>(m, "Kernels", local)
         .def(py::init<const std::string&, int>(), py::arg("instruction_set"), py::arg("threads"))
         .def("count_keys", &Kernels::count_keys, inputs, py::arg("columns"), working, py::arg("level"), count,
@@ -290,6 +384,19 @@ inline void bind_kernels(py::module_& m) {
              count)
         .def("l1_norms", &Kernels::l1_norms, inputs, py::arg("masks"), py::arg("notes"), working,
              py::arg("storage_rounding"), start, count, py::arg("sums"))
+        .def("squares", &Kernels::squares, inputs, py::arg("masks"), py::arg("notes"), working,
+             py::arg("storage_rounding"), start, count, py::arg("sums"))
+        .def("overlaps", &Kernels::overlaps, inputs, py::arg("masks"), working, start, count)
+        .def("divergences", &Kernels::divergences, inputs, working, py::arg("length"), count,
+             py::arg("found"))
+        .def("count_scores", &Kernels::count_scores, inputs, py::arg("score"), py::arg("columns"), working,
+             py::arg("level"), count, py::arg("slots"), py::arg("counts"))
+        .def("locate_score", &Kernels::locate_score, inputs, py::arg("score"), working, py::arg("key"),
+             py::arg("nth"), count)
+        .def("note_scores", &Kernels::note_scores, inputs, py::arg("score"), py::arg("mask"), working, start,
+             count, py::arg("notes"))
+        .def("nearswap", &Kernels::nearswap, inputs, py::arg("output"), py::arg("threshold"),
+             py::arg("storage_rounding"), working, count)
         .def("gram", &Kernels::gram, inputs, working, py::arg("of_deltas"), py::arg("line"), start, count,
              py::arg("sums"))
         .def("rank_thresholds", &Kernels::rank_thresholds, inputs, py::arg("model"), working, py::arg("line"),
@@ -298,7 +405,7 @@ inline void bind_kernels(py::module_& m) {
              py::arg("density"), py::arg("epsilon"), py::arg("random_key"), start, count, py::arg("notes"))
         .def("consensus", &Kernels::consensus, inputs, py::arg("output"), py::arg("masks"),
              py::arg("entries"), working, py::arg("election"), py::arg("normalize"),
-             py::arg("storage_rounding"), py::arg("scale"), py::arg("divisor"), start, count)
+             py::arg("storage_rounding"), py::arg("scale"), py::arg("divisor"), py::arg("wide"), start, count)
         .def("combine", &Kernels::combine, inputs, py::arg("output"), py::arg("coefficients"),
              py::arg("divisor"), py::arg("fused"), py::arg("rounded"), py::arg("on_base"), py::arg("line"),
              py::arg("of_lines"), working, start, count)

@@ -19,8 +19,11 @@ template <DType Working>
 class ConsensusFast {
   public:
     static bool serves(const Consensus& op) {
-        const auto slack = [](const Entry& entry) { return entry.vote_slack != 0 || entry.retain_slack != 0; };
-        return op.election != Election::Count && !op.storage_rounding && op.output.dtype == Working &&
+        const bool last = weighs_last(op.election);
+        const auto slack = [&](const Entry& entry) {
+            return entry.vote_slack != 0 || entry.retain_slack != 0 || (last && scales(entry));
+        };
+        return !(last && op.lambda != 1) && op.election != Election::Count && !op.storage_rounding && op.output.dtype == Working &&
                !op.entries.empty() && op.entries.size() <= MANY &&
                std::none_of(op.entries.begin(), op.entries.end(), slack);
     }
@@ -31,7 +34,7 @@ class ConsensusFast {
             const float rescale = static_cast<float>(entry.rescale), weight = static_cast<float>(entry.weight);
             const uint32_t smallest = first_that(MaskKernel<Working>::SIGN, [&](uint32_t magnitude) {
                 const float scaled = bits_of<float>(magnitude) * rescale;
-                return scaled != 0 && (scaled * weight != 0 || weight == 0);
+                return scaled != 0 && (scaled * weight != 0 || weight == 0 || weighs_last(op.election));
             });
             smallest_nonzero_vote_.push_back(smallest > masks_.back().smallest_kept() ? smallest : 0);
         }
@@ -88,24 +91,27 @@ class ConsensusFast {
             default: return merge_for<MANY>(op);
         }
     }
+    static bool scales(const Entry& entry) { return entry.rescale != 1 || by_probability(entry); }
     template <size_t N>
     static MergeTile merge_for(const Consensus& op) {
-        const auto scales = [](const Entry& entry) { return entry.rescale != 1 || by_probability(entry); };
+        if (op.election == Election::Overlap) return &ConsensusFast::merge_tile<N, false, Election::Overlap, false>;
+        if (op.election == Election::Deltas) return merge_for<N, false, Election::Deltas>(op);
         return op.lambda != 1 || std::any_of(op.entries.begin(), op.entries.end(), scales) ? merge_for<N, true>(op)
                                                                                            : merge_for<N, false>(op);
     }
     template <size_t N, bool Scales>
     static MergeTile merge_for(const Consensus& op) {
-        if (op.election == Election::None) {
-            return op.normalize ? &ConsensusFast::merge_tile<N, Scales, false, true>
-                                : &ConsensusFast::merge_tile<N, Scales, false, false>;
-        }
-        return op.normalize ? &ConsensusFast::merge_tile<N, Scales, true, true>
-                            : &ConsensusFast::merge_tile<N, Scales, true, false>;
+        return op.election == Election::None ? merge_for<N, Scales, Election::None>(op)
+                                             : merge_for<N, Scales, Election::Sum>(op);
+    }
+    template <size_t N, bool Scales, Election How>
+    static MergeTile merge_for(const Consensus& op) {
+        return op.normalize ? &ConsensusFast::merge_tile<N, Scales, How, true>
+                            : &ConsensusFast::merge_tile<N, Scales, How, false>;
     }
 
     // False, with nothing counted, if the tile is not as it must be.
-    template <size_t N, bool Scales, bool Elects, bool Normalize>
+    template <size_t N, bool Scales, Election How, bool Normalize>
     bool merge_tile(uint64_t start, uint64_t at, int width, Counts* counts) const {
         const size_t n = N == MANY ? op_.entries.size() : N;
         Bits room[N + 2][TILE];
@@ -118,17 +124,17 @@ class ConsensusFast {
             Part& part = parts[i];
             part.bits = whole_groups<Working>(op_.entries[i].model, at, width, room[i]);
             masks_[i].keep(part.bits, base, start + at, at, width, part.kept, largest);
-            part.votes = op_.entries[i].weight != 0 ? &part.kept : &none;
+            part.votes = op_.entries[i].weight != 0 || weighs_last(How) ? &part.kept : &none;
             const uint32_t needed = smallest_nonzero_vote_[i];
             if (needed && masks_[i].any_below(needed, part.bits, base, width)) return false;
             if (Scales) set_factors(i, at, width, part.rescale);
         }
         uint64_t retained[N] = {};
         if (any_at_least(largest, StorageLanes<DType::F32>::INFINITE)) return false;
-        if (!merge_groups<N, Scales, Elects, Normalize>(parts, base, width, merged, retained)) return false;
+        if (!merge_groups<N, Scales, How, Normalize>(parts, base, width, merged, retained)) return false;
         for (size_t i = 0; i < n; ++i) {
             counts[i].kept += static_cast<uint64_t>(parts[i].kept.size());
-            if (Elects) counts[i].lost += static_cast<uint64_t>(parts[i].votes->size()) - retained[i];
+            if (elects(How)) counts[i].lost += static_cast<uint64_t>(parts[i].votes->size()) - retained[i];
         }
         if (width % GROUP) {
             std::memcpy(static_cast<Bits*>(op_.output.data) + at, merged, static_cast<size_t>(width) * sizeof(Bits));
@@ -143,8 +149,10 @@ class ConsensusFast {
         }
     }
 
-    // Steps 5 to 8. False if there are values that are not finite.
-    template <size_t N, bool Scales, bool Elects, bool Normalize>
+    static constexpr bool elects(Election how) { return how == Election::Sum || how == Election::Deltas; }
+
+    // Steps 5 to 8, or 21. False if there are values that are not finite.
+    template <size_t N, bool Scales, Election How, bool Normalize>
     bool merge_groups(const Part (&parts)[N], const Bits* base, int width, Bits* merged,
                       uint64_t (&retained)[N]) const {
         const Floats zero = {};
@@ -161,11 +169,35 @@ class ConsensusFast {
             for (size_t i = 0; i < n; ++i) {
                 const Floats delta = Vectors::template load<half()>(parts[i].bits + at, j) - b;
                 const Floats scaled = Scales ? delta * parts[i].rescale.lanes(place) : delta;
-                value[i] = where(parts[i].votes->lanes(place), scaled * weight[i], zero);
+                const Floats vote = weighs_last(How) ? scaled : scaled * weight[i];
+                value[i] = where(parts[i].votes->lanes(place), vote, zero);
                 sum = i == 0 ? value[i] : sum + value[i];
             }
             Floats mean = sum;
-            if (Elects) {
+            if (How == Election::Overlap) {
+                Ints keeping = {};
+#pragma GCC unroll 4
+                for (size_t i = 0; i < n; ++i) keeping = count(keeping, parts[i].votes->lanes(place));
+                const Floats number = __builtin_convertvector(keeping, Floats);
+                const Truth several = less(Ints{} + 1, keeping);
+                mean = zero;
+#pragma GCC unroll 4
+                for (size_t i = 0; i < n; ++i) {
+                    const Floats part = where(several, value[i] / number, value[i] * weight[i]);
+                    mean = where(parts[i].votes->lanes(place), mean + part, mean);
+                }
+            } else if (How == Election::Deltas) {
+                Floats weights = zero;
+                mean = zero;
+#pragma GCC unroll 4
+                for (size_t i = 0; i < n; ++i) {
+                    const Truth stays = of_one_sign(parts[i].votes->lanes(place), value[i], sum);
+                    mean = where(stays, mean + value[i] * weight[i], mean);
+                    if (Normalize) weights = where(stays, weights + weight[i], weights);
+                    retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));
+                }
+                if (Normalize) mean = where(differ(weights, zero), mean / weights, mean);
+            } else if (How == Election::Sum) {
                 Floats weights = zero;
 #pragma GCC unroll 4
                 for (size_t i = 0; i < n; ++i) {

@@ -23,8 +23,9 @@ class ConsensusGeneral {
     explicit ConsensusGeneral(const Consensus& op) : op_(op) {
         for (const Entry& entry : op.entries) {
             masks_.emplace_back(entry.mask);
+            const Real weight = static_cast<Real>(entry.weight);
             scales_.push_back({Rounding::round(static_cast<Real>(by_probability(entry) ? 1 : entry.rescale)),
-                               Rounding::round(static_cast<Real>(entry.weight)),
+                               op.wide ? weight : Rounding::round(weight),
                                static_cast<Real>(1.0 + entry.vote_slack), static_cast<Real>(entry.retain_slack)});
             slack_votes_ |= entry.vote_slack != 0;
             retains_ |= entry.retain_slack != 0;
@@ -71,6 +72,8 @@ class ConsensusGeneral {
         for (size_t i = 0; i < scales_.size(); ++i) weigh(i, kept + i * TILE, width, deltas + i * TILE, counts[i]);
         if (op_.election == Election::None) {
             sum_all(deltas, width, merged, divisor);
+        } else if (op_.election == Election::Overlap) {
+            overlap(deltas, width, merged);
         } else {
             Votes votes;
             elect(deltas, width, votes);
@@ -84,14 +87,16 @@ class ConsensusGeneral {
         finish(b, merged, divisor, width);
     }
 
-    // Step 5: v = w * (r * d) where the mask keeps the element, else 0. It takes the place of d.
+    // Step 5: v = w * (r * d) where the mask keeps the element, else 0. It takes the place of d. r * d if weights come
+    // later.
     void weigh(size_t i, const uint32_t* ME_RESTRICT kept, int width, Real* ME_RESTRICT value, Counts& counts) const {
         const Scale<Real> scale = scales_[i];
+        const Real weight = weighs_last(op_.election) ? Real(1) : scale.weight;
         uint32_t survived = 0;
         for (int j = 0; j < width; ++j) {
             const Real scaled = Rounding::round(value[j] * scale.rescale);
             survived += kept[j] & static_cast<uint32_t>(scaled != 0);
-            value[j] = kept[j] ? Rounding::round(scaled * scale.weight) : Real(0);
+            value[j] = kept[j] ? Rounding::round(scaled * weight) : Real(0);
         }
         counts.kept += survived;
     }
@@ -102,6 +107,25 @@ class ConsensusGeneral {
         for (size_t i = 0; i < scales_.size(); ++i) {
             const Real* ME_RESTRICT value = values + i * TILE;
             for (int j = 0; j < width; ++j) mean[j] += value[j];
+        }
+    }
+
+    // Step 21: a model that keeps an element alone counts with its weight, others share it.
+    void overlap(const Real* values, int width, Real* ME_RESTRICT mean) const {
+        Real keeping[TILE];
+        for (int j = 0; j < width; ++j) mean[j] = keeping[j] = 0;
+        for (size_t i = 0; i < scales_.size(); ++i) {
+            const Real* ME_RESTRICT value = values + i * TILE;
+            for (int j = 0; j < width; ++j) keeping[j] += value[j] != 0 ? Real(1) : Real(0);
+        }
+        for (size_t i = 0; i < scales_.size(); ++i) {
+            const Real* ME_RESTRICT value = values + i * TILE;
+            const Real weight = scales_[i].weight;
+            for (int j = 0; j < width; ++j) {
+                const Real alone = rounded(value[j] * weight), shared = Rounding::round(value[j] / keeping[j]);
+                const Real part = keeping[j] > 1 ? shared : alone;
+                mean[j] += value[j] != 0 ? part : Real(0);
+            }
         }
     }
 
@@ -140,6 +164,7 @@ class ConsensusGeneral {
         const Real* ME_RESTRICT plain = votes.plain;
         const Real* ME_RESTRICT magnitude = votes.magnitude;
         const uint32_t always = slack >= 1;  // also where an entry is too small to show in the margin
+        const Real factor = op_.election == Election::Deltas ? weight : Real(1);
         uint32_t lost = 0, saved = 0;
         for (int j = 0; j < width; ++j) {
             const Real v = value[j];
@@ -150,7 +175,7 @@ class ConsensusGeneral {
             const Real margin = sum[j] < 0 ? -sum[j] : sum[j];
             const uint32_t narrow = (margin < slack * magnitude[j]) | always;
             const uint32_t retained = votes_ & (agrees | narrow);
-            mean[j] += retained ? v : Real(0);
+            mean[j] += retained ? Rounding::round(v * factor) : Real(0);
             divisor[j] += retained ? weight : Real(0);
             lost += votes_ & (retained ^ 1u);
             saved += retained & (agrees_plainly ^ 1u);
@@ -163,15 +188,18 @@ class ConsensusGeneral {
     void finish(const Real* ME_RESTRICT b, Real* ME_RESTRICT mean, const Real* ME_RESTRICT divisor,
                 int width) const {
         const Real lambda = static_cast<Real>(op_.lambda);
-        for (int j = 0; j < width; ++j) mean[j] = Rounding::round(mean[j]);
-        if (op_.normalize) {
-            for (int j = 0; j < width; ++j) mean[j] = Rounding::round(mean[j] / divisor[j]);
+        for (int j = 0; j < width; ++j) mean[j] = rounded(mean[j]);
+        if (op_.normalize && op_.election != Election::Overlap) {
+            for (int j = 0; j < width; ++j) mean[j] = rounded(mean[j] / divisor[j]);
         }
         if (lambda != 1) {
-            for (int j = 0; j < width; ++j) mean[j] = Rounding::round(mean[j] * lambda);
+            for (int j = 0; j < width; ++j) mean[j] = rounded(mean[j] * lambda);
         }
-        for (int j = 0; j < width; ++j) mean[j] = Rounding::round(b[j] + mean[j]);
+        for (int j = 0; j < width; ++j) mean[j] = rounded(b[j] + mean[j]);
     }
+
+    // Of what may be wide.
+    ME_INLINE Real rounded(Real value) const { return op_.wide ? value : Rounding::round(value); }
 
     const Consensus& op_;
     std::vector<MaskKernel<Working>> masks_;

@@ -14,6 +14,7 @@ namespace ME_ISA {
 namespace {
 
 constexpr int DOUBLES = VECTOR_BYTES / 8;
+constexpr int COLUMNS = 512;  // lines whose sums stay in the first-level cache, with the elements of a row
 
 // Adds the products of x with each of y to their running sums. `width` is whole groups.
 template <int Y>
@@ -65,25 +66,29 @@ class Vectors {
 
     // The sums of `width` neighbouring lines along the first dimension, over `rows` rows; the first elements are at `at`.
     void sum_columns(uint64_t at, uint64_t stride, uint64_t rows, int width, double* sums) {
-        columns_.assign(pairs() * TILE, 0);
+        const int groups = (width + GROUP - 1) / GROUP * GROUP;
+        columns_.assign(pairs() * COLUMNS, 0);
         for (uint64_t row = 0; row < rows; ++row) {
-            load_elements(at + row * stride, width);
+            load_groups(at + row * stride, width);
             double* sum = columns_.data();
             for (size_t i = 0; i < size_; ++i) {
-                for (size_t k = i; k < size_; ++k, sum += TILE) {
+                for (size_t k = i; k < size_; ++k, sum += COLUMNS) {
                     const double *ME_RESTRICT x = rows_[i], *ME_RESTRICT y = rows_[k];
                     double* ME_RESTRICT added = sum;
-                    for (int j = 0; j < width; ++j) added[j] += x[j] * y[j];
+                    for (int j = 0; j < groups; ++j) added[j] += x[j] * y[j];
                 }
             }
         }
-        for (size_t pair = 0; pair < pairs(); ++pair) {
-            for (int j = 0; j < width; ++j) sums[static_cast<size_t>(j) * pairs() + pair] = columns_[pair * TILE + j];
+        for (int j = 0; j < groups; ++j) {
+            const int column = j / GROUP * GROUP + place(j % GROUP);
+            if (column >= width) continue;
+            for (size_t pair = 0; pair < pairs(); ++pair) {
+                sums[static_cast<size_t>(column) * pairs() + pair] = columns_[pair * COLUMNS + static_cast<size_t>(j)];
+            }
         }
     }
 
   private:
-    using Real = typename RealOf<Working>::Type;
     using Bits = typename Storage<Working>::Bits;
     static constexpr bool LANED = Working != DType::F64;
 
@@ -115,8 +120,16 @@ class Vectors {
                 }
             }
         } else {
-            load_elements(at, width);
-            for (double* row : rows_) std::fill(row + width, row + (width + GROUP - 1) / GROUP * GROUP, 0.0);
+            double base[TILE];
+            if (of_deltas_) load_tile<Working>(inputs_[0], at, width, base);
+            for (size_t i = 0; i < size_; ++i) {
+                double* ME_RESTRICT row = rows_[i];
+                load_tile<Working>(inputs_[i + (of_deltas_ ? 1 : 0)], at, width, row);
+                if (of_deltas_) {
+                    for (int j = 0; j < width; ++j) row[j] -= base[j];
+                }
+                std::fill(row + width, row + (width + GROUP - 1) / GROUP * GROUP, 0.0);
+            }
         }
     }
 
@@ -132,28 +145,18 @@ class Vectors {
         }
     }
 
-    static LaneSum in_order(const LaneSum& sum) {
-        if constexpr (!LANED) {
-            return sum;
+    // Where an element of a group is that load_groups put into this place.
+    static constexpr int place(int loaded) {
+        if constexpr (LANED) {
+            return StorageLanes<Working>::place(loaded);
         } else {
-            LaneSum natural;
-            for (int j = 0; j < GROUP; ++j) natural.lane[StorageLanes<Working>::place(j)] = sum.lane[j];
-            return natural;
+            return loaded;
         }
     }
-
-    void load_elements(uint64_t at, int width) {
-        Real base[TILE], x[TILE];
-        if (of_deltas_) load_tile<Working>(inputs_[0], at, width, base);
-        for (size_t i = 0; i < size_; ++i) {
-            load_tile<Working>(inputs_[i + (of_deltas_ ? 1 : 0)], at, width, x);
-            double* ME_RESTRICT row = rows_[i];
-            if (of_deltas_) {
-                for (int j = 0; j < width; ++j) row[j] = x[j] - base[j];
-            } else {
-                for (int j = 0; j < width; ++j) row[j] = x[j];
-            }
-        }
+    static LaneSum in_order(const LaneSum& sum) {
+        LaneSum natural;
+        for (int j = 0; j < GROUP; ++j) natural.lane[place(j)] = sum.lane[j];
+        return natural;
     }
 
     const std::vector<Array>& inputs_;
@@ -190,12 +193,12 @@ template <DType Working>
 void sum_columns(const std::vector<Array>& inputs, bool of_deltas, const Line& line, uint64_t count, int threads,
                  double* sums) {
     const uint64_t size = sum_block(line), blocks = (count + size - 1) / size;
-    const uint64_t tiles = (line.stride + TILE - 1) / TILE;
+    const uint64_t tiles = (line.stride + COLUMNS - 1) / COLUMNS;
     parallel_for(blocks * tiles, threads, [&](uint64_t number, int) {
         Vectors<Working> vectors(inputs, of_deltas);
-        const uint64_t first = number / tiles * size, column = number % tiles * TILE;
+        const uint64_t first = number / tiles * size, column = number % tiles * COLUMNS;
         const uint64_t rows = std::min(count - first, size) / line.stride;
-        const int width = static_cast<int>(std::min<uint64_t>(TILE, line.stride - column));
+        const int width = static_cast<int>(std::min<uint64_t>(COLUMNS, line.stride - column));
         double* written = sums + (number / tiles * line.stride + column) * vectors.pairs();
         vectors.sum_columns(first + column, line.stride, rows, width, written);
     });

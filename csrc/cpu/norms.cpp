@@ -11,12 +11,12 @@ namespace merge_engine {
 namespace ME_ISA {
 namespace {
 
-// The sums of |d| over one block, and over those of its elements that the mask keeps, which are noted.
+// The sums of |d| or d^2 over one block, and over those of its elements that the mask keeps, which are noted.
 struct Sums {
     double before, after;
 };
 
-template <DType Working, class Rounding>
+template <DType Working, class Rounding, bool Squared>
 Sums sums_of_block(const Array& base, const Array& model, const MaskKernel<Working>& mask, uint64_t start,
                    uint64_t first, uint64_t last, uint64_t* notes) {
     typename RealOf<Working>::Type b[TILE], magnitudes[TILE];
@@ -27,15 +27,23 @@ Sums sums_of_block(const Array& base, const Array& model, const MaskKernel<Worki
         load_tile<Working>(base, at, n, b);
         mask.template read<Rounding>(model, b, start + at, at, n, magnitudes, kept);
         if (notes) note(bits_where(n, [&](int j) { return less(Words{}, load<Words>(kept + j)); }), at, notes);
-        for (int j = 0; j < n; ++j) magnitudes[j] = magnitudes[j] < 0 ? -magnitudes[j] : magnitudes[j];
-        before.add(n, [&](int j) { return static_cast<double>(magnitudes[j]); });
-        after.add(n, [&](int j) { return static_cast<double>(kept[j] ? magnitudes[j] : 0); });
+        double terms[TILE];
+        for (int j = 0; j < n; ++j) {
+            const auto d = magnitudes[j];
+            if (Squared && std::is_same_v<Rounding, Unrounded>) {
+                terms[j] = static_cast<double>(d) * static_cast<double>(d);
+            } else {
+                terms[j] = static_cast<double>(Squared ? Rounding::round(d * d) : d < 0 ? -d : d);
+            }
+        }
+        before.add(n, [&](int j) { return terms[j]; });
+        after.add(n, [&](int j) { return kept[j] ? terms[j] : 0.0; });
     }
     return {before.total(), after.total()};
 }
 
 // The same for dtypes that compute in float32 and without rounding: the running sums of a block are ordered.
-template <DType Working>
+template <DType Working, bool Squared>
 class PlainSums {
   public:
     void add(const typename Storage<Working>::Bits* model, const typename Storage<Working>::Bits* base,
@@ -60,9 +68,17 @@ class PlainSums {
         Doubles kept_low = load<Doubles>(after_ + lane), kept_high = load<Doubles>(after_ + lane + LANES / 2);
         for (int at = 0; at < count; at += GROUP) {
             const Floats delta = Vectors::template load<H>(model + at, j) - Vectors::template load<H>(base + at, j);
-            const Floats magnitude = (Floats)((Words)delta & 0x7FFFFFFFu);
-            low += low_doubles(magnitude), high += high_doubles(magnitude);
-            add_among(kept.lanes(at + lane), magnitude, kept_low, kept_high);
+            if (Squared) {
+                const Doubles first = low_doubles(delta), last = high_doubles(delta);
+                const Floats stays = where(kept.lanes(at + lane), delta, Floats{});
+                const Doubles kept_first = low_doubles(stays), kept_last = high_doubles(stays);
+                low += first * first, high += last * last;
+                kept_low += kept_first * kept_first, kept_high += kept_last * kept_last;
+            } else {
+                const Floats magnitude = (Floats)((Words)delta & 0x7FFFFFFFu);
+                low += low_doubles(magnitude), high += high_doubles(magnitude);
+                add_among(kept.lanes(at + lane), magnitude, kept_low, kept_high);
+            }
         }
         store(before_ + lane, low), store(before_ + lane + LANES / 2, high);
         store(after_ + lane, kept_low), store(after_ + lane + LANES / 2, kept_high);
@@ -76,11 +92,11 @@ class PlainSums {
     double before_[SUM_LANES] = {}, after_[SUM_LANES] = {};
 };
 
-template <DType Working>
+template <DType Working, bool Squared>
 Sums plain_sums_of_block(const Array& base, const Array& model, const MaskKernel<Working>& mask, uint64_t start,
                          uint64_t first, uint64_t last, uint64_t* notes) {
     typename Storage<Working>::Bits base_room[TILE], model_room[TILE];
-    PlainSums<Working> sums;
+    PlainSums<Working, Squared> sums;
     TileBits kept;
     Ints largest = {};
     for (uint64_t at = first; at < last; at += TILE) {
@@ -106,20 +122,34 @@ Sums plain_sums_of_block(const Array& base, const Array& model, const MaskKernel
     return sums.total();
 }
 
-template <DType Working, class Rounding>
-void l1_norms_of(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
-                 const std::vector<uint64_t*>& notes, uint64_t start, uint64_t count, int threads, double* sums) {
+template <DType Working, class Rounding, bool Squared>
+void sums_of(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+             const std::vector<uint64_t*>& notes, uint64_t start, uint64_t count, int threads, double* sums) {
     const std::vector<MaskKernel<Working>> kernels(masks.begin(), masks.end());
     sum_blocks(count, 2 * models.size(), threads, sums, [&](uint64_t first, uint64_t last, double* out) {
         for (size_t m = 0; m < models.size(); ++m) {
             Sums found;
             if constexpr (Working != DType::F64 && std::is_same_v<Rounding, Unrounded>) {
-                found = plain_sums_of_block(base, models[m], kernels[m], start, first, last, notes[m]);
+                found = plain_sums_of_block<Working, Squared>(base, models[m], kernels[m], start, first, last, notes[m]);
             } else {
-                found = sums_of_block<Working, Rounding>(base, models[m], kernels[m], start, first, last, notes[m]);
+                found = sums_of_block<Working, Rounding, Squared>(base, models[m], kernels[m], start, first, last,
+                                                                  notes[m]);
             }
             out[2 * m] = found.before;
             out[2 * m + 1] = found.after;
+        }
+    });
+}
+
+template <bool Squared>
+void sums_as(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+             const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start, uint64_t count,
+             int threads, double* sums) {
+    with_dtype(working, [&](auto dtype) {
+        if (storage_rounding) {
+            sums_of<dtype(), RoundedTo<dtype()>, Squared>(base, models, masks, notes, start, count, threads, sums);
+        } else {
+            sums_of<dtype(), Unrounded, Squared>(base, models, masks, notes, start, count, threads, sums);
         }
     });
 }
@@ -129,13 +159,13 @@ void l1_norms_of(const Array& base, const std::vector<Array>& models, const std:
 void l1_norms(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
               const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start,
               uint64_t count, int threads, double* sums) {
-    with_dtype(working, [&](auto dtype) {
-        if (storage_rounding) {
-            l1_norms_of<dtype(), RoundedTo<dtype()>>(base, models, masks, notes, start, count, threads, sums);
-        } else {
-            l1_norms_of<dtype(), Unrounded>(base, models, masks, notes, start, count, threads, sums);
-        }
-    });
+    sums_as<false>(base, models, masks, notes, working, storage_rounding, start, count, threads, sums);
+}
+
+void squares(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+             const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start,
+             uint64_t count, int threads, double* sums) {
+    sums_as<true>(base, models, masks, notes, working, storage_rounding, start, count, threads, sums);
 }
 
 }  // namespace ME_ISA

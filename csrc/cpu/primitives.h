@@ -23,6 +23,12 @@ struct Sought {
     std::vector<uint64_t> ranks;
 };
 
+// The same for keys of a score.
+struct ScoreColumn {
+    uint64_t prefix;
+    uint64_t* counts;
+};
+
 struct Primitives {
     // Adds to each column's counts[bin] the number of elements whose key, shifted right by `shift`, falls in the bin.
     void (*count_keys)(const Array& base, const std::vector<KeyColumn>& columns, DType working, int shift,
@@ -44,6 +50,30 @@ struct Primitives {
     void (*l1_norms)(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
                      const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start,
                      uint64_t count, int threads, double* sums);
+
+    // The same for the sums of d^2.
+    void (*squares)(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+                    const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start,
+                    uint64_t count, int threads, double* sums);
+
+    // Adds to counts[model][2] how many elements its mask keeps alone, and how many others keep too. Masks are bands
+    // above 0.
+    void (*overlaps)(const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks, DType working,
+                     uint64_t start, uint64_t count, int threads, uint64_t* counts);
+
+    // Writes the divergence of each line of `length` elements.
+    void (*divergences)(const Array& base, const Array& model, DType working, uint64_t length, uint64_t count,
+                        int threads, double* found);
+
+    // The same as count_keys and locate for the keys of a score; inputs begin with the base.
+    void (*count_scores)(const std::vector<Array>& inputs, const Score& score, const std::vector<ScoreColumn>& columns,
+                         DType working, int shift, uint64_t count, int threads);
+    uint64_t (*locate_score)(const std::vector<Array>& inputs, const Score& score, DType working, uint64_t key,
+                             uint64_t nth, uint64_t count, int threads, int64_t* offset);
+
+    // Notes which elements have scores that a band keeps, a bit each in whole tiles.
+    void (*note_scores)(const std::vector<Array>& inputs, const Score& score, const Mask& mask, DType working,
+                        uint64_t start, uint64_t count, int threads, uint64_t* notes);
 
     // Writes the inner products of all pairs i <= j of inputs (or of task vectors: the first input is the base) over
     // every block to sums[block][line][pair], row by row. What a block has fewer than lines_of_block stays as it is.
@@ -70,6 +100,9 @@ struct Primitives {
 
     // Adds a product of low rank to elements of a matrix, in place, on the calling thread.
     void (*add_low_rank)(const LowRank& operation);
+
+    // Moves the base to the model. Adds to non_finite[0] for the base, [1] for the model and [2] for the output.
+    void (*nearswap)(const Nearswap& operation, uint64_t count, int threads, uint64_t* non_finite);
 };
 
 // The best table that this processor can run, or the named one ("avx512", "avx2", "baseline"); nullptr if

@@ -110,12 +110,51 @@ void bind_calls(py::module_& m) {
              py::arg("band"), working, py::arg("low"), py::arg("high"), py::arg("solved"));
     py::class_<NormCall>(m, "NormCall", local)
         .def(py::init([](const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
-                         DType working, bool storage_rounding, uint64_t start, uint64_t count,
+                         DType working, bool storage_rounding, bool squared, uint64_t start, uint64_t count,
                          uintptr_t sums) {
-                 return NormCall{
-                     base, models, masks, working, storage_rounding, start, count, pointer<double>(sums)};
+                 return NormCall{base,  models, masks, working, storage_rounding, squared,
+                                 start, count,  pointer<double>(sums)};
              }),
-             base, models, py::arg("masks"), working, py::arg("storage_rounding"), start, count, sums);
+             base, models, py::arg("masks"), working, py::arg("storage_rounding"), py::arg("squared"), start,
+             count, sums);
+    py::class_<OverlapCall>(m, "OverlapCall", local)
+        .def(py::init([](const Array& base, const std::vector<Array>& models, const std::vector<Mask>& masks,
+                         DType working, uint64_t start, uint64_t count, uintptr_t counts) {
+                 return OverlapCall{base, models, masks, working, start, count, pointer<uint64_t>(counts)};
+             }),
+             base, models, py::arg("masks"), working, start, count, py::arg("counts"));
+    const auto scores = py::arg("scores");
+    py::class_<ScoreCall>(m, "ScoreCall", local)
+        .def_static(
+            "variance",
+            [](const std::vector<Array>& inputs, bool storage_rounding, DType working, uint64_t count,
+               uintptr_t scores) {
+                 return ScoreCall{inputs, {ScoreKind::Variance, storage_rounding, 0, nullptr}, working, count,
+                                  pointer<void>(scores)};
+             },
+             py::arg("inputs"), py::arg("storage_rounding"), working, count, scores)
+        .def_static(
+            "divergence",
+            [](const std::vector<Array>& inputs, uint64_t length, DType working, uint64_t count,
+               uintptr_t scores) {
+                 return ScoreCall{inputs, {ScoreKind::Divergence, false, length, nullptr}, working, count,
+                                  pointer<void>(scores)};
+             },
+             py::arg("inputs"), py::arg("length"), working, count, scores);
+    py::class_<NoteCall>(m, "NoteCall", local)
+        .def(py::init([](const Array& scores, const Mask& mask, uint64_t start, uint64_t count,
+                         uintptr_t notes) {
+                 return NoteCall{scores, mask, start, count, pointer<uint32_t>(notes)};
+             }),
+             scores, py::arg("mask"), start, count, py::arg("notes"));
+    py::class_<NearswapCall>(m, "NearswapCall", local)
+        .def(py::init([](const Array& base, const Array& model, const Array& output, double threshold,
+                         bool storage_rounding, DType working, uint64_t count, uintptr_t non_finite) {
+                 const Nearswap operation{base, model, output, working, threshold, storage_rounding};
+                 return NearswapCall{operation, count, pointer<uint64_t>(non_finite)};
+             }),
+             base, model, output, py::arg("threshold"), py::arg("storage_rounding"), working, count,
+             non_finite);
     py::class_<GramCall>(m, "GramCall", local)
         .def(py::init([](const std::vector<Array>& inputs, DType working, bool of_deltas, const Line& line,
                          uint64_t start, uint64_t count, uintptr_t sums) {
@@ -142,15 +181,15 @@ void bind_calls(py::module_& m) {
     py::class_<ConsensusCall>(m, "ConsensusCall", local)
         .def(py::init([](const Array& base, const Array& output, DType working,
                          const std::vector<Entry>& entries, Election election, bool normalize,
-                         bool storage_rounding, double scale, double divisor, uint64_t start, uint64_t count,
-                         uintptr_t counts, uintptr_t non_finite) {
+                         bool storage_rounding, double scale, double divisor, bool wide, uint64_t start,
+                         uint64_t count, uintptr_t counts, uintptr_t non_finite) {
                  const Consensus operation{base,      output,           working, entries, election,
-                                           normalize, storage_rounding, scale,   divisor};
+                                           normalize, storage_rounding, scale,   divisor, wide};
                  return ConsensusCall{operation, start, count, pointer<Counts>(counts),
                                       pointer<uint64_t>(non_finite)};
              }),
              base, output, working, py::arg("entries"), py::arg("election"), py::arg("normalize"),
-             py::arg("storage_rounding"), py::arg("scale"), py::arg("divisor"), start, count,
+             py::arg("storage_rounding"), py::arg("scale"), py::arg("divisor"), py::arg("wide"), start, count,
              py::arg("counts"), non_finite);
     py::class_<CombineCall>(m, "CombineCall", local)
         .def(py::init([](const std::vector<Array>& inputs, const Array& output,
@@ -184,6 +223,10 @@ void bind_primitives(py::module_& m) {
     m.def("rank_thresholds", &rank_thresholds, queue, calls, Released());
     m.def("consensus", &consensus, queue, calls, Released());
     m.def("combine", &combine, queue, calls, Released());
+    m.def("overlaps", &overlaps, queue, calls, Released());
+    m.def("scores", &scores, queue, calls, Released());
+    m.def("note_scores", &note_scores, queue, calls, Released());
+    m.def("nearswap", &nearswap, queue, calls, Released());
     m.def(
         "locate",
         [](const Queue& queue, const Array& base, const Array& model, DType working, uint64_t key,

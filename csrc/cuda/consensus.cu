@@ -25,13 +25,14 @@ void add_range(MergeLaunches& launches, Job job, uint64_t first, uint64_t last, 
 }
 
 template <DType Working, bool Stored>
-Model numbers_of(const Entry& entry) {
+Model numbers_of(const Entry& entry, bool wide) {
     using Real = RealOf<Working>;
     const auto rn = [](double value) {
         const Real real = static_cast<Real>(value);
         return static_cast<double>(Stored ? RoundedTo<Working>::round(real) : real);
     };
-    return {entry.model, entry.mask, rn(entry.rescale), rn(entry.weight),
+    const double weight = wide ? static_cast<double>(static_cast<Real>(entry.weight)) : rn(entry.weight);
+    return {entry.model, entry.mask, rn(entry.rescale), weight,
             static_cast<Real>(1.0 + entry.vote_slack), static_cast<Real>(entry.retain_slack)};
 }
 
@@ -74,7 +75,7 @@ void consensus(const Queue& queue, const std::vector<ConsensusCall>& calls) {
     for (const ConsensusCall& call : calls) {
         const Consensus& op = call.operation;
         Job job{op.base,  op.output, models.size(), op.entries.size(), op.election,     op.normalize, false, false,
-                op.lambda, op.divisor, call.start,   call.counts,       call.non_finite, 0,            0,     {}};
+                op.wide,  op.lambda, op.divisor, call.start,   call.counts,       call.non_finite, 0,            0,     {}};
         bool vectors = fits_vectors(op.base, op.working) && fits_vectors(op.output, op.working) && !op.storage_rounding;
         for (const Entry& entry : op.entries) {
             job.slack_votes |= entry.vote_slack != 0;
@@ -84,7 +85,8 @@ void consensus(const Queue& queue, const std::vector<ConsensusCall>& calls) {
         with_dtype(op.working, [&](auto dtype) {
             constexpr DType W = dtype();
             for (const Entry& entry : op.entries) {
-                models.push_back(op.storage_rounding ? numbers_of<W, true>(entry) : numbers_of<W, false>(entry));
+                models.push_back(op.storage_rounding ? numbers_of<W, true>(entry, op.wide)
+                                                     : numbers_of<W, false>(entry, op.wide));
             }
             add_chunk<W>(launches, call, job, vectors, queue.device);
         });

@@ -23,7 +23,7 @@ struct Job {
     Array base, output;
     size_t first_model, models;
     Election election;
-    bool normalize, slack_votes, retains;
+    bool normalize, slack_votes, retains, wide;
     double lambda, divisor;
     uint64_t start;
     Counts* counts;
@@ -105,6 +105,8 @@ template <DType Working, int V, int KEPT, bool Slack, bool Stored>
 __device__ void merge(const Job& job, const Model* models, uint32_t* counters, uint64_t at, bool active) {
     using Real = RealOf<Working>;
     const auto rn = [](Real value) { return rounded<Working, Stored>(value); };
+    const auto rn_unless_wide = [&](Real value) { return job.wide ? value : rn(value); };
+    const bool overlap = job.election == Election::Overlap, weighs_later = weighs_last(job.election);
     Pack<Working, V> base, held[KEPT > 0 ? KEPT : 1];
     uint32_t kept[KEPT > 0 ? KEPT : 1];
     Real plain[V], sum[V], magnitude[V];
@@ -127,7 +129,8 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
         x = load_pack<Working, V>(models[i].array, at);
         return mask_of(models[i], x);
     };
-    // Steps 1 and 5: v = w * (r * d) where the mask keeps the element, else 0. `counted` when d is not zero.
+    // Steps 1 and 5: v = w * (r * d) where the mask keeps the element, else 0; r * d if weights come later. `counted` when
+    // d is not zero.
     const auto weighted = [&](const Model& model, const Pack<Working, V>& x, uint32_t bits, int j, uint32_t& counted) {
         const bool keep = bits >> j & 1;
         Real delta = rn(x.template value<Real>(j) - base.template value<Real>(j));
@@ -138,7 +141,7 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
             delta = rn(delta * static_cast<Real>(model.rescale));
         }
         counted += keep && delta != 0;
-        return keep ? rn(delta * static_cast<Real>(model.weight)) : Real(0);
+        return keep ? rn(delta * (weighs_later ? Real(1) : static_cast<Real>(model.weight))) : Real(0);
     };
     const auto look = [&](size_t i, const Pack<Working, V>& x, uint32_t bits) {
         uint32_t counted = 0;
@@ -150,7 +153,7 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
                 const Real v = weighted(model, x, bits, j, counted);
                 const Real sign = v > 0 ? Real(1) : v < 0 ? Real(-1) : Real(0);
                 const Real vote = job.election == Election::Count ? sign : v;
-                plain[j] += vote;
+                plain[j] += overlap ? (v != 0 ? Real(1) : Real(0)) : vote;
                 if constexpr (Slack) {
                     sum[j] += vote * static_cast<Real>(model.vote);
                     magnitude[j] += vote < 0 ? -vote : vote;
@@ -184,7 +187,7 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
 #pragma unroll
         for (int j = 0; j < V; ++j) {
             mean[j] = divisor[j] = 0;
-            plain[j] = rn(plain[j]);
+            plain[j] = overlap ? plain[j] : rn(plain[j]);
             sum[j] = Slack && job.slack_votes ? rn(sum[j]) : plain[j];
         }
         // Step 7.
@@ -196,6 +199,12 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
 #pragma unroll
                 for (int j = 0; j < V; ++j) {
                     const Real v = weighted(model, x, bits, j, counted);
+                    const Real weight = static_cast<Real>(model.weight);
+                    if (overlap) {  // step 21
+                        const Real part = plain[j] > 1 ? rn(v / plain[j]) : rn_unless_wide(v * weight);
+                        mean[j] += v != 0 ? part : Real(0);
+                        continue;
+                    }
                     const bool positive = v > 0, agrees = positive == (sum[j] >= 0);
                     bool retained = v != 0 && agrees;
                     if constexpr (Slack) {
@@ -204,8 +213,8 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
                         retained = v != 0 && (agrees || narrow);
                         saved += retained && positive != (plain[j] >= 0);
                     }
-                    mean[j] += retained ? v : Real(0);
-                    divisor[j] += retained ? static_cast<Real>(model.weight) : Real(0);
+                    mean[j] += retained ? (weighs_later ? rn(v * weight) : v) : Real(0);
+                    divisor[j] += retained ? weight : Real(0);
                     lost += v != 0 && !retained;
                 }
             }
@@ -235,10 +244,10 @@ __device__ void merge(const Job& job, const Model* models, uint32_t* counters, u
     const Real lambda = static_cast<Real>(job.lambda);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-        mean[j] = rn(mean[j]);
-        if (job.normalize) mean[j] = rn(mean[j] / divisor[j]);
-        if (lambda != 1) mean[j] = rn(mean[j] * lambda);
-        mean[j] = rn(base.template value<Real>(j) + mean[j]);
+        mean[j] = rn_unless_wide(mean[j]);
+        if (job.normalize && !overlap) mean[j] = rn_unless_wide(mean[j] / divisor[j]);
+        if (lambda != 1) mean[j] = rn_unless_wide(mean[j] * lambda);
+        mean[j] = rn_unless_wide(base.template value<Real>(j) + mean[j]);
     }
     count_non_finite(job.non_finite + 1 + job.models, store_values<Working, V>(job.output, at, mean));
 }

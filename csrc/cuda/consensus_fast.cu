@@ -71,6 +71,7 @@ bool merges_fast(const ConsensusCall& call) {
         return trimmed && entry.rescale >= 1;
     };
     return op.entries.size() >= 2 && op.entries.size() <= MOST_MODELS && op.election != Election::Count &&
+           !weighs_last(op.election) &&
            call.start % DRAW_BLOCK == 0 && std::all_of(op.entries.begin(), op.entries.end(), can);
 }
 

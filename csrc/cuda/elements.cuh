@@ -126,6 +126,13 @@ template <DType Working, int V, class Real>
 __device__ uint32_t kept_bits(const Mask& mask, const Real (&delta)[V], uint64_t index, uint64_t offset) {
     uint32_t kept = (1u << V) - 1, at_low = 0, at_high = 0, undecided = 0;
     if (mask.kind == MaskKind::Dense) return kept;
+    if (mask.kind == MaskKind::Noted) {
+        for (int j = 0; j < V; ++j) {
+            const uint64_t word = mask.notes[(offset + j) / 64];
+            kept &= ~(static_cast<uint32_t>(~word >> (offset + j) % 64 & 1) << j);
+        }
+        return kept;
+    }
     if (mask.kind == MaskKind::Band) {
         const bool low_open = !mask.keeps_all_ties(mask.low_positions);
         const bool high_open = !mask.keeps_all_ties(mask.high_positions);

@@ -2,6 +2,7 @@
 // time.
 #include "elements.cuh"
 #include "jobs.cuh"
+#include "lane_sums.cuh"
 #include "primitives.h"
 #include "sums.cuh"
 
@@ -17,12 +18,13 @@ struct Model {
 struct NormJob {
     Array base;
     size_t first_model, models;
+    bool squared;
     uint64_t start, count;
     double* sums;
     Blocks blocks;
 };
 
-// The sums of V lanes: of all magnitudes, and of those that a mask keeps.
+// The sums of V lanes: of all magnitudes or squares, and of those that a mask keeps.
 template <DType Working, bool Stored, int V>
 struct LaneSums {
     using Real = RealOf<Working>;
@@ -42,12 +44,13 @@ struct LaneSums {
         const uint32_t bits = kept_bits<Working>(mask, delta, job.start + at, at);
 #pragma unroll
         for (int j = 0; j < P; ++j) {
-            const double magnitude = static_cast<double>(delta[j] < 0 ? -delta[j] : delta[j]);
+            double term = static_cast<double>(delta[j] < 0 ? -delta[j] : delta[j]);
+            if (job.squared) term = Stored ? RoundedTo<Working>::round(delta[j] * delta[j]) : term * term;
 #pragma unroll
             for (int lane = 0; lane < V; ++lane) {
                 if (lane != (P == V ? j : first)) continue;
-                all[lane] += magnitude;
-                kept[lane] += bits >> j & 1 ? magnitude : 0.0;
+                all[lane] += term;
+                kept[lane] += bits >> j & 1 ? term : 0.0;
             }
         }
     }
@@ -109,7 +112,8 @@ void l1_norms(const Queue& queue, const std::vector<NormCall>& calls) {
     NormLaunches norms;
     std::vector<Model> models;
     for (const NormCall& call : calls) {
-        const NormJob job{call.base, models.size(), call.models.size(), call.start, call.count, call.sums, {}};
+        const NormJob job{call.base,  models.size(), call.models.size(), call.squared,
+                          call.start, call.count,    call.sums,          {}};
         bool vectors = fits_vectors(call.base, call.working);
         for (size_t m = 0; m < call.models.size(); ++m) {
             models.push_back({call.models[m], call.masks[m]});

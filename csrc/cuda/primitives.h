@@ -63,16 +63,43 @@ struct BandQuery {
     SolvedBand* solved;
 };
 
-// sums[block][model][2]: the sums of |d| and of |d| over kept elements of every SUM_BLOCK. `start` is a multiple of
-// SUM_BLOCK.
+// sums[block][model][2]: the sums of |d| and of |d| over kept elements of every SUM_BLOCK, or those of d^2. `start` is a
+// multiple of SUM_BLOCK.
 struct NormCall {
     Array base;
     std::vector<Array> models;
     std::vector<Mask> masks;
     DType working;
-    bool storage_rounding;
+    bool storage_rounding, squared;
     uint64_t start, count;
     double* sums;
+};
+
+// counts[model][2]: how many elements its mask keeps alone, and how many others keep too.
+struct OverlapCall {
+    Array base;
+    std::vector<Array> models;
+    std::vector<Mask> masks;
+    DType working;
+    uint64_t start, count;
+    uint64_t* counts;
+};
+
+// scores[e] in the dtype of the arithmetic. Inputs begin with the base.
+struct ScoreCall {
+    std::vector<Array> inputs;
+    Score score;
+    DType working;
+    uint64_t count;
+    void* scores;
+};
+
+// Notes which elements have scores that a band keeps, a bit each in whole words.
+struct NoteCall {
+    Array scores;
+    Mask mask;
+    uint64_t start, count;
+    uint32_t* notes;
 };
 
 // sums[block][line][pair]: the inner products of all pairs i <= j of inputs (or of task vectors: the first input is the
@@ -111,6 +138,13 @@ struct CombineCall {
     uint64_t* non_finite;
 };
 
+// Adds to non_finite[0] for the base, [1] for the model and [2] for the output.
+struct NearswapCall {
+    Nearswap operation;
+    uint64_t count;
+    uint64_t* non_finite;
+};
+
 // How many elements have a key, and the offset of the one asked for (or none: ~0).
 struct Located {
     uint64_t total, offset;
@@ -131,6 +165,12 @@ void locate(const Queue& queue, const Array& base, const Array& model, DType wor
 
 void l1_norms(const Queue& queue, const std::vector<NormCall>& calls);
 
+void overlaps(const Queue& queue, const std::vector<OverlapCall>& calls);
+
+void scores(const Queue& queue, const std::vector<ScoreCall>& calls);
+
+void note_scores(const Queue& queue, const std::vector<NoteCall>& calls);
+
 void gram(const Queue& queue, const std::vector<GramCall>& calls);
 
 void rank_thresholds(const Queue& queue, const std::vector<RankCall>& calls);
@@ -138,5 +178,7 @@ void rank_thresholds(const Queue& queue, const std::vector<RankCall>& calls);
 void consensus(const Queue& queue, const std::vector<ConsensusCall>& calls);
 
 void combine(const Queue& queue, const std::vector<CombineCall>& calls);
+
+void nearswap(const Queue& queue, const std::vector<NearswapCall>& calls);
 
 }  // namespace merge_engine

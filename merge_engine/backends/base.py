@@ -19,9 +19,11 @@ from merge_engine.backends.operations import (
     KeyColumn,
     Line,
     Mask,
+    Nearswap,
     Rank,
     SolvedBand,
     Sought,
+    Subject,
 )
 from merge_engine.backends.statistics import KeyPlaces
 from merge_engine.dtypes import DType
@@ -118,7 +120,10 @@ class Backend(ABC):
 
     @abstractmethod
     def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: Any) -> None:
-        """Add the keys of a chunk's models to ``counts``, each column to its slot."""
+        """Add the keys of a chunk's models, or of scores, to ``counts``, each column to its slot.
+
+        All columns have keys of one dtype (see ``key_dtype``).
+        """
 
     @abstractmethod
     def find(self, counts: Any, ranks: Sequence[Rank]) -> list[Any]:
@@ -140,10 +145,10 @@ class Backend(ABC):
 
     @abstractmethod
     def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
-        """Turn ranks and what was found for them into masks."""
+        """Turn ranks and what was found for them into masks. ``working`` is the dtype of the keys."""
 
     @abstractmethod
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """How many elements have this key, and the offset in the chunk of the ``nth`` of them, from 0.
 
         None when there are not so many.
@@ -154,6 +159,17 @@ class Backend(ABC):
         """The L1 norm of every task vector, whole and masked: a handle to ``BlockSums``.
 
         They have two columns for each model: the sum of magnitudes, and that of those its mask keeps.
+        """
+
+    @abstractmethod
+    def squares(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> Any:
+        """The sum of squares of every task vector, whole and masked: a handle to ``BlockSums``, as of ``l1_norms``."""
+
+    @abstractmethod
+    def overlaps(self, chunk: Chunk, masks: Sequence[Mask]) -> Any:
+        """How many entries of each model are kept by its mask alone: a handle to a tuple of ``Overlap``.
+
+        Masks are bands whose bounds are above 0.
         """
 
     @abstractmethod
@@ -172,3 +188,7 @@ class Backend(ABC):
     @abstractmethod
     def combine(self, chunk: Chunk, operation: Combine, output: Any) -> Any:
         """Write a linear combination of all inputs into ``output``. A handle to an ``Outcome``."""
+
+    @abstractmethod
+    def nearswap(self, chunk: Chunk, operation: Nearswap, output: Any) -> Any:
+        """Move the base to the chunk's only model where the two are near. A handle to an ``Outcome`` without counts."""

@@ -2,7 +2,8 @@
 
 The element-wise formulas are written out in docs/arithmetic.md. Here d = x - b is a task vector, a key is
 the bits of its magnitude in the working dtype, and a position is either the flat index of an element or
-its 32-bit random draw. Position ranges are inclusive; ``(1, 0)`` is empty. Those of draws begin with 0.
+its 32-bit random draw. Position ranges are inclusive; ``(1, 0)`` is empty. Those of draws begin with 0. A score is a
+number >= 0 of each position, whose key is its bits in the dtype of the arithmetic.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from merge_engine.dtypes import DType
+from merge_engine.dtypes import F32, F64, DType
 
 Positions = tuple[int, int]
 EVERY_POSITION: Positions = (0, 2**64 - 1)
@@ -60,8 +61,18 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A rank: floor(``part`` * the number of keys that are not 0), the product in float64, or with ``single`` in float32."""
+
+    part: float
+    single: bool = False
+
+
+@dataclass(frozen=True)
 class RankMask:
     """Keep the magnitudes of descending rank ``first`` to ``last`` (from 1, both included) of a task vector.
+
+    ``last`` may be a ``Share``; if it is none of the keys, nothing is kept.
 
     With ``slack`` the lower threshold t gives way to RN(float32(1 - slack) * t). ``ties`` says which of the keys equal
     to a threshold stay: those whose draws fall below the share that is to stay ("spread"), the lowest flat indices
@@ -70,7 +81,7 @@ class RankMask:
     """
 
     first: int
-    last: int
+    last: int | Share
     slack: float = 0.0
     ties: Literal["spread", "index", "all"] = "spread"
     stable_ascending: bool = False
@@ -78,13 +89,54 @@ class RankMask:
     random_key: int = 0
 
     @property
-    def ranks(self) -> tuple[int, ...]:
+    def ranks(self) -> tuple[int | Share, ...]:
         """The ranks of the highest kept magnitude (if any is dropped above it) and of the lowest."""
         return (self.first, self.last) if self.first > 1 else (self.last,)
 
 
-Mask = Dense | Band | Draw | Ranked | RankMask
+@dataclass(frozen=True)
+class Variance:
+    """The score of a position is the variance of all task vectors there (SCE).
+
+    With ``storage_rounding`` task vectors and variance are rounded to the working dtype, as in mergekit.
+    """
+
+    storage_rounding: bool = False
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The score of a position is |d| of the only model, times the divergence of its line (Arcee Fusion).
+
+    A line is ``length`` elements of a chunk that follow each other. Its divergence is that of Kullback and Leibler,
+    between the softmax of the model's line and that of the base's.
+    """
+
+    length: int
+
+
+Score: TypeAlias = Variance | Divergence
+Subject: TypeAlias = int | Score
+"""What has keys: the task vector of a model, by its number, or a score of all models."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Keep the elements whose score a band keeps: the same in all models."""
+
+    score: Score
+    mask: Any  # a Band, a RankMask, or what a backend made of one
+
+
+Mask = Dense | Band | Draw | Ranked | RankMask | Scored
 NOTHING = Draw(below=0, random_key=0)
+
+
+def key_dtype(subject: Subject, working: DType) -> DType:
+    """The dtype whose bits are keys: of task vectors the working dtype, of scores that of the arithmetic."""
+    if isinstance(subject, int):
+        return working
+    return F64 if working == F64 else F32
 
 
 class Entry(NamedTuple):
@@ -100,16 +152,35 @@ class Entry(NamedTuple):
 class Consensus(NamedTuple):
     """b + scale * mean of the retained w * d, after an optional election of signs (TIES and its kin).
 
-    With ``normalize`` the mean divides by the weights of what was retained, element by element; without an
-    election by ``divisor``.
+    ``election`` says what a model's vote is: its weighted entry ("sum"), the sign of that ("count"), or its entry without
+    the weight ("deltas"; then there are no slacks). With ``normalize`` the mean divides by the weights of what was
+    retained, element by element; without an election by ``divisor``.
+
+    With "overlap" nothing is elected or lost: where one model alone keeps an element, w * d is added, else d / the number
+    of models that keep it (RAM). ``wide`` leaves sums and result unrounded where ``storage_rounding`` is set.
     """
 
     entries: tuple[Entry, ...]
-    election: Literal["none", "sum", "count"] = "none"
+    election: Literal["none", "sum", "count", "deltas", "overlap"] = "none"
     normalize: bool = False
     scale: float = 1.0
     storage_rounding: bool = False
     divisor: float = 1.0
+    wide: bool = False
+
+
+NEAREST = 1e-6
+"""Nearswap takes no distance for smaller than this."""
+
+
+class Nearswap(NamedTuple):
+    """b goes the way to x as far as their distance allows: by the weight threshold / |x - b|, at most 1.
+
+    With ``storage_rounding`` every step is rounded to the working dtype, as in mergekit.
+    """
+
+    threshold: float
+    storage_rounding: bool = False
 
 
 class Line(NamedTuple):
@@ -207,10 +278,10 @@ class Found(NamedTuple):
 
 
 class KeyColumn(NamedTuple):
-    """Keys to count: those of which model of the chunk, and in which slot of the counts."""
+    """Keys to count: those of which model of the chunk, or of which score, and in which slot of the counts."""
 
     slot: int
-    model: int
+    model: Subject
 
 
 class Rank(NamedTuple):
@@ -221,12 +292,12 @@ class Rank(NamedTuple):
 
 
 class Sought(NamedTuple):
-    """Asks for the keys of some ranks, from 1, among those of a model of a chunk.
+    """Asks for the keys of some ranks, from 1, among those of a model of a chunk, or of a score.
 
     ``within`` is what was found for them one level above, None at level 0.
     """
 
-    model: int
+    model: Subject
     ranks: tuple[int, ...]
     within: Any = None
 
@@ -249,6 +320,13 @@ class SolvedBand(NamedTuple):
 
     mask: Any
     kept_without_slack: Any
+
+
+class Overlap(NamedTuple):
+    """How many entries of a model no other model keeps, and how many at least one other keeps too."""
+
+    unique: int
+    shared: int
 
 
 class Counts(NamedTuple):

@@ -17,6 +17,7 @@ import torch
 from merge_engine.backends.base import Backend
 from merge_engine.backends.operations import (
     EVERY_POSITION,
+    NEAREST,
     NO_POSITION,
     NOTHING,
     Band,
@@ -25,6 +26,7 @@ from merge_engine.backends.operations import (
     Consensus,
     Counts,
     Dense,
+    Divergence,
     Draw,
     Found,
     FoundBand,
@@ -32,15 +34,24 @@ from merge_engine.backends.operations import (
     Line,
     LineCoefficients,
     Mask,
+    Nearswap,
     Outcome,
+    Overlap,
     Positions,
     Rank,
     Ranked,
+    Score,
+    Scored,
     SolvedBand,
+    Subject,
+    Variance,
+    key_dtype,
 )
+from merge_engine.backends.scores import divergences, variances
 from merge_engine.backends.statistics import (
     NEXT_BITS,
     SUM_BLOCK,
+    SUM_LANES,
     BlockSums,
     KeyPlaces,
     KeyTable,
@@ -53,7 +64,6 @@ from merge_engine.dtypes import BY_NAME, DType
 from merge_engine.errors import BackendError
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
-SUM_LANES = 64
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
@@ -254,9 +264,9 @@ class ReferenceBackend(Backend):
 
     def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: _Counts) -> None:
         """Count magnitude keys (see ``Backend.count``)."""
-        bins, shift = level_bins(counts.level), level_shift(chunk.working, counts.level)
+        bins = level_bins(counts.level)
         for slot, model in columns:
-            keys = keys_of(_delta(chunk, model), chunk.working) >> shift
+            keys = _keys(chunk, model) >> level_shift(key_dtype(model, chunk.working), counts.level)
             within = counts.within[slot]
             if within is not None:
                 keys = keys[keys >> NEXT_BITS == within.key] & (bins - 1)
@@ -280,9 +290,9 @@ class ReferenceBackend(Backend):
         """Turn ranks into masks (see ``Backend.bands``)."""
         return [solve_band(band, working) for band in bands]
 
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
-        places = (keys_of(_delta(chunk, model), chunk.working) == key).nonzero().view(-1)
+        places = (_keys(chunk, model) == key).nonzero().view(-1)
         offset = int(places[nth]) if nth < len(places) else None
         return KeyPlaces.of(chunk.start, len(places)), offset
 
@@ -297,6 +307,24 @@ class ReferenceBackend(Backend):
             columns.append(sums_of_blocks(magnitude))
             columns.append(sums_of_blocks(torch.where(kept, magnitude, 0.0)))
         return _block_sums(chunk, columns)
+
+    def squares(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
+        """Sum squares before and after the masks (see ``Backend.squares``)."""
+        rounding = _rounding(chunk.working, storage_rounding)
+        columns = []
+        for model, mask in enumerate(masks):
+            delta = rounding(_delta(chunk, model))
+            kept, _ = _mask(chunk, delta, mask)
+            square = rounding(delta * delta) if storage_rounding else delta.double() * delta.double()
+            columns.append(sums_of_blocks(square.double()))
+            columns.append(sums_of_blocks(torch.where(kept, square.double(), 0.0)))
+        return _block_sums(chunk, columns)
+
+    def overlaps(self, chunk: Chunk, masks: Sequence[Mask]) -> tuple[Overlap, ...]:
+        """Count what models keep alone and together (see ``Backend.overlaps``)."""
+        kept = torch.stack([_mask(chunk, _delta(chunk, model), mask)[0] for model, mask in enumerate(masks)])
+        alone = kept.sum(0) == 1
+        return tuple(Overlap(int((one & alone).sum()), int((one & ~alone).sum())) for one in kept)
 
     def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> BlockSums:
         """Sum inner products of all inputs or task vectors (see ``Backend.gram``)."""
@@ -323,7 +351,7 @@ class ReferenceBackend(Backend):
         def number(value: float) -> torch.Tensor:
             return torch.tensor(value, dtype=real, device=device)
 
-        values, survivors, weights = [], [], []
+        values, deltas, survivors, weights = [], [], [], []
         for model, entry in enumerate(operation.entries):
             delta = rn(_delta(chunk, model))
             kept, probability = _mask(chunk, delta, entry.mask)
@@ -331,14 +359,18 @@ class ReferenceBackend(Backend):
                 delta = torch.where(kept, rn(delta * (1.0 / probability).to(real)), 0.0)
             else:
                 delta = rn(delta * rn(self.rescaling(delta, kept, entry.rescale)))
-            weight = rn(number(entry.weight))
+            weight = number(entry.weight) if operation.wide else rn(number(entry.weight))
             values.append(torch.where(kept, rn(delta * weight), number(0.0)))
+            deltas.append(torch.where(kept, delta, number(0.0)))
             survivors.append(kept & (delta != 0))
             weights.append(weight)
+        if operation.election == "overlap":
+            return self._overlap(chunk, operation, deltas, weights, output)
 
+        votes = deltas if operation.election == "deltas" else values
         vote = plain_vote = spread = torch.zeros_like(base)
-        for value, entry in zip(values, operation.entries, strict=True):
-            say = value.sign() if operation.election == "count" else value
+        for say, entry in zip(votes, operation.entries, strict=True):
+            say = say.sign() if operation.election == "count" else say
             plain_vote = plain_vote + say
             vote = vote + say * number(1.0 + entry.vote_slack)
             spread = spread + say.abs()
@@ -346,21 +378,24 @@ class ReferenceBackend(Backend):
 
         mean = divisor = torch.zeros_like(base)
         counts = []
-        for value, kept, weight, entry in zip(values, survivors, weights, operation.entries, strict=True):
-            voted = value != 0
+        for i, (value, kept, weight, entry) in enumerate(
+            zip(values, survivors, weights, operation.entries, strict=True)
+        ):
+            voted = votes[i] != 0
             if operation.election == "none":
                 retained, lost, saved = voted, 0, 0
                 divisor = number(operation.divisor).expand_as(base)
             else:
-                agrees = (value > 0) == elected
+                agrees = (votes[i] > 0) == elected
                 narrow = (rn(vote).abs() < number(entry.retain_slack) * spread) | (entry.retain_slack >= 1)
                 retained = voted & (agrees | narrow)
                 divisor = divisor + torch.where(retained, weight, number(0.0))
                 lost = int((voted & ~retained).sum())
-                saved = int((retained & ((value > 0) != plainly_elected)).sum())
+                saved = int((retained & ((votes[i] > 0) != plainly_elected)).sum())
             mean = mean + torch.where(retained, value, number(0.0))
             counts.append(Counts(int(kept.sum()), lost, saved))
 
+        rn = _rounding(chunk.working, operation.storage_rounding and not operation.wide)
         mean, divisor = rn(mean), divisor if operation.election == "none" else rn(divisor)
         if operation.normalize:
             mean = rn(mean / torch.where(divisor == 0, number(1.0), divisor))
@@ -372,6 +407,32 @@ class ReferenceBackend(Backend):
     def rescaling(self, delta: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Tensor:
         """The factor for the entries ``kept`` of a task vector, in its type."""
         return torch.tensor(factor, dtype=delta.dtype, device=delta.device)
+
+    def _overlap(
+        self,
+        chunk: Chunk,
+        operation: Consensus,
+        deltas: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
+        output: torch.Tensor,
+    ) -> Outcome:
+        """Where one model keeps an element, its weight counts; where more do, their number."""
+        rn = _rounding(chunk.working, operation.storage_rounding)
+        rn_sum = _rounding(chunk.working, operation.storage_rounding and not operation.wide)
+        base = _load(chunk.base, chunk.working)
+        keeping = torch.zeros_like(base)
+        for delta in deltas:
+            keeping = keeping + (delta != 0)
+        mean = torch.zeros_like(base)
+        for delta, weight in zip(deltas, weights, strict=True):
+            part = torch.where(keeping > 1, rn(delta / keeping), rn_sum(delta * weight))
+            mean = mean + torch.where(delta != 0, part, 0.0)
+        mean = rn_sum(mean)
+        if operation.scale != 1:
+            mean = rn_sum(mean * torch.tensor(operation.scale, dtype=base.dtype, device=base.device))
+        _store(rn_sum(base + mean), output)
+        counts = tuple(Counts(int((delta != 0).sum()), 0, 0) for delta in deltas)
+        return Outcome(counts, _non_finite(chunk), int((~output.isfinite()).sum()))
 
     def combine(self, chunk: Chunk, operation: Combine, output: torch.Tensor) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""
@@ -393,6 +454,24 @@ class ReferenceBackend(Backend):
         _store(_rounding(chunk.working, operation.fused or operation.rounded)(total), output)
         return Outcome((), _non_finite(chunk), int((~output.isfinite()).sum()))
 
+    def nearswap(self, chunk: Chunk, operation: Nearswap, output: torch.Tensor) -> Outcome:
+        """Move the base to the model where they are near (see ``Backend.nearswap``)."""
+        rn = _rounding(chunk.working, operation.storage_rounding)
+        base, model = _load(chunk.base, chunk.working), _load(chunk.models[0], chunk.working)
+
+        def number(value: float) -> torch.Tensor:
+            return torch.tensor(value, dtype=base.dtype, device=base.device)
+
+        distance = rn((model - base).abs())
+        smallest = rn(number(NEAREST))
+        divisor = torch.where(distance < smallest, smallest, distance)
+        threshold = number(operation.threshold)
+        weight = rn(rn(1.0 / divisor) * threshold) if operation.storage_rounding else threshold / divisor
+        weight = torch.where(weight > 1, number(1.0), weight)
+        mixed = rn(rn(weight * model) + rn(rn(1.0 - weight) * base))
+        _store(torch.where(model == base, base, mixed), output)
+        return Outcome((), _non_finite(chunk), int((~output.isfinite()).sum()))
+
 
 def _load(array: torch.Tensor, working: DType) -> torch.Tensor:
     return round_to(array, working).to(real_dtype(working))
@@ -404,6 +483,26 @@ def _store(values: torch.Tensor, output: torch.Tensor) -> None:
 
 def _delta(chunk: Chunk, model: int) -> torch.Tensor:
     return _load(chunk.models[model], chunk.working) - _load(chunk.base, chunk.working)
+
+
+def _score(chunk: Chunk, score: Score) -> torch.Tensor:
+    """The scores of a chunk's positions, in the type of the arithmetic."""
+    real = real_dtype(chunk.working)
+    if isinstance(score, Variance):
+        rn = _rounding(chunk.working, score.storage_rounding)
+        wide = torch.float64 if chunk.working.bits >= 32 else torch.float32
+        deltas = [rn(_delta(chunk, model)).to(wide) for model in range(len(chunk.models))]
+        return rn(variances(deltas).to(real))
+    base, model = (_load(array, chunk.working).double().view(-1, score.length) for array in chunk.inputs)
+    divergence = divergences(model, base).to(real).repeat_interleave(score.length)
+    found = _delta(chunk, 0).abs() * divergence
+    return torch.where(found.isnan(), torch.zeros_like(found), found)
+
+
+def _keys(chunk: Chunk, subject: Subject) -> torch.Tensor:
+    """The keys of a model's task vector, or of a score."""
+    values = _delta(chunk, subject) if isinstance(subject, int) else _score(chunk, subject)
+    return keys_of(values, key_dtype(subject, chunk.working))
 
 
 def _block_sums(chunk: Chunk, columns: Sequence[Sequence[float]]) -> BlockSums:
@@ -461,15 +560,21 @@ def _mask(chunk: Chunk, delta: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, 
             thresholds = rank_thresholds(keys, chunk.line, mask.density, mask.epsilon)
             probability = thresholds.double() / 2.0**32 if mask.inverse_probability else None
             return draws(mask.random_key, index) < thresholds, probability
+        case Scored():
+            return _band(_keys(chunk, mask.score), index, mask.mask), None
         case Band():
-            keys = keys_of(delta, chunk.working)
-            position = draws(mask.random_key, index) if mask.by_draw else index
-            kept = (keys >= mask.low) & (keys <= min(mask.high, 2**63 - 1))
-            for bound, (first, last) in ((mask.low, mask.low_positions), (mask.high, mask.high_positions)):
-                inside = (position >= min(first, 2**63 - 1)) & (position <= min(last, 2**63 - 1))
-                kept &= (keys != min(bound, 2**63 - 1)) | inside
-            return kept, None
+            return _band(keys_of(delta, chunk.working), index, mask), None
     raise BackendError(f"unknown mask {mask!r}")
+
+
+def _band(keys: torch.Tensor, index: torch.Tensor, mask: Band) -> torch.Tensor:
+    """Which keys a band keeps, of elements with these flat indices."""
+    position = draws(mask.random_key, index) if mask.by_draw else index
+    kept = (keys >= mask.low) & (keys <= min(mask.high, 2**63 - 1))
+    for bound, (first, last) in ((mask.low, mask.low_positions), (mask.high, mask.high_positions)):
+        inside = (position >= min(first, 2**63 - 1)) & (position <= min(last, 2**63 - 1))
+        kept &= (keys != min(bound, 2**63 - 1)) | inside
+    return kept
 
 
 def _fma(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,8 @@ SUM_BLOCK = 4096
 
 WHOLE = Line(0, 1)
 """What stands for the whole tensor in native code where it takes a line."""
+SUM_LANES = 64
+"""Running sums of a block."""
 
 FIRST_BITS, NEXT_BITS = 15, 16
 """Bits of a key that the first and each following level of counting resolve."""

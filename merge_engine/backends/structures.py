@@ -12,6 +12,8 @@ from merge_engine.dtypes import MERGEABLE, DType
 if TYPE_CHECKING:
     from merge_engine import _native_types
 
+ELECTIONS = ("none", "sum", "count", "deltas", "overlap")
+
 
 class Structures:
     """Builds those of one native module."""
@@ -19,7 +21,7 @@ class Structures:
     def __init__(self, native: _native_types.NativeTypes):
         self._native = native
         self._dtypes = {dtype.code: getattr(native.DType, dtype.code) for dtype in MERGEABLE}
-        self._elections = {name: getattr(native.Election, name) for name in ("none", "sum", "count")}
+        self._elections = {name: getattr(native.Election, name) for name in ELECTIONS}
 
     def dtype(self, dtype: DType) -> _native_types.DType:
         """A dtype that can be merged."""

@@ -237,9 +237,10 @@ class _Section:
         """Find the remainder with which the period fits, where the config has a key for it."""
         place = _PERIODS[key]
         marked = [_is_marked(source, key, own, each.layer) for source, each in self._pairs()]
-        for rest in range(own) if isinstance(place, str) else ():
-            if marked == [(new - rest) % own == 0 for new in range(len(marked))]:
-                self._section[place] = rest
+        if isinstance(place, str):
+            for rest in range(own):
+                if marked == [(new - rest) % own == 0 for new in range(len(marked))]:
+                    self._section[place] = rest
         fits = [_is_marked(self._section, key, own, new) == one for new, one in enumerate(marked)]
         if False in fits and not isinstance(self._section.get(_LISTED.get(key, "")), list):
             self._warn(key, own, fits.index(False))

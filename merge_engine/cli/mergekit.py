@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from merge_engine.checkpoint import locate, open_checkpoint
+from merge_engine.checkpoint import open_reference
 from merge_engine.cli import terminal
 from merge_engine.cli.merging import merge
 from merge_engine.errors import CheckpointError, OptionError, PlanError
@@ -29,7 +29,7 @@ _MOOT = "Accepted, not needed"
 _NOT_NEEDED = {
     "async_write": "reading, merging and writing always overlap",
     "clone_tensors": "every tensor is written for itself",
-    "gpu_rich": "the same as --cuda: tensors stream through the GPU in bounded memory",
+    "gpu_rich": "the same as --cuda; tensors stream through the GPU in bounded memory",
     "lazy_unpickle": "weights are never loaded whole",
     "lora_merge_cache": "no merged copy of a model is stored",
     "lora_merge_dtype": "the dtype of the recipe decides",
@@ -267,7 +267,7 @@ def _of_common_tensors(recipe: Recipe, leave_out: bool) -> Recipe:
     problems: list[str] = []
     for model in recipe.references:
         try:
-            names[str(model)] = set(open_checkpoint(locate(model.path, model.revision)).tensors)
+            names[str(model)] = set(open_reference(model).tensors)
         except CheckpointError as error:
             problems += error.problems
     if problems:

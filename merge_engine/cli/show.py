@@ -106,7 +106,7 @@ def plan(
     rows = [
         *([("recipe", planned.recipe.name)] if planned.recipe.name is not None else []),
         ("method", planned.method.name),
-        ("base", ", ".join(_path(base, planned) for base in planned.bases) or "none"),
+        ("base", ", ".join(_path(base, planned) for base in planned.bases.values()) or "none"),
         *((f"model {i}", _path(model, planned)) for i, model in planned.models.items()),
         ("config and tokenizer", _path(planned.donor, planned)),
         ("tensors", f"{len(planned.tasks):,} with {elements:,} elements; {streamed:,} streamed in pieces"),

@@ -106,7 +106,7 @@ def merge_documents(
     what ``merge`` raises. The bytes are those of the same recipes merged one after the other into folders.
     """
     with planned_together(recipes, output, options) as plans:
-        nbytes = sum(planned.bytes_written for planned in plans[:-1])
+        nbytes = sum(map(_bytes_of_files, plans[:-1]))
     with _folder_for(nbytes, plans[-1], output, options) as folder:
         intermediates: dict[str, Intermediate] = {}
         for recipe in needed(recipes, options)[:-1]:
@@ -204,7 +204,7 @@ def _is_made(planned: MergePlan, folder: Path) -> bool:
         manifest = read_manifest(folder)
     except ManifestError:
         return False
-    inputs = {each.label: each for each in (planned.donor, *planned.bases, *planned.models.values())}
+    inputs = {each.label: each for each in (planned.donor, *planned.bases.values(), *planned.models.values())}
     shards = {shard.name: (shard.size, digest_of(shard.header)) for shard in planned.shards}
     sizes = {name: file.bytes for name, file in manifest.files.items()} | {
         name: shard.bytes for name, shard in manifest.shards.items()
@@ -273,7 +273,7 @@ def _folder_for(
     place = RAM_DISK
     if not room_in_memory(nbytes):
         place = Path(tempfile.gettempdir()) if output is None else _nearest_existing(output.absolute().parent)
-        more = 0 if output is None else result.bytes_written
+        more = 0 if output is None else _bytes_of_files(result)
         free = shutil.disk_usage(place).free
         if nbytes + more > free:
             raise PlanError(
@@ -287,6 +287,10 @@ def _folder_for(
         if Path(os.fspath(error.filename or "")).parent != place:
             raise
         raise OutputError(f"{place}: cannot be written: {error.strerror}{way_out(error)}") from error
+
+
+def _bytes_of_files(planned: MergePlan) -> int:
+    return sum(shard.size for shard in planned.shards)
 
 
 def _nearest_existing(path: Path) -> Path:

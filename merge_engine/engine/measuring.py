@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import combinations_with_replacement
 from typing import Any
@@ -17,25 +17,47 @@ from merge_engine.backends import Backend
 from merge_engine.backends.operations import (
     EVERY_POSITION,
     NO_POSITION,
+    NOTHING,
     Chunk,
     Found,
     FoundBand,
     KeyColumn,
     Mask,
+    Overlap,
     Positions,
     Rank,
     RankMask,
+    Score,
+    Scored,
+    Share,
     SolvedBand,
     Sought,
+    Subject,
+    key_dtype,
 )
 from merge_engine.backends.statistics import BlockSums, LineTotals, lines_of_block
-from merge_engine.dtypes import DType
+from merge_engine.dtypes import F32, DType
 from merge_engine.errors import CheckpointError
-from merge_engine.methods import Gram, KeyRanks, MaskedL1, Need, Place, Task, TiePlaces
+from merge_engine.methods import (
+    Gram,
+    KeyRanks,
+    MaskedL1,
+    MaskedSquares,
+    Need,
+    NonZero,
+    Overlaps,
+    Place,
+    Task,
+    TiePlaces,
+)
 from merge_engine.methods.needs import Kind, Step
+from merge_engine.methods.rounding import rounded
 
-Query = tuple[int, int]
-"""A model's recipe position, and a rank."""
+Query = tuple[Subject, int]
+"""A model's recipe position or a score, and a rank."""
+
+_EVERY_KEY = 2**63 - 1
+"""More keys than a tensor has."""
 
 _SUMS_AHEAD = 2
 """Chunks whose sums of lines stay on the device: adding them up waits for it."""
@@ -71,19 +93,18 @@ class Measurement(Mapping[Need, Any]):
         self._working = working
         self._elements = elements
         self._shared = shared
-        by_model: dict[int, dict[Query, None]] = {}
-        for need in needs:
-            if isinstance(need, KeyRanks):
-                by_model.setdefault(need.model, {}).update(((need.model, rank), None) for rank in need.ranks)
-        self._queries: list[list[Query]] = [list(queries) for queries in by_model.values()]
+        self._queries: list[list[Query]] | None = None
         self._found: dict[Query, Any] = {}
         self._counts: Any = None
         self._places: dict[Query, Place] = {}
         self._wanted: dict[Query, tuple[int, int]] | None = None
         self._norms: list[Any] = []  # handles to BlockSums, one a chunk
+        self._squares: list[Any] = []
         self._grams: dict[Gram, list[Any]] = {need: [] for need in needs if isinstance(need, Gram)}
         self._lines: dict[Gram, LineTotals] = {}
-        self._solved: dict[int, tuple[RankMask, SolvedBand]] = {}
+        self._zeros: dict[Score, int] = {}
+        self._overlaps: dict[Overlaps, list[Any]] = {}  # handles to tuples, one a chunk
+        self._solved: dict[Subject, tuple[RankMask, SolvedBand]] = {}
         if known is not None:
             self._found = dict(known.found)
             self._places = dict(known.places)
@@ -93,7 +114,9 @@ class Measurement(Mapping[Need, Any]):
 
         Raises ``CheckpointError`` if the inputs changed since an earlier step.
         """
-        if step.kind is Kind.KEYS:
+        if step.kind is Kind.COUNTS:
+            self._tally(chunk)
+        elif step.kind is Kind.KEYS:
             self._count(step.level, chunk, task, last)
         elif step.kind is Kind.PLACES:
             self._locate(chunk, task, last)
@@ -111,19 +134,27 @@ class Measurement(Mapping[Need, Any]):
 
         ``masks`` are by recipe position. All calls are for the same tensor.
         """
-        unsolved = [
-            (model, mask)
-            for model, mask in masks.items()
-            if isinstance(mask, RankMask) and ((known := self._solved.get(model)) is None or known[0] != mask)
-        ]
-        if unsolved:
-            bands = [self._band(task, model, mask) for model, mask in unsolved]
-            for (model, mask), solved in zip(unsolved, self._backend.bands(bands, task.working), strict=True):
-                self._solved[model] = mask, solved
-        return [
-            self._solved[model][1] if isinstance(mask, RankMask) else SolvedBand(mask, None)
-            for model, mask in masks.items()
-        ]
+        asked = [self._resolved(model, mask) for model, mask in masks.items()]
+        unsolved = {
+            subject: mask
+            for subject, mask in asked
+            if isinstance(mask, RankMask)
+            and ((known := self._solved.get(subject)) is None or known[0] != mask)
+        }
+        for dtype in {key_dtype(subject, task.working) for subject in unsolved}:
+            group = {one: mask for one, mask in unsolved.items() if key_dtype(one, task.working) == dtype}
+            bands = [self._band(task, subject, mask) for subject, mask in group.items()]
+            for (subject, mask), solved in zip(
+                group.items(), self._backend.bands(bands, dtype), strict=True
+            ):
+                self._solved[subject] = mask, solved
+        result = []
+        for subject, mask in asked:
+            solved = self._solved[subject][1] if isinstance(mask, RankMask) else SolvedBand(mask, None)
+            if not isinstance(subject, int) and mask != NOTHING:
+                solved = SolvedBand(Scored(subject, solved.mask), None)
+            result.append(solved)
+        return result
 
     def __getitem__(self, need: Need) -> Any:
         if need not in self._needs:
@@ -131,13 +162,19 @@ class Measurement(Mapping[Need, Any]):
                 raise KeyError(f"{need} is not among the needs")
             return self._shared[need]
         if isinstance(need, KeyRanks):
-            return {rank: self._backend.fetch(self._found[need.model, rank]) for rank in need.ranks}
+            ranks = [rank for rank in self._ranks(need) if rank]
+            return {rank: self._backend.fetch(self._found[need.model, rank]) for rank in ranks}
+        if isinstance(need, NonZero):
+            return self._elements - self._zeros.get(need.score, 0)
+        if isinstance(need, Overlaps):
+            counted = [self._backend.fetch(handle) for handle in self._overlaps.get(need, ())]
+            return tuple(Overlap(*map(sum, zip(*parts, strict=True))) for parts in zip(*counted, strict=True))
         if isinstance(need, TiePlaces):
             return {rank: place for (model, rank), place in self._places.items() if model == need.model}
-        if isinstance(need, MaskedL1):
-            norms = [each for each in self._needs if isinstance(each, MaskedL1)]
-            at = 2 * norms.index(need)
-            return tuple(self._totals(self._norms)[at : at + 2])
+        if isinstance(need, MaskedL1 | MaskedSquares):
+            sums = self._norms if isinstance(need, MaskedL1) else self._squares
+            at = 2 * [each for each in self._needs if type(each) is type(need)].index(need)
+            return tuple(self._totals(sums)[at : at + 2])
         if isinstance(need, Gram):
             if need.line is None:
                 return _symmetric(self._totals(self._grams[need]))
@@ -152,14 +189,61 @@ class Measurement(Mapping[Need, Any]):
     def __len__(self) -> int:
         return len(self._needs)
 
+    def _tally(self, chunk: Chunk) -> None:
+        for need in self._needs:
+            if isinstance(need, NonZero):
+                zeros, _ = self._backend.locate(chunk, need.score, 0, _EVERY_KEY)
+                self._zeros[need.score] = self._zeros.get(need.score, 0) + zeros.total
+            elif isinstance(need, Overlaps):
+                handles = self._overlaps.setdefault(need, [])
+                handles.append(self._backend.overlaps(chunk, need.masks))
+
+    def _ranks(self, need: KeyRanks) -> list[int]:
+        """The ranks as numbers. 0 is a share of no key."""
+        return [self._rank(need.model, rank) for rank in need.ranks]
+
+    def _rank(self, subject: Subject, rank: int | Share) -> int:
+        if isinstance(rank, int):
+            return rank
+        assert not isinstance(subject, int), "only scores are ranked by shares"
+        keys: int = self[NonZero(subject)]
+        if rank.single:
+            return int(rounded(rounded(keys, F32) * rounded(rank.part, F32), F32))
+        return int(rank.part * keys)
+
+    def _resolved(self, model: int, mask: Mask) -> tuple[Subject, Mask]:
+        """What a mask looks at, and the mask with a number as its last rank."""
+        if not isinstance(mask, Scored):
+            return model, mask
+        plain = mask.mask
+        if isinstance(plain, RankMask):
+            last = self._rank(mask.score, plain.last)
+            plain = replace(plain, last=last) if last else NOTHING
+        return mask.score, plain
+
+    def _asked(self) -> list[list[Query]]:
+        """The queries of each subject. Shares are known once their counts are."""
+        if self._queries is None:
+            by_subject: dict[Subject, dict[Query, None]] = {}
+            for need in self._needs:
+                if isinstance(need, KeyRanks):
+                    queries = {(need.model, rank): None for rank in self._ranks(need) if rank}
+                    if queries:
+                        by_subject.setdefault(need.model, {}).update(queries)
+            self._queries = [list(queries) for queries in by_subject.values()]
+        return self._queries
+
     def _count(self, level: int, chunk: Chunk, task: Task, last: bool) -> None:
         """Refine every key by its next bits. At level 0 the ranks of a model are looked up in one table."""
-        groups = self._queries if level == 0 else [[query] for queries in self._queries for query in queries]
+        asked = self._asked()
+        if not asked:
+            return
+        groups = asked if level == 0 else [[query] for queries in asked for query in queries]
         within = [self._found.get(queries[0]) for queries in groups]
-        backend, models = self._backend, task.models
+        backend = self._backend
         if chunk.count == self._elements:
             sought = [
-                Sought(models.index(queries[0][0]), tuple([rank for _, rank in queries]), found)
+                Sought(_place(task, queries[0][0]), tuple([rank for _, rank in queries]), found)
                 for queries, found in zip(groups, within, strict=True)
             ]
             self._take(groups, backend.find_all(chunk, level, sought))
@@ -167,9 +251,9 @@ class Measurement(Mapping[Need, Any]):
         if self._counts is None:
             self._counts = backend.new_counts(level, within)
         columns = [
-            KeyColumn(slot, models.index(queries[0][0]))
+            KeyColumn(slot, _place(task, queries[0][0]))
             for slot, queries in enumerate(groups)
-            if queries[0][0] in models
+            if _has(task, queries[0][0])
         ]
         backend.count(chunk, columns, self._counts)
         if last:
@@ -191,15 +275,17 @@ class Measurement(Mapping[Need, Any]):
             self._wanted = {}
             for need in self._needs:
                 if isinstance(need, TiePlaces):
-                    found = {
-                        rank: self._backend.fetch(self._found[need.model, rank]) for rank in need.mask.ranks
-                    }
-                    for rank, nth in _deciding_ties(need.mask, found).items():
+                    last = self._rank(need.model, need.mask.last)
+                    if not last:
+                        continue
+                    mask = replace(need.mask, last=last)
+                    found = {rank: self._backend.fetch(self._found[need.model, rank]) for rank in mask.ranks}
+                    for rank, nth in _deciding_ties(mask, found).items():
                         self._wanted[need.model, rank] = found[rank].key, nth
         for query, (key, nth) in list(self._wanted.items()):
-            if query[0] not in task.models:
+            if not _has(task, query[0]):
                 continue
-            passed, offset = self._backend.locate(chunk, task.models.index(query[0]), key, nth)
+            passed, offset = self._backend.locate(chunk, _place(task, query[0]), key, nth)
             if offset is None:
                 self._wanted[query] = key, nth - passed.total
             else:
@@ -215,6 +301,10 @@ class Measurement(Mapping[Need, Any]):
         if masks:
             solved = [mask for mask, _ in self.masks(task, masks)]
             self._norms.append(self._backend.l1_norms(chunk, solved, task.storage_rounding))
+        squared = {need.model: need.mask for need in self._needs if isinstance(need, MaskedSquares)}
+        if squared:
+            solved = [mask for mask, _ in self.masks(task, squared)]
+            self._squares.append(self._backend.squares(chunk, solved, task.storage_rounding))
         for need, handles in self._grams.items():
             handles.append(self._backend.gram(chunk, need.of_deltas, need.line))
             while need.line is not None and len(handles) > _SUMS_AHEAD:
@@ -235,7 +325,7 @@ class Measurement(Mapping[Need, Any]):
         handles[:] = [sums]
         return sums.totals()
 
-    def _band(self, task: Task, model: int, mask: RankMask) -> FoundBand:
+    def _band(self, task: Task, model: Subject, mask: RankMask) -> FoundBand:
         source = self._shared if mask.whole_model and self._shared is not None else self
         high = mask.first if mask.first > 1 else None
         return FoundBand(
@@ -245,6 +335,15 @@ class Measurement(Mapping[Need, Any]):
             _positions(task, source._places.get((model, mask.last)), mask.stable_ascending),
             _positions(task, source._places.get((model, mask.first)), False),
         )
+
+
+def _has(task: Task, subject: Subject) -> bool:
+    return not isinstance(subject, int) or subject in task.models
+
+
+def _place(task: Task, subject: Subject) -> Subject:
+    """What a chunk calls it: a model's number among those that have the tensor, or the score."""
+    return task.models.index(subject) if isinstance(subject, int) else subject
 
 
 def _symmetric(products: Sequence[float]) -> list[list[float]]:

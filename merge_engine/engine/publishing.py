@@ -100,14 +100,13 @@ def publish(
 
 def _inputs(planned: MergePlan) -> list[MergedInput]:
     """The inputs as the manifest names them: those that do not stay by the names of their recipes."""
-    roles = [("base", base) for base in planned.bases]
-    roles += [(str(i), model) for i, model in planned.models.items()]
-    inputs = {given.label: given for given in (planned.donor, *(given for _, given in roles))}
+    roles = {**planned.bases, **{str(i): model for i, model in planned.models.items()}}
+    inputs = {given.label: given for given in (planned.donor, *roles.values())}
     return [
         MergedInput(
             named(label, planned.intermediates),
             given.fingerprint,
-            tuple(role for role, one in roles if one.label == label),
+            tuple(role for role, one in roles.items() if one.label == label),
             given.contents,
             given.adapter,
         )

@@ -139,7 +139,7 @@ def plan_key(plan: MergePlan) -> str:
     """
     if not type(plan.method).__module__.startswith("merge_engine."):
         return ""
-    inputs = (plan.donor, *plan.bases, *plan.models.values())
+    inputs = (plan.donor, *plan.bases.values(), *plan.models.values())
     # What merges the same recipe anew has the same values, but another place and time.
     made = {str(each.folder): f"{each.name} {each.digest}" for each in plan.intermediates}
     described = [

@@ -117,7 +117,7 @@ def _plan(
     return MergePlan(
         recipe,
         method,
-        () if base is None else (nowhere,),
+        {} if base is None else {"base": nowhere},
         dict.fromkeys(inputs, nowhere),
         nowhere,
         tuple(planned.tasks),

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.backends.memory import identical
-from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, Line, Outcome
+from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, Line, Nearswap, Outcome
 from merge_engine.engine.measuring import Measurement, SharedAnswers
 from merge_engine.errors import NonFiniteError
 from merge_engine.methods import Action, Answers, Operation, Task
@@ -145,6 +145,8 @@ class Work:
             operation, _ = self._operation()
             if isinstance(operation, Consensus):
                 self._handle = backend.consensus(self._chunk, operation, output)
+            elif isinstance(operation, Nearswap):
+                self._handle = backend.nearswap(self._chunk, operation, output)
             else:
                 self._handle = backend.combine(self._chunk, operation, output)
 

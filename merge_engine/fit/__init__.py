@@ -19,7 +19,7 @@ from merge_engine.fit.identical import check_identical, idle_models
 from merge_engine.fit.quantization import check_quantization
 from merge_engine.fit.tokenizers import check_adapter_tokenizers, check_tokenizers
 from merge_engine.fit.unused import SliceNames, unused_settings
-from merge_engine.recipe import ModelReference, Recipe
+from merge_engine.recipe import Recipe
 from merge_engine.text import printable
 
 __all__ = ["Findings", "Remarks", "SliceNames", "examine", "idle_models", "unused_settings"]
@@ -27,19 +27,20 @@ __all__ = ["Findings", "Remarks", "SliceNames", "examine", "idle_models", "unuse
 
 def examine(
     recipe: Recipe,
-    bases: Mapping[ModelReference, Checkpoint],
+    bases: Mapping[str, Checkpoint],
     models: Mapping[int, Checkpoint],
     donor: Checkpoint,
     stacked: bool = False,
 ) -> Findings:
-    """Compare the inputs of a merge; ``models`` are by recipe position. Without slices, a base is the donor as well.
+    """Compare the inputs of a merge: ``bases`` by role, ``models`` by recipe position. Most often the donor is a base.
 
     ``stacked`` says that the output has other layers than the donor. Of the tensors, it reads at most 16 MiB, or a few
     hundred short pieces. Raises ``CheckpointError`` if it cannot.
     """
     findings = Findings(allowed=recipe.allow)
     named = recipe.stacks.models
-    names = {base.file_ids: str(reference) for reference, base in bases.items()}
+    references = recipe.stacks.bases
+    names = {base.file_ids: str(references[role]) for role, base in bases.items()}
     names |= {model.file_ids: str(named[i]) for i, model in models.items()}
     if recipe.base_model is not None:
         names[donor.file_ids] = str(recipe.base_model)
@@ -47,7 +48,8 @@ def examine(
     labels = short_labels([names[key] for key in given])
     inputs = [Candidate(label, each, findings) for label, each in zip(labels, given.values(), strict=True)]
     is_merged = any(each.file_ids == donor.file_ids for each in (*bases.values(), *models.values()))
-    copies = _check(recipe, bool(bases), inputs, inputs if is_merged else inputs[1:], findings, stacked)
+    has_base = any(base.file_ids == donor.file_ids for base in bases.values())
+    copies = _check(recipe, has_base, inputs, inputs if is_merged else inputs[1:], findings, stacked)
     findings.copies = frozenset(i for i, model in models.items() if any(model is copy for copy in copies))
     for lines in (findings.problems, findings.warnings, findings.notes):
         lines[:] = map(printable, lines)

@@ -1,7 +1,18 @@
 """Merge methods: each names the needs of a tensor, and turns the answers into an operation."""
 
 from merge_engine.methods.base import Answers, Method, Operation
-from merge_engine.methods.needs import Gram, KeyRanks, MaskedL1, Need, Place, TiePlaces, Together
+from merge_engine.methods.needs import (
+    Gram,
+    KeyRanks,
+    MaskedL1,
+    MaskedSquares,
+    Need,
+    NonZero,
+    Overlaps,
+    Place,
+    TiePlaces,
+    Together,
+)
 from merge_engine.methods.registry import METHODS, find_method, parameter_names, register
 from merge_engine.methods.task import Action, Task
 
@@ -12,9 +23,12 @@ __all__ = [
     "Gram",
     "KeyRanks",
     "MaskedL1",
+    "MaskedSquares",
     "Method",
     "Need",
+    "NonZero",
     "Operation",
+    "Overlaps",
     "Place",
     "Task",
     "TiePlaces",

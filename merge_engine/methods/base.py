@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from merge_engine.backends.operations import Combine, Consensus
+from merge_engine.backends.operations import Combine, Consensus, Nearswap
 from merge_engine.methods.needs import Need
 from merge_engine.methods.task import Task
 from merge_engine.recipe import Parameter, Recipe, declared
 
-Operation: TypeAlias = Consensus | Combine
+Operation: TypeAlias = Consensus | Combine | Nearswap
 Answers: TypeAlias = Mapping[Need, Any]
 """The answers to a task's needs, by need. A look-up waits until the device has the answer."""
 

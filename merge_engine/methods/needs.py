@@ -12,22 +12,29 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
-from merge_engine.backends.operations import Line, Mask, RankMask
+from merge_engine.backends.operations import Line, Mask, RankMask, Score, Scored, Share, Subject, key_dtype
 from merge_engine.backends.statistics import levels
 from merge_engine.dtypes import DType
 
 
 @dataclass(frozen=True)
 class KeyRanks:
-    """The magnitude keys at ``ranks`` of a model's task vector. Rank 1 is the largest key.
+    """The magnitude keys at ``ranks`` of a model's task vector, or of a score. Rank 1 is the largest key.
 
-    ``model`` is a recipe position. With ``whole_model`` the ranks are among the elements of all merged tensors of the
-    model. The answer is ``{rank: Found}``.
+    ``model`` is a recipe position, or the score. With ``whole_model`` the ranks are among the elements of all merged
+    tensors of the model. The answer is ``{rank: Found}``, without those that are a ``Share`` of no key.
     """
 
-    model: int
-    ranks: tuple[int, ...]
+    model: Subject
+    ranks: tuple[int | Share, ...]
     whole_model: bool = False
+
+
+@dataclass(frozen=True)
+class NonZero:
+    """The number of positions whose score is not 0. The answer is that number."""
+
+    score: Score
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class TiePlaces:
     A rank whose ties need no split has no place.
     """
 
-    model: int
+    model: Subject
     mask: RankMask
 
 
@@ -47,6 +54,24 @@ class MaskedL1:
 
     model: int
     mask: Mask
+
+
+@dataclass(frozen=True)
+class MaskedSquares:
+    """The sum of squares of a task vector, and that of the entries that a mask keeps. The answer is these two floats."""
+
+    model: int
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """How many entries each mask keeps alone, and how many others keep too. ``masks``: one for each model of the task.
+
+    Masks are bands above 0. The answer is a tuple of ``Overlap``.
+    """
+
+    masks: tuple[Mask, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,7 @@ class Together:
     elements: int
 
 
-Need: TypeAlias = KeyRanks | TiePlaces | MaskedL1 | Gram | Together
+Need: TypeAlias = KeyRanks | NonZero | TiePlaces | MaskedL1 | MaskedSquares | Overlaps | Gram | Together
 
 
 @dataclass(frozen=True)
@@ -86,21 +111,26 @@ class Place:
 class Kind(IntEnum):
     """The result of one reading of a tensor. Each kind uses the results of those before it."""
 
-    KEYS = 0
-    PLACES = 1
-    SUMS = 2
+    COUNTS = 0
+    KEYS = 1
+    PLACES = 2
+    SUMS = 3
 
 
 class Step(NamedTuple):
-    """One reading of a tensor: a level of keys (see ``levels``), places, or sums."""
+    """One reading of a tensor: counts, a level of keys (see ``levels``), places, or sums."""
 
     kind: Kind
     level: int = 0
 
 
-def mask_needs(model: int, mask: Mask) -> Iterable[Need]:
-    """The needs of a mask for the task vector of a model, by recipe position."""
-    if isinstance(mask, RankMask):
+def mask_needs(model: Subject, mask: Mask) -> Iterable[Need]:
+    """The needs of a mask for the task vector of a model, by recipe position, or for a score."""
+    if isinstance(mask, Scored):
+        yield from mask_needs(mask.score, mask.mask)
+    elif isinstance(mask, RankMask):
+        if isinstance(mask.last, Share) and not isinstance(model, int):
+            yield NonZero(model)
         yield KeyRanks(model, mask.ranks, mask.whole_model)
         if mask.ties == "index":
             yield TiePlaces(model, mask)
@@ -108,13 +138,16 @@ def mask_needs(model: int, mask: Mask) -> Iterable[Need]:
 
 def steps(needs: Iterable[Need], working: DType) -> Sequence[Step]:
     """The readings that answer the needs, in order. ``working`` is the dtype that the tensor is merged in."""
+    needs = list(needs)
     kinds = {type(need) for need in needs}
     result: list[Step] = []
-    if KeyRanks in kinds:
-        result += [Step(Kind.KEYS, level) for level in range(levels(working))]
+    if kinds & {NonZero, Overlaps}:
+        result.append(Step(Kind.COUNTS))
+    ranked = [levels(key_dtype(need.model, working)) for need in needs if isinstance(need, KeyRanks)]
+    result += [Step(Kind.KEYS, level) for level in range(max(ranked, default=0))]
     if TiePlaces in kinds:
         result.append(Step(Kind.PLACES))
-    if MaskedL1 in kinds or Gram in kinds:
+    if kinds & {MaskedL1, MaskedSquares, Gram}:
         result.append(Step(Kind.SUMS))
     return result
 

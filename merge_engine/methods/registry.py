@@ -11,6 +11,8 @@ from merge_engine.methods.base import Method
 from merge_engine.methods.elsewhere import MERGEKIT_METHODS, MERGEKIT_PARAMETERS
 from merge_engine.methods.geometric import GEOMETRIC
 from merge_engine.methods.linear import Linear, Passthrough
+from merge_engine.methods.overlap import NearSwap, Ram, RamPlus
+from merge_engine.methods.scored import ArceeFusion, Sce
 from merge_engine.methods.task_arithmetic import FAMILY
 from merge_engine.recipe.problems import suggestion
 from merge_engine.text import shown
@@ -18,9 +20,20 @@ from merge_engine.text import shown
 ENTRY_POINTS = "merge_engine.methods"
 """The group of entry points in which a package names its methods: classes or objects."""
 
-METHODS: dict[str, Method] = {method.name: method for method in (Linear(), Passthrough(), *GEOMETRIC)} | dict(
-    FAMILY
-)
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Linear(),
+        Passthrough(),
+        *GEOMETRIC,
+        *FAMILY.values(),
+        NearSwap(),
+        Ram(),
+        RamPlus(),
+        Sce(),
+        ArceeFusion(),
+    )
+}
 
 M = TypeVar("M", Method, type[Method])
 

@@ -61,3 +61,20 @@ def _in_order(values: Sequence[float]) -> float:
     for value in values:
         total = rounded(total + value, F32)
     return total
+
+
+def key_of(value: float, dtype: DType) -> int:
+    """The magnitude key of a number: the bits of ``value``, rounded in a mergeable dtype, without the sign."""
+    exact = abs(rounded(value, dtype))
+    if dtype == BF16:
+        return int(struct.unpack("<I", struct.pack("<f", exact))[0]) >> 16
+    number, bits = {F16: ("<e", "<H"), F32: ("<f", "<I"), F64: ("<d", "<Q")}[dtype]
+    return int(struct.unpack(bits, struct.pack(number, exact))[0])
+
+
+def magnitude_of(key: int, dtype: DType) -> float:
+    """The number of a magnitude key in a mergeable dtype."""
+    if dtype == BF16:
+        return float(struct.unpack("<f", struct.pack("<I", key << 16))[0])
+    number, bits = {F16: ("<e", "<H"), F32: ("<f", "<I"), F64: ("<d", "<Q")}[dtype]
+    return float(struct.unpack(number, struct.pack(bits, key))[0])

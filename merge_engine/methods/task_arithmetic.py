@@ -67,7 +67,7 @@ class TaskArithmetic(Method):
     def check(self, recipe: Recipe, tasks: Sequence[Task]) -> list[str]:
         """The combinations of parameters that cannot work, each once."""
         problems: dict[str, None] = {}
-        named = recipe.stacks.models
+        stacks = recipe.stacks
         seen: set[tuple[int, Settings, Common]] = set()
         for task in tasks:
             for model, settings in zip(task.models, task.settings, strict=True):
@@ -78,8 +78,8 @@ class TaskArithmetic(Method):
                 if self.elects and task.common.sign_slack_mode == "retain" and settings.sign_slack > 1:
                     problem = "sign_slack must not exceed 1 when sign_slack_mode is retain"
                 if problem:
-                    problems[f"models[{model}] ({named[model]}): {problem}"] = None
-        if tasks and tasks[0].common.trim_scope == "model":
+                    problems[f"{stacks.label(model)}: {problem}"] = None
+        if any(task.common.trim_scope == "model" for task in tasks):
             problems |= dict.fromkeys(_check_model_scope(recipe, tasks))
         return list(problems)
 
@@ -168,7 +168,9 @@ def _divisor(weights: tuple[float, ...], working: DType, storage_rounding: bool)
 def _check_model_scope(recipe: Recipe, tasks: Sequence[Task]) -> list[str]:
     """Problems of ``trim_scope: model``: one threshold needs one working dtype, and one density per model."""
     problems = []
-    named = recipe.stacks.models
+    stacks = recipe.stacks
+    if any(task.common.trim_scope != "model" for task in tasks):
+        problems.append("trim_scope: must be the same in all slices, model or tensor")
     working = sorted({task.working.name for task in tasks})
     if len(working) > 1:
         problems.append(
@@ -181,7 +183,7 @@ def _check_model_scope(recipe: Recipe, tasks: Sequence[Task]) -> list[str]:
             for name in ("density", "gamma", "trim_slack"):
                 values.setdefault((model, name), set()).add(getattr(settings, name))
     problems += [
-        f"models[{model}] ({named[model]}): trim_scope: model needs one {name} for the whole "
+        f"{stacks.label(model)}: trim_scope: model needs one {name} for the whole "
         "model, not a gradient or filters"
         for (model, name), distinct in values.items()
         if len(distinct) > 1

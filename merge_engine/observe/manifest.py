@@ -20,7 +20,8 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class MergedInput:
-    """A checkpoint that was merged: its path, its fingerprint, and its roles: ``base``, or recipe positions.
+    """A checkpoint that was merged: its path, its fingerprint, and its roles: ``base`` (``base 1`` for the second of
+    several), or recipe positions.
 
     An input without a role gave only config and tokenizer. ``contents`` has each weight file with a digest of its
     header, as in ``Checkpoint``. For a model with an adapter, ``path`` is both paths with a "+" between.

@@ -199,7 +199,7 @@ def find_homes(
         elif stack is None and not claimed:
             known = some([*anatomy.names, *([_CONNECTOR] if _part_of(_CONNECTOR, names) else [])])
             near = did_you_mean(module.name or "", anatomy.by_name)
-            problems.append(f"{place}: {reference.label} has no such module{near}; it has {known}")
+            problems.append(f"{place}: {reference.label} has no such module; it has {known}{near}")
         elif stack is None and any(source.layers is not None for source in module.slices[0].sources):
             problems.append(f"{place}: has no layers to slice; name whole models with the key models")
     if not problems:

@@ -64,18 +64,18 @@ class Input:
 class MergePlan:
     """A merge without problems: every output tensor has its inputs and its place.
 
-    ``tasks`` are in the order of the donor's files. ``bases`` are the base models of all slices, none for methods
-    without one. ``models`` are by recipe position, from 0. The output gets tokenizer and config of the ``donor``, whose
-    config here is that of the output's layers, without the keys that are wrong for it. ``untied`` says that the output
-    has a head of its own although the config may tie it to the embedding. ``edits`` are the files that it has otherwise
-    than the donor. ``notes`` are messages for the user, ``warnings`` say what may be wrong with these inputs.
-    ``copies`` are the positions of the models that are copies of the base, of which a warning tells. ``intermediates``
-    are the outputs of other recipes that it is made of, in the order of their making.
+    ``tasks`` are in the order of the donor's files. ``bases`` are the base models by role (see ``Stacks``), none for
+    methods without one. ``models`` are by recipe position, from 0. The output gets tokenizer and config of the
+    ``donor``, whose config here is that of the output's layers, without the keys that are wrong for it. ``untied`` says
+    that the output has a head of its own although the config may tie it to the embedding. ``edits`` are the files that
+    it has otherwise than the donor. ``notes`` are messages for the user, ``warnings`` say what may be wrong with these
+    inputs. ``copies`` are the positions of the models that are copies of the base, of which a warning tells.
+    ``intermediates`` are the outputs of other recipes that it is made of, in the order of their making.
     """
 
     recipe: Recipe
     method: Method
-    bases: tuple[Input, ...]
+    bases: Mapping[str, Input]
     models: Mapping[int, Input]
     donor: Input
     tasks: tuple[Task, ...]
@@ -140,7 +140,7 @@ def make_plan(
     order = {name: place for place, name in enumerate(donor.tensors)}
     tasks = sorted(planned.tasks, key=lambda task: order.get(task.name, len(order)))
     shards = plan_shards([OutputTensor(task.name, task.out, task.shape) for task in tasks], shard_size)
-    bases = {each.base: opened[each.base] for each in recipe.stacks.slices if each.base and method.uses_base}
+    bases = {role: opened[base] for role, base in recipe.stacks.bases.items() if method.uses_base}
     merged = sorted({i for inputs in slices for i in inputs.models})
     models = {i: opened[recipe.stacks.models[i]] for i in merged}
     findings = examine(recipe, bases, models, donor, stacked=bool(planned.origins))
@@ -174,7 +174,7 @@ def make_plan(
     return MergePlan(
         recipe,
         method,
-        tuple({id(base): inputs[id(base)] for base in bases.values()}.values()),
+        {role: inputs[id(base)] for role, base in bases.items()},
         {i: inputs[id(model)] for i, model in models.items()},
         replace(inputs[id(donor)], config=config),
         tuple(tasks),

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from merge_engine.backends.statistics import SUM_BLOCK
 from merge_engine.errors import PlanError
-from merge_engine.methods import Action, MaskedL1, Need, Task, Together
+from merge_engine.methods import Action, MaskedL1, MaskedSquares, Need, Task, Together
 from merge_engine.methods.needs import Step, is_shared, steps
 from merge_engine.planning.plan import MergePlan
 from merge_engine.storage import PAGE, aligned
@@ -333,7 +333,8 @@ class Schedule:
         together = max((need.elements for need in needs if isinstance(need, Together)), default=1)
         unit = min(math.lcm(SUM_BLOCK, together), total)
         # A backend may keep one bit of notes for every element of every model whose norms are summed.
-        notes = total * len(task.models) // 8 if any(isinstance(need, MaskedL1) for need in needs) else 0
+        noted = any(isinstance(need, MaskedL1 | MaskedSquares) for need in needs)
+        notes = total * len(task.models) // 8 if noted else 0
         whole = budget.in_place and total <= MOST_ELEMENTS and notes <= budget.memory // _PIECES
         return _Division(max(fitting // unit, 1) * unit, readings, readings > 0 and whole)
 

@@ -81,6 +81,18 @@ class Stacks:
         return (each for module in self.modules for each in module.slices)
 
     @property
+    def bases(self) -> Mapping[str, ModelReference]:
+        """The base models of the slices by role: "base" for the first, "base 1" for the second, and so on."""
+        named = dict.fromkeys(each.base for each in self.slices if each.base is not None)
+        return {f"base {i}" if i else "base": base for i, base in enumerate(named)}
+
+    def label(self, position: int) -> str:
+        """The model at a position for messages, with its place if the recipe is a list of models."""
+        first = self.modules[0].slices[0]
+        model = str(self.models[position])
+        return f"models[{position}] ({model})" if first.place == "models" else model
+
+    @property
     def scopes(self) -> Iterator[Scope]:
         """The settings at every place of the recipe, each once: those of all models first, then of each source."""
         common = {scope.place: scope for each in self.slices for scope in each.scopes}

@@ -73,7 +73,7 @@ def measure(
             result.by_layer.setdefault((place.stack, place.layer), Products()).add(products)
 
     merge = make_plan(_at_paths(record), None, shard_size=2**62)
-    for given in (*merge.bases, *merge.models.values()):
+    for given in (*merge.bases.values(), *merge.models.values()):
         if record.inputs[given.label].fingerprint != given.fingerprint:
             raise ReportError(f"{given.label}: has been rewritten since it was merged")
     plan = measuring(merge, _InnerProducts())
@@ -110,15 +110,16 @@ def _at_paths(record: Record) -> Recipe:
         raise ReportError(
             f"{missing[0]}: no longer there, seen from the folder that this command is started in"
         )
-    if not {"base", *map(str, record.labels)} <= paths.keys():
+    stacks = record.recipe.stacks
+    if not {*stacks.bases, *map(str, record.labels)} <= paths.keys():
         raise ReportError("the manifest does not say which input was what")
-    # A model without a role of its own is the base, which the recipe also lists as a model.
-    recipe, base = record.recipe, _reference(*paths["base"])
+    # A model without a role of its own is a base, which the recipe also lists as a model.
+    base = _reference(*paths["base"])
     models = {
-        model: _reference(*paths[str(i)]) if str(i) in paths else base
-        for i, model in enumerate(recipe.stacks.models)
+        model: _reference(*paths[str(i)]) if str(i) in paths else base for i, model in enumerate(stacks.models)
     }
-    return recipe.replacing(models | ({} if recipe.base_model is None else {recipe.base_model: base}))
+    bases = {model: _reference(*paths[role]) for role, model in stacks.bases.items()}
+    return record.recipe.replacing(models | bases)
 
 
 def _reference(path: str, lora: str | None) -> ModelReference:

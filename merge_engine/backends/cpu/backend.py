@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import merge_engine._native as _native
@@ -15,17 +15,23 @@ from merge_engine.backends.operations import (
     Combine,
     Consensus,
     Counts,
+    Divergence,
     Draw,
     Found,
     FoundBand,
     KeyColumn,
     Line,
     Mask,
+    Nearswap,
     Outcome,
+    Overlap,
     Rank,
     Ranked,
+    Score,
+    Scored,
     SolvedBand,
     Sought,
+    Subject,
 )
 from merge_engine.backends.statistics import (
     SUM_BLOCK,
@@ -124,10 +130,26 @@ class CpuBackend(Backend):
         return HostCounts(level, within)
 
     def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: HostCounts) -> None:
-        """Count magnitude keys (see ``Backend.count``)."""
+        """Count keys (see ``Backend.count``)."""
+        for score in {column.model for column in columns if not isinstance(column.model, int)}:
+            self._kernels.count_scores(
+                inputs=chunk.inputs,
+                score=self._score(chunk, score),
+                columns=[(counts.prefix(slot), slot) for slot, model in columns if model == score],
+                working=_STRUCTURES.dtype(chunk.working),
+                level=counts.level,
+                count=chunk.count,
+                slots=len(counts.within),
+                counts=counts.memory,
+            )
+        of_models = [
+            (model, counts.prefix(slot), slot) for slot, model in columns if isinstance(model, int)
+        ]
+        if not of_models:
+            return
         self._kernels.count_keys(
             inputs=chunk.inputs,
-            columns=[(model, counts.prefix(slot), slot) for slot, model in columns],
+            columns=of_models,
             working=_STRUCTURES.dtype(chunk.working),
             level=counts.level,
             count=chunk.count,
@@ -145,7 +167,9 @@ class CpuBackend(Backend):
         ]
 
     def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[Any]]:
-        """Find keys by rank, mostly without counting all keys (see ``Backend.find_all``)."""
+        """Find keys by rank, those of models mostly without counting all keys (see ``Backend.find_all``)."""
+        if any(not isinstance(one.model, int) for one in sought):
+            return super().find_all(chunk, level, sought)
         found: list[list[Any]] = self._kernels.find_all(
             inputs=chunk.inputs,
             sought=sought,
@@ -165,23 +189,34 @@ class CpuBackend(Backend):
             solved.append(SolvedBand(mask, kept if band.mask.slack > 0 else None))
         return solved
 
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
-        found, offset = self._kernels.locate(
-            inputs=chunk.inputs,
-            model=model,
-            working=_STRUCTURES.dtype(chunk.working),
-            key=key,
-            nth=nth,
-            count=chunk.count,
-        )
+        working = _STRUCTURES.dtype(chunk.working)
+        if isinstance(model, int):
+            found, offset = self._kernels.locate(
+                inputs=chunk.inputs, model=model, working=working, key=key, nth=nth, count=chunk.count
+            )
+        else:
+            score = self._score(chunk, model)
+            found, offset = self._kernels.locate_score(
+                inputs=chunk.inputs, score=score, working=working, key=key, nth=nth, count=chunk.count
+            )
         return KeyPlaces.of(chunk.start, found), offset if offset >= 0 else None
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
+        return self._sums(self._kernels.l1_norms, chunk, masks, storage_rounding)
+
+    def squares(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
+        """Sum squares before and after the masks (see ``Backend.squares``)."""
+        return self._sums(self._kernels.squares, chunk, masks, storage_rounding)
+
+    def _sums(
+        self, kernel: Callable[..., None], chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool
+    ) -> BlockSums:
         natives = self._masks(chunk, masks)
         sums = _room_for_sums(chunk, 2 * len(masks))
-        self._kernels.l1_norms(
+        kernel(
             inputs=chunk.inputs,
             masks=natives,
             notes=[self._notes(chunk, model, mask) for model, mask in enumerate(masks)],
@@ -192,6 +227,17 @@ class CpuBackend(Backend):
             sums=sums,
         )
         return BlockSums.of(chunk.start, 2 * len(masks), sums)
+
+    def overlaps(self, chunk: Chunk, masks: Sequence[Mask]) -> tuple[Overlap, ...]:
+        """Count what models keep alone and together (see ``Backend.overlaps``)."""
+        counts = self._kernels.overlaps(
+            inputs=chunk.inputs,
+            masks=self._masks(chunk, masks),
+            working=_STRUCTURES.dtype(chunk.working),
+            start=chunk.start,
+            count=chunk.count,
+        )
+        return tuple(Overlap(*of_model) for of_model in counts)
 
     def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> BlockSums:
         """Sum inner products of all inputs or task vectors (see ``Backend.gram``)."""
@@ -222,6 +268,7 @@ class CpuBackend(Backend):
             storage_rounding=operation.storage_rounding,
             scale=operation.scale,
             divisor=operation.divisor,
+            wide=operation.wide,
             start=chunk.start,
             count=chunk.count,
         )
@@ -245,13 +292,58 @@ class CpuBackend(Backend):
         )
         return Outcome((), tuple(non_finite[:-1]), non_finite[-1])
 
+    def nearswap(self, chunk: Chunk, operation: Nearswap, output: _native.HostArray) -> Outcome:
+        """Move the base to the model where they are near (see ``Backend.nearswap``)."""
+        non_finite = self._kernels.nearswap(
+            inputs=chunk.inputs,
+            output=output,
+            threshold=operation.threshold,
+            storage_rounding=operation.storage_rounding,
+            working=_STRUCTURES.dtype(chunk.working),
+            count=chunk.count,
+        )
+        return Outcome((), tuple(non_finite[:-1]), non_finite[-1])
+
+    def _score(self, chunk: Chunk, score: Score) -> _native.Score:
+        """A score of a chunk. Divergences of lines are remembered from measuring to merging it."""
+        if not isinstance(score, Divergence):
+            return _native.Score.variance(score.storage_rounding)
+        of = chunk.part_of or chunk
+        noted: dict[Any, Any] = of.noted or {}
+        found = noted.get(score)
+        if found is None:
+            found = array("d", bytes(8 * (of.count // score.length)))
+            self._kernels.divergences(
+                inputs=of.inputs,
+                working=_STRUCTURES.dtype(of.working),
+                length=score.length,
+                count=of.count,
+                found=found,
+            )
+            of.noted = {**noted, score: found}
+        skipped = (chunk.start - of.start) // score.length
+        return _native.Score.divergence(score.length, found.buffer_info()[0] + 8 * skipped)
+
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[_native.Mask]:
         """What a chunk keeps whose norms were summed before it is merged is decided once for both."""
         return [self._mask(chunk, model, mask) for model, mask in enumerate(masks)]
 
     def _mask(self, chunk: Chunk, model: int, mask: Any) -> _native.Mask:
-        if known := _known(chunk, model, mask):
+        subject = mask if isinstance(mask, Scored) else model
+        if known := _known(chunk, subject, mask):
             return _native.Mask.noted(known)
+        if isinstance(mask, Scored):
+            notes = _room_for_notes(chunk, mask, mask)
+            self._kernels.note_scores(
+                inputs=chunk.inputs,
+                score=self._score(chunk, mask.score),
+                mask=_STRUCTURES.mask(mask.mask),
+                working=_STRUCTURES.dtype(chunk.working),
+                start=chunk.start,
+                count=chunk.count,
+                notes=notes,
+            )
+            return _native.Mask.noted(notes)
         if not isinstance(mask, Ranked):
             return _STRUCTURES.mask(mask)
         working = _STRUCTURES.dtype(chunk.working)
@@ -295,20 +387,20 @@ class CpuBackend(Backend):
         return address_of(self._thresholds[model]) if chunk.count else 0
 
 
-def _known(chunk: Chunk, model: int, mask: Any) -> int:
-    """Where it is noted what a mask keeps of a model; 0 where it is not."""
+def _known(chunk: Chunk, subject: int | Scored, mask: Any) -> int:
+    """Where it is noted what a mask keeps of a model, or of all; 0 where it is not."""
     of = chunk.part_of or chunk
-    noted: dict[int, _Noted] = of.noted or {}
-    if model not in noted or noted[model].mask != mask:
+    noted: dict[Any, _Noted] = of.noted or {}
+    if subject not in noted or noted[subject].mask != mask:
         return 0
-    return noted[model].address + (chunk.start - of.start) // 8
+    return noted[subject].address + (chunk.start - of.start) // 8
 
 
-def _room_for_notes(chunk: Chunk, model: int, mask: Mask) -> int:
-    """The address of room for what a mask keeps of a model, for as long as there is the chunk."""
+def _room_for_notes(chunk: Chunk, subject: int | Scored, mask: Mask) -> int:
+    """The address of room for what a mask keeps of a model, or of all, for as long as there is the chunk."""
     memory = bytearray(-(-chunk.count // SUM_BLOCK) * SUM_BLOCK // 8)
     address = address_of(memoryview(memory)) if memory else 0
-    chunk.noted = {**(chunk.noted or {}), model: _Noted(mask, address, memory)}
+    chunk.noted = {**(chunk.noted or {}), subject: _Noted(mask, address, memory)}
     return address
 
 

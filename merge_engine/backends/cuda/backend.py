@@ -24,6 +24,7 @@ from merge_engine.backends.cuda.handles import (
     Pending,
     PendingFound,
     PendingOutcome,
+    PendingOverlaps,
     PendingSums,
     Results,
 )
@@ -36,9 +37,14 @@ from merge_engine.backends.operations import (
     FoundBand,
     KeyColumn,
     Line,
+    Nearswap,
     Rank,
+    Score,
+    Scored,
     SolvedBand,
     Sought,
+    Subject,
+    key_dtype,
 )
 from merge_engine.backends.statistics import KeyPlaces, KeyTable
 from merge_engine.backends.structures import Structures, check, check_combination, check_lines
@@ -158,7 +164,12 @@ class CudaBackend(Backend):
     def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: DeviceCounts) -> None:
         """Count magnitude keys (see ``Backend.count``)."""
         check(chunk)
-        self._batch.count(chunk, columns, counts)
+        for subject in dict.fromkeys(column.model for column in columns if not isinstance(column.model, int)):
+            own = [KeyColumn(slot, 0) for slot, model in columns if model == subject]
+            self._batch.count(self._scores(chunk, subject), own, counts)
+        of_models = [column for column in columns if isinstance(column.model, int)]
+        if of_models:
+            self._batch.count(chunk, of_models, counts)
         self._asked()
 
     def find(self, counts: DeviceCounts, ranks: Sequence[Rank]) -> list[Any]:
@@ -170,9 +181,17 @@ class CudaBackend(Backend):
     def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[Any]]:
         """Find keys by rank, of large chunks with the help of a sample (see ``Backend.find_all``)."""
         check(chunk)
-        found = self._batch.find_all(chunk, level, sought)
+        found: list[list[Any]] = []
+        if all(isinstance(one.model, int) for one in sought):
+            found += self._batch.find_all(chunk, level, sought)
+        else:
+            for one in sought:
+                over, model = (
+                    (chunk, one.model) if isinstance(one.model, int) else (self._scores(chunk, one.model), 0)
+                )
+                found += self._batch.find_all(over, level, [one._replace(model=model)])
         self._asked()
-        return [list(keys) for keys in found]
+        return found
 
     def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks, on the device (see ``Backend.bands``)."""
@@ -183,6 +202,7 @@ class CudaBackend(Backend):
     def consensus(self, chunk: Chunk, operation: Consensus, output: DeviceArray) -> PendingOutcome:
         """Merge task vectors (see ``Backend.consensus``)."""
         check(chunk, output)
+        self._score_masks(chunk, [entry.mask for entry in operation.entries])
         outcome = self._batch.consensus(chunk, operation, output)
         self._asked()
         return outcome
@@ -194,9 +214,18 @@ class CudaBackend(Backend):
         self._asked()
         return outcome
 
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def nearswap(self, chunk: Chunk, operation: Nearswap, output: DeviceArray) -> PendingOutcome:
+        """Move the base to the model where they are near (see ``Backend.nearswap``)."""
+        check(chunk, output)
+        outcome = self._batch.nearswap(chunk, operation, output)
+        self._asked()
+        return outcome
+
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key; waits for the device (see ``Backend.locate``)."""
         check(chunk)
+        if not isinstance(model, int):
+            chunk, model = self._scores(chunk, model), 0
         self._launch()
         with self._enough_memory():
             located = self._native.DeviceMemory(self._queue(), nbytes=16, zero=False)
@@ -215,10 +244,58 @@ class CudaBackend(Backend):
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """Sum magnitudes, on the device (see ``Backend.l1_norms``)."""
+        return self._sums(chunk, masks, storage_rounding, squared=False)
+
+    def squares(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
+        """Sum squares, on the device (see ``Backend.squares``)."""
+        return self._sums(chunk, masks, storage_rounding, squared=True)
+
+    def _sums(
+        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, squared: bool
+    ) -> PendingSums:
         check(chunk)
-        sums = self._batch.l1_norms(chunk, masks, storage_rounding)
+        self._score_masks(chunk, masks)
+        sums = self._batch.sums(chunk, masks, storage_rounding, squared)
         self._asked()
         return sums
+
+    def overlaps(self, chunk: Chunk, masks: Sequence[Any]) -> PendingOverlaps:
+        """Count what models keep alone and together, on the device (see ``Backend.overlaps``)."""
+        check(chunk)
+        counts = self._batch.overlaps(chunk, masks)
+        self._asked()
+        return counts
+
+    def _score_masks(self, chunk: Chunk, masks: Sequence[Any]) -> None:
+        """Have the scores ready that masks look at."""
+        for mask in masks:
+            if isinstance(mask, Scored):
+                self._scores(chunk, mask.score)
+
+    def _scores(self, chunk: Chunk, score: Score) -> Chunk:
+        """The scores of a chunk as the only model of another, over zeros. The chunk remembers them."""
+        noted: dict[Score, Chunk] = chunk.noted or {}
+        if score not in noted:
+            real = key_dtype(score, chunk.working)
+            nbytes = -(-chunk.count * real.itemsize // 16) * 16
+            with self._enough_memory():
+                memory = self._native.DeviceMemory(self._queue(), nbytes=2 * max(nbytes, 16), zero=True)
+            zeros, scores = (
+                DeviceArray(
+                    self._native.Array(address=address, dtype=self._structures.dtype(real)),
+                    address,
+                    chunk.count,
+                    real,
+                    owner=memory,
+                )
+                for address in (memory.address, memory.address + nbytes)
+            )
+            self._batch.score(chunk, score, scores)
+            noted = chunk.noted = {
+                **noted,
+                score: Chunk([zeros, scores], True, real, chunk.start, chunk.count),
+            }
+        return noted[score]
 
     def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> PendingSums:
         """Sum inner products, on the device (see ``Backend.gram``)."""

@@ -18,6 +18,7 @@ from merge_engine.backends.cuda.handles import (
     PendingFound,
     PendingNumber,
     PendingOutcome,
+    PendingOverlaps,
     PendingSums,
     Piece,
     Results,
@@ -31,10 +32,14 @@ from merge_engine.backends.operations import (
     FoundBand,
     KeyColumn,
     Line,
+    Nearswap,
     Rank,
     Ranked,
+    Score,
+    Scored,
     SolvedBand,
     Sought,
+    Variance,
 )
 from merge_engine.backends.statistics import SUM_BLOCK, WHOLE, gram_columns, level_bins, sum_block
 from merge_engine.backends.structures import Structures, coefficients_of
@@ -50,8 +55,12 @@ if TYPE_CHECKING:
         HistogramCall,
         Mask,
         Native,
+        NearswapCall,
+        NoteCall,
+        OverlapCall,
         Queue,
         RankQuery,
+        ScoreCall,
     )
 
 
@@ -83,10 +92,13 @@ class Batch:
             ],
         ] = defaultdict(list)
         self._banded: list[tuple[FoundBand, DType, Piece]] = []  # low and high are on the device
-        self._summed: list[tuple[Chunk, Sequence[Any], bool, PendingSums]] = []
+        self._scored: list[tuple[Chunk, Score, DeviceArray]] = []
+        self._overlapped: list[tuple[Chunk, Sequence[Any], Piece]] = []
+        self._summed: list[tuple[Chunk, Sequence[Any], bool, bool, PendingSums]] = []
         self._multiplied: list[tuple[Chunk, bool, Line | None, PendingSums]] = []
         self._merged: list[tuple[Chunk, Consensus, DeviceArray, Piece]] = []
         self._combined: list[tuple[Chunk, Combine, DeviceArray, Piece]] = []
+        self._swapped: list[tuple[Chunk, Nearswap, DeviceArray, Piece]] = []
 
     def has_room_for(self, level: int, slots: int) -> bool:
         """Whether so many more slots of counts may be launched with the others."""
@@ -137,10 +149,22 @@ class Batch:
         self._told.append(found)
         return PendingFound(self._given.piece(self._native.FOUND_BYTES))
 
-    def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
-        """See ``Backend.l1_norms``."""
+    def score(self, chunk: Chunk, score: Score, scores: DeviceArray) -> None:
+        """Write the scores of a chunk's positions, before anything else."""
+        self._scored.append((chunk, score, scores))
+
+    def overlaps(self, chunk: Chunk, masks: Sequence[Any]) -> PendingOverlaps:
+        """See ``Backend.overlaps``."""
+        piece = self.results.piece(16 * len(masks))
+        self._overlapped.append((chunk, masks, piece))
+        return PendingOverlaps(piece)
+
+    def sums(
+        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, squared: bool
+    ) -> PendingSums:
+        """See ``Backend.l1_norms``, or with ``squared`` ``Backend.squares``."""
         sums = self._sums(chunk, 2 * len(masks))
-        self._summed.append((chunk, masks, storage_rounding, sums))
+        self._summed.append((chunk, masks, storage_rounding, squared, sums))
         return sums
 
     def gram(self, chunk: Chunk, of_deltas: bool, line: Line | None) -> PendingSums:
@@ -166,6 +190,12 @@ class Batch:
         self._combined.append((chunk, operation, output, piece))
         return PendingOutcome(piece, 0)
 
+    def nearswap(self, chunk: Chunk, operation: Nearswap, output: DeviceArray) -> PendingOutcome:
+        """See ``Backend.nearswap``."""
+        piece = self.results.piece(8 * 3)
+        self._swapped.append((chunk, operation, output, piece))
+        return PendingOutcome(piece, 0)
+
     def launch(self, queue: Queue) -> None:
         """Hand everything to the device."""
         native = self._native
@@ -176,6 +206,7 @@ class Batch:
             data = struct.pack(f"<{len(numbers)}Q", *numbers)
             self._given.tell(native.DeviceMemory(queue, contents=data), data)
         self._make_counts(queue)
+        native.scores(queue, [self._score_call(*asked) for asked in self._scored])
         for level in sorted(self._counted.keys() | self._sought.keys() | self._sought_at_once.keys()):
             native.histogram(queue, [self._histogram_call(*asked) for asked in self._counted[level]])
             native.select(queue, [self._rank_query(*asked) for asked in self._sought[level]], level)
@@ -254,7 +285,7 @@ class Batch:
 
     def _sum(self, queue: Queue) -> None:
         native, structures = self._native, self._structures
-        masks, _thresholds = self._masks(queue, [(chunk, kept) for chunk, kept, *_ in self._summed])
+        masks, _held = self._masks(queue, [(chunk, kept) for chunk, kept, *_ in self._summed])
         norms = [
             native.NormCall(
                 base=chunk.base.native,
@@ -262,11 +293,14 @@ class Batch:
                 masks=of_models,
                 working=structures.dtype(chunk.working),
                 storage_rounding=storage_rounding,
+                squared=squared,
                 start=chunk.start,
                 count=chunk.count,
                 sums=sums.piece.address,
             )
-            for (chunk, _, storage_rounding, sums), of_models in zip(self._summed, masks, strict=True)
+            for (chunk, _, storage_rounding, squared, sums), of_models in zip(
+                self._summed, masks, strict=True
+            )
         ]
         native.l1_norms(queue, norms)
         products = [
@@ -282,10 +316,37 @@ class Batch:
             for chunk, of_deltas, line, sums in self._multiplied
         ]
         native.gram(queue, products)
+        native.overlaps(queue, [self._overlap_call(*asked) for asked in self._overlapped])
+
+    def _overlap_call(self, chunk: Chunk, masks: Sequence[Any], counts: Piece) -> OverlapCall:
+        return self._native.OverlapCall(
+            base=chunk.base.native,
+            models=[model.native for model in chunk.models],
+            masks=[self._structures.mask(mask) for mask in masks],
+            working=self._structures.dtype(chunk.working),
+            start=chunk.start,
+            count=chunk.count,
+            counts=counts.address,
+        )
+
+    def _score_call(self, chunk: Chunk, score: Score, scores: DeviceArray) -> ScoreCall:
+        inputs = [array.native for array in chunk.inputs]
+        working = self._structures.dtype(chunk.working)
+        if isinstance(score, Variance):
+            return self._native.ScoreCall.variance(
+                inputs=inputs,
+                storage_rounding=score.storage_rounding,
+                working=working,
+                count=chunk.count,
+                scores=scores.address,
+            )
+        return self._native.ScoreCall.divergence(
+            inputs=inputs, length=score.length, working=working, count=chunk.count, scores=scores.address
+        )
 
     def _merge(self, queue: Queue) -> None:
         asked = [(chunk, [e.mask for e in operation.entries]) for chunk, operation, _, _ in self._merged]
-        masks, _thresholds = self._masks(queue, asked)
+        masks, _held = self._masks(queue, asked)
         merges = [self._consensus_call(*asked, of) for asked, of in zip(self._merged, masks, strict=True)]
         self._native.consensus(queue, merges)
         tables = [self._table(queue, chunk, operation) for chunk, operation, _, _ in self._combined]
@@ -293,12 +354,27 @@ class Batch:
             self._combine_call(*asked, table) for asked, table in zip(self._combined, tables, strict=True)
         ]
         self._native.combine(queue, combinations)
+        self._native.nearswap(queue, [self._nearswap_call(*asked) for asked in self._swapped])
 
     def _table(self, queue: Queue, chunk: Chunk, operation: Combine) -> DeviceMemory | None:
         """The coefficients of the lines that a chunk has elements of, on the device."""
         if operation.lines is None or not chunk.count:
             return None
         return self._native.DeviceMemory(queue, contents=coefficients_of(chunk, operation).tobytes())
+
+    def _nearswap_call(
+        self, chunk: Chunk, operation: Nearswap, output: DeviceArray, counters: Piece
+    ) -> NearswapCall:
+        return self._native.NearswapCall(
+            base=chunk.base.native,
+            model=chunk.models[0].native,
+            output=output.native,
+            threshold=operation.threshold,
+            storage_rounding=operation.storage_rounding,
+            working=self._structures.dtype(chunk.working),
+            count=chunk.count,
+            non_finite=counters.address,
+        )
 
     def _consensus_call(
         self, chunk: Chunk, operation: Consensus, output: DeviceArray, counters: Piece, masks: Sequence[Mask]
@@ -325,6 +401,7 @@ class Batch:
             storage_rounding=operation.storage_rounding,
             scale=operation.scale,
             divisor=operation.divisor,
+            wide=operation.wide,
             start=chunk.start,
             count=chunk.count,
             counts=counters.address,
@@ -357,16 +434,26 @@ class Batch:
 
     def _masks(
         self, queue: Queue, asked: Sequence[tuple[Chunk, Sequence[Any]]]
-    ) -> tuple[list[list[Mask]], DeviceMemory | None]:
+    ) -> tuple[list[list[Mask]], list[DeviceMemory]]:
         """Native masks for the models of each chunk, and memory that they need until they were launched."""
         native, structures = self._native, self._structures
         nbytes = sum(4 * chunk.count for chunk, masks in asked for mask in masks if isinstance(mask, Ranked))
-        thresholds = native.DeviceMemory(queue, nbytes=nbytes, zero=False) if nbytes else None
-        place = thresholds.address if thresholds is not None else 0
-        result, ranked = [], []
+        held = [native.DeviceMemory(queue, nbytes=nbytes, zero=False)] if nbytes else []
+        place = held[0].address if held else 0
+        result, ranked, noted = [], [], []
         for chunk, masks in asked:
-            made = []
+            made: list[Mask] = []
+            notes: dict[Scored, Mask] = {}  # one for all models
             for model, mask in zip(chunk.models, masks, strict=True):
+                if isinstance(mask, Scored):
+                    if mask not in notes:
+                        held.append(
+                            native.DeviceMemory(queue, nbytes=8 * -(-max(chunk.count, 1) // 64), zero=False)
+                        )
+                        noted.append(self._note_call(chunk, mask, held[-1].address))
+                        notes[mask] = native.Mask.noted(notes=held[-1].address)
+                    made.append(notes[mask])
+                    continue
                 if isinstance(mask, SolvedMask):
                     made.append(native.Mask.solved(address=mask.piece.address))
                     continue
@@ -387,4 +474,17 @@ class Batch:
                     place += 4 * chunk.count
             result.append(made)
         native.rank_thresholds(queue, ranked)
-        return result, thresholds
+        native.note_scores(queue, noted)
+        return result, held
+
+    def _note_call(self, chunk: Chunk, mask: Scored, notes: int) -> NoteCall:
+        band = mask.mask
+        return self._native.NoteCall(
+            scores=chunk.noted[mask.score].models[0].native,
+            mask=self._native.Mask.solved(address=band.piece.address)
+            if isinstance(band, SolvedMask)
+            else self._structures.mask(band),
+            start=chunk.start,
+            count=chunk.count,
+            notes=notes,
+        )

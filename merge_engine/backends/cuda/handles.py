@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from merge_engine.backends.operations import Counts, Found, Outcome
+from merge_engine.backends.operations import Counts, Found, Outcome, Overlap
 from merge_engine.backends.statistics import BlockSums, level_bins
 from merge_engine.dtypes import DType
 
@@ -166,10 +166,22 @@ class PendingOutcome:
 
 
 @dataclass(frozen=True)
+class PendingOverlaps:
+    """Counts of what models keep alone and together."""
+
+    piece: Piece
+
+    def value(self, data: bytes) -> tuple[Overlap, ...]:
+        """The counts, from the data of all results."""
+        numbers = self.piece.numbers(data)
+        return tuple(Overlap(*numbers[i : i + 2]) for i in range(0, len(numbers), 2))
+
+
+@dataclass(frozen=True)
 class SolvedMask:
     """A mask that the device solves itself."""
 
     piece: Piece
 
 
-Pending = PendingFound | PendingNumber | PendingSums | PendingOutcome
+Pending = PendingFound | PendingNumber | PendingSums | PendingOutcome | PendingOverlaps

@@ -14,6 +14,7 @@ import torch
 
 from merge_engine.backends.base import Backend
 from merge_engine.backends.operations import (
+    NEAREST,
     Band,
     Chunk,
     Combine,
@@ -22,10 +23,16 @@ from merge_engine.backends.operations import (
     KeyColumn,
     Line,
     Mask,
+    Nearswap,
     Rank,
     Ranked,
+    Score,
+    Scored,
     SolvedBand,
     Sought,
+    Subject,
+    Variance,
+    key_dtype,
 )
 from merge_engine.backends.statistics import (
     NEXT_BITS,
@@ -40,6 +47,7 @@ from merge_engine.backends.structures import check, check_combination, check_lin
 from merge_engine.backends.triton.handles import (
     FoundRow,
     KeptWithoutSlack,
+    OverlapRows,
     PendingRows,
     SolvedRow,
     SumRows,
@@ -53,8 +61,9 @@ from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels import bands as bands_kernels
 from merge_engine.kernels import combine as combine_kernels
 from merge_engine.kernels import consensus as consensus_kernels
-from merge_engine.kernels import gram, launching, locate, masks, norms, ranks
+from merge_engine.kernels import exponentials, gram, launching, locate, masks, norms, pairs, ranks
 from merge_engine.kernels import histogram as histogram_kernels
+from merge_engine.kernels import scores as score_kernels
 from merge_engine.kernels import search as search_kernels
 from merge_engine.kernels import select as select_kernels
 
@@ -87,6 +96,7 @@ class TritonBackend(Backend):
         if launching.INTERPRETED:
             self.depth, self.has_link = 1, False
         self._link: TorchLink | None = None
+        self._table: torch.Tensor | None = None
 
     def attach(self, nbytes: int, scratch: int, staging: memoryview) -> memoryview:
         """Take memory of the device; interpreted, of the host (see ``Backend.attach``)."""
@@ -120,7 +130,7 @@ class TritonBackend(Backend):
         if isinstance(value, TorchCounts):
             with self._working():
                 return value.fetch()
-        if isinstance(value, FoundRow | KeptWithoutSlack | PendingRows | SumRows):
+        if isinstance(value, FoundRow | KeptWithoutSlack | OverlapRows | PendingRows | SumRows):
             return value.fetch()
         if isinstance(value, Copy):
             value.wait()
@@ -157,6 +167,12 @@ class TritonBackend(Backend):
     def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: TorchCounts) -> None:
         """Count magnitude keys (see ``Backend.count``)."""
         check(chunk)
+        for subject in dict.fromkeys(column.model for column in columns if not isinstance(column.model, int)):
+            own = [KeyColumn(slot, 0) for slot, model in columns if model == subject]
+            self.count(self._scores(chunk, subject), own, counts)
+        columns = [column for column in columns if isinstance(column.model, int)]
+        if not columns:
+            return
         models = [chunk.models[column.model] for column in columns]
         with self._working():
             slots = self._integers([column.slot for column in columns])
@@ -183,6 +199,16 @@ class TritonBackend(Backend):
 
     def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[FoundRow]]:
         """Find keys by rank, mostly without counting all keys (see ``Backend.find_all``)."""
+        if any(not isinstance(one.model, int) for one in sought):
+            return [
+                found
+                for one in sought
+                for found in (
+                    super().find_all(chunk, level, [one])
+                    if isinstance(one.model, int)
+                    else self.find_all(self._scores(chunk, one.model), level, [one._replace(model=0)])
+                )
+            ]
         if level or chunk.count < search_kernels.WORTH_SEARCHING:
             return super().find_all(chunk, level, sought)
         check(chunk)
@@ -228,9 +254,11 @@ class TritonBackend(Backend):
             solved.append(SolvedBand(mask, KeptWithoutSlack(mask) if band.mask.slack > 0 else None))
         return solved
 
-    def locate(self, chunk: Chunk, model: int, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
         check(chunk)
+        if not isinstance(model, int):
+            chunk, model = self._scores(chunk, model), 0
         tuned = chunk.models[model]
         with self._working():
             found, offset = locate.locate(
@@ -240,6 +268,15 @@ class TritonBackend(Backend):
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> SumRows:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""
+        return self._masked_sums(chunk, masks, storage_rounding, squared=False)
+
+    def squares(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> SumRows:
+        """Sum squares before and after the masks (see ``Backend.squares``)."""
+        return self._masked_sums(chunk, masks, storage_rounding, squared=True)
+
+    def _masked_sums(
+        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, squared: bool
+    ) -> SumRows:
         check(chunk)
         with self._working():
             sums = norms.block_sums(chunk.count, 2 * len(masks), self.device)
@@ -255,9 +292,27 @@ class TritonBackend(Backend):
                     rows[i],
                     self._thresholds(chunk, model, mask),
                     storage_rounding,
+                    squared,
                     sums[:, 2 * i :],
                 )
             return _sum_rows(sums, chunk)
+
+    def overlaps(self, chunk: Chunk, masks: Sequence[Any]) -> OverlapRows:
+        """Count what models keep alone and together (see ``Backend.overlaps``)."""
+        check(chunk)
+        with self._working():
+            counts = torch.zeros((len(masks), 2), dtype=torch.int64, device=self.device)
+            pairs.overlaps(
+                chunk.base.bits,
+                [model.bits for model in chunk.models],
+                _codes(chunk.base, *chunk.models),
+                chunk.working.code,
+                chunk.start,
+                [kind_of(mask) for mask in masks],
+                self._masks(masks, chunk.working),
+                counts,
+            )
+            return OverlapRows(Copy.of(counts))
 
     def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> SumRows:
         """Sum inner products of all inputs or task vectors (see ``Backend.gram``)."""
@@ -308,6 +363,7 @@ class TritonBackend(Backend):
                 election=operation.election,
                 normalize=operation.normalize,
                 storage_rounding=operation.storage_rounding,
+                wide=operation.wide,
                 vote_slack=any(entry.vote_slack != 0 for entry in entries),
                 retain_slack=any(entry.retain_slack != 0 for entry in entries),
             )
@@ -341,6 +397,68 @@ class TritonBackend(Backend):
                 line=None if lines is None else lines.line,
             )
             return PendingRows(Copy.of(counts), 0)
+
+    def nearswap(self, chunk: Chunk, operation: Nearswap, output: TorchArray) -> PendingRows:
+        """Move the base to the model where they are near (see ``Backend.nearswap``)."""
+        check(chunk, output)
+        with self._working():
+            counts = self._new_counts(2)
+            pairs.nearswap(
+                *(array.bits for array in (*chunk.inputs, output)),
+                _codes(*chunk.inputs, output),
+                chunk.working.code,
+                self._reals([operation.threshold, NEAREST, 1.0], chunk.working),
+                counts,
+                storage_rounding=operation.storage_rounding,
+            )
+            return PendingRows(Copy.of(counts), 0)
+
+    def _scores(self, chunk: Chunk, score: Score) -> Chunk:
+        """The scores of a chunk as the only model of another, over zeros. The chunk remembers them."""
+        noted: dict[Any, Any] = chunk.noted or {}
+        if score not in noted:
+            real, working = key_dtype(score, chunk.working), chunk.working.code
+            with self._working():
+                zeros = torch.zeros(
+                    chunk.count, dtype={32: torch.int32, 64: torch.int64}[real.bits], device=self.device
+                )
+                found = torch.empty(chunk.count, dtype=BITS[real.bits], device=self.device)
+                if isinstance(score, Variance):
+                    bits = [array.bits for array in chunk.inputs]
+                    score_kernels.variances(
+                        bits, _codes(*chunk.inputs), working, score.storage_rounding, found
+                    )
+                else:
+                    base, model = chunk.inputs
+                    if self._table is None:
+                        self._table = self._doubles(exponentials.TABLE)
+                    score_kernels.importances(
+                        base.bits,
+                        model.bits,
+                        _codes(base, model),
+                        working,
+                        score.length,
+                        self._table,
+                        found,
+                    )
+            inputs = [TorchArray(zeros.view(BITS[real.bits]), real), TorchArray(found, real)]
+            noted = chunk.noted = {**noted, score: Chunk(inputs, True, real, chunk.start, chunk.count)}
+        scored: Chunk = noted[score]
+        return scored
+
+    def _notes(self, chunk: Chunk, mask: Scored) -> torch.Tensor:
+        """uint32 for each element, not 0 where the mask keeps its score. The chunk remembers them."""
+        scored = self._scores(chunk, mask.score)
+        noted: dict[Any, Any] = chunk.noted
+        if mask not in noted:
+            notes = torch.empty(chunk.count, dtype=torch.uint32, device=self.device)
+            row = self._masks([mask.mask], scored.working)[0]
+            score_kernels.note(
+                scored.models[0].bits, scored.working.code, chunk.start, kind_of(mask.mask), row, notes
+            )
+            noted = chunk.noted = {**noted, mask: notes}
+        found: torch.Tensor = noted[mask]
+        return found
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -410,7 +528,9 @@ class TritonBackend(Backend):
         return rows
 
     def _thresholds(self, chunk: Chunk, model: TorchArray, mask: Mask) -> torch.Tensor:
-        """The thresholds of a ranked mask; for others, something to point at."""
+        """The thresholds of a ranked mask, what was noted of scores; for others, something to point at."""
+        if isinstance(mask, Scored):
+            return self._notes(chunk, mask)
         if not isinstance(mask, Ranked):
             unused: torch.Tensor = chunk.base.bits
             return unused

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from merge_engine.backends.operations import Counts, Found, Outcome
+from merge_engine.backends.operations import Counts, Found, Outcome, Overlap
 from merge_engine.backends.statistics import BlockSums, KeyTable
 from merge_engine.backends.triton.link import Copy
 from merge_engine.dtypes import DType
@@ -102,6 +102,17 @@ class KeptWithoutSlack:
     def fetch(self) -> int:
         """Wait for the number."""
         return int(self.mask.copy.wait()[self.mask.place, masks.KEPT_WITHOUT_SLACK.value])
+
+
+@dataclass(frozen=True)
+class OverlapRows:
+    """Counts of what models keep alone and together, on their way."""
+
+    copy: Copy
+
+    def fetch(self) -> tuple[Overlap, ...]:
+        """Wait for the counts."""
+        return tuple(Overlap(*row) for row in self.copy.wait().tolist())
 
 
 @dataclass(frozen=True)

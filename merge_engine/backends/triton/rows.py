@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from merge_engine.backends.operations import Band, Dense, Draw, Found, FoundBand, Ranked
+from merge_engine.backends.operations import Band, Dense, Draw, Found, FoundBand, Ranked, Scored
 from merge_engine.backends.triton.handles import FoundRow, SolvedRow
 from merge_engine.kernels import masks
 
@@ -68,6 +68,8 @@ def kind_of(mask: Any) -> int:
             kind = masks.DRAW if mask.below else masks.NOTHING
         case Ranked(inverse_probability=inverse):
             kind = masks.RANKED_INVERSE if inverse else masks.RANKED
+        case Scored():
+            kind = masks.NOTED
         case SolvedRow():
             return mask.kind
         case Band():

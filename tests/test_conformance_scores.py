@@ -1,0 +1,235 @@
+"""Scores, overlaps and nearswap: every backend gives the reference's bytes and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from adversarial import DTYPES, extreme_models, generator, quantised_models
+from test_conformance import REFERENCE, agree, chunk_of, dtype_of, each_backend, found_by_counting
+from under_test import INTERPRETED, on, thinned
+
+from merge_engine.backends.base import Backend
+from merge_engine.backends.operations import (
+    Band,
+    Consensus,
+    Dense,
+    Divergence,
+    Entry,
+    FoundBand,
+    Mask,
+    Nearswap,
+    RankMask,
+    Score,
+    Scored,
+    Sought,
+    Variance,
+    key_dtype,
+)
+from merge_engine.backends.reference import keys_of
+from merge_engine.backends.statistics import SUM_BLOCK, levels
+
+SIZES = thinned((1, 63, 513, 5_003, 0), 3)
+TYPES = thinned(DTYPES, 3)
+EVERY = 2**63 - 1
+
+
+def spoilt(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The same with a NaN or an infinity in each."""
+    values = (float("nan"), float("inf"), -float("inf"))
+    results = [tensor.clone() for tensor in tensors]
+    for i, tensor in enumerate(results):
+        if tensor.numel():
+            tensor[(7 * i) % tensor.numel()] = values[i % 3]
+    return results
+
+
+def inputs_of(
+    size: int, models: int, dtype: torch.dtype
+) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+    """Ordinary, extreme, equal and spoilt ones."""
+    base, tuned = quantised_models(size, models, dtype)
+    extreme, others = extreme_models(size, models, dtype)
+    first, *rest = spoilt([base, *tuned])
+    found = [(base, tuned), (extreme, others), (base, [base] * models), (base, [tuned[0]] * models)]
+    return [*found, (first, rest)]
+
+
+def scores_of(models: int, size: int) -> list[Score]:
+    found: list[Score] = [Variance(), Variance(storage_rounding=True)]
+    if models == 1:
+        found += [Divergence(length) for length in {max(size, 1), 1, 7, 64} if size % length == 0]
+    return found
+
+
+def found_for(backend: Backend, chunk, score: Score, rank: int, at_once: bool):
+    """A handle to what was found for a rank among the keys of a score."""
+    if not at_once:
+        return found_by_counting(backend, [chunk], [(score, rank)])[0]
+    within = None
+    for level in range(levels(key_dtype(score, chunk.working))):
+        within = backend.find_all(chunk, level, [Sought(score, (rank,), within)])[0][0]
+    return within
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("models", (1, 2, 5))
+@each_backend
+def test_keys_of_scores(backend: Backend, models: int, dtype: torch.dtype) -> None:
+    """Found by rank, located, and kept by a mask that was solved from a rank."""
+    for size in SIZES:
+        for base, tuned in inputs_of(size, models, dtype):
+            for score in scores_of(models, size):
+                chunks = [chunk_of(b, base, tuned, start=SUM_BLOCK) for b in (REFERENCE, backend)]
+                zeros = [
+                    b.locate(c, score, 0, EVERY) for b, c in zip((REFERENCE, backend), chunks, strict=True)
+                ]
+                assert zeros[0] == zeros[1]
+                if not size:
+                    continue
+                rank = max(size // 3, 1)
+                results = []
+                for b, chunk in zip((REFERENCE, backend), chunks, strict=True):
+                    found = found_for(b, chunk, score, rank, at_once=models != 2)
+                    key = b.fetch(found).key
+                    real = key_dtype(score, chunk.working)
+                    masks = [
+                        b.bands([FoundBand(RankMask(1, rank, ties=ties, random_key=5), found)], real)[0].mask
+                        for ties in ("spread", "all")
+                    ]
+                    masks.append(Band(max(key, 1), low_positions=(0, SUM_BLOCK + size // 2)))
+                    entries = tuple(Entry(Dense(), 0.5) for _ in tuned)
+                    merged = []
+                    for mask in masks:
+                        operation = Consensus(
+                            tuple(entry._replace(mask=Scored(score, mask)) for entry in entries),
+                            "deltas",
+                            True,
+                        )
+                        output = torch.full_like(base, 7.0)
+                        on_device = output if b is REFERENCE else on(backend, output)
+                        outcome = b.fetch(b.consensus(chunk, operation, b.tensor(on_device)))
+                        squares = b.fetch(
+                            b.squares(chunk, [Scored(score, mask)] * len(tuned), score == Variance(True))
+                        )
+                        merged.append((on_device.cpu(), outcome, squares))
+                    results.append((b.fetch(found), b.locate(chunk, score, key, 1), merged))
+                (expected, place, kept), (own, own_place, own_kept) = results
+                assert (own, own_place) == (expected, place), score
+                for mine, theirs in zip(own_kept, kept, strict=True):
+                    assert keys_of(mine[0], dtype_of(base)).equal(keys_of(theirs[0], dtype_of(base))), score
+                    assert mine[1:] == theirs[1:], score
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("length", thinned((1, 3, 100, 4096, 9_001), 2))
+@each_backend
+def test_importance_of_lines(backend: Backend, length: int, dtype: torch.dtype) -> None:
+    """Lines of any length, with values that differ little and much, and of another dtype than the working one."""
+    lines = max(1, 300 // length)
+    g = generator(length)
+    base = torch.randn(lines * length, generator=g) * torch.tensor([0.02, 3.0, 300.0])[
+        torch.arange(lines * length) % 3
+    ]
+    model = base + torch.randn(lines * length, generator=g) * 0.01
+    for inputs in ((base.to(dtype), model.to(dtype)), (base.to(dtype), model)):
+        keys = []
+        for b in (REFERENCE, backend):
+            chunk = chunk_of(b, inputs[0], [inputs[1]], working=dtype_of(inputs[0]))
+            score = Divergence(length)
+            ranks = (1, lines * length // 2 + 1)
+            keys.append([b.fetch(found_for(b, chunk, score, rank, at_once=True)) for rank in ranks])
+        assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("election", ("deltas", "overlap"))
+@pytest.mark.parametrize("models", thinned((1, 2, 3, 4, 6, 40), 3))
+def test_votes_without_weights_and_overlaps(dtype: torch.dtype, election, models: int) -> None:
+    for size in SIZES:
+        for base, tuned in inputs_of(size, models, dtype):
+            low = int(keys_of(torch.tensor([2.0**-10], dtype=torch.float64), dtype_of(base))[0])
+            for storage, wide in ((False, False), (True, False), (True, True)):
+                if dtype == torch.float64 and storage:
+                    continue
+                weights = (0.7, 0.3, 0.0, 1.5)
+                for mask in (Dense(), Band(low)):
+                    entries = tuple(Entry(mask, weights[i % 4]) for i in range(models))
+                    for scale in (1.0, -0.4):
+                        operation = Consensus(
+                            entries, election, election == "deltas", scale, storage, wide=wide
+                        )
+                        agree(operation, base, tuned, out=torch.float32 if wide else None)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("models", (1, 2, 5))
+@each_backend
+def test_overlaps(backend: Backend, models: int, dtype: torch.dtype) -> None:
+    for size in SIZES:
+        for base, tuned in inputs_of(size, models, dtype):
+            low = int(keys_of(torch.tensor([2.0**-10], dtype=torch.float64), dtype_of(base))[0])
+            masks: list[Mask] = [Band(low + i) for i in range(models)]
+            expected = REFERENCE.overlaps(chunk_of(REFERENCE, base, tuned), masks)
+            assert backend.fetch(backend.overlaps(chunk_of(backend, base, tuned), masks)) == expected
+            assert len(expected) == models
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("storage", (False, True))
+def test_nearswap(dtype: torch.dtype, storage: bool) -> None:
+    for size in SIZES:
+        for base, tuned in inputs_of(size, 1, dtype):
+            for threshold in (0.0, 1e-7, 2.0**-11, 1e-3, 5.0):
+                agree(Nearswap(threshold, storage), base, tuned)
+    base, tuned = quantised_models(5_003, 1, torch.bfloat16)
+    agree(Nearswap(1e-3), base, [tuned[0].float()], working=dtype_of(base), out=torch.float32)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_squares_do_not_depend_on_chunks(backend: Backend, dtype: torch.dtype) -> None:
+    size, cut = 2 * SUM_BLOCK + 77, SUM_BLOCK
+    base, models = quantised_models(size, 2, dtype)
+    keep: list[Mask] = [Dense(), Band(5)]
+    for storage in (False, True):
+        whole = REFERENCE.squares(chunk_of(REFERENCE, base, models), keep, storage)
+        parts = [
+            backend.fetch(
+                backend.squares(
+                    chunk_of(backend, base[first:last], [m[first:last] for m in models], start=first),
+                    keep,
+                    storage,
+                )
+            )
+            for first, last in ((cut, size), (0, cut))
+        ]
+        assert parts[0].merge(parts[1]) == whole
+    delta = (models[0].double() - base.double()).square().sum()
+    assert whole.totals()[0] == pytest.approx(float(delta), rel=1e-2 if dtype.itemsize == 2 else 1e-6)
+
+
+@each_backend
+def test_scores_of_a_part_of_a_chunk(backend: Backend) -> None:
+    """What was noted of a whole chunk holds for its parts."""
+    if INTERPRETED:
+        pytest.skip("no backend with a device measures whole what it merges in parts")
+    length, size = 512, 4 * SUM_BLOCK
+    base, models = quantised_models(size, 1, torch.bfloat16)
+    operation = Consensus((Entry(Scored(Divergence(length), Band(3)), 1.0),))
+    whole = chunk_of(backend, base, models)
+    backend.fetch(backend.squares(whole, [operation.entries[0].mask], False))
+    outputs = []
+    for first in range(0, size, SUM_BLOCK):
+        last = first + SUM_BLOCK
+        chunk = chunk_of(backend, base[first:last], [models[0][first:last]], start=first)
+        if isinstance(backend.name, str) and backend.name == "cpu":
+            chunk = replace(chunk, part_of=whole)
+        output = on(backend, torch.empty(SUM_BLOCK, dtype=base.dtype))
+        backend.fetch(backend.consensus(chunk, operation, backend.tensor(output)))
+        outputs.append(output.cpu())
+    expected = torch.empty_like(base)
+    REFERENCE.consensus(chunk_of(REFERENCE, base, models), operation, REFERENCE.tensor(expected))
+    assert torch.equal(torch.cat(outputs), expected)
