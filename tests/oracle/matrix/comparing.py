@@ -87,6 +87,15 @@ def compare_weights(ours: Path, theirs: Path, base: Path | None) -> Weights:
     return Weights(elements, differ, largest, ulps, "", shares, (norms[0], norms[1]))
 
 
+def distance(folder: Path, truth: Path) -> float:
+    """The largest distance of a checkpoint from one in float64, in units of the last place (see ``Weights``)."""
+    exact = read_tensors(truth)
+    return max(
+        float(((x.double() - exact[name]).abs() / _unit(x, exact[name])).max())
+        for name, x in read_tensors(folder).items()
+    )
+
+
 def _unit(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The unit of the last place of each pair of elements."""
     size = torch.maximum(x.double().abs(), y.double().abs())

@@ -20,10 +20,10 @@ _PARAMETERS = re.compile(r"^parameters:$", re.MULTILINE)
 class Shape:
     """One shape. ``source`` says where it is common: model cards, documentation, scripts, issues, tests.
 
-    ``expect`` is one of ``bits``: the same weights as mergekit's; ``near``: they differ by a rounding, because its sums
-    or functions are torch's; ``draws``: its random numbers are others; ``deviates``: the result is another one, for
-    the reason in ``why``; ``alone``: mergekit fails, for the reason in ``why``, and ours loads. ``lenient``: ours is
-    told to ignore a key that nobody knows.
+    ``expect`` is one of ``bits``: the same weights as mergekit's; ``near``: its sums or functions are torch's, and
+    ours are no farther from its result in float64 than its own are; ``draws``: its random numbers are others;
+    ``alone``: mergekit fails and ours loads. ``why`` gives the reason for a difference. ``lenient``: ours is told to
+    ignore a key that nobody knows.
     """
 
     title: str

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matrix.running import NEAR, PRECISIONS, Row
+from matrix.running import PRECISIONS, Row
 
 
 def _cells(row: Row) -> list[str]:
     if row.outcome != "yes":
         return [row.shape.title, row.precision, row.outcome, "", "", "", row.loads]
-    draws = row.shape.expect == "draws"
-    kept, norms = row.as_mergekit.kept, row.as_mergekit.norms
-    weights = (
-        f"other draws: kept {kept[0]:.3f} and {kept[1]:.3f}, L1 ratio {norms[0] / norms[1]:.3f}"
-        if draws
-        else f"{row.as_mergekit}{f' ({row.shape.why})' if row.shape.why else ''}"
-    )
+    weights, by_default = str(row.as_mergekit), str(row.default)
+    if row.errors is not None:
+        weights += f"; from mergekit in float64: ours {row.errors[0]:.3g}, mergekit's {row.errors[1]:.3g} ulp"
+    if row.shape.expect == "draws":
+        kept, norms = row.as_mergekit.kept, row.as_mergekit.norms
+        weights = f"other draws: kept {kept[0]:.3f} and {kept[1]:.3f}, L1 ratio {norms[0] / norms[1]:.3f}"
+        by_default = ""
+    if row.shape.why:
+        by_default += f" ({row.shape.why})"
     beside = "; ".join(row.beside) or "="
-    return [
-        row.shape.title,
-        row.precision,
-        "yes",
-        weights,
-        "" if draws else str(row.default),
-        beside,
-        row.loads,
-    ]
+    return [row.shape.title, row.precision, "yes", weights, by_default, beside, row.loads]
 
 
 def print_table(rows: Sequence[Row]) -> None:
@@ -54,15 +48,14 @@ def summary(rows: Sequence[Row]) -> str:
             continue
         both = [row for row in own if row.shape.expect != "alone"]
         good = [row for row in both if not row.wrong]
-        counts = {
-            kind: sum(row.shape.expect == kind for row in good)
-            for kind in ("bits", "near", "draws", "deviates")
-        }
+        bits, near, draws = (
+            sum(row.shape.expect == kind for row in good) for kind in ("bits", "near", "draws")
+        )
         alone = sum(not row.wrong for row in own if row.shape.expect == "alone")
         lines.append(
             f"{precision}: {len(good)} of the {len(both)} shapes that mergekit merges are as expected: "
-            f"{counts['bits']} the same bits, {counts['near']} within {NEAR:.0f} units in the last place, "
-            f"{counts['draws']} other draws of the same kind, {counts['deviates']} deviate as explained; "
+            f"{bits} the same bits, {near} no farther from mergekit in float64 than mergekit itself, {draws} other "
+            "draws of the same kind; "
             f"{alone} of {len(own) - len(both)} that mergekit fails at are merged and load"
         )
     return "\n".join(lines)
