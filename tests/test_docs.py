@@ -28,7 +28,7 @@ import merge_engine as me
 from merge_engine.backends import create_backend
 from merge_engine.cli.app import call
 from merge_engine.methods import METHODS, Method
-from merge_engine.recipe import Parameter, Recipe
+from merge_engine.recipe import Parameter, Recipe, load_recipes
 from merge_engine.recipe.chat_template import AUTO, BUILT_IN
 
 ROOT = Path(__file__).parents[1]
@@ -90,9 +90,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def set_scene(recipe: str, folder: Path, save_checkpoint: SaveCheckpoint) -> None:
     """``recipe.yaml``, and a small checkpoint for each model that it names."""
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    loaded = me.load_recipe(recipe)
-    references = [entry.model for entry in loaded.models]
-    references += [loaded.base_model] if loaded.base_model else []
+    loaded = load_recipes(recipe)
+    made = {one.name for one in loaded}
+    references = [model for one in loaded for model in one.references if model.path not in made]
     for seed, name in enumerate(dict.fromkeys(reference.path for reference in references)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(name, tensors(seed))

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 import merge_engine as me
 import merge_engine.engine.documents as documents
+from merge_engine.engine.records import plan_key
 from merge_engine.recipe import load_recipe, load_recipes
 from merge_engine.storage import scratch
 from merge_engine.storage.scratch import scratch_folder
@@ -302,6 +303,9 @@ def test_intermediates_are_kept_and_taken_over_while_nothing_changes(
     Path("kept/second/config.json").write_text("{} ")  # damaged
     after = times()
     assert after["first"] == before["first"] and after["second"] > before["second"]
+    Path("a/tokenizer_config.json").write_text("{}")
+    before, after = after, times()
+    assert after["first"] > before["first"]
     os.utime("a/model.safetensors")  # may have another content
     assert all(new > old for new, old in zip(times().values(), after.values(), strict=True))
     manifest = json.loads(Path("out/merge_manifest.json").read_text())
@@ -433,10 +437,10 @@ def test_the_result_is_resumed_although_intermediates_are_made_again(
     keys = []
     for _ in range(2):
         me.run(text(FIRST, SECOND, RESULT), "out", overwrite=True)
-        keys.append(documents.plan_key(merged[-1]))
+        keys.append(plan_key(merged[-1]))
         time.sleep(0.01)
     assert keys[0] == keys[1] and keys[0]
     os.utime("a/model.safetensors")
     torch.manual_seed(9)
     me.run(text(FIRST | {"parameters": {"weight": [0.4, 0.5]}}, SECOND, RESULT), "out", overwrite=True)
-    assert documents.plan_key(merged[-1]) != keys[0]
+    assert plan_key(merged[-1]) != keys[0]

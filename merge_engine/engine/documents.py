@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Protocol
 
 from merge_engine.checkpoint import MANIFEST_NAME, CheckpointTransaction
-from merge_engine.engine.records import plan_key
+from merge_engine.engine.made_before import is_made
 from merge_engine.engine.side_files import add_side_files, side_files_of
-from merge_engine.errors import ManifestError, MergeError, OutputError, PlanError, RecipeError, way_out
-from merge_engine.observe.digests import digest_of
+from merge_engine.errors import MergeError, OutputError, PlanError, RecipeError, way_out
 from merge_engine.observe.recorded import read_manifest
 from merge_engine.observe.result import MergeResult
-from merge_engine.observe.versions import versions
 from merge_engine.planning import Intermediate, MergePlan, check_recipe, make_plan, named
 from merge_engine.recipe import Recipe, parts_of
 from merge_engine.storage.scratch import RAM_DISK, room_in_memory, scratch_folder
@@ -191,36 +189,9 @@ def _make(
     """The output of a recipe with a name, merged now or taken over."""
     kept = options.keep is not None
     planned = _plan(recipe, None, options, intermediates)
-    if not (kept and options.lazy and _is_made(planned, folder)):
+    if not (kept and options.lazy and is_made(planned, folder)):
         merge(_plan(recipe, folder, options, intermediates), folder, resumable=kept)
     return Intermediate(_name(recipe), folder, planned, read_manifest(folder).digest, kept)
-
-
-def _is_made(planned: MergePlan, folder: Path) -> bool:
-    """Whether a folder holds the output of this plan, by its manifest and the sizes of its files."""
-    if not plan_key(planned) or not (folder / MANIFEST_NAME).exists():
-        return False
-    try:
-        manifest = read_manifest(folder)
-    except ManifestError:
-        return False
-    inputs = {each.label: each for each in (planned.donor, *planned.bases.values(), *planned.models.values())}
-    shards = {shard.name: (shard.size, digest_of(shard.header)) for shard in planned.shards}
-    sizes = {name: file.bytes for name, file in manifest.files.items()} | {
-        name: shard.bytes for name, shard in manifest.shards.items()
-    }
-    return (
-        manifest.versions.get("merge_engine") == versions()["merge_engine"]
-        and manifest.recipe == planned.recipe.to_yaml()
-        and {path: one.fingerprint for path, one in manifest.inputs.items()}
-        == {str(path): given.fingerprint for path, given in inputs.items()}
-        and {name: (shard.bytes, shard.header) for name, shard in manifest.shards.items()} == shards
-        and all(_size(folder / name) == nbytes for name, nbytes in sizes.items())
-    )
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else -1
 
 
 def _write_headers(planned: MergePlan, folder: Path) -> None:

@@ -27,6 +27,10 @@ from merge_engine.text import some
 RECIPE_NAME = "mergekit_config.yml"
 """The recipe in an output, under the name that mergekit gives it: tools that read outputs of mergekit look for it."""
 
+CARD_NAME = "README.md"
+OF_EVERY_OUTPUT = (CARD_NAME, RECIPE_NAME)
+"""Files that a merge makes itself."""
+
 
 def result_of(
     planned: MergePlan,
@@ -66,7 +70,7 @@ def publish(
     add_side_files(planned, writer, side_files)
     digest = model_digest(collected.digests.by_name())
     recipes = [*(each.plan.recipe for each in planned.intermediates), planned.recipe]
-    writer.add_file("README.md", encode_card(recipes, result, digest))
+    writer.add_file(CARD_NAME, encode_card(recipes, result, digest))
     writer.add_file(RECIPE_NAME, "---\n".join(recipe.to_yaml() for recipe in recipes).encode())
     if isinstance(writer, CheckpointWriter):
         writer.flush()

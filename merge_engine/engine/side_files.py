@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
 
-from merge_engine.checkpoint import (
-    CheckpointTransaction,
-    CheckpointWriter,
-    carried_files,
-    encode_config,
-    merged_config,
-)
+from merge_engine.checkpoint import carried_files, encode_config, merged_config
 from merge_engine.errors import CheckpointError
 from merge_engine.planning import MergePlan
 from merge_engine.storage import File
@@ -24,9 +20,14 @@ def side_files_of(planned: MergePlan) -> dict[str, File]:
     return {name: File.of(path) for name, path in carried.items() if name not in other}
 
 
-def add_side_files(
-    planned: MergePlan, writer: CheckpointWriter | CheckpointTransaction, side_files: Mapping[str, File]
-) -> None:
+class SideFileWriter(Protocol):
+    """Takes files of an output beside its weights (see ``CheckpointTransaction``)."""
+
+    def add_file(self, name: str, data: bytes, /) -> None: ...  # noqa: D102
+    def copy_file(self, name: str, source: Path, /) -> None: ...  # noqa: D102
+
+
+def add_side_files(planned: MergePlan, writer: SideFileWriter, side_files: Mapping[str, File]) -> None:
     """Add config, tokenizer and the like of the donor, with the output's dtype in the config, and what is edited.
 
     Raises ``CheckpointError`` for a file that cannot be read or has changed, and ``OutputError``.

@@ -144,7 +144,13 @@ class Manifest(BaseModel):
             self.inputs,
             *(each.inputs for name, each in self.intermediates.items() if name in removed),
         ]
-        return {path: one for inputs in sources for path, one in inputs.items() if path not in removed}
+        # The label of one with an adapter is "name+adapter".
+        return {
+            path: one
+            for inputs in sources
+            for path, one in inputs.items()
+            if path.partition("+")[0] not in removed
+        }
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,0 +1,62 @@
+"""Whether a folder holds the output of a plan already, from an earlier run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from merge_engine.checkpoint import MANIFEST_NAME
+from merge_engine.engine.publishing import OF_EVERY_OUTPUT
+from merge_engine.engine.records import plan_key
+from merge_engine.engine.side_files import add_side_files, side_files_of
+from merge_engine.errors import ManifestError
+from merge_engine.observe.digests import digest_of
+from merge_engine.observe.recorded import read_manifest
+from merge_engine.observe.versions import versions
+from merge_engine.planning import MergePlan
+
+
+def is_made(planned: MergePlan, folder: Path) -> bool:
+    """Whether a folder holds the output of this plan, by its manifest and the sizes of its files.
+
+    Raises ``CheckpointError`` if a file beside the weights of an input cannot be read.
+    """
+    if not plan_key(planned) or not (folder / MANIFEST_NAME).exists():
+        return False
+    try:
+        manifest = read_manifest(folder)
+    except ManifestError:
+        return False
+    inputs = {each.label: each for each in (planned.donor, *planned.bases, *planned.models.values())}
+    shards = {shard.name: (shard.size, digest_of(shard.header)) for shard in planned.shards}
+    sizes = {name: file.bytes for name, file in manifest.files.items()} | {
+        name: shard.bytes for name, shard in manifest.shards.items()
+    }
+    beside = _Digests()
+    add_side_files(planned, beside, side_files_of(planned))
+    return (
+        manifest.versions.get("merge_engine") == versions()["merge_engine"]
+        and manifest.recipe == planned.recipe.to_yaml()
+        and {path: one.fingerprint for path, one in manifest.inputs.items()}
+        == {str(path): given.fingerprint for path, given in inputs.items()}
+        and {name: (shard.bytes, shard.header) for name, shard in manifest.shards.items()} == shards
+        and {name: file.digest for name, file in manifest.files.items() if name not in OF_EVERY_OUTPUT}
+        == beside.digests
+        and all(_size(folder / name) == nbytes for name, nbytes in sizes.items())
+    )
+
+
+class _Digests:
+    """The digests of an output's files beside the weights, instead of the files."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+
+    def add_file(self, name: str, data: bytes, /) -> None:
+        self.digests[name] = digest_of(data)
+
+    def copy_file(self, name: str, source: Path, /) -> None:
+        self.add_file(name, source.read_bytes())
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else -1
