@@ -91,8 +91,7 @@ def set_scene(recipe: str, folder: Path, save_checkpoint: SaveCheckpoint) -> Non
     """``recipe.yaml``, and a small checkpoint for each model that it names."""
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     loaded = me.load_recipe(recipe)
-    references = [entry.model for entry in loaded.models]
-    references += [loaded.base_model] if loaded.base_model else []
+    references = loaded.references
     for seed, name in enumerate(dict.fromkeys(reference.path for reference in references)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(name, tensors(seed))
@@ -103,7 +102,7 @@ def set_scene(recipe: str, folder: Path, save_checkpoint: SaveCheckpoint) -> Non
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    names = ("model.embed_tokens.weight", *(f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)))
+    names = ("model.embed_tokens.weight", *(f"model.layers.{i}.mlp.up_proj.weight" for i in range(32)))
     return {name: torch.randn(8, 16, generator=generator) for name in names}
 
 
