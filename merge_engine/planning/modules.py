@@ -173,7 +173,9 @@ def is_first(name: str) -> bool:
 
 def shared_in_first(layers: Mapping[int, Collection[str]]) -> list[str]:
     """The names in layer 0 of what all layers use. ``layers`` has the names in each layer."""
-    found = [i for i, names in layers.items() if any(not _SHARED.isdisjoint(name.split(".")) for name in names)]
+    found = [
+        i for i, names in layers.items() if any(not _SHARED.isdisjoint(name.split(".")) for name in names)
+    ]
     return [name for name in layers[0] if not _SHARED.isdisjoint(name.split("."))] if found == [0] else []
 
 

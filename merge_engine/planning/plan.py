@@ -141,7 +141,7 @@ def make_plan(
     merged = sorted({i for inputs in slices for i in inputs.models})
     models = {i: opened[recipe.stacks.models[i]] for i in merged}
     findings = examine(recipe, bases, models, donor, stacked=bool(planned.origins))
-    problems = findings.problems + ([] if findings.explain_tensors else planned.problems)
+    problems = findings.problems + ([] if findings.explain_tensors and planned.tasks else planned.problems)
     config, about_layers = stack_config(_without(donor.config, findings.stale_keys), planned.origins)
     stacked = [stack.prefix for stack in planned.origins]
     loadable = check_loadable([task.name for task in tasks], donor.tensors, config, stacked)

@@ -59,6 +59,7 @@ def make_tasks(recipe: Recipe, method: Method, slices: Sequence[Inputs]) -> Plan
     if problems:
         planned.problems += problems
         return planned
+    slicing.check(planned)
     of_ties = Remarks()
     ties = find_ties(named, slicing.giver, of_ties)
     twins: dict[str, list[str]] = {}
