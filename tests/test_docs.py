@@ -103,7 +103,7 @@ def set_scene(recipe: str, folder: Path, save_checkpoint: SaveCheckpoint) -> Non
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    names = ("model.embed_tokens.weight", *(f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)))
+    names = ("model.embed_tokens.weight", *(f"model.layers.{i}.mlp.up_proj.weight" for i in range(32)))
     return {name: torch.randn(8, 16, generator=generator) for name in names}
 
 

@@ -288,6 +288,14 @@ def test_slices_that_cannot_be(
     assert found.startswith(problem.format(**models))
 
 
+def test_ranges_are_named_beside_other_misfits(models: dict[str, Path], tmp_path: Path) -> None:
+    config = changed(LLAMA, hidden_size=32, num_hidden_layers=2)
+    other = save_model(tmp_path / "other", 0, config, tensors=state_dict(8, 2))
+    first, second = refused(stacked(source(models["a"], 0, 2), source(other, 1, 3)))
+    assert first.startswith("config.json: the architectures differ: hidden_size is 16 in")
+    assert second == f"slices[1].sources[0].layer_range: [1, 3]: {other} has 2 layers, 0 to 1"
+
+
 def test_models_with_holes_or_other_layers(models: dict[str, Path], tmp_path: Path) -> None:
     tensors = {name: each for name, each in state_dict(5, LAYERS).items() if f"{STACK}.2." not in name}
     hole = save_model(tmp_path / "hole", 0, changed(LLAMA, num_hidden_layers=LAYERS), tensors=tensors)
@@ -297,6 +305,21 @@ def test_models_with_holes_or_other_layers(models: dict[str, Path], tmp_path: Pa
     assert refused(recipe) == [
         f"slices[1].sources[0].layer_range: [1, 4]: {hole} lacks the layers 2",
         f"slices[2].sources[0]: {strange} has no layers {STACK}.0 and so on; stack models of one architecture",
+    ]
+
+
+def test_layers_of_other_architectures_are_not_stacked(models: dict[str, Path], tmp_path: Path) -> None:
+    """Also where no config says so."""
+    plain = state_dict(7, LAYERS)
+    biased = plain | {f"{STACK}.{i}.self_attn.q_proj.bias": torch.zeros(16).bfloat16() for i in range(LAYERS)}
+    wide = {name: torch.cat([each, each]) if "up_proj" in name else each for name, each in plain.items()}
+    paths = [save_model(tmp_path / n, 0, None, tensors=t) for n, t in (("biased", biased), ("wide", wide))]
+    recipe = stacked(*(source(path, 0, 2) for path in (models["a"], *paths)))
+    assert refused(recipe) == [
+        f"the layers of {paths[0]} have self_attn.q_proj.bias, unlike those of {models['a']}; stack models of one "
+        'architecture; if this is meant, add "allow: [names]" to the recipe',
+        f"the layers that are stacked have other shapes: mlp.up_proj.weight ([32, 16] in {models['a']}, [64, 16] in "
+        f"{paths[1]}); stack models of one size",
     ]
 
 

@@ -26,7 +26,7 @@ def is_made(planned: MergePlan, folder: Path) -> bool:
         manifest = read_manifest(folder)
     except ManifestError:
         return False
-    inputs = {each.label: each for each in (planned.donor, *planned.bases, *planned.models.values())}
+    inputs = {each.label: each for each in (planned.donor, *planned.bases.values(), *planned.models.values())}
     shards = {shard.name: (shard.size, digest_of(shard.header)) for shard in planned.shards}
     sizes = {name: file.bytes for name, file in manifest.files.items()} | {
         name: shard.bytes for name, shard in manifest.shards.items()

@@ -14,8 +14,7 @@ from merge_engine.text import counted, some
 class Ranges:
     """The layers that one slice takes of each of its inputs, and the output's layers that they become.
 
-    ``models`` are by recipe position. ``reference`` is None if the slice's inputs do not show which layers of the
-    reference are theirs.
+    ``models`` are by recipe position. ``reference`` is None if the reference is not merged in this slice.
     """
 
     output: range
@@ -151,13 +150,6 @@ def _ranges(
     own = next((layers for i, layers in models.items() if inputs.models[i] is reference), None)
     if own is None and reference is inputs.base:
         own = base
-    elif (
-        own is None
-        and reference is not None
-        and common is not None
-        and set(common) <= set(has[id(reference)])
-    ):
-        own = common
     return Ranges(range(start, start + len(taken[0].layers)), base, models, own)
 
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from merge_engine.checkpoint import LayerOrigin
+from merge_engine.fit import Remarks
 from merge_engine.operands import Operand
 from merge_engine.planning.inputs import Catalogue, Inputs
 from merge_engine.planning.layer_ranges import Ranges, read_ranges
 from merge_engine.planning.modules import Home, Stack, anatomy_of, find_homes, is_first, shared_in_first
+from merge_engine.planning.stacking import check_stacked
 from merge_engine.recipe import Slice, Stacks, layer_of, layer_positions
 
 Aliases = Mapping[int, Mapping[str, str]]
@@ -81,6 +83,19 @@ class Slicing:
     def cuts(self, aliases: Aliases) -> list[Cut]:
         """What each slice gives, in order."""
         return [self._cut(number, aliases) for number in range(len(self._slices))]
+
+    def check(self, remarks: Remarks) -> None:
+        """Report slices whose layers are unlike each other. What differs inside of a slice is found elsewhere."""
+        for index, home in enumerate(self._homes):
+            models: dict[str, Catalogue] = {}
+            for number in range(home.first, home.last + 1):
+                ranges = self._ranges[number]
+                if ranges is not None:
+                    model, _ = ranges.main(self._slices[number])
+                    models.setdefault(model.label, model)
+            if home.stack is not None and len(models) > 1:
+                layers = [(each, self._names[id(each)][index].layers) for each in models.values()]
+                check_stacked(home.stack, layers, remarks)
 
     def origins(self) -> dict[Stack, list[LayerOrigin]]:
         """Where the layers of each stack come from that is not made of whole models, in order."""

@@ -63,6 +63,7 @@ def make_tasks(
     if problems:
         planned.problems += problems
         return planned
+    slicing.check(planned)
     of_ties = Remarks()
     ties = find_ties(named, slicing.giver, of_ties)
     twins: dict[str, list[str]] = {}
