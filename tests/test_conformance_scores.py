@@ -31,7 +31,7 @@ from merge_engine.backends.operations import (
 from merge_engine.backends.reference import keys_of
 from merge_engine.backends.statistics import SUM_BLOCK, levels
 
-SIZES = thinned((1, 63, 513, 5_003, 0), 3)
+SIZES = thinned((1, 0, 600, 63), 2)
 TYPES = thinned(DTYPES, 3)
 EVERY = 2**63 - 1
 
@@ -53,14 +53,14 @@ def inputs_of(
     base, tuned = quantised_models(size, models, dtype)
     extreme, others = extreme_models(size, models, dtype)
     first, *rest = spoilt([base, *tuned])
-    found = [(base, tuned), (extreme, others), (base, [base] * models), (base, [tuned[0]] * models)]
-    return [*found, (first, rest)]
+    return [(base, tuned), (extreme, others), (base, [tuned[0]] * models), (first, rest)]
 
 
 def scores_of(models: int, size: int) -> list[Score]:
     found: list[Score] = [Variance(), Variance(storage_rounding=True)]
     if models == 1:
-        found += [Divergence(length) for length in {max(size, 1), 1, 7, 64} if size % length == 0]
+        lengths = {max(size, 1)} if INTERPRETED else {max(size, 1), 1, 7, 60}
+        found += [Divergence(length) for length in lengths if size % length == 0]
     return found
 
 
@@ -75,7 +75,7 @@ def found_for(backend: Backend, chunk, score: Score, rank: int, at_once: bool):
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("models", (1, 2, 5))
+@pytest.mark.parametrize("models", (1, 2, 3))
 @each_backend
 def test_keys_of_scores(backend: Backend, models: int, dtype: torch.dtype) -> None:
     """Found by rank, located, and kept by a mask that was solved from a rank."""
@@ -111,10 +111,12 @@ def test_keys_of_scores(backend: Backend, models: int, dtype: torch.dtype) -> No
                         output = torch.full_like(base, 7.0)
                         on_device = output if b is REFERENCE else on(backend, output)
                         outcome = b.fetch(b.consensus(chunk, operation, b.tensor(on_device)))
+                        kept_by = [Scored(score, mask)] * len(tuned)
                         squares = b.fetch(
-                            b.squares(chunk, [Scored(score, mask)] * len(tuned), score == Variance(True))
+                            b.squares(chunk, kept_by, score == Variance(True))
                         )
-                        merged.append((on_device.cpu(), outcome, squares))
+                        sums = [str(total) for total in squares.totals()]  # NaN is not equal to itself
+                        merged.append((on_device.cpu(), outcome, sums))
                     results.append((b.fetch(found), b.locate(chunk, score, key, 1), merged))
                 (expected, place, kept), (own, own_place, own_kept) = results
                 assert (own, own_place) == (expected, place), score
@@ -124,11 +126,11 @@ def test_keys_of_scores(backend: Backend, models: int, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("length", thinned((1, 3, 100, 4096, 9_001), 2))
+@pytest.mark.parametrize("length", thinned((1, 100, 4_200), 2))
 @each_backend
 def test_importance_of_lines(backend: Backend, length: int, dtype: torch.dtype) -> None:
     """Lines of any length, with values that differ little and much, and of another dtype than the working one."""
-    lines = max(1, 300 // length)
+    lines = max(1, 200 // length)
     g = generator(length)
     base = torch.randn(lines * length, generator=g) * torch.tensor([0.02, 3.0, 300.0])[
         torch.arange(lines * length) % 3
@@ -146,13 +148,13 @@ def test_importance_of_lines(backend: Backend, length: int, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("election", ("deltas", "overlap"))
-@pytest.mark.parametrize("models", thinned((1, 2, 3, 4, 6, 40), 3))
+@pytest.mark.parametrize("models", thinned((1, 2, 3, 4, 6, 34), 2))
 def test_votes_without_weights_and_overlaps(dtype: torch.dtype, election, models: int) -> None:
     for size in SIZES:
         for base, tuned in inputs_of(size, models, dtype):
             low = int(keys_of(torch.tensor([2.0**-10], dtype=torch.float64), dtype_of(base))[0])
             for storage, wide in ((False, False), (True, False), (True, True)):
-                if dtype == torch.float64 and storage:
+                if (dtype == torch.float64 and storage) or (wide and election == "deltas"):
                     continue
                 weights = (0.7, 0.3, 0.0, 1.5)
                 for mask in (Dense(), Band(low)):

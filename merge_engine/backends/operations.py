@@ -157,7 +157,8 @@ class Consensus(NamedTuple):
     retained, element by element; without an election by ``divisor``.
 
     With "overlap" nothing is elected or lost: where one model alone keeps an element, w * d is added, else d / the number
-    of models that keep it (RAM). ``wide`` leaves sums and result unrounded where ``storage_rounding`` is set.
+    of models that keep it (RAM). With it and "none", ``wide`` leaves weights, sums and result unrounded where
+    ``storage_rounding`` is set.
     """
 
     entries: tuple[Entry, ...]
