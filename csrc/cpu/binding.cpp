@@ -207,6 +207,25 @@ void bind_rows(py::module_& m) {
             store_means(numbers<double>(sums, means.count), divisor, means.count, means.array);
         },
         py::arg("sums"), py::arg("divisor"), py::arg("means"));
+    m.def(
+        "read_rows",
+        [](int descriptor, uint64_t position, uint64_t row_bytes, const py::buffer& firsts,
+           const py::buffer& sources, const py::buffer& starts, int64_t rows, int64_t source, uint64_t begin,
+           const py::object& memory) {
+            const auto runs = static_cast<uint64_t>(firsts.request().size);
+            const RowRuns from{numbers<int64_t>(firsts, runs), numbers<int64_t>(sources, runs),
+                               numbers<int64_t>(starts, runs), runs, rows};
+            const Bytes bytes(memory);
+            if (row_bytes == 0) throw std::invalid_argument("rows must have bytes");
+            return or_os_error([&] {
+                const py::gil_scoped_release released;
+                return read_rows(descriptor, position, row_bytes, from, source, begin, bytes.size(),
+                                 static_cast<char*>(bytes.data()));
+            });
+        },
+        py::arg("descriptor"), py::arg("position"), py::arg("row_bytes"), py::arg("firsts"),
+        py::arg("sources"), py::arg("starts"), py::arg("rows"), py::arg("source"), py::arg("begin"),
+        py::arg("memory"));
 }
 
 }  // namespace

@@ -1,5 +1,11 @@
 #include "rows.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+
 #include "ieee.h"
 
 namespace merge_engine {
@@ -39,6 +45,29 @@ void store_means(const double* sums, double divisor, uint64_t width, const Array
         case DType::F32: return store_means_of<DType::F32>(sums, divisor, width, means.data);
         case DType::F64: return store_means_of<DType::F64>(sums, divisor, width, means.data);
     }
+}
+
+uint64_t read_rows(int descriptor, uint64_t position, uint64_t row_bytes, const RowRuns& from, int64_t source,
+                   uint64_t begin, uint64_t nbytes, char* memory) {
+    const uint64_t end = begin + nbytes;
+    const int64_t row = static_cast<int64_t>(begin / row_bytes);
+    const int64_t* after = std::upper_bound(from.firsts, from.firsts + from.runs, row);
+    for (uint64_t run = static_cast<uint64_t>(std::max<int64_t>(after - from.firsts - 1, 0)); run < from.runs; ++run) {
+        const uint64_t run_begin = static_cast<uint64_t>(from.firsts[run]) * row_bytes;
+        if (run_begin >= end) break;
+        if (from.sources[run] != source) continue;
+        const int64_t next = run + 1 < from.runs ? from.firsts[run + 1] : from.rows;
+        uint64_t first = std::max(run_begin, begin);
+        const uint64_t last = std::min(static_cast<uint64_t>(next) * row_bytes, end);
+        uint64_t at = position + static_cast<uint64_t>(from.starts[run]) * row_bytes + (first - run_begin);
+        while (first < last) {
+            const ssize_t got = pread(descriptor, memory + (first - begin), last - first, static_cast<off_t>(at));
+            if (got == 0) return at;
+            if (got < 0 && errno != EINTR) throw std::system_error(errno, std::generic_category());
+            if (got > 0) first += static_cast<uint64_t>(got), at += static_cast<uint64_t>(got);
+        }
+    }
+    return 0;
 }
 
 }  // namespace merge_engine

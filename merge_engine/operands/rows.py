@@ -6,7 +6,7 @@ import hashlib
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple, TypeAlias
@@ -15,7 +15,7 @@ import merge_engine._native as native
 from merge_engine.dtypes import DType, promote
 from merge_engine.operands.base import Access, Operand
 from merge_engine.operands.stored import Stored
-from merge_engine.storage import ByteRange, File, OpenFiles, Way, read_runs
+from merge_engine.storage import ByteRange, File, OpenFiles, RowRuns, Way, read_rows
 
 ZERO, MEAN, AVERAGE = -1, -2, -3
 """In place of an operand: a row of zeros, the mean of all rows of an operand, the mean of single rows of operands."""
@@ -48,12 +48,20 @@ class RowMap:
     stepwise: bool = False
 
     @classmethod
-    def of(cls, sources: Sequence[RowSource], stepwise: bool = False) -> RowMap:
-        """The map for the sources of all rows in order."""
+    def of(cls, own: Sequence[int], others: Mapping[int, RowSource], stepwise: bool = False) -> RowMap:
+        """The map in which row i is row ``own[i]`` of the first operand, or comes from ``others[i]``."""
         firsts, kinds, starts = array("q"), array("q"), array("q")
         averages: list[tuple[tuple[int, int], ...]] = []
-        last: RowSource | None = None
-        for row, source in enumerate(sources):
+        next_own, last = -1, None
+        for row, there in enumerate(own):
+            source = others.get(row) if others else None
+            if source is None:
+                if there != next_own:
+                    firsts.append(row)
+                    kinds.append(0)
+                    starts.append(there)
+                next_own, last = there + 1, None
+                continue
             if source != last:
                 kind, start = source
                 if isinstance(start, tuple):
@@ -62,8 +70,8 @@ class RowMap:
                 firsts.append(row)
                 kinds.append(kind)
                 starts.append(start)
-            last = _next(source)
-        return cls(len(sources), firsts, kinds, starts, tuple(averages), stepwise)
+            next_own, last = -1, _next(source)
+        return cls(len(own), firsts, kinds, starts, tuple(averages), stepwise)
 
     @classmethod
     def of_runs(cls, rows: int, runs: Sequence[tuple[int, int, int]]) -> RowMap:
@@ -84,6 +92,16 @@ class RowMap:
         return frozenset(
             (*means, *(k for k, _ in kinds if k >= 0), *(k for a in self.averages for k, _ in a))
         )
+
+    @property
+    def runs(self) -> RowRuns:
+        """The runs for native code."""
+        return RowRuns(self.rows, self.firsts, self.sources, self.starts)
+
+    @cached_property
+    def numbers(self) -> frozenset[int]:
+        """All sources: numbers of operands, and what stands for one."""
+        return frozenset(self.sources)
 
     @cached_property
     def digest(self) -> str:
@@ -148,14 +166,21 @@ class Rows(Operand):
     def fill(self, memory: memoryview, start: int, files: OpenFiles, way: Way) -> None:
         """Fill C-contiguous ``memory`` with elements from ``start`` on. Raises ``CheckpointError``."""
         size = self.dtype.itemsize
-        short: dict[int, list[tuple[int, memoryview]]] = {}
+        gathered = self._gathered
+        for source in gathered:
+            operand = self.operands[source]
+            assert isinstance(operand, Stored)
+            extent = operand.extent(0, operand.count)
+            read_rows(files, extent, self._width * size, self.map.runs, source, start * size, memory)
+        if gathered == self.map.numbers:
+            return
         for first, count, source, at, skipped in self._runs(start, len(memory) // size):
             target = memory[(first - start) * size : (first - start + count) * size]
+            if source in gathered:
+                continue
             if source >= 0:
                 operand, begin = self.operands[source], at * self._width + skipped
-                if operand.dtype == self.dtype and isinstance(operand, Stored) and len(target) < _SMALL:
-                    short.setdefault(source, []).append((begin * size, target))
-                elif operand.dtype == self.dtype:
+                if operand.dtype == self.dtype:
                     operand.read_into(target, begin, files, way)
                 else:
                     self._average(((source, begin),), target, files, way)
@@ -166,10 +191,17 @@ class Rows(Operand):
             else:
                 of = tuple((k, row * self._width + skipped) for k, row in self.map.averages[at])
                 self._average(of, target, files, way)
-        for source, runs in short.items():
-            operand = self.operands[source]
-            assert isinstance(operand, Stored)
-            read_runs(files, operand.extent(0, operand.count), runs)
+
+    @cached_property
+    def _gathered(self) -> frozenset[int]:
+        """The operands whose rows are in many short runs, which one call gathers through the page cache."""
+        if self.count * self.dtype.itemsize >= len(self.map.firsts) * _SMALL or not self._width:
+            return frozenset()
+        return frozenset(
+            k
+            for k in self.map.numbers
+            if k >= 0 and isinstance(self.operands[k], Stored) and self.operands[k].dtype == self.dtype
+        )
 
     @property
     def _used(self) -> list[Operand]:

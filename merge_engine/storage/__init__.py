@@ -6,7 +6,7 @@ from merge_engine.storage.machine import available_memory, cores, link_rate, pro
 from merge_engine.storage.memory import PAGE, aligned, allocate, as_bytes
 from merge_engine.storage.mounts import Mount, mount_of
 from merge_engine.storage.page_cache import cached_share, is_cached
-from merge_engine.storage.ranges import ByteRange, Extent, Way, open_range, read_runs
+from merge_engine.storage.ranges import ByteRange, Extent, RowRuns, Way, open_range, read_rows
 from merge_engine.storage.reading import choose_way, way_here
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "File",
     "Mount",
     "OpenFiles",
+    "RowRuns",
     "Way",
     "aligned",
     "allocate",
@@ -30,6 +31,6 @@ __all__ = [
     "open_range",
     "processor",
     "read_bounded",
-    "read_runs",
+    "read_rows",
     "way_here",
 ]

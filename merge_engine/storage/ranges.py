@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import merge_engine._native as native
 from merge_engine.errors import CheckpointError
 from merge_engine.storage.direct import read_direct, read_pages
 from merge_engine.storage.files import File, OpenFiles
@@ -82,19 +83,37 @@ def open_range(files: OpenFiles, extent: Extent, way: Way, in_place: bool) -> By
     return _CopiedRange(files.descriptor(extent.file), extent)
 
 
-def read_runs(files: OpenFiles, extent: Extent, runs: Iterable[tuple[int, memoryview]]) -> None:
-    """Copy pieces of an extent out of the page cache, each from a byte of the extent on, to memory of less than 2 GiB.
+class RowRuns(NamedTuple):
+    """Runs of rows: run i begins at row ``firsts[i]``, and comes from row ``starts[i]`` on of ``sources[i]``."""
 
-    Raises ``CheckpointError``.
+    rows: int
+    firsts: array[int]
+    sources: array[int]
+    starts: array[int]
+
+
+def read_rows(
+    files: OpenFiles,
+    matrix: Extent,
+    row_bytes: int,
+    runs: RowRuns,
+    source: int,
+    begin: int,
+    memory: memoryview,
+) -> None:
+    """Copy the rows of one source out of the page cache, to where they are in ``memory``.
+
+    ``matrix`` has the source's rows. ``memory`` begins with byte ``begin`` of all runs. Raises ``CheckpointError``.
     """
-    descriptor = files.descriptor(extent.file)
-    for start, memory in runs:
-        try:
-            got = os.preadv(descriptor, (memory,), extent.position + start)
-        except OSError as error:
-            raise _unreadable(extent, error.strerror) from error
-        if got < len(memory):
-            raise _became_shorter(extent, extent.position + start + got)
+    descriptor, (rows, firsts, sources, starts) = files.descriptor(matrix.file), runs
+    try:
+        ended = native.read_rows(
+            descriptor, matrix.position, row_bytes, firsts, sources, starts, rows, source, begin, memory
+        )
+    except OSError as error:
+        raise _unreadable(matrix, error.strerror) from error
+    if ended:
+        raise _became_shorter(matrix, ended)
 
 
 class _CopiedRange(ByteRange):

@@ -112,7 +112,7 @@ class ByTokens(Alignment):
             config = with_size(config, rows)
         if all(self._output.tokenizer.ids.get(t) == i for t, i in self._donor.in_files.ids.items()):
             return config
-        lost: dict[str, int] = {}
+        lost: dict[str, Any] = {}
         own = self._own_ids()
         config = with_ids(config, self._new_id, own, lost)
         generation = read_settings(self._donor.checkpoint.folder / _GENERATION, MAX_CONFIG)
@@ -121,7 +121,7 @@ class ByTokens(Alignment):
             if changed != generation:
                 self.written = {**self.written, _GENERATION: encode_settings(changed)}
         if lost:
-            keys = [f"{key} ({shown(self._donor.in_files.tokens.get(i, i))})" for key, i in lost.items()]
+            keys = [f"{key} ({shown(ids)} in {self._donor.label})" for key, ids in lost.items()]
             self.remarks.warnings.append(
                 f"tokenizer: the output's vocabulary lacks the tokens of {some(keys)}, which are null in its settings; "
                 "set them to ids of other tokens"
@@ -154,8 +154,8 @@ class ByTokens(Alignment):
             union = unite(first, [Named(each.label, each.tokenizer) for each in others])
             self.remarks.notes += union.notes
             self.remarks.warnings += union.warnings
-            made = donor.in_files if union.tokenizer is first.tokenizer is donor.in_files else union.tokenizer
-            folder, in_files, least = donor.checkpoint.folder, donor.in_files, donor.rows
+            folder, in_files, made = donor.checkpoint.folder, donor.in_files, union.tokenizer
+            least = donor.rows
         elif source == BASE or self._input(source) is not None:
             chosen = donor if source == BASE else self._input(source)
             assert chosen is not None

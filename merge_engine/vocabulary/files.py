@@ -31,13 +31,12 @@ def tokenizer_edits(
         written = {name: _read(path) for name, path in own.items()}
     if is_changed:
         for name, encode in _WRITERS.items():
-            if name in own or name == made.file.name:
+            if name in own or name in _FORMATS.get(made.file.name, ()):
                 written[name] = encode(made)
         if TOKENIZER_CONFIG in own:
             config = read_settings(own[TOKENIZER_CONFIG], MAX_CONFIG) or {}
             if "added_tokens_decoder" in config:
                 written[TOKENIZER_CONFIG] = encode_settings(config | {"added_tokens_decoder": _decoder(made)})
-        check_loads(made)
     stale = [name for name in own if is_changed and _is_other(name)]
     if stale:
         warnings.append(
@@ -60,14 +59,17 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}{way_out(error)}") from error
 
 
-def check_loads(made: Tokenizer) -> None:
-    """Raise ``CheckpointError`` unless the tokenizers library reads a tokenizer, with the ids that it should have."""
-    if made.file.name != TOKENIZER_JSON:
-        return
+def library_json(made: Tokenizer) -> bytes:
+    """A tokenizer.json as the tokenizers library writes it.
+
+    Raises ``CheckpointError`` unless the library reads the tokenizer, with the ids that it should have.
+    """
     from tokenizers import Tokenizer as Library
 
     try:
-        ids = Library.from_str(as_json(made).decode()).get_vocab()
+        library = Library.from_str(as_json(made))
+        ids = library.get_vocab()
+        written: str = library.to_str(pretty=True)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library panics, with an exception that is no Exception
@@ -80,6 +82,7 @@ def check_loads(made: Tokenizer) -> None:
             f"{made.file}: the tokenizers library gives other ids to {some(wrong, 3)}; load it with AutoTokenizer of "
             "transformers and save it with save_pretrained"
         )
+    return written.encode()
 
 
 def _decoder(made: Tokenizer) -> dict[str, Any]:
@@ -96,15 +99,22 @@ def _merges(made: Tokenizer) -> bytes:
 
 
 def _added(made: Tokenizer) -> bytes:
-    return encode_settings({t["content"]: t["id"] for t in made.added if t["content"] not in made.pieces})
+    return encode_settings({t["content"]: t["id"] for t in made.added})
 
 
 def _lines(made: Tokenizer) -> bytes:
     return "\n".join([*made.pieces, ""]).encode()
 
 
+_FORMATS = {
+    TOKENIZER_JSON: (TOKENIZER_JSON,),
+    "vocab.json": ("vocab.json", "merges.txt", "added_tokens.json"),
+    "vocab.txt": ("vocab.txt", "added_tokens.json"),
+}
+"""The files of each format, which is known by the first."""
+
 _WRITERS: Mapping[str, Callable[[Tokenizer], bytes]] = {
-    TOKENIZER_JSON: as_json,
+    TOKENIZER_JSON: library_json,
     "vocab.json": lambda made: encode_settings(made.pieces),
     "merges.txt": _merges,
     "vocab.txt": _lines,

@@ -45,7 +45,7 @@ def with_ids(
     settings: Mapping[str, Any],
     new_id: Callable[[int], int | None],
     fallback: Mapping[str, Any],
-    lost: dict[str, int],
+    lost: dict[str, Any],
 ) -> dict[str, Any]:
     """Settings with the new ids of tokens, under all keys whose names say that they are ids.
 
@@ -55,7 +55,7 @@ def with_ids(
 
     def change(value: Any) -> Any:
         if isinstance(value, list):
-            return [new for each in value if (new := change(each)) is not None]
+            return [new for each in value if (new := change(each)) is not None] or ([] if not value else None)
         return new_id(value) if type(value) is int and value >= 0 else value
 
     found: dict[str, Any] = {}
@@ -64,8 +64,8 @@ def with_ids(
             found[key] = with_ids(value, new_id, fallback, lost)
         elif value is not None and _IDS.fullmatch(key):
             new = change(value)
-            if (new is None or (new == [] and value != [])) and (new := fallback.get(key)) is None:
-                lost[key] = value if type(value) is int else value[0]
+            if new is None and (new := fallback.get(key)) is None:
+                lost[key] = value
             found[key] = new
         else:
             found[key] = value

@@ -83,38 +83,45 @@ class RowSources:
         None stands for the map of an operand that stays as it is. New rows are those at the end that no token and no
         input has.
         """
-        sources = self._sources(name, operands, has_base)
+        columns, others = self._sources(name, operands, has_base)
         kept = self.rows
-        while kept and kept - 1 not in self.named and sources[0][kept - 1] == _NOWHERE:
+        while kept and kept - 1 not in self.named and others.get(kept - 1) == (_NOWHERE, False):
             kept -= 1
         stepwise = self.origin == "mergekit"
-        maps = [
-            RowMap.of([_numbered(source, i) for source in of_operand[:kept]], stepwise)
-            for i, of_operand in enumerate(sources)
-        ]
+        maps = []
+        for i, column in enumerate(columns):
+            of_others = {
+                row: _numbered(source, i)
+                for row, (source, everywhere) in others.items()
+                if everywhere or column[row] < 0
+            }
+            maps.append(RowMap.of(column[:kept], of_others, stepwise))
         return [
             None if rows.is_identity and self.rows == operand.shape[0] else rows
             for rows, operand in zip(maps, operands, strict=True)
         ], self.rows - kept
 
-    def _sources(self, name: str, operands: Sequence[Operand], has_base: bool) -> list[list[RowSource]]:
-        """The sources of all rows of each operand, with the operands' numbers as they are given."""
+    def _sources(
+        self, name: str, operands: Sequence[Operand], has_base: bool
+    ) -> tuple[list[Sequence[int]], dict[int, tuple[RowSource, bool]]]:
+        """The own row of each operand for each row, -1 where it has none, and what comes in place of such rows.
+
+        With a source in place stands whether it is that of all operands. Operands have the numbers that they have here.
+        """
         entries = [self.entries[operand.owner] for operand in operands]
         limits = [operand.shape[0] for operand in operands]
         columns = [
-            [i if i < limit else -1 for i in entry.own] for entry, limit in zip(entries, limits, strict=True)
+            entry.own if max(entry.own, default=-1) < limit else [i if i < limit else -1 for i in entry.own]
+            for entry, limit in zip(entries, limits, strict=True)
         ]
         owners = [entry.owner for entry in entries]
         base = 0 if has_base else owners.index(self.base) if self.base in owners else None
-        found: list[list[RowSource]] = [[(k, row) for row in column] for k, column in enumerate(columns)]
-        for row, own in enumerate(zip(*columns, strict=True)):
-            if min(own) >= 0 and row not in self.given:
-                continue
-            origin, everywhere = self._fill(name, row, own, owners, limits, base, has_base)
-            for k, there in enumerate(own):
-                if there < 0 or everywhere:
-                    found[k][row] = origin
-        return found
+        lacking = (row for column in columns for row, there in enumerate(column) if there < 0)
+        rows = sorted({*self.given, *lacking})
+        return columns, {
+            row: self._fill(name, row, [column[row] for column in columns], owners, limits, base, has_base)
+            for row in rows
+        }
 
     def _fill(
         self,

@@ -247,12 +247,15 @@ def _added(file: Path, added: object) -> list[Mapping[str, Any]]:
 def _with_added(found: Tokenizer, folder: Path) -> Tokenizer:
     """The tokenizer with the tokens that transformers adds to it from other files."""
     is_whole = found.file.name == TOKENIZER_JSON
-    added, known, taken = list(found.added), dict(found.ids), set(found.tokens)
+    added, known, taken = list(found.added), {t["content"] for t in found.added}, set(found.tokens)
     for token in _more_added(folder, is_whole):
-        content, number = token.get("content"), token["id"]
-        if content not in known and not (is_whole and number in taken):
+        content, number = str(token.get("content")), token["id"]
+        renamed = found.pieces.get(content, number) != number or (
+            content not in found.pieces and number in taken
+        )
+        if content not in known and not (is_whole and renamed):  # a tokenizer.json has the last word
             added.append(token)
-            known[str(content)] = number
+            known.add(content)
     return replace(found, added=_added(folder / TOKENIZER_CONFIG, added))
 
 
@@ -289,8 +292,8 @@ def _check(tokenizer: Tokenizer) -> None:
         raise malformed(tokenizer.file, f"tokens with the same id: {some(same, 3)}")
 
 
-def as_json(tokenizer: Tokenizer) -> bytes:
-    """The tokenizer as a tokenizer.json."""
+def as_json(tokenizer: Tokenizer) -> str:
+    """The tokenizer as the text of a tokenizer.json."""
     model: dict[str, Any] = {"type": tokenizer.kind, **tokenizer.rest.get("model", {})}
     if tokenizer.kind == "Unigram":
         model["vocab"] = [[token, tokenizer.scores[token]] for token in tokenizer.pieces]
@@ -301,4 +304,4 @@ def as_json(tokenizer: Tokenizer) -> bytes:
         spaced = any(" " in left or " " in right for left, right in tokenizer.merges)
         model["merges"] = [list(pair) if spaced else " ".join(pair) for pair in tokenizer.merges]
     document = {"version": "1.0", **tokenizer.rest, "added_tokens": list(tokenizer.added), "model": model}
-    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(document, ensure_ascii=False)

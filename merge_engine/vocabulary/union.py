@@ -52,6 +52,8 @@ def unite(first: Named, others: Sequence[Named]) -> Union:
         if new:
             union.notes.append(f"tokenizer: the output gets {_tokens(new)} of {other.label}")
     added = _added(first, others, known, number, union)
+    if len(added) == len(first.tokenizer.added) and not pieces and not loose:
+        return union
     united = replace(first.tokenizer, added=[*added, *(added_token(t, i) for t, i in loose.items())])
     if pieces:
         united = _with_pieces(united, pieces, [other.tokenizer for other in alike_ones])
@@ -62,6 +64,8 @@ def unite(first: Named, others: Sequence[Named]) -> Union:
 def with_tokens(tokenizer: Tokenizer, tokens: Iterable[str]) -> Tokenizer:
     """The tokenizer with these tokens, those that it lacks as added ones."""
     new = [token for token in tokens if token not in tokenizer.ids]
+    if not new:
+        return tokenizer
     numbers = range(tokenizer.size, tokenizer.size + len(new))
     return replace(
         tokenizer, added=[*tokenizer.added, *(added_token(t, i) for t, i in zip(new, numbers, strict=True))]
