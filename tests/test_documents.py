@@ -411,6 +411,13 @@ def test_the_next_run_removes_what_a_killed_one_left(one_after_the_other: dict[s
     assert weights("out") == one_after_the_other and not list(Path("ram").iterdir())
 
 
+def test_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = "file: no folder can be made in it: Not a directory"
+    with pytest.raises(me.OutputError, match=said), scratch_folder(tmp_path / "file"):
+        pass
+
+
 def test_a_folder_in_use_and_those_of_others_stay(tmp_path: Path) -> None:
     with scratch_folder(tmp_path) as one, scratch_folder(tmp_path) as other:
         assert one.is_dir() and other.is_dir() and one != other
