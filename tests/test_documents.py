@@ -279,6 +279,14 @@ def test_equal_outputs_are_seen_when_they_are_made() -> None:
     assert warnings == ["twin: its tensors are those of first, byte for byte; it counts twice"]
 
 
+def test_a_report_says_that_intermediates_were_removed() -> None:
+    pytest.importorskip("matplotlib")
+    me.run(text(FIRST, SECOND, RESULT), "out")
+    _, numbers = me.write_report("out")
+    missing = json.loads(numbers.read_text())["task_vectors"]["missing"]
+    assert missing == "first, second: made by other recipes and removed; --intermediate-dir keeps it"
+
+
 def test_what_the_result_does_not_need_is_not_merged() -> None:
     result = me.run(text(FIRST, SECOND, RESULT | {"models": [{"model": "first"}]}))
     assert result.warnings == ["not merged, because the result does not need them: second"]
