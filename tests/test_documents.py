@@ -279,6 +279,14 @@ def test_equal_outputs_are_seen_when_they_are_made() -> None:
     assert warnings == ["twin: its tensors are those of first, byte for byte; it counts twice"]
 
 
+def test_a_report_says_that_intermediates_were_removed() -> None:
+    pytest.importorskip("matplotlib")
+    me.run(text(FIRST, SECOND, RESULT), "out")
+    _, numbers = me.write_report("out")
+    missing = json.loads(numbers.read_text())["task_vectors"]["missing"]
+    assert missing == "first, second: made by other recipes and removed; --intermediate-dir keeps it"
+
+
 def test_what_the_result_does_not_need_is_not_merged() -> None:
     result = me.run(text(FIRST, SECOND, RESULT | {"models": [{"model": "first"}]}))
     assert result.warnings == ["not merged, because the result does not need them: second"]
@@ -409,6 +417,13 @@ def test_the_next_run_removes_what_a_killed_one_left(one_after_the_other: dict[s
     assert {entry.name for entry in left.iterdir()} == {"first", "second"}
     me.run(recipes, "out")
     assert weights("out") == one_after_the_other and not list(Path("ram").iterdir())
+
+
+def test_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = "file: no folder can be made in it: Not a directory"
+    with pytest.raises(me.OutputError, match=said), scratch_folder(tmp_path / "file"):
+        pass
 
 
 def test_a_folder_in_use_and_those_of_others_stay(tmp_path: Path) -> None:

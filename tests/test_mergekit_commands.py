@@ -173,8 +173,10 @@ def test_an_earlier_output_is_replaced(
 ) -> None:
     other = RECIPE.replace("dare_ties", "ties")
     me.run(other, "out", shard_size=600)
+    Path("base/mergekit_config.yml").write_text("that of the base")
     assert call(monkeypatch, "mergekit-yaml recipe.yaml out") == 0
     assert same(tensors("out"), expected) and me.verify("out").complete
+    assert Path("out/mergekit_config.yml").read_text() == load_recipe("recipe.yaml").to_yaml()
 
 
 DOCUMENTS = (

@@ -7,7 +7,6 @@ other, each into an ordinary checkpoint: on the RAM disk if it has the room, or 
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -251,13 +250,8 @@ def _folder_for(
                 f"{place}: {counted(len(result.intermediates), 'output')} that the result is made of, and the result "
                 f"itself, need {size_text(nbytes + more)}, its disk has {size_text(free)} free"
             )
-    try:
-        with scratch_folder(place) as folder:
-            yield folder
-    except PermissionError as error:
-        if Path(os.fspath(error.filename or "")).parent != place:
-            raise
-        raise OutputError(f"{place}: cannot be written: {error.strerror}{way_out(error)}") from error
+    with scratch_folder(place) as folder:
+        yield folder
 
 
 def _bytes_of_files(planned: MergePlan) -> int:

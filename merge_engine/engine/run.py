@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from merge_engine.arguments import path_of, switch_of, threads_of
 from merge_engine.backends import Backend
@@ -13,12 +14,6 @@ from merge_engine.checkpoint import DEFAULT_SHARD_SIZE, CheckpointWriter, parse_
 from merge_engine.engine.carrying import Progress, carry_out, decide_together
 from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.collecting import seldom_collected
-from merge_engine.engine.documents import (
-    DocumentOptions,
-    check_result,
-    merge_documents,
-    planned_together,
-)
 from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.publishing import publish, result_of
 from merge_engine.engine.records import Collected, Recorder, ShardResult, kept_if_useful, plan_key
@@ -66,16 +61,17 @@ def plans(
 
     For the arguments see ``run``. Raises as ``plan`` does.
     """
-    options = DocumentOptions(
-        _size(shard_size, "shard_size"), switch_of("overwrite", overwrite), switch_of("lenient", lenient)
-    )
+    options = _plan_options(shard_size, overwrite, lenient)
     folder = None if output is None else path_of("output", output)
     recipes = load_recipes(recipe, lenient=lenient, check_method=find_method)
     if len(recipes) == 1:
-        yield [_plan_one(recipes[0], folder, options)]
+        yield [make_plan(recipes[0], folder, **options)]
         return
-    check_result(recipes, options)
-    with planned_together(recipes, folder, options) as planned:
+    from merge_engine.engine import documents  # seldom needed, and slow to load
+
+    settings = documents.DocumentOptions(**options)
+    documents.check_result(recipes, settings)
+    with documents.planned_together(recipes, folder, settings) as planned:
         yield planned
 
 
@@ -165,32 +161,29 @@ def run(
             if any(each.digest is None for each in recipe.intermediates):
                 raise OptionError("recipe: a plan of several recipes cannot be run; give the recipes instead")
             return merge(recipe, folder)
-        options = DocumentOptions(
-            _size(shard_size, "shard_size"),
-            switch_of("overwrite", overwrite),
-            switch_of("lenient", lenient),
-            keep,
-            switch_of("lazy", lazy),
-        )
+        options = _plan_options(shard_size, overwrite, lenient)
+        lazy = switch_of("lazy", lazy)
         recipes = (
             recipe
             if isinstance(recipe, tuple)
             else load_recipes(recipe, lenient=lenient, check_method=find_method)
         )
         if len(recipes) == 1:
-            return merge(_plan_one(recipes[0], folder, options), folder)
-        check_result(recipes, options)
-        return merge_documents(recipes, folder, options, merge)
+            return merge(make_plan(recipes[0], folder, **options), folder)
+        from merge_engine.engine import documents
+
+        settings = documents.DocumentOptions(**options, keep=keep, lazy=lazy)
+        documents.check_result(recipes, settings)
+        return documents.merge_documents(recipes, folder, settings, merge)
 
 
-def _plan_one(recipe: Recipe, output: Path | None, options: DocumentOptions) -> MergePlan:
-    return make_plan(
-        recipe,
-        output,
-        shard_size=options.shard_size,
-        overwrite=options.overwrite,
-        lenient=options.lenient,
-    )
+def _plan_options(shard_size: object, overwrite: object, lenient: object) -> dict[str, Any]:
+    """Checked arguments of ``make_plan``. Raises ``OptionError``."""
+    return {
+        "shard_size": _size(shard_size, "shard_size"),
+        "overwrite": switch_of("overwrite", overwrite),
+        "lenient": switch_of("lenient", lenient),
+    }
 
 
 def merge_to_folder(
@@ -281,7 +274,7 @@ def parse_memory(memory: int | str | None) -> int | None:
     return None if memory is None else _size(memory, "memory")
 
 
-def _size(value: int | str, name: str) -> int:
+def _size(value: Any, name: str) -> int:
     try:
         return parse_size(value)
     except ValueError as error:

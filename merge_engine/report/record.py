@@ -17,7 +17,8 @@ from merge_engine.text import without_common_folder
 class Record:
     """A finished merge: its recipe, inputs by path, counts, and the labels of its models by recipe position.
 
-    Labels leave out the folder that all models share.
+    Labels leave out the folder that all models share. ``removed`` are the names of the inputs that were made by other
+    recipes, and removed.
     """
 
     def __init__(self, folder: Path):
@@ -30,6 +31,7 @@ class Record:
         self.recipe: Recipe = load_recipe(manifest.recipe)
         self.digest = manifest.digest
         self.inputs = manifest.inputs
+        self.removed = {name for name, each in manifest.intermediates.items() if each.path is None}
         self.notes = manifest.notes
         if not manifest.counts:
             raise ReportError(

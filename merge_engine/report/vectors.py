@@ -16,6 +16,7 @@ from merge_engine.observe.discards import Place
 from merge_engine.planning import Schedule, make_plan, measuring
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.report.record import Record
+from merge_engine.text import some
 
 _NOTHING = 1e-13  # a product below this share of the squared norms in it is rounding error, and counts as 0
 
@@ -103,6 +104,8 @@ def _at_paths(record: Record) -> Recipe:
     """The recipe with the local paths of its inputs, so that a name on the hub is not downloaded again."""
     labels = {role: label for label, entry in record.inputs.items() for role in entry.roles}
     paths = {role: record.inputs[label].paths(label) for role, label in labels.items()}
+    if removed := sorted({pair[0] for pair in paths.values()} & record.removed):
+        raise ReportError(f"{some(removed)}: made by other recipes and removed; --intermediate-dir keeps it")
     missing = [
         path for pair in paths.values() for path in pair if path is not None and not Path(path).exists()
     ]

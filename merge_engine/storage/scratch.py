@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from merge_engine.errors import OutputError, way_out
 from merge_engine.storage.machine import available_memory
 from merge_engine.storage.mounts import mount_of
 
@@ -32,11 +33,16 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     """A new folder in ``parent``, which is removed at the end with all that is in it.
 
     Also removes the folders there that killed processes of this user have left. Each process locks its own. Raises
-    ``OSError``.
+    ``OutputError`` if none can be made.
     """
     _remove_left(parent)
-    made = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
-    descriptor = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        made = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
+        descriptor = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OutputError(
+            f"{parent}: no folder can be made in it: {error.strerror}{way_out(error)}"
+        ) from error
     try:
         with contextlib.suppress(OSError):  # file systems without locks: nothing is removed there later
             fcntl.flock(descriptor, fcntl.LOCK_EX)
