@@ -49,6 +49,9 @@ HEADS = {
     "encoder_ffn_dim": 32,
     "decoder_ffn_dim": 32,
 }
+NUMBERED = ("layer_idx", "layer_id", "layer_index", "has_relative_attention_bias")
+"""Attributes of modules that follow from the number of their layer."""
+
 MODELS = {
     "qwen2": (
         "Qwen2ForCausalLM",
