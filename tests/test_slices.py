@@ -207,6 +207,34 @@ def test_each_slice_may_have_a_base_of_its_own(models: dict[str, Path], tmp_path
     assert not result.warnings
 
 
+def test_a_report_knows_models_of_different_slices(models: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = (("a", "b"), ("b", "a"), ("c", "a"))
+    slices = [
+        {"sources": [source(models[one], i, i + 1), source(models[two], i, i + 1)]}
+        for i, (one, two) in enumerate(names)
+    ]
+    parameters = {"weight": 1, "density": 0.5}
+    recipe = {"merge_method": "ties", "base_model": str(models["base"]), "parameters": parameters}
+    me.run({**recipe, "slices": slices}, tmp_path / "out")
+    _, numbers = me.write_report(tmp_path / "out")
+    vectors = json.loads(numbers.read_text())["task_vectors"]
+    known = [each["cosine"] is not None for each in vectors["total"]["cosines"]]
+    assert known == [True, True, False]  # b and c stand in no slice together
+    base, a, b = (load_file(models[name] / "model.safetensors") for name in ("base", "a", "b"))
+    for at in (0, 1):
+        one, two = (
+            torch.cat(
+                [(tuned[name] - base[name]).double().flatten() for name in base if f"{STACK}.{at}." in name]
+            )
+            for tuned in (a, b)
+        )
+        [found] = [each for each in vectors["layers"] if each["layer"] == at]
+        assert found["cosines"][0]["cosine"] == pytest.approx(
+            float(one @ two / one.norm() / two.norm()), abs=1e-3
+        )
+
+
 def test_the_head_is_that_of_the_last_slice_also_if_it_is_tied(tmp_path: Path) -> None:
     own = state_dict(0, 2)
     tied = {name: each for name, each in state_dict(1, 2).items() if name != "lm_head.weight"}

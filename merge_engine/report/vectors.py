@@ -43,9 +43,10 @@ class Products:
         return self.norm(model) / math.sqrt(self.base) if self.base else None
 
     def cosine(self, one: int, other: int) -> float | None:
-        """The cosine of the angle between two task vectors; None if one of them is zero."""
+        """The cosine of the angle between two task vectors; None if one of them is zero, or if no slice has both."""
         norms = self.norm(one) * self.norm(other)
-        return self.between[min(one, other), max(one, other)] / norms if norms else None
+        product = self.between.get((min(one, other), max(one, other)))
+        return product / norms if norms and product is not None else None
 
 
 @dataclass
@@ -119,7 +120,8 @@ def _at_paths(record: Record) -> Recipe:
     # A model without a role of its own is a base, which the recipe also lists as a model.
     base = _reference(*paths["base"])
     models = {
-        model: _reference(*paths[str(i)]) if str(i) in paths else base for i, model in enumerate(stacks.models)
+        model: _reference(*paths[str(i)]) if str(i) in paths else base
+        for i, model in enumerate(stacks.models)
     }
     bases = {model: _reference(*paths[role]) for role, model in stacks.bases.items()}
     return record.recipe.replacing(models | bases)
@@ -141,6 +143,5 @@ def _products(task: Task, gram: Sequence[Sequence[float]]) -> Products:
         product = gram[i][j] - gram[0][i] - gram[0][j] + base
         return product if abs(product) > _NOTHING * (gram[i][i] + gram[j][j] + base) else 0.0
 
-    return Products(
-        base, {(models[i - 1], models[j - 1]): between(i, j) for i in range(1, n) for j in range(i, n)}
-    )
+    pairs = [(i, j) for i in range(1, n) for j in range(1, n) if models[i - 1] <= models[j - 1]]
+    return Products(base, {(models[i - 1], models[j - 1]): between(i, j) for i, j in pairs})
