@@ -114,6 +114,17 @@ class Kernels:
         working: DType,
         count: int,
     ) -> list[int]: ...
+    def add_low_rank(
+        self,
+        values: HostArray,
+        rows: HostArray,
+        columns: HostArray,
+        rank: int,
+        width: int,
+        first: int,
+        transposed: bool,
+        scale: float,
+    ) -> None: ...
 
 class Mapping:
     def __init__(self, descriptor: int, size: int) -> None: ...

@@ -7,6 +7,8 @@ its 32-bit random draw. Position ranges are inclusive; ``(1, 0)`` is empty. Thos
 
 from __future__ import annotations
 
+import math
+from array import array
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -110,33 +112,54 @@ class Consensus(NamedTuple):
     divisor: float = 1.0
 
 
-class Combine(NamedTuple):
-    """Sum of coefficient * input over all inputs of a chunk, divided by ``divisor`` if there is one.
-
-    There is one coefficient for each input, the base included. ``fused`` adds by fused multiply-add and rounds the
-    result to the working dtype, as mergekit does.
-    """
-
-    coefficients: tuple[float, ...]
-    divisor: float | None = None
-    fused: bool = False
-
-
 class Line(NamedTuple):
-    """Lines of a tensor along its dimension 1: elements per line, and their distance in memory."""
+    """Lines of a tensor along one of its dimensions: elements per line, and their distance in memory.
+
+    Lines along the last dimension have the distance 1. The lines of a sum or a combination are along the last
+    dimension or along the first.
+    """
 
     length: int
     stride: int
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> Line:
-        """Lines of a tensor of this shape; one with fewer than two dimensions is a single line."""
+        """Lines along dimension 1; a tensor with fewer than two dimensions is a single line."""
         if len(shape) < 2:
             return cls(shape[0] if shape else 1, 1)
-        stride = 1
-        for size in shape[2:]:
-            stride *= size
-        return cls(shape[1], stride)
+        return cls(shape[1], math.prod(shape[2:]))
+
+    @classmethod
+    def along(cls, shape: tuple[int, ...], dimension: Literal["first", "last"]) -> Line | None:
+        """Lines along the first or the last dimension; None if the tensor is a single line."""
+        if len(shape) < 2:
+            return None
+        line = cls(shape[-1], 1) if dimension == "last" else cls(shape[0], math.prod(shape[1:]))
+        return None if line.length == math.prod(shape) else line
+
+
+class LineCoefficients(NamedTuple):
+    """Coefficients that differ between the lines of a tensor: [lines, terms] float64 by rows."""
+
+    line: Line
+    values: array[float]
+
+
+class Combine(NamedTuple):
+    """Sum of coefficient * input over all inputs of a chunk, divided by ``divisor`` if there is one.
+
+    There is one coefficient for each input, the base included. With ``on_base`` there is one for each model: it
+    multiplies the task vector, and the base is added to the sum. With ``lines`` the coefficients are those of each line,
+    and ``coefficients`` is empty. ``fused`` adds by fused multiply-add. ``fused`` and ``rounded`` round the result to
+    the working dtype before it is converted to the output's, as mergekit does.
+    """
+
+    coefficients: tuple[float, ...]
+    divisor: float | None = None
+    fused: bool = False
+    rounded: bool = False
+    on_base: bool = False
+    lines: LineCoefficients | None = None
 
 
 _ONE_ELEMENT = Line(1, 1)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from merge_engine.backends.operations import Combine, Consensus
 from merge_engine.methods.needs import Need
@@ -33,15 +33,21 @@ class Method(ABC):
 
     ``Settings`` and ``Common`` are frozen dataclasses whose fields are parameters (see ``parameter``): ``Settings``
     has the parameters of each model, ``Common`` those of all models of a tensor. ``uses_base`` says that the method
-    needs a base model; ``max_models`` is the largest number of models, None for any. ``elects`` says that models
-    elect signs, so that entries can be lost to an election.
+    uses a base model, and ``requires_base`` that it cannot do without. ``min_models`` and ``max_models`` limit the
+    number of models besides the base, for a recipe and for each tensor; no ``max_models``: any number. A tensor that
+    fewer than ``min_models`` have is refused, or ``if_lacking`` says what is copied: a tensor that only one input has
+    ("lone"), or the base's ("base"). ``elects`` says that models elect signs, so that entries can be lost to an
+    election.
     """
 
     name: str
     Settings: type = NoParameters
     Common: type = NoParameters
     uses_base: bool = True
+    requires_base: bool = True
+    min_models: int = 1
     max_models: int | None = None
+    if_lacking: Literal["refuse", "lone", "base"] = "refuse"
     elects: bool = False
 
     @cached_property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
-from merge_engine.backends.operations import Mask, RankMask
+from merge_engine.backends.operations import Line, Mask, RankMask
 from merge_engine.backends.statistics import levels
 from merge_engine.dtypes import DType
 
@@ -51,10 +51,15 @@ class MaskedL1:
 
 @dataclass(frozen=True)
 class Gram:
-    """The inner products of all inputs, the base first.
+    """The inner products of all inputs, the base first; with ``of_deltas`` those of the task vectors.
 
-    The answer is a symmetric matrix, a list of rows of floats.
+    The answer is a symmetric matrix, a list of rows of floats. With ``line`` (see ``Line.along``) there is one for each
+    line, and the answer is an ``array`` of float64, [lines, pairs]: for each line the pairs i <= j of the matrix, row
+    by row.
     """
+
+    of_deltas: bool = False
+    line: Line | None = None
 
 
 @dataclass(frozen=True)

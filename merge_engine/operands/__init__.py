@@ -3,8 +3,10 @@
 from merge_engine.operands.base import Access, Operand
 from merge_engine.operands.comparing import same_bytes
 from merge_engine.operands.in_memory import InMemory
+from merge_engine.operands.low_rank import LowRank
+from merge_engine.operands.pieces import Joined, Part
 from merge_engine.operands.rows import AVERAGE, MEAN, ZERO, RowMap, Rows, RowSource
-from merge_engine.operands.stored import Stored
+from merge_engine.operands.stored import Stored, Unwritten
 
 __all__ = [
     "AVERAGE",
@@ -12,10 +14,14 @@ __all__ = [
     "ZERO",
     "Access",
     "InMemory",
+    "Joined",
+    "LowRank",
     "Operand",
+    "Part",
     "RowMap",
     "RowSource",
     "Rows",
     "Stored",
+    "Unwritten",
     "same_bytes",
 ]
