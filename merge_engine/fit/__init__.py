@@ -78,7 +78,7 @@ def _check(
     check_dtypes(recipe, merged, findings)
     if recipe.vocabulary is None:
         check_tokenizers(inputs, findings)
-        check_adapter_tokenizers(inputs, findings)
+    check_adapter_tokenizers(inputs, findings)
     check_generation(recipe, inputs, findings)
     copies = [] if stacked else check_identical(donor if has_base else None, merged, findings)
     if not has_base and recipe.base_model is not None:

@@ -151,8 +151,13 @@ class Rows(Operand):
     @cached_property
     def identity(self) -> str:
         """See ``Operand.identity``."""
-        parts = [self.map.digest, *(each.identity for each in self._used)]
-        return f"{self.label} rows {hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()}"
+        others = (self.operands[k].identity for k in sorted(self.map.used))
+        return f"{self.label} rows {self.map.digest} of {list(others)}"
+
+    @property
+    def reads_parts(self) -> bool:
+        """See ``Operand.reads_parts``."""
+        return all(each.reads_parts for each in self._used)
 
     @property
     def files(self) -> tuple[File, ...]:

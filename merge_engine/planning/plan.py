@@ -147,15 +147,15 @@ def make_plan(
     explained = (findings.explain_tensors and planned.tasks) or unaligned
     problems = [*findings.problems, *unaligned, *([] if explained else planned.problems)]
     config, about_layers = stack_config(_without(donor.config, findings.stale_keys), planned.origins)
-    edits, beside = SideEdits(), Remarks()
-    if vocabulary is not None:
-        config, edits = dict(vocabulary.finish(config)), SideEdits(vocabulary.written, vocabulary.dropped)
-        problems += vocabulary.remarks.problems
-        findings.notes += vocabulary.remarks.notes
-        findings.warnings += vocabulary.remarks.warnings
     stacked = [stack.prefix for stack in planned.origins]
     loadable = check_loadable([task.name for task in tasks], donor.tensors, config, stacked)
     warnings = [*findings.warnings, *planned.warnings, *about_layers, *loadable]
+    edits, beside = SideEdits(), Remarks()
+    if vocabulary is not None:
+        config, edits = dict(vocabulary.finish(config)), edits.then(vocabulary.written, vocabulary.dropped)
+        problems += vocabulary.remarks.problems
+        planned.notes += vocabulary.remarks.notes
+        warnings += vocabulary.remarks.warnings
     if output is not None:
         try:
             side_files = find_side_files(donor.path)

@@ -17,7 +17,7 @@ from merge_engine.methods import Action, Method, Task
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import Buffers
 from merge_engine.planning.experts import match_experts
-from merge_engine.planning.inputs import Inputs
+from merge_engine.planning.inputs import Catalogue, Inputs
 from merge_engine.planning.lacking import Lacking, count_problems
 from merge_engine.planning.modules import Stack
 from merge_engine.planning.names import examine_names, match_names
@@ -76,11 +76,9 @@ def make_tasks(
         inputs = cut.inputs
         lacking.begin(inputs, examine_names(inputs, planned, told))
         make.begin(cut)
-        held: list[tuple[int | None, Mapping[str, Operand]]] = [
-            (i, model.tensors) for i, model in inputs.models.items()
-        ]
+        held: list[tuple[int | None, Catalogue]] = list(inputs.models.items())
         if inputs.base is not None:
-            held.insert(0, (None, inputs.base.tensors))
+            held.insert(0, (None, inputs.base))
         for name in cut.positions:
             if name in passed:
                 continue
@@ -91,10 +89,12 @@ def make_tasks(
                 continue
             found: list[int] = []
             operands: list[Operand] = []
-            for position, tensors in held:
-                operand = tensors.get(name)
+            labels: list[str] = []
+            for position, given in held:
+                operand = given.tensors.get(name)
                 if operand is not None:
                     operands.append(operand)
+                    labels.append(given.label)
                     if position is not None:
                         found.append(position)
             is_lone, has_base = False, inputs.base is not None
@@ -103,12 +103,14 @@ def make_tasks(
                 operands = vocabulary.align(name, operands, has_base and not base_lacks)
             if (base_lacks or len(found) < method.min_models) and len(operands) == 1:
                 is_lone = method.if_lacking == "lone"
+            if base_lacks and not is_lone:
+                lacking.in_base(name, found)
+                continue
+            if vocabulary is not None:
+                operands = vocabulary.align(name, operands, labels, has_base and not base_lacks)
             if is_lone:
                 lacking.copied(name, found)
                 found, has_base = [], False
-            elif base_lacks:
-                lacking.in_base(name, found)
-                continue
             elif disagreements.add(name, operands):
                 continue
             elif 0 < len(found) < method.min_models:

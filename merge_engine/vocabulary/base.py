@@ -22,11 +22,16 @@ class Alignment(ABC):
     dropped: frozenset[str] = frozenset()
 
     @abstractmethod
-    def align(self, name: str, operands: Sequence[Operand], has_base: bool) -> list[Operand]:
-        """The operands of a tensor with the rows of the output, the base's first if ``has_base``."""
+    def align(
+        self, name: str, operands: Sequence[Operand], labels: Sequence[str], has_base: bool
+    ) -> list[Operand]:
+        """The operands of a tensor with the rows of the output, the base's first if ``has_base``.
+
+        ``labels`` are those of the checkpoints that they are of.
+        """
 
     @abstractmethod
-    def finish(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    def finish(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config.json of the output, from the donor's, when all tensors are aligned; completes the remarks."""
 
 

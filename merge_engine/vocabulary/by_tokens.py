@@ -28,7 +28,7 @@ from merge_engine.vocabulary.base import Alignment, alignable
 from merge_engine.vocabulary.files import encode_settings, tokenizer_edits
 from merge_engine.vocabulary.names import is_vocabulary, may_be_vocabulary, vocabulary_rows
 from merge_engine.vocabulary.settings import named_tokens, stated_size, with_ids, with_size
-from merge_engine.vocabulary.sources import Entry, Origin, RowSources, TokenRow
+from merge_engine.vocabulary.sources import Origin, RowSources, TokenRow
 from merge_engine.vocabulary.tokenizer import TOKENIZER_CONFIG, Tokenizer, read_tokenizer
 from merge_engine.vocabulary.union import Named, unite, with_tokens
 
@@ -44,10 +44,6 @@ class _Input:
     rows: int
     in_files: Tokenizer
     tokenizer: Tokenizer
-
-    @property
-    def owner(self) -> str:
-        return str(self.checkpoint.path)
 
     @property
     def rows_tell(self) -> bool:
@@ -77,8 +73,8 @@ class ByTokens(Alignment):
         self._opened = opened
         self._mergekit = recipe.arithmetic == "mergekit"
         self._inputs = _read_inputs(opened, donor, self.remarks)
-        self._telling = {each.owner: each.rows for each in self._inputs.values() if each.rows_tell}
-        self._donor = self._inputs[opened[donor].path]
+        self._telling = {label: each.rows for label, each in self._inputs.items() if each.rows_tell}
+        self._donor = self._inputs[opened[donor].label]
         _compare(self._donor, list(self._inputs.values()), self.remarks)
         self._output = self._make_output()
         given = dict(self._given())
@@ -94,20 +90,23 @@ class ByTokens(Alignment):
             self.remarks.warnings,
         )
 
-    def align(self, name: str, operands: Sequence[Operand], has_base: bool) -> list[Operand]:
+    def align(
+        self, name: str, operands: Sequence[Operand], labels: Sequence[str], has_base: bool
+    ) -> list[Operand]:
         """See ``Alignment.align``."""
         if is_vocabulary(name) and alignable(operands):
-            return self._sources.align(name, operands, has_base)
+            return self._sources.align(name, operands, labels, has_base)
         if self._moves_rows and any(
-            may_be_vocabulary(name, operand, self._telling.get(operand.owner)) for operand in operands
+            may_be_vocabulary(name, operand, self._telling.get(label))
+            for operand, label in zip(operands, labels, strict=True)
         ):
             self._undecided.append(name)
         return list(operands)
 
-    def finish(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    def finish(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """See ``Alignment.finish``."""
         self._report()
-        rows = self._sources.rows
+        rows, config = self._sources.rows, dict(config)
         if rows != self._donor.rows or rows != (stated_size(config) or rows):
             config = with_size(config, rows)
         if all(self._output.tokenizer.ids.get(t) == i for t, i in self._donor.in_files.ids.items()):
@@ -172,15 +171,11 @@ class ByTokens(Alignment):
     def _input(self, reference: ModelReference) -> _Input | None:
         """The input of this name, however its path is written."""
         checkpoint = self._opened.get(reference)
-        if checkpoint is None:
+        if checkpoint is None and reference.revision is None and reference.lora is None:
             path = Path(reference.path).expanduser()
-            same = (
-                each
-                for each in self._inputs
-                if reference.revision is None and path.exists() and path.samefile(each)
-            )
-            return next((self._inputs[each] for each in same), None)
-        return self._inputs[checkpoint.path]
+            there = (each for each in self._opened.values() if each.adapter is None)
+            checkpoint = next((each for each in there if path.exists() and path.samefile(each.path)), None)
+        return None if checkpoint is None else self._inputs[checkpoint.label]
 
     def _given(self) -> Iterator[tuple[int, TokenRow]]:
         """What the recipe says of single tokens, by their ids in the output."""
@@ -220,7 +215,7 @@ class ByTokens(Alignment):
                 problems.append(
                     f"{place}: {found.label} has no token {shown(wanted)}; name a model that has it"
                 )
-        return TokenRow(found.owner, row, settings.force)
+        return TokenRow(found.checkpoint.label, row, settings.force)
 
     def _make_sources(self, given: Mapping[int, TokenRow]) -> RowSources:
         made = self._output.tokenizer
@@ -229,15 +224,11 @@ class ByTokens(Alignment):
         if multiple:
             rows = -(-rows // multiple) * multiple
         origin: Origin = self._settings.origin or ("mergekit" if self._mergekit else "mean")
-        entries = {
-            each.owner: Entry(each.owner, each.label, each.tokenizer.ids, self._column(each, rows))
-            for each in self._inputs.values()
-        }
+        own = {label: self._column(each, rows) for label, each in self._inputs.items()}
         self._moves_rows = any(
-            each.rows != rows or list(entries[each.owner].own) != list(range(rows))
-            for each in self._inputs.values()
+            each.rows != rows or own[label] != list(range(rows)) for label, each in self._inputs.items()
         ) or any(row.force for row in given.values())
-        return RowSources(entries, made.tokens, rows, self._donor.owner, origin, given)
+        return RowSources(own, made.tokens, rows, self._donor.checkpoint.label, origin, given)
 
     def _column(self, given: _Input, rows: int) -> list[int]:
         """The id of each row of the output in an input, -1 where it has none.
@@ -262,9 +253,9 @@ class ByTokens(Alignment):
                 f"tokenizer: {name} has no row in any input for {counted(len(tokens), 'token')}: {some(tokens)}; name "
                 "a source for each under tokenizer.tokens, such as {source: {kind: zero}}"
             )
-        for (owner, token), name in sources.lacking.items():
+        for (label, token), name in sources.lacking.items():
             problems.append(
-                f"tokenizer.tokens.{token}: {name} of {owner} has no row for it; name another model"
+                f"tokenizer.tokens.{token}: {name} of {label} has no row for it; name another model"
             )
         if self._undecided:
             problems.append(
@@ -275,20 +266,19 @@ class ByTokens(Alignment):
 
 def _read_inputs(
     opened: Mapping[ModelReference, Checkpoint], donor: ModelReference, remarks: Remarks
-) -> dict[Path, _Input]:
-    """The inputs by path, the donor first. Raises ``CheckpointError`` with all problems at once."""
-    found: dict[Path, _Input] = {}
-    known: dict[Path, Checkpoint] = {}
+) -> dict[str, _Input]:
+    """The inputs by their labels, the donor first. Raises ``CheckpointError`` with all problems at once."""
+    found: dict[str, _Input] = {}
+    seen: set[str] = set()
     problems: list[str] = []
     for reference in dict.fromkeys([donor, *opened]):
         checkpoint = opened[reference]
-        if checkpoint.path in known:
+        if checkpoint.label in seen:
             continue
-        known[checkpoint.path] = checkpoint
+        seen.add(checkpoint.label)
+        first = next(iter(found.values()), None)
         try:
-            found[checkpoint.path] = _read_input(
-                str(reference), checkpoint, next(iter(found.values()), None), remarks
-            )
+            found[checkpoint.label] = _read_input(str(reference), checkpoint, first, remarks)
         except CheckpointError as error:
             problems += error.problems
     if problems:

@@ -18,40 +18,28 @@ Origin = Literal["mean", "zero", "models", "mergekit"]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The vocabulary of an input: the id of each row of the output there, -1 where the input has none.
-
-    ``owner`` is the owner of its operands, ``label`` names it in messages, and ``ids`` are those of its tokens.
-    """
-
-    owner: str
-    label: str
-    ids: Mapping[str, int] = field(repr=False)
-    own: Sequence[int] = field(repr=False)
-
-
-@dataclass(frozen=True)
 class TokenRow:
     """What the recipe says of the row of a token: for inputs that lack it, or with ``force`` for all.
 
-    The row is ``row`` of the input that ``owner`` names; with None for the two it is zero.
+    The row is ``row`` of the checkpoint with this ``label``; with None for the two it is zero.
     """
 
-    owner: str | None
+    label: str | None
     row: int | None
     force: bool
 
 
 @dataclass
 class RowSources:
-    """The rules for all vocabulary tensors of a merge.
+    """The rules for all vocabulary tensors of a merge. Inputs are named by the labels of their checkpoints.
 
+    ``own`` has the id of each row of the output in each input, -1 where it has none.
     ``named`` are the tokens of the output by id, of ``rows`` rows. ``given`` has what the recipe says of single tokens,
-    by id. ``base`` is the owner of the base model. ``without_source`` collects tokens that no input has, with a tensor,
-    and ``lacking`` the owners that the recipe names for a token of a tensor in which they have no such row.
+    by id. ``base`` is the base model. ``without_source`` collects tokens that no input has, with a tensor, and
+    ``lacking`` the inputs that the recipe names for a token of a tensor in which they have no such row.
     """
 
-    entries: Mapping[str, Entry]
+    own: Mapping[str, Sequence[int]] = field(repr=False)
     named: Mapping[int, str]
     rows: int
     base: str
@@ -61,14 +49,16 @@ class RowSources:
     lacking: dict[tuple[str, str], str] = field(default_factory=dict)
     _known: dict[object, tuple[list[RowMap | None], int]] = field(default_factory=dict)
 
-    def align(self, name: str, operands: Sequence[Operand], has_base: bool) -> list[Operand]:
+    def align(
+        self, name: str, operands: Sequence[Operand], labels: Sequence[str], has_base: bool
+    ) -> list[Operand]:
         """The operands of a vocabulary tensor with the rows of the output, the base's first if ``has_base``.
 
         An operand whose rows are those of the output already stays as it is.
         """
-        key = tuple((operand.owner, operand.shape[0]) for operand in operands), has_base
+        key = tuple(labels), tuple(operand.shape[0] for operand in operands), has_base
         if key not in self._known:
-            self._known[key] = self._maps(name, operands, has_base)
+            self._known[key] = self._maps(name, operands, labels, has_base)
         maps, new = self._known[key]
         return [
             operand if rows is None else _with_mean(Rows.of(_from(operands, i), rows), new)
@@ -76,14 +66,14 @@ class RowSources:
         ]
 
     def _maps(
-        self, name: str, operands: Sequence[Operand], has_base: bool
+        self, name: str, operands: Sequence[Operand], labels: Sequence[str], has_base: bool
     ) -> tuple[list[RowMap | None], int]:
         """The map of each operand, in which its own number is 0 and the others follow, and the number of new rows.
 
         None stands for the map of an operand that stays as it is. New rows are those at the end that no token and no
         input has.
         """
-        columns, others = self._sources(name, operands, has_base)
+        columns, others = self._sources(name, operands, labels, has_base)
         kept = self.rows
         while kept and kept - 1 not in self.named and others.get(kept - 1) == (_NOWHERE, False):
             kept -= 1
@@ -102,24 +92,22 @@ class RowSources:
         ], self.rows - kept
 
     def _sources(
-        self, name: str, operands: Sequence[Operand], has_base: bool
+        self, name: str, operands: Sequence[Operand], labels: Sequence[str], has_base: bool
     ) -> tuple[list[Sequence[int]], dict[int, tuple[RowSource, bool]]]:
         """The own row of each operand for each row, -1 where it has none, and what comes in place of such rows.
 
         With a source in place stands whether it is that of all operands. Operands have the numbers that they have here.
         """
-        entries = [self.entries[operand.owner] for operand in operands]
         limits = [operand.shape[0] for operand in operands]
         columns = [
-            entry.own if max(entry.own, default=-1) < limit else [i if i < limit else -1 for i in entry.own]
-            for entry, limit in zip(entries, limits, strict=True)
+            own if max(own, default=-1) < limit else [i if i < limit else -1 for i in own]
+            for own, limit in zip((self.own[label] for label in labels), limits, strict=True)
         ]
-        owners = [entry.owner for entry in entries]
-        base = 0 if has_base else owners.index(self.base) if self.base in owners else None
+        base = 0 if has_base else labels.index(self.base) if self.base in labels else None
         lacking = (row for column in columns for row, there in enumerate(column) if there < 0)
         rows = sorted({*self.given, *lacking})
         return columns, {
-            row: self._fill(name, row, [column[row] for column in columns], owners, limits, base, has_base)
+            row: self._fill(name, row, [column[row] for column in columns], labels, limits, base, has_base)
             for row in rows
         }
 
@@ -128,7 +116,7 @@ class RowSources:
         name: str,
         row: int,
         own: Sequence[int],
-        owners: Sequence[str],
+        labels: Sequence[str],
         limits: Sequence[int],
         base: int | None,
         has_base: bool,
@@ -136,7 +124,7 @@ class RowSources:
         """The source for inputs that lack a row, and whether it is that of all inputs."""
         given = self.given.get(row)
         if given is not None:
-            return self._given(name, row, given, owners, limits), given.force
+            return self._given(name, row, given, labels, limits), given.force
         having = [(k, there) for k, there in enumerate(own) if there >= 0]
         if not having:
             if row in self.named:
@@ -153,13 +141,13 @@ class RowSources:
         return (AVERAGE, tuple(having)), has_base and self.origin == "models"
 
     def _given(
-        self, name: str, row: int, given: TokenRow, owners: Sequence[str], limits: Sequence[int]
+        self, name: str, row: int, given: TokenRow, labels: Sequence[str], limits: Sequence[int]
     ) -> RowSource:
-        if given.owner is None or given.row is None:
+        if given.label is None or given.row is None:
             return ZERO, 0
-        if given.owner in owners and given.row < limits[owners.index(given.owner)]:
-            return owners.index(given.owner), given.row
-        self.lacking.setdefault((given.owner, self.named[row]), name)
+        if given.label in labels and given.row < limits[labels.index(given.label)]:
+            return labels.index(given.label), given.row
+        self.lacking.setdefault((given.label, self.named[row]), name)
         return ZERO, 0
 
 

@@ -25,7 +25,9 @@ class Truncation(Alignment):
         self._keep_config = keep_config
         self._cut: dict[str, int] = {}
 
-    def align(self, name: str, operands: Sequence[Operand], has_base: bool) -> list[Operand]:
+    def align(
+        self, name: str, operands: Sequence[Operand], labels: Sequence[str], has_base: bool
+    ) -> list[Operand]:
         """See ``Alignment.align``."""
         if not is_vocabulary(name) or not alignable(operands):
             return list(operands)
@@ -36,10 +38,10 @@ class Truncation(Alignment):
         first_rows = RowMap.of_runs(rows, [(0, 0, 0)])
         return [each if each.shape[0] == rows else Rows.of([each], first_rows) for each in operands]
 
-    def finish(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    def finish(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """See ``Alignment.finish``."""
         if not self._cut:
-            return config
+            return dict(config)
         rows = min(self._cut.values())
         self.remarks.warnings.append(
             f"unsafe_truncate_embeddings: {some(list(self._cut), 3)} have only the first {rows} rows; tokens from "
@@ -51,5 +53,5 @@ class Truncation(Alignment):
                 f"config.json: vocab_size stays {stated_size(config)}, as mergekit leaves it; set it to {rows} to load "
                 "the output"
             )
-            return config
+            return dict(config)
         return with_size(config, rows)
