@@ -63,6 +63,7 @@ PER_INSTRUCTION_SET = [
         "consensus.cpp",
         "consensus_general.cpp",
         "combine.cpp",
+        "low_rank.cpp",
         "table.cpp",
     )
 ]

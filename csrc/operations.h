@@ -105,6 +105,16 @@ struct Combine {
     size_t terms() const { return inputs.size() - (on_base ? 1 : 0); }
 };
 
+// values += scale * (rows x columns): elements [first, first + count) of a matrix with `width` columns, in row-major
+// order. The factors of rows are [row_count, rank], those of columns [rank, width]; transposed, [rank, row_count] and
+// [width, rank].
+struct LowRank {
+    Array values, rows, columns;
+    uint64_t rank, width, first, count, row_count;
+    bool transposed;
+    double scale;
+};
+
 // Sums are taken over blocks of this many elements, each as LANES interleaved running sums that are
 // then added pairwise, and the block sums in order: the same result whatever the chunks and threads.
 constexpr uint64_t SUM_BLOCK = 4096;

@@ -129,6 +129,17 @@ class Kernels:
         start: int,
         count: int,
     ) -> list[int]: ...
+    def add_low_rank(
+        self,
+        values: HostArray,
+        rows: HostArray,
+        columns: HostArray,
+        rank: int,
+        width: int,
+        first: int,
+        transposed: bool,
+        scale: float,
+    ) -> None: ...
 
 class Mapping:
     def __init__(self, descriptor: int, size: int) -> None: ...

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from merge_engine.text import printable
 
 
-class MergeError(Exception):
+class MergeError(ValueError):
     """Base of every error that merge_engine raises on purpose.
+
+    It is a ``ValueError``, because that is what callers of other merging tools expect.
 
     ``problems`` holds every reason found, one line each; ``str(error)`` joins them by line feeds. Names come from the
     files of others and may hold anything, so what is not printable in a problem is escaped (see ``text.printable``).
@@ -54,7 +56,7 @@ class ManifestError(MergeError):
 
 
 class ReportError(MergeError):
-    """The merge has no task vectors, or jinja2 or matplotlib is not installed."""
+    """The merge has no task vectors, or matplotlib is not installed."""
 
 
 class OutputError(MergeError):

@@ -14,6 +14,7 @@ from types import FrameType
 import pytest
 import torch
 from conftest import SaveCheckpoint, Snapshot
+from lora import factors, save_adapter
 
 from merge_engine.cli.app import call as command_line
 
@@ -22,15 +23,20 @@ SECONDS = 20
 LONGEST, MOST = 1200, 110  # letters of a line, lines
 
 RECIPE = "merge_method: linear\nmodels:\n- model: good\n- model: other\nparameters: {weight: 0.5}\n"
+ADAPTED = "merge_method: passthrough\nmodels:\n- model: matrix+lora\n"
 TOKENIZER = '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}'
 COMMANDS = {
     "manifests": (
         ("verify", "earlier"),
         ("report", "earlier"),
         ("run", "recipe.yaml", "earlier", "--overwrite"),
-    )
+    ),
+    "adapters": (("run", "adapted.yaml", "out"),),
+    "factors": (("run", "adapted.yaml", "out"),),
 }
 PLACES = {
+    "adapters": "lora/adapter_config.json",
+    "factors": "lora/adapter_model.safetensors",
     "headers": "other/model.safetensors",
     "indexes": "other/model.safetensors.index.json",
     "configs": "other/config.json",
@@ -67,6 +73,9 @@ def scene(save_checkpoint: SaveCheckpoint, tmp_path: Path, monkeypatch: pytest.M
         save_checkpoint(name, {"w": torch.arange(4.0).bfloat16() + number})
         (tmp_path / name / "tokenizer.json").write_text(TOKENIZER)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "adapted.yaml").write_text(ADAPTED)
+    save_checkpoint("matrix", {"m.weight": torch.arange(12.0).view(4, 3)})
+    save_adapter(tmp_path / "lora", factors({"m": (4, 3)}, rank=2), r=2)
     (tmp_path / "victim.txt").write_text("precious")
     (tmp_path / "secret.safetensors").write_bytes((tmp_path / "good" / "model.safetensors").read_bytes())
     monkeypatch.setattr(sys, "argv", ["merge-engine", "run", "recipe.yaml", "earlier"])
@@ -112,7 +121,7 @@ def check(code: int, out: str, err: str, command: tuple[str, ...]) -> None:
     for line in (*lines, *out.split("\n")):
         assert line.isprintable(), ascii(line)
         assert len(line) <= LONGEST
-    if code and command == ("run", "recipe.yaml", "out"):
+    if code and command[0] == "run" and command[2:] == ("out",):
         assert not Path("out").exists()
     if not code and command[0] == "run":
         assert Path(command[2], "model.safetensors").exists()

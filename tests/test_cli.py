@@ -51,6 +51,7 @@ def test_run_writes_a_model_and_says_what_it_did(
         "README.md",
         "config.json",
         "merge_manifest.json",
+        "mergekit_config.yml",
         "model.safetensors",
     }
     card = (out / "README.md").read_text()

@@ -29,6 +29,7 @@ from merge_engine.backends import create_backend
 from merge_engine.cli.app import call
 from merge_engine.methods import METHODS, Method
 from merge_engine.recipe import Parameter, Recipe
+from merge_engine.recipe.chat_template import AUTO, BUILT_IN
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -90,17 +91,32 @@ def set_scene(recipe: str, folder: Path, save_checkpoint: SaveCheckpoint) -> Non
     """``recipe.yaml``, and a small checkpoint for each model that it names."""
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     loaded = me.load_recipe(recipe)
-    names = [entry.model.path for entry in loaded.models]
-    names += [loaded.base_model.path] if loaded.base_model else []
-    for seed, name in enumerate(dict.fromkeys(names)):
+    references = [entry.model for entry in loaded.models]
+    references += [loaded.base_model] if loaded.base_model else []
+    for seed, name in enumerate(dict.fromkeys(reference.path for reference in references)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(name, tensors(seed))
+    for seed, reference in enumerate(references):
+        if reference.lora is not None:
+            save_adapter(folder / reference.lora.path, seed)
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     names = ("model.embed_tokens.weight", *(f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)))
     return {name: torch.randn(8, 16, generator=generator) for name in names}
+
+
+def save_adapter(adapter: Path, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    module = "base_model.model.model.layers.1.mlp.up_proj"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    factors = {"A": torch.randn(2, 16, generator=generator), "B": torch.randn(8, 2, generator=generator)}
+    save_file(
+        {f"{module}.lora_{side}.weight": factor for side, factor in factors.items()},
+        adapter / "adapter_model.safetensors",
+    )
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -220,4 +236,5 @@ def test_nothing_is_documented_that_is_not_there(lines: list[str]) -> None:
     rows = {line.split("`")[1] for line in lines if line.startswith("| `")}
     parameters = {p.name for method in METHODS.values() for p in method.parameters}
     known = parameters | set(METHODS) | set(Recipe.model_fields)
-    assert rows <= known
+    assert rows <= known | {AUTO, *BUILT_IN}
+    assert rows >= {AUTO, *BUILT_IN}

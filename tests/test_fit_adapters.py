@@ -15,6 +15,7 @@ from test_fit_configs import plan
 import merge_engine as me
 
 REMEDY = "merge it into its base first (PEFT: merge_and_unload) and name the result"
+PUT_IN = 'name it behind its model, as "model: model+adapter"'
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +62,12 @@ def problems(*models: Path, method: str = "linear") -> list[str]:
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_adapters_of_one_base_share_a_line(suffix: str) -> None:
     models = [save_adapter(name, suffix=suffix, base_model_name_or_path="org/base") for name in "ab"]
-    assert problems(*models) == [f"a, b: a LoRA adapter of org/base, no whole model; {REMEDY}"]
+    assert problems(*models) == [f"a, b: a LoRA adapter of org/base, no whole model; {PUT_IN}"]
 
 
 def test_a_base_and_an_adapter() -> None:
     base, adapter = save_model(Path("base"), 0), save_adapter("adapter")
-    line = f"adapter: a LoRA adapter, no whole model; {REMEDY}"
+    line = f"adapter: a LoRA adapter, no whole model; {PUT_IN}"
     assert problems(base, adapter) == [line]
     with pytest.raises(me.PlanError) as caught:
         plan(base, adapter)
@@ -86,7 +87,7 @@ def test_a_base_and_an_adapter() -> None:
 def test_a_file_with_factors_is_an_adapter_whatever_its_name(style: str, names: str) -> None:
     Path("a").mkdir()
     save_file(factors(style, names), "a/model.safetensors")
-    assert problems(Path("a")) == [f"a: a LoRA adapter, no whole model; {REMEDY}"]
+    assert problems(Path("a")) == [f"a: a LoRA adapter, no whole model; {PUT_IN}"]
 
 
 def test_an_adapter_of_another_kind() -> None:
@@ -101,7 +102,10 @@ def test_factors_of_other_kinds_are_known_without_settings(end: str) -> None:
     Path("a").mkdir()
     save_file({f"layers.{i}.q_proj.{end}": torch.ones(4) for i in range(2)}, "a/model.safetensors")
     [line] = problems(Path("a"))
-    assert line == f"a: {'a LoRA' if 'lora' in end else 'an'} adapter, no whole model; {REMEDY}"
+    if "lora" in end:
+        assert line == f"a: a LoRA adapter, no whole model; {PUT_IN}"
+    else:
+        assert line == f"a: an adapter, no whole model; {REMEDY}"
 
 
 def test_a_model_with_factors_that_are_not_merged_into_it() -> None:

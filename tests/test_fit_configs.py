@@ -91,8 +91,8 @@ def test_a_llama_family_with_instruct_models() -> None:
     base = save_model(Path("base"), 0)
     models = [save_model(Path(name), i, **LLAMA_INSTRUCT) for i, name in enumerate(("chat", "code"), 1)]
     assert list(plan(base, *models).warnings) == [
-        "chat template: in chat, code, but not in base, so the output has none; to change that, copy "
-        "tokenizer_config.json from chat into the output",
+        "chat template: in chat, code, but not in base, so the output has none; to change that, set "
+        "chat_template, or copy tokenizer_config.json from chat into the output",
         "eos_token_id: [128001] in base, [128001, 128008, 128009] in chat, code; the output stops where base does, "
         "and may run on after an answer; to change that, copy generation_config.json from chat into the output",
     ]

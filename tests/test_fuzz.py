@@ -18,6 +18,7 @@ import torch
 from conftest import SaveCheckpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lora import factors, save_adapter
 from safetensors.torch import load_file
 from test_attacks import COMMANDS, within
 from test_terminal import assert_harmless, call
@@ -90,6 +91,21 @@ TOKENIZER = {
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]},
     "added_tokens": [{"id": 2, "content": "<s>", "special": True}],
 }
+LORA = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "x",
+    "r": 2,
+    "lora_alpha": 4,
+    "target_modules": ["m"],
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "rank_pattern": {},
+    "alpha_pattern": {"m": 3},
+    "init_lora_weights": True,
+    "fan_in_fan_out": False,
+}
+FACTOR = {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}
+ADAPTED = "merge_method: passthrough\nmodels: [{model: matrix+lora}]\n"
 INDEX_FILE = "other/model.safetensors.index.json"
 INDEX = {"metadata": {"total_size": 8}, "weight_map": {"w": "part.safetensors"}}
 RECIPE = """\
@@ -161,6 +177,21 @@ KINDS = {
         lambda d: encoded(d if isinstance(d, list) else [d]),
         ["idx", "name", "path", "type"],
     ),
+    "lora": Kind(
+        "lora/adapter_config.json",
+        encoded(LORA),
+        lambda d: encoded({**LORA, **d} if isinstance(d, dict) else d),
+        [*LORA, "use_dora", "m", "w"],
+    ),
+    "lora header": Kind("lora/adapter_model.safetensors", None),
+    "lora entry": Kind(
+        "lora/adapter_model.safetensors",
+        None,
+        lambda d: header(
+            {"m.lora_A.weight": {**FACTOR, **d} if isinstance(d, dict) else d, "m.lora_B.weight": FACTOR}
+        ),
+        ["dtype", "shape", "data_offsets"],
+    ),
     "recipe": Kind(
         "recipe.yaml",
         RECIPE.encode(),
@@ -187,6 +218,9 @@ def folder(save_checkpoint: SaveCheckpoint, tmp_path: Path, monkeypatch: pytest.
         save_checkpoint(name, {"w": torch.arange(4.0).bfloat16()}, CONFIG)
         Path(name, "tokenizer.json").write_bytes(encoded(TOKENIZER))
     Path("recipe.yaml").write_text(RECIPE)
+    save_checkpoint("matrix", {"m.weight": torch.ones(2, 2)})
+    save_adapter("lora", factors({"m": (2, 2)}, rank=2), **LORA)
+    Path("adapted.yaml").write_text(ADAPTED)
     return tmp_path
 
 
@@ -207,7 +241,8 @@ def test_random_files(kind: str, folder: Path) -> None:
     @fuzzed
     @given(files)
     def merge(data: bytes) -> None:
-        for command in COMMANDS.get(f"{kind}s", (("run", "recipe.yaml", "out"),)):
+        used = "adapted.yaml" if place.startswith("lora/") else "recipe.yaml"
+        for command in COMMANDS.get(f"{kind}s", (("run", used, "out"),)):
             Path(place).write_bytes(data)
             with within(SECONDS):
                 said = call(*command, *(("--device", "cpu") if command[0] == "run" else ()))

@@ -118,7 +118,7 @@ def test_format_3(recipe: dict[str, Any], tmp_path: Path) -> None:
             },
             "counts": of_models,
             "shards": {"model.safetensors": {"bytes": int, "header": str}},
-            "files": {"config.json": side, "README.md": side},
+            "files": {"config.json": side, "README.md": side, "mergekit_config.yml": side},
             "notes": list,
             "warnings": list,
             "ledger": {
@@ -211,5 +211,5 @@ def test_the_card_names_models_of_the_hub_and_the_digest(recipe: dict[str, Any],
     models = [{"model": name} for name in names[1:]]
     hub = load_recipe({"merge_method": "task_arithmetic", "base_model": names[0], "models": models})
     result = MergeResult(tmp_path, None, [], {}, Ledger(), [])
-    about = front_matter(encode_card(hub, result, "0" * 32))
+    about = front_matter(encode_card([hub], result, "0" * 32))
     assert about["base_model"] == ["owner/base", "owner/tuned", "owner/1.0: #'\""]

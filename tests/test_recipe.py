@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from merge_engine import dtypes
 from merge_engine.errors import RecipeError
@@ -135,6 +136,49 @@ def test_model_references(raw: object, path: str, revision: str | None) -> None:
     assert recipe.base_model == recipe.models[0].model == ModelReference(path=path, revision=revision)
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "org/a@v1+org/b@v2",
+        {"model": "org/a@v1", "lora": "org/b@v2"},
+        {"model": {"path": "org/a", "revision": "v1"}, "lora": {"path": "org/b", "revision": "v2"}},
+    ],
+)
+def test_references_with_a_lora(raw: object) -> None:
+    reference = load_recipe(minimal(base_model=raw)).base_model
+    lora = ModelReference(path="org/b", revision="v2")
+    assert reference == ModelReference(path="org/a", revision="v1", lora=lora)
+    assert str(reference) == "org/a@v1+org/b@v2"
+    assert ModelReference.model_validate("org/a+org/b") == ModelReference(
+        path="org/a", lora=ModelReference(path="org/b")
+    )
+    with pytest.raises(ValidationError):
+        ModelReference(path="a", lora=reference)
+
+
+def test_an_existing_name_with_a_plus_has_a_lora_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a+b", "c@d"):
+        (tmp_path / name).mkdir()
+    for text, path, lora in (("a+b+x", "a+b", "x"), ("x+a+b", "x", "a+b"), ("c@d+c@d", "c@d", "c@d")):
+        expected = ModelReference(path=path, lora=ModelReference(path=lora))
+        assert ModelReference.model_validate(text) == expected
+
+
+@pytest.mark.parametrize("path", ["a", "a+b", "a@b", "x/a"])
+@pytest.mark.parametrize("lora", ["b", "c+d", "c@d"])
+def test_references_with_a_lora_are_read_again(
+    path: str, lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a folder with a file whose name is that of both."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a+b").mkdir()
+    reference = ModelReference(path=path, revision="v", lora=ModelReference(path=lora))
+    for one in (reference, reference.model_copy(update={"revision": None})):
+        assert ModelReference.model_validate(one.to_plain()) == one
+        assert load_recipe(load_recipe(minimal(base_model=one.to_plain())).to_yaml()).base_model == one
+
+
 def test_a_reference_is_text_again() -> None:
     assert str(ModelReference(path="org/a", revision="v1")) == "org/a@v1"
     assert str(ModelReference(path="org/a")) == "org/a"
@@ -150,12 +194,14 @@ def test_an_existing_folder_is_never_split(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "line"),
     [
-        (
-            "org/a+org/lora",
-            'base_model: "org/a+org/lora" names a LoRA after "+"; merging a LoRA is not supported',
-        ),
-        ({"model": "a", "lora": "b"}, "base_model.lora: merging a LoRA is not supported yet"),
-        ({"model": "a", "override_architecture": "X"}, 'unknown key "override_architecture"; '),
+        ("a+b+c", 'base_model: must have one "+" between a model and its LoRA, not "a+b+c"; if a name holds'),
+        ("a+", 'base_model: must be "model+lora", not "a+"'),
+        ("+b", 'base_model: must be "model+lora", not "+b"'),
+        ("a+b@", 'base_model: must be "path" or "path@revision", not "b@"'),
+        ("a@x@y+b", 'base_model: must be "path" or "path@revision", not "a@x@y"'),
+        ({"model": "a", "lora": 3}, "base_model.lora: must be a folder or a hub id, not 3"),
+        ({"model": "a", "lora": {"path": "b", "lora": "c"}}, 'base_model.lora: unknown key "lora"'),
+        ({"model": "a", "lora": {"path": 1}}, "base_model.lora.path: must be a folder or a hub id, not 1"),
         ({"modle": "a"}, 'unknown key "modle"; did you mean "model"?'),
         ({"model": {"path": "a", "revison": "b"}}, 'base_model.model: unknown key "revison"; did you mean'),
         ({"model": {"path": "a", "revision": 1}}, "base_model.model.revision: must be text, not 1"),
@@ -214,10 +260,6 @@ def test_the_three_ways_to_name_models(keys: dict[str, object], line: str) -> No
             'unknown key "models[0].parametrs"; did you mean "param',
         ),
         ({"models": [{"model": "a", "layer_range": [0, 8]}]}, 'unknown key "models[0].layer_range"; '),
-        (
-            {"models": [{"model": "a", "revision": "v1"}]},
-            'unknown key "models[0].revision"; write the revision with the model, as "model: path@revision"',
-        ),
         ({"models": [{"parameters": {}}]}, "models[0].model: missing, but required"),
         ({"models": ["a"]}, 'models[0]: must be a map of keys to values, not "a"'),
         ({"models": []}, "models: must name at least one model"),
@@ -283,12 +325,14 @@ def test_all_problems_are_reported_at_once_each_with_the_file(tmp_path: Path) ->
     [
         ("merge_method: ties\nmodels: [", "line "),
         ("a: b: c", "line 1, column 5: mapping values are not allowed"),
-        ("merge_method: ties\nmerge_method: x", 'line 2, column 1: key "merge_method" given twice'),
+        (
+            "merge_method: ties\nmerge_method: x",
+            'line 2, column 1: key "merge_method" given twice, with two values; remove one',
+        ),
         (
             "merge_method: ties\nmodels:\n- model: a\n  parameters: {weight: 1, weight: 2}",
-            'line 4, column 27: key "weight" given twice',
+            'line 4, column 27: key "weight" given twice, with two values; remove one',
         ),
-        ("a: 1\n---\nb: 2", "holds 2 YAML documents; several recipes in one file are not supported yet"),
         ("# nothing: here", "the recipe is empty"),
         ("- a\n- b", "the recipe must be a map of keys to values"),
         ("a: !!python/name:os.system", "line 1, column 4: no such tag in a recipe"),

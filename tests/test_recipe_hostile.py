@@ -226,7 +226,7 @@ def test_libyaml_is_used_where_it_is_there() -> None:
 
 def test_keys_that_no_result_depends_on_are_ignored() -> None:
     recipe = load_recipe(f"{RECIPE}int8_mask: true\n")
-    assert recipe.ignored == ("int8_mask",)
+    assert recipe.remarks == ("int8_mask: ignored, as mergekit does; no result depends on it",)
     assert recipe.to_yaml() == load_recipe(RECIPE).to_yaml()
 
 

@@ -245,6 +245,22 @@ class Kernels {
         return non_finite;
     }
 
+    // Adds to `values`, elements [first, ...) of a matrix with `width` columns, in place. The factors of rows are
+    // [rows, rank], those of columns [rank, width]; transposed, [rank, rows] and [width, rank].
+    void add_low_rank(const HostArray& values, const HostArray& rows, const HostArray& columns, uint64_t rank,
+                      uint64_t width, uint64_t first, bool transposed, double scale) const {
+        if (rank == 0 || width == 0) throw std::invalid_argument("a product needs a rank and columns");
+        const uint64_t row_count = rows.count / rank;
+        const Array of_rows = checked(rows, row_count * rank), of_columns = checked(columns, rank * width);
+        if (first > row_count * width || values.count > row_count * width - first) {
+            throw std::out_of_range("there are elements without factors");
+        }
+        const LowRank op{values.array, of_rows,   of_columns, rank, width, first, values.count,
+                         row_count,    transposed, scale};
+        const Released released(values.count);
+        table_->add_low_rank(op);
+    }
+
   private:
     const Primitives* table_;
     int threads_;
@@ -285,7 +301,9 @@ inline void bind_kernels(py::module_& m) {
              py::arg("storage_rounding"), py::arg("scale"), py::arg("divisor"), start, count)
         .def("combine", &Kernels::combine, inputs, py::arg("output"), py::arg("coefficients"),
              py::arg("divisor"), py::arg("fused"), py::arg("rounded"), py::arg("on_base"), py::arg("line"),
-             py::arg("of_lines"), working, start, count);
+             py::arg("of_lines"), working, start, count)
+        .def("add_low_rank", &Kernels::add_low_rank, py::arg("values"), py::arg("rows"), py::arg("columns"),
+             py::arg("rank"), py::arg("width"), py::arg("first"), py::arg("transposed"), py::arg("scale"));
 }
 
 }  // namespace merge_engine

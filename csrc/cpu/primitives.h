@@ -67,6 +67,9 @@ struct Primitives {
 
     // output = sum of coefficient * input. Adds to non_finite[input], and to the last one for the output.
     void (*combine)(const Combine& operation, uint64_t start, uint64_t count, int threads, uint64_t* non_finite);
+
+    // Adds a product of low rank to elements of a matrix, in place, on the calling thread.
+    void (*add_low_rank)(const LowRank& operation);
 };
 
 // The best table that this processor can run, or the named one ("avx512", "avx2", "baseline"); nullptr if

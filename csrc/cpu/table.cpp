@@ -17,11 +17,13 @@ std::remove_pointer_t<decltype(Primitives::rank_thresholds)> rank_thresholds;
 std::remove_pointer_t<decltype(Primitives::note_ranks)> note_ranks;
 std::remove_pointer_t<decltype(Primitives::consensus)> consensus;
 std::remove_pointer_t<decltype(Primitives::combine)> combine;
+std::remove_pointer_t<decltype(Primitives::add_low_rank)> add_low_rank;
 }  // namespace ME_ISA
 
 extern const Primitives ME_NAME(ME_ISA) = {
     ME_ISA::count_keys,      ME_ISA::find_all,   ME_ISA::locate,    ME_ISA::l1_norms, ME_ISA::gram,
     ME_ISA::rank_thresholds, ME_ISA::note_ranks, ME_ISA::consensus, ME_ISA::combine,
+    ME_ISA::add_low_rank,
 };
 
 }  // namespace merge_engine

@@ -330,7 +330,7 @@ class ReferenceBackend(Backend):
             if probability is not None:
                 delta = torch.where(kept, rn(delta * (1.0 / probability).to(real)), 0.0)
             else:
-                delta = rn(delta * rn(number(entry.rescale)))
+                delta = rn(delta * rn(self.rescaling(delta, kept, entry.rescale)))
             weight = rn(number(entry.weight))
             values.append(torch.where(kept, rn(delta * weight), number(0.0)))
             survivors.append(kept & (delta != 0))
@@ -368,6 +368,10 @@ class ReferenceBackend(Backend):
             mean = rn(mean * number(operation.scale))
         _store(rn(base + mean), output)
         return Outcome(tuple(counts), _non_finite(chunk), int((~output.isfinite()).sum()))
+
+    def rescaling(self, delta: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Tensor:
+        """The factor for the entries ``kept`` of a task vector, in its type."""
+        return torch.tensor(factor, dtype=delta.dtype, device=delta.device)
 
     def combine(self, chunk: Chunk, operation: Combine, output: torch.Tensor) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""

@@ -73,8 +73,9 @@ def _named_in(settings: object) -> Iterator[str]:
 
 
 def _parsed(file: Path) -> object:
+    raw = _read(file, MAX_TOKENIZER)
     try:
-        return parse_json(_read(file, MAX_TOKENIZER), repeated=True)
+        return parse_json(raw, repeated=True)
     except ValueError as error:
         raise CheckpointError(f"{file}: no valid JSON: {error}") from None
 

@@ -53,12 +53,19 @@ def read_settings(path: Path, limit: int) -> dict[str, Any] | None:
     Raises ``CheckpointError`` if the file cannot be read, has more than ``limit`` bytes, or is malformed.
     """
     try:
-        settings = parse_json(read_bounded(path, limit), repeated=True)
-        depth = _depth(settings)
+        raw = read_bounded(path, limit)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}{way_out(error)}") from error
+    return parse_settings(raw, path)
+
+
+def parse_settings(raw: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object of a model's settings, whose errors name ``path``. Raises ``CheckpointError``."""
+    try:
+        settings = parse_json(raw, repeated=True)
+        depth = _depth(settings)
     except ValueError as error:
         raise CheckpointError(f"{path}: no valid JSON: {error}; repair it, or download it again") from None
     if depth > _MAX_DEPTH:

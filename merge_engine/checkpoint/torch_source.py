@@ -42,6 +42,11 @@ class Pickled(Operand):
     owner: str
 
     @property
+    def reads_parts(self) -> bool:
+        """See ``Operand.reads_parts``."""
+        return False
+
+    @property
     def label(self) -> str:
         """See ``Operand.label``."""
         return f"{self.file.path}: tensor {self.name}"

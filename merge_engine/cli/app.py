@@ -16,15 +16,15 @@ from merge_engine.cli import show, terminal
 from merge_engine.cli.bench import bench
 from merge_engine.cli.diff import diff
 from merge_engine.cli.doctor import examine
-from merge_engine.cli.interrupts import Interruptible
+from merge_engine.cli.mergekit import mergekit_multi, mergekit_pytorch, mergekit_yaml
+from merge_engine.cli.merging import merge
 from merge_engine.cli.terminal import console
 from merge_engine.cli.verify import verify
 from merge_engine.engine.choosing import choose_device
-from merge_engine.engine.run import parse_memory
+from merge_engine.engine.run import parse_memory, plans
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import MergeError, OptionError, OutputError, way_out
 from merge_engine.observe.versions import versions
-from merge_engine.planning import Schedule
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,6 +58,21 @@ Memory = Annotated[
 ShardSize = Annotated[str, typer.Option(help="Size of an output file, such as 5GB or 500MB.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output in the folder.")]
 
+Lenient = Annotated[
+    bool,
+    typer.Option("--lenient", help="Ignore keys and parameters that do not exist, as mergekit does."),
+]
+IntermediateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--intermediate-dir",
+        "-I",
+        readable=False,
+        help="Keep in this folder what other recipes of the file make, by name.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and errors.")]
+
 SHARD_SIZE = "5GB"
 TRACEBACK = "MERGE_ENGINE_TRACEBACK"
 """The environment variable that shows the traceback of an internal error."""
@@ -88,33 +103,24 @@ def run(
     memory: Memory = None,
     shard_size: ShardSize = SHARD_SIZE,
     overwrite: Overwrite = False,
+    lenient: Lenient = False,
+    intermediate_dir: IntermediateDir = None,
+    quiet: Quiet = False,
 ) -> None:
     """Merge checkpoints as a recipe says."""
-    warned: list[str] = []
-
-    def start(schedule: Schedule) -> None:
-        warned.extend(schedule.plan.warnings)
-        show.warnings(warned)
-        progress.start(schedule)
-
-    with Interruptible(output) as interruptible:
-        with show.Progress(console) as progress:
-            result = merge_engine.run(
-                recipe,
-                output,
-                device=device,
-                backend=backend,
-                threads=threads,
-                memory=memory,
-                shard_size=shard_size,
-                overwrite=overwrite,
-                on_schedule=start,
-                progress=progress.advance,
-            )
-        interruptible.end()
-        terminal.result_is_on_disk()
-        show.warnings(result.warnings[len(warned) :])
-        show.result(console, result)
+    merge(
+        recipe,
+        output,
+        device=device,
+        backend=backend,
+        threads=threads,
+        memory=memory,
+        shard_size=shard_size,
+        overwrite=overwrite,
+        lenient=lenient,
+        intermediate_dir=intermediate_dir,
+        quiet=quiet,
+    )
 
 
 @app.command()
@@ -129,16 +135,19 @@ def plan(
     memory: Memory = None,
     shard_size: ShardSize = SHARD_SIZE,
     overwrite: Overwrite = False,
+    lenient: Lenient = False,
 ) -> None:
     """Check a merge: show what it would read and write, and report all problems."""
-    planned = merge_engine.plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
-    show.warnings(planned.warnings)
-    notes: list[str] = []
-    device = choose_device(planned, output, backend, threads, device, notes)
-    chosen = backend_or_kind(backend, threads, device, notes)
-    with open_access(planned, chosen) as access:
-        schedule = schedule_for(planned, access, chosen, parse_memory(memory))
-        show.plan(console, schedule, output, access.way, chosen, notes)
+    with plans(recipe, output, shard_size=shard_size, overwrite=overwrite, lenient=lenient) as planned:
+        show.warnings(planned[-1].warnings)
+        for each in planned:
+            notes: list[str] = []
+            folder = output if each is planned[-1] else None
+            device_of = choose_device(each, folder, backend, threads, device, notes)
+            chosen = backend_or_kind(backend, threads, device_of, notes)
+            with open_access(each, chosen) as access:
+                schedule = schedule_for(each, access, chosen, parse_memory(memory))
+                show.plan(console, schedule, folder, access.way, chosen, notes)
 
 
 @app.command()
@@ -177,6 +186,9 @@ def doctor(
 app.command()(verify)
 app.command()(diff)
 app.command()(bench)
+app.command("mergekit-yaml")(mergekit_yaml)
+app.command("mergekit-multi")(mergekit_multi)
+app.command("mergekit-pytorch")(mergekit_pytorch)
 
 
 def call() -> int:

@@ -18,7 +18,7 @@ from merge_engine.cli.terminal import cell, say
 from merge_engine.engine.over_link import STAGING
 from merge_engine.observe.ledger import Stage
 from merge_engine.observe.result import MergeResult
-from merge_engine.planning import Schedule
+from merge_engine.planning import Input, MergePlan, Schedule, named
 from merge_engine.storage import Way
 from merge_engine.text import printable, size_text, without_common_folder
 
@@ -31,7 +31,7 @@ MEASURE = "`merge-engine doctor --measure FOLDER`"
 class Progress:
     """A bar with throughput and time left on a terminal, nothing elsewhere."""
 
-    def __init__(self, console: Console, doing: str = "merging"):
+    def __init__(self, console: Console, doing: str = "merging", shown: bool = True):
         self._bar = RichProgress(
             TextColumn(doing),
             BarColumn(),
@@ -40,7 +40,7 @@ class Progress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not (shown and console.is_terminal),
         )
         self._task: TaskID | None = None
 
@@ -50,6 +50,8 @@ class Progress:
 
     def start_bytes(self, nbytes: int) -> None:
         """Show the bar for so many bytes."""
+        if self._task is not None:  # of a recipe before
+            self._bar.remove_task(self._task)
         self._task = self._bar.add_task("merge", total=nbytes)
 
     def advance(self, nbytes: int) -> None:
@@ -102,10 +104,11 @@ def plan(
     streamed = sum(schedule.chunk_elements(task) < task.count for task in planned.tasks)
     past = " past the page cache" if way == "direct" else " in place" if schedule.budget.in_place else ""
     rows = [
+        *([("recipe", planned.recipe.name)] if planned.recipe.name is not None else []),
         ("method", planned.method.name),
-        ("base", str(planned.base.path) if planned.base is not None else "none"),
-        *((f"model {i}", str(model.path)) for i, model in planned.models.items()),
-        ("config and tokenizer", str(planned.donor.path)),
+        ("base", ", ".join(_path(base, planned) for base in planned.bases) or "none"),
+        *((f"model {i}", _path(model, planned)) for i, model in planned.models.items()),
+        ("config and tokenizer", _path(planned.donor, planned)),
         ("tensors", f"{len(planned.tasks):,} with {elements:,} elements; {streamed:,} streamed in pieces"),
         ("backend", backend.name),
         ("read", f"{size_text(schedule.bytes_read)}{past}"),
@@ -156,6 +159,10 @@ def limits(console: Console, folder: Path, found: Limits) -> None:
         ("link to the device", found.link),
     ]
     pairs(console, [(name, f"{rate / 1e9:.2f} GB/s at best") for name, rate in rates if rate])
+
+
+def _path(given: Input, planned: MergePlan) -> str:
+    return named(str(given.path), planned.intermediates)
 
 
 def _floor(

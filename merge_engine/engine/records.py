@@ -139,20 +139,40 @@ def plan_key(plan: MergePlan) -> str:
     """
     if not type(plan.method).__module__.startswith("merge_engine."):
         return ""
-    inputs = (plan.donor, plan.base, *plan.models.values())
+    inputs = (plan.donor, *plan.bases, *plan.models.values())
+    # What merges the same recipe anew has the same values, but another place and time.
+    made = {str(each.folder): f"{each.name} {each.digest}" for each in plan.intermediates}
     described = [
         ARITHMETIC,
         versions()["merge_engine"],
         plan.recipe.to_yaml(),
-        [[str(given.path), given.fingerprint] for given in inputs if given is not None],
-        sorted([str(file.path), file.size, file.mtime_ns, file.inode] for file in plan.files),
         [
-            [task.name, task.action.value, task.working.name, [operand.label for operand in task.inputs]]
+            [_label(given.label, made), "" if str(given.path) in made else given.fingerprint]
+            for given in inputs
+        ],
+        sorted(
+            [str(file.path), file.size, file.mtime_ns, file.inode]
+            for file in plan.files
+            if str(file.path.parent) not in made
+        ),
+        [
+            [
+                task.name,
+                task.action.value,
+                task.working.name,
+                [_label(operand.label, made) for operand in task.inputs],
+            ]
             for task in plan.tasks
         ],
         [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in plan.shards],
     ]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _label(label: str, made: Mapping[str, str]) -> str:
+    for folder, name in made.items():
+        label = label.replace(folder, name)
+    return label
 
 
 @contextmanager

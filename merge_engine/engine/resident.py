@@ -16,7 +16,7 @@ from merge_engine.engine.work import Run, Work
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.operands import InMemory, Joined, Operand, Part, same_bytes
-from merge_engine.planning import Budget, Catalogue, Input, MergePlan, Schedule, Visit, make_tasks
+from merge_engine.planning import Budget, Catalogue, Input, Inputs, MergePlan, Schedule, Visit, make_tasks
 from merge_engine.recipe import Recipe, load_recipe
 from merge_engine.tensors import demand_values, new_tensor
 
@@ -35,7 +35,7 @@ def merge_tensors(
     method: str = "ties",
     *,
     name: str = "tensor",
-    backend: str = "auto",
+    backend: str | Backend = "auto",
     **options: Any,
 ) -> torch.Tensor:
     """Merge one tensor.
@@ -59,7 +59,7 @@ def merge_state_dicts(
     models: Sequence[StateDict],
     method: str = "ties",
     *,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
     **options: Any,
 ) -> dict[str, torch.Tensor]:
     """Merge state dicts as ``run`` merges checkpoints.
@@ -67,7 +67,7 @@ def merge_state_dicts(
     ``options`` are the keys of a recipe (``dtype``, ``out_dtype``, ``arithmetic``, ``seed``, ``allow``,
     ``allow_nonfinite``, ``tensors``) and the method's parameters. A parameter of scope "model", such as ``weight``,
     takes one value for all models or a list with one for each. ``lambda`` is a keyword of Python: write
-    ``**{"lambda": 0.5}``. Weights default to 1.
+    ``**{"lambda": 0.5}``. Weights default to 1. ``backend`` is a name, or a backend.
 
     Tensors of one name have the same shape in all inputs. They may have any layout, and all are on one device. On a
     CUDA device they are merged there, on the current stream. Returns new contiguous tensors by name, of dtype
@@ -109,14 +109,15 @@ def _plan(
     recipe = _recipe(method, len(models), options)
     catalogue = None if base is None else _catalogue("the base model", base)
     inputs = {i: _catalogue(f"model {i}", model) for i, model in enumerate(models)}
-    planned = make_tasks(recipe, method, catalogue, inputs)
+    reference = catalogue or next(iter(inputs.values()), None)
+    planned = make_tasks(recipe, method, [Inputs(catalogue, inputs, reference)])
     if planned.problems:
         raise PlanError(planned.problems)
     nowhere = Input(Path(), "", {})
     return MergePlan(
         recipe,
         method,
-        None if base is None else nowhere,
+        () if base is None else (nowhere,),
         dict.fromkeys(inputs, nowhere),
         nowhere,
         tuple(planned.tasks),
@@ -236,8 +237,10 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _backend_for(name: str, plan: MergePlan) -> Backend:
+def _backend_for(name: str | Backend, plan: MergePlan) -> Backend:
     """The backend for the device of the tensors; the reference backend if no other works on that device."""
+    if isinstance(name, Backend):
+        return name
     devices = {str(_tensor(task, i).device) for task in plan.tasks for i in range(len(task.inputs))}
     if len(devices) > 1:
         raise PlanError(

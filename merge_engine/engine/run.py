@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from merge_engine.arguments import path_of, switch_of, threads_of
 from merge_engine.backends import Backend
-from merge_engine.checkpoint import (
-    DEFAULT_SHARD_SIZE,
-    MANIFEST_NAME,
-    CheckpointTransaction,
-    CheckpointWriter,
-    parse_size,
-    strange_model_files,
-)
+from merge_engine.checkpoint import DEFAULT_SHARD_SIZE, CheckpointWriter, parse_size
 from merge_engine.engine.carrying import Progress, carry_out, decide_together
 from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.collecting import seldom_collected
+from merge_engine.engine.documents import (
+    DocumentOptions,
+    check_result,
+    merge_documents,
+    planned_together,
+)
 from merge_engine.engine.measuring import SharedAnswers
+from merge_engine.engine.publishing import publish, result_of
 from merge_engine.engine.records import Collected, Recorder, ShardResult, kept_if_useful, plan_key
 from merge_engine.engine.scheduling import open_access, schedule_for
-from merge_engine.engine.side_files import add_side_files, side_files_of
+from merge_engine.engine.side_files import side_files_of
 from merge_engine.engine.sinks import MemorySink
 from merge_engine.errors import BackendError, OptionError
-from merge_engine.fit import idle_models
-from merge_engine.observe.card import encode_card
-from merge_engine.observe.digests import model_digest
-from merge_engine.observe.ledger import Ledger
-from merge_engine.observe.manifest import MergedInput, encode_manifest
-from merge_engine.observe.result import MergeResult, TensorResult
+from merge_engine.methods import find_method
+from merge_engine.observe.result import MergeResult
 from merge_engine.operands import Access
 from merge_engine.planning import SIDE_BY_SIDE, MergePlan, Schedule, make_plan
-from merge_engine.recipe import Recipe, load_recipe
-from merge_engine.storage import File, mount_of
-from merge_engine.text import some
-
-RecipeSource = str | Path | Mapping[str, Any] | Recipe
+from merge_engine.recipe import Recipe, RecipeSource, load_recipes
+from merge_engine.storage import mount_of
 
 
 def plan(
@@ -49,18 +40,43 @@ def plan(
     *,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
+    lenient: bool = False,
 ) -> MergePlan:
     """Plan a merge without reading or writing tensor data. For the arguments see ``run``.
+
+    Of several recipes in one file, this is the plan of the result. ``run`` takes their file, not this plan.
 
     Raises ``OptionError``, ``RecipeError``, ``CheckpointError`` or ``PlanError`` with every problem that would keep
     the merge from working.
     """
-    return make_plan(
-        load_recipe(recipe),
-        None if output is None else path_of("output", output),
-        shard_size=_size(shard_size, "shard_size"),
-        overwrite=switch_of("overwrite", overwrite),
+    with plans(recipe, output, shard_size=shard_size, overwrite=overwrite, lenient=lenient) as planned:
+        return planned[-1]
+
+
+@contextmanager
+def plans(
+    recipe: RecipeSource,
+    output: str | Path | None = None,
+    *,
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+    lenient: bool = False,
+) -> Iterator[list[MergePlan]]:
+    """The plans of all recipes of a file, the result's last, which have their inputs until the context ends.
+
+    For the arguments see ``run``. Raises as ``plan`` does.
+    """
+    options = DocumentOptions(
+        _size(shard_size, "shard_size"), switch_of("overwrite", overwrite), switch_of("lenient", lenient)
     )
+    folder = None if output is None else path_of("output", output)
+    recipes = load_recipes(recipe, lenient=lenient, check_method=find_method)
+    if len(recipes) == 1:
+        yield [_plan_one(recipes[0], folder, options)]
+        return
+    check_result(recipes, options)
+    with planned_together(recipes, folder, options) as planned:
+        yield planned
 
 
 def schedule(
@@ -82,7 +98,7 @@ def schedule(
 
 
 def run(
-    recipe: RecipeSource | MergePlan,
+    recipe: RecipeSource | tuple[Recipe, ...] | MergePlan,
     output: str | Path | None = None,
     *,
     device: str = "auto",
@@ -91,19 +107,28 @@ def run(
     memory: int | str | None = None,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
+    lenient: bool = False,
+    intermediate_dir: str | Path | None = None,
+    lazy: bool = True,
     on_schedule: Callable[[Schedule], None] | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge checkpoints as a recipe says.
 
-    ``recipe``: YAML text, a path, a mapping, a ``Recipe``, or a plan that ``plan`` made. ``output``: the folder to
-    write; without one the merged tensors are returned in memory. ``memory``: bytes of tensor data held at a time
-    where the merge is computed, or text such as "400MB"; by default 400 MB of the host's memory or, on a GPU, a quarter
-    of its free memory. The result never depends on it. ``shard_size``: bytes of tensor data in an output file, or text.
-    ``device``, ``backend`` (a name, or a backend) and ``threads``: see ``create_backend``. If neither of the first two
-    is given, a GPU is taken where it is expected to be faster than the CPU, and the result's notes say why.
-    ``overwrite``: replace an earlier output in the folder. ``on_schedule`` is called with the schedule before work
-    starts, ``progress`` with the number of input bytes of each finished batch.
+    ``recipe``: YAML text, a path, a mapping, a ``Recipe``, several from ``load_recipes``, or a plan that ``plan`` made.
+    ``output``: the folder to write; without one the merged tensors are returned in memory. ``memory``: bytes of tensor
+    data held at a time where the merge is computed, or text such as "400MB"; by default 400 MB of the host's memory or,
+    on a GPU, a quarter of its free memory. The result never depends on it. ``shard_size``: bytes of tensor data in an
+    output file, or text. ``device``, ``backend`` (a name, or a backend) and ``threads``: see ``create_backend``. If
+    neither of the first two is given, a GPU is taken where it is expected to be faster than the CPU, and the result's
+    notes say why.
+    ``overwrite``: replace an earlier output in the folder. ``lenient``: ignore keys and parameters that do not exist,
+    with a warning. ``on_schedule`` is called with the schedule before work starts, ``progress`` with the number of
+    input bytes of each finished batch.
+
+    Several recipes in one file may refer to each other by ``name``; the one without a name makes the output. What the
+    others make is removed at the end, or kept in ``intermediate_dir`` under their names; ``lazy`` then takes over what
+    is there from an earlier run of the same recipe over the same inputs. ``on_schedule`` is called for each recipe.
 
     Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError`` or ``BackendError``
     before anything is written, ``CheckpointError`` for an input that changes or cannot be read, ``NonFiniteError``
@@ -111,30 +136,61 @@ def run(
     holds its earlier output or no model.
     """
     with seldom_collected, _naming_memory():
-        notes: list[str] = []
         threads, budget = threads_of(threads), parse_memory(memory)  # before inputs are looked at
-        planned = (
-            recipe
-            if isinstance(recipe, MergePlan)
-            else plan(recipe, output, shard_size=shard_size, overwrite=overwrite)
-        )
         folder = None if output is None else path_of("output", output)
-        chosen = (
-            backend
-            if isinstance(backend, Backend)
-            else choose_backend(planned, folder, backend, threads, device, notes)
+        keep = None if intermediate_dir is None else path_of("intermediate_dir", intermediate_dir)
+
+        def merge(planned: MergePlan, folder: Path | None, *, resumable: bool = True) -> MergeResult:
+            notes: list[str] = []
+            chosen = (
+                backend
+                if isinstance(backend, Backend)
+                else choose_backend(planned, folder, backend, threads, device, notes)
+            )
+            with open_access(planned, chosen) as access:
+                scheduled = schedule_for(planned, access, chosen, budget)
+                if on_schedule is not None:
+                    on_schedule(scheduled)
+                if folder is not None:
+                    return merge_to_folder(
+                        scheduled, folder, chosen, access, notes, progress, overwrite, resumable
+                    )
+                sink = MemorySink(planned)
+                done = carry_out(scheduled, chosen, access, sink, None, progress)
+                result = result_of(planned, done.results, done.trimmed_to, done.ledger, [*notes, *done.notes])
+                result.tensors = sink.tensors
+                return result
+
+        if isinstance(recipe, MergePlan):
+            if any(each.digest is None for each in recipe.intermediates):
+                raise OptionError("recipe: a plan of several recipes cannot be run; give the recipes instead")
+            return merge(recipe, folder)
+        options = DocumentOptions(
+            _size(shard_size, "shard_size"),
+            switch_of("overwrite", overwrite),
+            switch_of("lenient", lenient),
+            keep,
+            switch_of("lazy", lazy),
         )
-        with open_access(planned, chosen) as access:
-            scheduled = schedule_for(planned, access, chosen, budget)
-            if on_schedule is not None:
-                on_schedule(scheduled)
-            if folder is not None:
-                return merge_to_folder(scheduled, folder, chosen, access, notes, progress, overwrite)
-            sink = MemorySink(planned)
-            done = carry_out(scheduled, chosen, access, sink, None, progress)
-            result = result_of(planned, done.results, done.trimmed_to, done.ledger, [*notes, *done.notes])
-            result.tensors = sink.tensors
-            return result
+        recipes = (
+            recipe
+            if isinstance(recipe, tuple)
+            else load_recipes(recipe, lenient=lenient, check_method=find_method)
+        )
+        if len(recipes) == 1:
+            return merge(_plan_one(recipes[0], folder, options), folder)
+        check_result(recipes, options)
+        return merge_documents(recipes, folder, options, merge)
+
+
+def _plan_one(recipe: Recipe, output: Path | None, options: DocumentOptions) -> MergePlan:
+    return make_plan(
+        recipe,
+        output,
+        shard_size=options.shard_size,
+        overwrite=options.overwrite,
+        lenient=options.lenient,
+    )
 
 
 def merge_to_folder(
@@ -145,10 +201,11 @@ def merge_to_folder(
     notes: Sequence[str] = (),
     progress: Progress | None = None,
     overwrite: bool = False,
+    resumable: bool = True,
 ) -> MergeResult:
     """Carry out a schedule, write the output, and publish it. Raises as ``run`` does.
 
-    Shards that an interrupted merge of the same plan left complete are not merged again.
+    Shards that an interrupted merge of the same plan left complete are not merged again, if it was ``resumable``.
     """
     scheduled = _in_few_shards(scheduled, output)
     planned = scheduled.plan
@@ -156,7 +213,11 @@ def merge_to_folder(
     collected = Collected(planned)
     recorder = Recorder(collected.digests)
     writer = CheckpointWriter(
-        output, planned.shards, key=plan_key(planned), overwrite=overwrite, record=recorder
+        output,
+        planned.shards,
+        key=plan_key(planned) if resumable else "",
+        overwrite=overwrite,
+        record=recorder,
     )
     with writer, kept_if_useful(writer, planned):
         try:
@@ -201,88 +262,6 @@ def _in_few_shards(scheduled: Schedule, output: Path) -> Schedule:
         return scheduled
     few = max(2, len(scheduled.plan.shards) // 10)
     return replace(scheduled, budget=replace(scheduled.budget, side_by_side=min(few, SIDE_BY_SIDE)))
-
-
-def result_of(
-    planned: MergePlan,
-    results: Mapping[str, TensorResult],
-    trimmed_to: Mapping[int, int],
-    ledger: Ledger,
-    notes: Iterable[str],
-) -> MergeResult:
-    """The result of a merge. Tensors without elements are never visited, but appear in it."""
-    named = planned.recipe.stacks.models
-    labels = {i: str(named[i]) for i in planned.models}
-    per_tensor = [results.get(task.name) or TensorResult(task.name, 0) for task in planned.tasks]
-    said = [*planned.notes, *notes]
-    result = MergeResult(None, None, per_tensor, labels, ledger, said, trimmed_to, list(planned.warnings))
-    kept = {i: counts.kept for i, counts in result.counts.items() if i not in planned.copies}
-    result.warnings += idle_models(labels, kept)
-    return result
-
-
-def publish(
-    planned: MergePlan,
-    output: Path,
-    collected: Collected,
-    ledger: Ledger,
-    writer: CheckpointWriter | CheckpointTransaction,
-    side_files: Mapping[str, File],
-    notes: Iterable[str] = (),
-) -> MergeResult:
-    """Add config, tokenizer, model card and manifest, wait for the disk, and give all files their names.
-
-    ``side_files`` are those that the donor had when the merge began, from ``side_files_of``.
-    Raises ``CheckpointError`` and ``OutputError``.
-    """
-    result = result_of(planned, collected.results, collected.trimmed_to, ledger, [*notes, *collected.notes])
-    result.output = output
-    start = time.perf_counter()
-    add_side_files(planned, writer, side_files)
-    digest = model_digest(collected.digests.by_name())
-    writer.add_file("README.md", encode_card(planned.recipe, result, digest))
-    if isinstance(writer, CheckpointWriter):
-        writer.flush()
-    ledger.publish.seconds = time.perf_counter() - start
-    ledger.seconds += ledger.publish.seconds
-    manifest = encode_manifest(
-        planned.recipe,
-        _inputs(planned),
-        result,
-        ", ".join(collected.backends),
-        collected.digests,
-        planned.shards,
-        writer.files,
-    )
-    writer.add_file(MANIFEST_NAME, manifest)
-    writer.finish()
-    if strange := strange_model_files(output, writer.files):
-        # The manifest does not have it: a merge says the same of itself, whatever stood in the folder.
-        result.warnings.append(
-            f"{output}: holds {some(strange)}, which this merge did not write and a loader may read; remove what does "
-            "not belong to the model"
-        )
-    if writer.complete:
-        # No line of the manifest: it is the same, however often the merge was interrupted.
-        result.notes.append(
-            f"{len(writer.complete)} of {len(planned.shards)} shards were complete from an earlier run"
-        )
-    return result
-
-
-def _inputs(planned: MergePlan) -> list[MergedInput]:
-    """The inputs as the manifest names them."""
-    roles = {"base": planned.base, **{str(i): model for i, model in planned.models.items()}}
-    inputs = {given.path: given for given in (planned.donor, planned.base, *planned.models.values()) if given}
-    return [
-        MergedInput(
-            str(path),
-            given.fingerprint,
-            tuple(role for role, one in roles.items() if one and one.path == path),
-            given.contents,
-        )
-        for path, given in inputs.items()
-    ]
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from merge_engine.checkpoint import CheckpointTransaction, write_shard
 from merge_engine.engine.carrying import carry_out, decide_together
 from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.measuring import SharedAnswers
+from merge_engine.engine.publishing import publish
 from merge_engine.engine.records import Collected, ShardResult, kept_if_useful, plan_key
-from merge_engine.engine.run import publish
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.side_files import side_files_of
 from merge_engine.observe.ledger import Ledger

@@ -17,31 +17,37 @@ from merge_engine.fit.findings import Findings, Remarks
 from merge_engine.fit.generation import check_generation
 from merge_engine.fit.identical import check_identical, idle_models
 from merge_engine.fit.quantization import check_quantization
-from merge_engine.fit.tokenizers import check_tokenizers
-from merge_engine.fit.unused import unused_settings
-from merge_engine.recipe import Recipe
+from merge_engine.fit.tokenizers import check_adapter_tokenizers, check_tokenizers
+from merge_engine.fit.unused import SliceNames, unused_settings
+from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.text import printable
 
-__all__ = ["Findings", "Remarks", "examine", "idle_models", "unused_settings"]
+__all__ = ["Findings", "Remarks", "SliceNames", "examine", "idle_models", "unused_settings"]
 
 
 def examine(
-    recipe: Recipe, base: Checkpoint | None, models: Mapping[int, Checkpoint], donor: Checkpoint
+    recipe: Recipe,
+    bases: Mapping[ModelReference, Checkpoint],
+    models: Mapping[int, Checkpoint],
+    donor: Checkpoint,
+    stacked: bool = False,
 ) -> Findings:
-    """Compare the inputs of a merge; ``models`` are by recipe position. A base is the donor as well.
+    """Compare the inputs of a merge; ``models`` are by recipe position. Without slices, a base is the donor as well.
 
-    Of the tensors, it reads at most 16 MiB, or a few hundred short pieces. Raises ``CheckpointError`` if it cannot.
+    ``stacked`` says that the output has other layers than the donor. Of the tensors, it reads at most 16 MiB, or a few
+    hundred short pieces. Raises ``CheckpointError`` if it cannot.
     """
     findings = Findings(allowed=recipe.allow)
     named = recipe.stacks.models
-    names = {model.file_ids: str(named[i]) for i, model in models.items()}
+    names = {base.file_ids: str(reference) for reference, base in bases.items()}
+    names |= {model.file_ids: str(named[i]) for i, model in models.items()}
     if recipe.base_model is not None:
         names[donor.file_ids] = str(recipe.base_model)
-    given = {each.file_ids: each for each in (donor, *models.values())}
+    given = {each.file_ids: each for each in (donor, *bases.values(), *models.values())}
     labels = short_labels([names[key] for key in given])
     inputs = [Candidate(label, each, findings) for label, each in zip(labels, given.values(), strict=True)]
-    is_merged = base is not None or any(model.file_ids == donor.file_ids for model in models.values())
-    copies = _check(recipe, base is not None, inputs, inputs if is_merged else inputs[1:], findings)
+    is_merged = any(each.file_ids == donor.file_ids for each in (*bases.values(), *models.values()))
+    copies = _check(recipe, bool(bases), inputs, inputs if is_merged else inputs[1:], findings, stacked)
     findings.copies = frozenset(i for i, model in models.items() if any(model is copy for copy in copies))
     for lines in (findings.problems, findings.warnings, findings.notes):
         lines[:] = map(printable, lines)
@@ -54,6 +60,7 @@ def _check(
     inputs: Sequence[Candidate],
     merged: Sequence[Candidate],
     findings: Findings,
+    stacked: bool,
 ) -> list[Checkpoint]:
     """Fill ``findings``, and return the copies of the base.
 
@@ -64,11 +71,12 @@ def _check(
     check_quantization(recipe, inputs, findings)
     if findings.problems:  # configs and tokenizers of such models add nothing to that
         return []
-    check_configs(inputs, findings)
+    check_configs(inputs, findings, stacked)
     check_dtypes(recipe, merged, findings)
     check_tokenizers(inputs, findings)
-    check_generation(inputs, findings)
-    copies = check_identical(donor if has_base else None, merged, findings)
+    check_adapter_tokenizers(inputs, findings)
+    check_generation(recipe, inputs, findings)
+    copies = [] if stacked else check_identical(donor if has_base else None, merged, findings)
     if not has_base and recipe.base_model is not None:
         findings.notes.append(f"{recipe.merge_method} takes only config and tokenizer from base_model")
     return [each.checkpoint for each in copies]

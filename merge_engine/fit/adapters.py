@@ -15,7 +15,9 @@ _FACTOR = re.compile(
 _LORA = ("lora_", "hada_", "lokr_")
 _MARKS = (*_LORA, "vera_", "ia3_", "oft_", "prompt_")
 _SETTINGS = "adapter_config.json"
+_LORA_NAME = "a LoRA adapter"
 _REMEDY = "merge it into its base first (PEFT: merge_and_unload) and name the result"
+_PUT_IN = 'name it behind its model, as "model: model+adapter"'
 
 
 def check_adapters(inputs: Sequence[Candidate], findings: Findings) -> None:
@@ -29,7 +31,8 @@ def check_adapters(inputs: Sequence[Candidate], findings: Findings) -> None:
         elif factors:
             beside.append(each)
     findings.problems += [
-        f"{labels(those)}: {what}, no whole model; {_REMEDY}" for what, those in alone.items()
+        f"{labels(those)}: {what}, no whole model; {_PUT_IN if what.startswith(_LORA_NAME) else _REMEDY}"
+        for what, those in alone.items()
     ]
     if beside:
         findings.problems.append(
@@ -57,5 +60,5 @@ def _described(candidate: Candidate) -> str:
         kind = (
             "LORA" if any(mark in name for name in candidate.checkpoint.tensors for mark in _LORA) else None
         )
-    name = "a LoRA adapter" if kind == "LORA" else f"a {kind} adapter" if kind else "an adapter"
+    name = _LORA_NAME if kind == "LORA" else f"a {kind} adapter" if kind else "an adapter"
     return name + (f" of {base}" if base and isinstance(base, str) else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from merge_engine.checkpoint import is_about_layers
 from merge_engine.fit.candidate import Candidate, by_value, shown
 from merge_engine.fit.findings import Findings
 from merge_engine.recipe import layer_of
@@ -89,15 +90,22 @@ _SILENT = frozenset(
 _SHOWN = 3
 
 
-def check_configs(inputs: Sequence[Candidate], findings: Findings) -> None:
-    """Compare config.json of all inputs that have one. The donor is the first."""
+def check_configs(inputs: Sequence[Candidate], findings: Findings, stacked: bool) -> None:
+    """Compare config.json of all inputs that have one. The donor is the first.
+
+    If the output is ``stacked`` of layers, what configs say of single layers may differ.
+    """
     donor = inputs[0]
     having = [each for each in inputs if each.config]
     if having and not donor.config:
         findings.warnings.append(
             f"{donor.label}: it has no config.json, so the output has none; copy that of {having[0].label}"
         )
-    differences = dict(_differences(having))
+    differences = {
+        key: values
+        for key, values in _differences(having)
+        if not (stacked and is_about_layers(key.rpartition(".")[2], [value for _, value in values]))
+    }
     by_kind: dict[str, list[str]] = {}
     for key in differences:
         by_kind.setdefault(_kind_of(key.rpartition(".")[2]), []).append(key)

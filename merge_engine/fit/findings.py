@@ -40,9 +40,11 @@ class Findings(Remarks):
 
     ``explain_tensors`` says that a problem is the cause of names and shapes that differ as well. ``stale_keys`` are
     the keys of the donor's config.json that are wrong for the output. ``copies`` are the recipe positions of models
-    whose tensors are those of the base, byte for byte.
+    whose tensors are those of the base, byte for byte. ``chat_template`` is the Jinja text that the output gets by the
+    recipe; None leaves it with the donor's.
     """
 
     explain_tensors: bool = False
     stale_keys: Collection[str] = ()
     copies: frozenset[int] = frozenset()
+    chat_template: str | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from merge_engine.checkpoint.chat_templates import find_template
 from merge_engine.fit.candidate import Candidate, by_value, labels, shown
 from merge_engine.fit.findings import Findings
+from merge_engine.recipe import Recipe
+from merge_engine.recipe.chat_template import AUTO, template_text
 from merge_engine.text import some
 
 _GENERATION = "generation_config.json"
@@ -48,29 +50,29 @@ _SPECIAL = (
 )
 
 
-class _Template(NamedTuple):
-    text: str
-    file: str
-
-
-def check_generation(inputs: Sequence[Candidate], findings: Findings) -> None:
+def check_generation(recipe: Recipe, inputs: Sequence[Candidate], findings: Findings) -> None:
     """Warn of what the output lacks or has otherwise than a model. The donor is the first."""
     donor, models = inputs[0], inputs[1:]
-    _compare_templates(donor, models, findings)
+    if recipe.chat_template is None:
+        _compare_templates(donor, models, findings)
+    elif recipe.chat_template == AUTO:
+        _choose_template(inputs, findings)
+    else:
+        findings.chat_template = template_text(recipe.chat_template)
     _compare_stops(donor, models, findings)
     _compare_special_tokens(inputs, findings)
     _compare_settings(donor, models, findings)
 
 
 def _compare_templates(donor: Candidate, models: Sequence[Candidate], findings: Findings) -> None:
-    own = _template_of(donor)
-    found = [(each, template) for each in models if (template := _template_of(each)) is not None]
-    others = [(each, template) for each, template in found if own is None or template.text != own.text]
+    own = find_template(donor)
+    found = [(each, template) for each in models if (template := find_template(each)) is not None]
+    others = [(each, template) for each, template in found if own is None or template[:2] != own[:2]]
     if not others:
         return
     those = labels(each for each, _ in others)
     one, template = others[0]
-    remedy = f"to change that, copy {template.file} from {one.label} into the output"
+    remedy = f"to change that, set chat_template, or copy {template.file} from {one.label} into the output"
     if own is None:
         what = f"chat template: in {those}, but not in {donor.label}, so the output has none"
     else:
@@ -78,16 +80,24 @@ def _compare_templates(donor: Candidate, models: Sequence[Candidate], findings: 
     findings.warnings.append(f"{what}; {remedy}")
 
 
-def _template_of(candidate: Candidate) -> _Template | None:
-    """The template that transformers uses, and its file."""
-    raw = candidate.read("chat_template.jinja")
-    if raw is not None:
-        return _Template(raw.decode("utf-8", "replace").strip(), "chat_template.jinja")
-    for file in ("chat_template.json", "tokenizer_config.json"):
-        template = (candidate.settings(file) or {}).get("chat_template")
-        if template:
-            return _Template(template.strip() if isinstance(template, str) else json.dumps(template), file)
-    return None
+def _choose_template(inputs: Sequence[Candidate], findings: Findings) -> None:
+    """Take the template that most inputs have; of several, the one of the first input."""
+    owners: dict[str, list[Candidate]] = {}
+    for each in inputs:
+        template = find_template(each)
+        if template is not None and template.text:
+            owners.setdefault(template.text, []).append(each)
+    if not owners:
+        findings.warnings.append("chat_template: no input has a chat template, so the output has none")
+        return
+    text = max(owners, key=lambda one: len(owners[one]))  # the first of several
+    findings.chat_template = text
+    if len(owners) > 1:
+        as_many = [
+            those for other, those in owners.items() if other != text and len(those) == len(owners[text])
+        ]
+        tie = f"; that of {labels(each for those in as_many for each in those)} is as common, but comes later"
+        findings.notes.append(f"chat_template: that of {labels(owners[text])}{tie if as_many else ''}")
 
 
 def _compare_stops(donor: Candidate, models: Sequence[Candidate], findings: Findings) -> None:

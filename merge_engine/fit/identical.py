@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from merge_engine.checkpoint import Checkpoint
 from merge_engine.fit.candidate import Candidate
 from merge_engine.fit.findings import Findings
-from merge_engine.operands import Operand, Stored
+from merge_engine.operands import Operand
 from merge_engine.storage import OpenFiles
 
 _SMALL = 16 << 20
@@ -71,8 +71,7 @@ def _compare(one: Checkpoint, other: Checkpoint, files: OpenFiles) -> int | None
     for name in dict.fromkeys(chosen):
         pair = one.tensors[name], other.tensors[name]
         start, count = (0, pair[0].count) if whole else _place(pair[0])
-        # torch's files have no operand that reads a part without loading a whole file.
-        if not all(isinstance(each, Stored) for each in pair):
+        if not all(each.reads_parts for each in pair):
             return None
         if _bytes(pair[0], start, count, files) != _bytes(pair[1], start, count, files):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from merge_engine.fit.candidate import Candidate, labels, shown
 from merge_engine.fit.findings import Findings
@@ -58,6 +59,25 @@ def check_tokenizers(inputs: Sequence[Candidate], findings: Findings) -> None:
             f"tokenizer: {_those(splits)} may cut texts into other tokens than {donor.label}, whose tokenizer the "
             f"output gets: {', '.join(parts)} differ"
         )
+
+
+def check_adapter_tokenizers(inputs: Sequence[Candidate], findings: Findings) -> None:
+    """Warn of tokens that come with an adapter, and that the model it is put into has not or has otherwise."""
+    for each in inputs:
+        adapter = each.checkpoint.adapter
+        if adapter is None:
+            continue
+        beside = replace(
+            each, label=str(adapter.path), checkpoint=replace(each.checkpoint, folder=adapter.folder)
+        )
+        for _, found in _differences(each, [beside]):
+            changed = (*found.moved, *found.renamed)
+            tokens = [*found.more, *(one.of if isinstance(one.of, str) else one.other for one in changed)]
+            if tokens:
+                findings.warnings.append(
+                    f"tokenizer: {adapter.path} comes with tokens that {each.checkpoint.path} has not, or has "
+                    f"otherwise: {some([shown(token) for token in tokens])}; its own tokenizer is not used"
+                )
 
 
 def _warn_of_none(donor: Candidate, models: Sequence[Candidate], findings: Findings) -> None:

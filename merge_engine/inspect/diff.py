@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from merge_engine.checkpoint import Checkpoint, locate, open_checkpoint
+from merge_engine.checkpoint import Checkpoint, open_reference
 from merge_engine.errors import OptionError
 from merge_engine.inspect.elements import PIECE, Tally, compare, has_values
 from merge_engine.inspect.reading import STEP, access_to, in_threads, load
@@ -143,7 +143,7 @@ def _open(given: str | Path) -> Checkpoint:
         reference = ModelReference.model_validate(given)
     except ValidationError as error:
         raise OptionError(f"a checkpoint{describe(error)[0]}") from None
-    return open_checkpoint(locate(reference.path, reference.revision))
+    return open_reference(reference)
 
 
 def _can_compare(a: Operand, b: Operand) -> bool:

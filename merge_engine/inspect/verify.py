@@ -147,11 +147,11 @@ def verify(
     for name, file in manifest.files.items():
         found.file_findings += _check_file(folder, name, file)
     if inputs:
-        found.checked_inputs = len(manifest.inputs)
+        found.checked_inputs = len(manifest.lasting_inputs)
         found.input_findings += [
             Finding(path, problem)
-            for path, recorded in manifest.inputs.items()
-            for problem in input_changes(Path(path), recorded)
+            for path, recorded in manifest.lasting_inputs.items()
+            for problem in input_changes(path, recorded)
         ]
     return found
 
@@ -183,9 +183,10 @@ def _blocks(folder: Path, manifest: Manifest, headers: Mapping[str, Header]) -> 
 
     Raises ``ManifestError`` if the manifest does not have the tensors of the headers that it has the digests of.
     """
+    files = {name: File.of(folder / name) for name in headers}
     try:
         blocks = {
-            File.of(folder / name): [
+            files[name]: [
                 block
                 for tensor in header.tensors.values()
                 for block in blocks_of(tensor, manifest.tensors[tensor.name])

@@ -2,7 +2,7 @@
 
 from merge_engine.methods.base import Answers, Method, Operation
 from merge_engine.methods.needs import Gram, KeyRanks, MaskedL1, Need, Place, TiePlaces, Together
-from merge_engine.methods.registry import METHODS, find_method, register
+from merge_engine.methods.registry import METHODS, find_method, parameter_names, register
 from merge_engine.methods.task import Action, Task
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "TiePlaces",
     "Together",
     "find_method",
+    "parameter_names",
     "register",
 ]

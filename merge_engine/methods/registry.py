@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from merge_engine.errors import RecipeError
 from merge_engine.methods.base import Method
+from merge_engine.methods.elsewhere import MERGEKIT_METHODS, MERGEKIT_PARAMETERS
 from merge_engine.methods.geometric import GEOMETRIC
 from merge_engine.methods.linear import Linear, Passthrough
 from merge_engine.methods.task_arithmetic import FAMILY
@@ -50,4 +51,14 @@ def find_method(name: str) -> Method:
         register(point.load())
         if name in METHODS:
             return METHODS[name]
+    if name in MERGEKIT_METHODS:
+        known = ", ".join(sorted(METHODS))
+        raise RecipeError(
+            f"merge_method: mergekit has {shown(name)}, merge_engine has no such method yet; known here: {known}"
+        )
     raise RecipeError(f"merge_method: there is no method {shown(name)}{suggestion(name, METHODS)}")
+
+
+def parameter_names() -> frozenset[str]:
+    """The names of the parameters of all methods, those of mergekit too."""
+    return MERGEKIT_PARAMETERS.union(p.name for method in METHODS.values() for p in method.parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from merge_engine.observe.result import MergeResult
@@ -9,13 +10,20 @@ from merge_engine.observe.versions import versions
 from merge_engine.recipe import Recipe
 
 
-def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
-    """The README.md of the output, as UTF-8: its models, recipe, counts and ``digest``, that of the model."""
+def encode_card(recipes: Sequence[Recipe], result: MergeResult, digest: str) -> bytes:
+    """The README.md of the output, as UTF-8: its models, recipes, counts and ``digest``, that of the model.
+
+    The last of the ``recipes`` is that of the output. The others are those that it refers to, in their order.
+    """
     # The import of ModelCard takes a tenth of a second in every merge, that of ModelCardData a hundredth.
     from huggingface_hub import ModelCardData
 
     # The hub links to models by their ids. Local paths mean nothing to others and may be private.
-    on_hub = [one.path for one in recipe.references if not Path(one.path).expanduser().exists()]
+    recipe = recipes[-1]
+    made = {each.name for each in recipes[:-1]}
+    models = [model for each in recipes for model in each.references if model.path not in made]
+    parts = [part for one in models for part in (one, one.lora) if part is not None]
+    on_hub = [one.path for one in parts if not Path(one.path).expanduser().exists()]
     about = ModelCardData(
         library_name="transformers",
         base_model=list(dict.fromkeys(on_hub)) or None,
@@ -32,12 +40,12 @@ def encode_card(recipe: Recipe, result: MergeResult, digest: str) -> bytes:
         "",
         "## Models",
         "",
-        *(f"- `{name}`" for name in dict.fromkeys(map(str, recipe.references))),
+        *(f"- `{name}`" for name in dict.fromkeys(map(str, models))),
         "",
         "## Recipe",
         "",
         "```yaml",
-        recipe.to_yaml().rstrip("\n"),
+        "---\n".join(each.to_yaml() for each in recipes).rstrip("\n"),
         "```",
         "",
     ]

@@ -87,26 +87,64 @@ class RecordedInputFile(BaseModel):
     header: str
 
 
+class RecordedAdapter(BaseModel):
+    """A LoRA adapter that was put into an input: its path, and its files by name."""
+
+    path: Annotated[str, Field(min_length=1)]
+    files: dict[str, RecordedInputFile]
+
+
 class RecordedInput(BaseModel):
-    """One input when it was merged: fingerprint, roles (``base``, or recipe positions), weight files by name."""
+    """One input when it was merged: fingerprint, roles (``base``, or recipe positions), weight files by name.
+
+    A model with an ``adapter`` is recorded under both paths, with a "+" between.
+    """
 
     fingerprint: str
     roles: tuple[str, ...] = ()
     files: dict[str, RecordedInputFile]
+    adapter: RecordedAdapter | None = None
+
+    def paths(self, label: str) -> tuple[str, str | None]:
+        """The paths of the model and of its adapter, from what the input is recorded under."""
+        if self.adapter is None:
+            return label, None
+        return label.removesuffix(f"+{self.adapter.path}"), self.adapter.path
+
+
+class RecordedIntermediate(BaseModel):
+    """The output of another recipe that the merge is made of (see ``MergedIntermediate``)."""
+
+    path: str | None
+    recipe: str
+    digest: _Digest
+    inputs: dict[str, RecordedInput]
 
 
 class Manifest(BaseModel):
-    """The manifest of a merge: what ``encode_manifest`` wrote, without versions and ledger."""
+    """The manifest of a merge: what ``encode_manifest`` wrote, without the ledger."""
 
     format: Literal[3]
     recipe: str
     digest: _Digest
     inputs: dict[str, RecordedInput]
+    intermediates: dict[str, RecordedIntermediate] = {}
+    versions: dict[str, str] = {}
     tensors: dict[str, RecordedTensor]
     shards: dict[Annotated[str, AfterValidator(_directly_inside)], RecordedShard]
     files: dict[Annotated[str, AfterValidator(_inside)], RecordedFile]
     counts: dict[int, RecordedCounts]
     notes: list[str] = []
+
+    @property
+    def lasting_inputs(self) -> dict[str, RecordedInput]:
+        """All inputs by path that were there before the merge, or that it left: also those of removed intermediates."""
+        removed = {name for name, each in self.intermediates.items() if each.path is None}
+        sources = [
+            self.inputs,
+            *(each.inputs for name, each in self.intermediates.items() if name in removed),
+        ]
+        return {path: one for inputs in sources for path, one in inputs.items() if path not in removed}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -146,6 +184,8 @@ def _read(folder: Path, path: Path) -> Manifest:
                 "run the merge again"
             )
         return Manifest.model_validate(document)
+    except ManifestError:  # which is a ValueError too
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(folder) from None
     except OSError as error:

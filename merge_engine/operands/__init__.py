@@ -3,7 +3,8 @@
 from merge_engine.operands.base import Access, Operand
 from merge_engine.operands.comparing import same_bytes
 from merge_engine.operands.in_memory import InMemory
+from merge_engine.operands.low_rank import LowRank
 from merge_engine.operands.pieces import Joined, Part
-from merge_engine.operands.stored import Stored
+from merge_engine.operands.stored import Stored, Unwritten
 
-__all__ = ["Access", "InMemory", "Joined", "Operand", "Part", "Stored", "same_bytes"]
+__all__ = ["Access", "InMemory", "Joined", "LowRank", "Operand", "Part", "Stored", "Unwritten", "same_bytes"]

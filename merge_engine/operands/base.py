@@ -45,6 +45,11 @@ class Operand(ABC):
         return ()
 
     @property
+    def reads_parts(self) -> bool:
+        """Whether a few elements can be read without loading a whole file."""
+        return True
+
+    @property
     def count(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)

@@ -6,6 +6,7 @@ from itertools import chain
 
 from merge_engine.operands.base import Operand
 from merge_engine.operands.in_memory import InMemory
+from merge_engine.operands.stored import Unwritten
 from merge_engine.storage import OpenFiles
 
 _SAMPLE = 1 << 16
@@ -20,6 +21,8 @@ def same_bytes(one: Operand, other: Operand, *, sampled: bool = False) -> bool:
     then a difference may remain unseen. Raises ``CheckpointError`` when a file cannot be read.
     """
     if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if isinstance(one, Unwritten) or isinstance(other, Unwritten):
         return False
     if isinstance(one, InMemory) and isinstance(other, InMemory):
         return one.same_bytes(other)

@@ -39,6 +39,11 @@ class Part(Operand):
         """See ``Operand.files``."""
         return self.whole.files
 
+    @property
+    def reads_parts(self) -> bool:
+        """See ``Operand.reads_parts``."""
+        return self.whole.reads_parts
+
     def range(self, start: int, count: int, access: Access) -> ByteRange:
         """See ``Operand.range``."""
         return self.whole.range(self.first + start, count, access)
@@ -74,6 +79,11 @@ class Joined(Operand):
     def files(self) -> tuple[File, ...]:
         """See ``Operand.files``."""
         return tuple(dict.fromkeys(file for part in self.parts for file in part.files))
+
+    @property
+    def reads_parts(self) -> bool:
+        """See ``Operand.reads_parts``."""
+        return all(part.reads_parts for part in self.parts)
 
     def range(self, start: int, count: int, access: Access) -> ByteRange:
         """See ``Operand.range``."""

@@ -55,3 +55,16 @@ class Stored(Operand):
         bits = self.dtype.bits
         first = self.position + bits * start // 8
         return Extent(self.file, self.name, first, bits * count // 8, max(bits // 8, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Unwritten(Stored):
+    """A tensor whose file has only its header yet: an earlier merge is going to write its values.
+
+    It is planned with, and equals no other tensor.
+    """
+
+    @property
+    def reads_parts(self) -> bool:
+        """There is nothing to read."""
+        return False

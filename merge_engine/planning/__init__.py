@@ -1,7 +1,8 @@
 """Tasks, plan and schedule: the work of a merge and its order, known before the first byte is read."""
 
-from merge_engine.planning.inputs import Catalogue
-from merge_engine.planning.plan import Input, MergePlan, make_plan, measuring
+from merge_engine.planning.inputs import Catalogue, Inputs
+from merge_engine.planning.intermediates import Intermediate, named
+from merge_engine.planning.plan import Input, MergePlan, check_recipe, make_plan, measuring
 from merge_engine.planning.schedule import (
     DEFAULT_MEMORY,
     DEVICE_PIECE,
@@ -21,10 +22,14 @@ __all__ = [
     "Budget",
     "Catalogue",
     "Input",
+    "Inputs",
+    "Intermediate",
     "MergePlan",
     "Schedule",
     "Visit",
+    "check_recipe",
     "make_plan",
     "make_tasks",
     "measuring",
+    "named",
 ]

@@ -83,31 +83,25 @@ def is_buffer(name: str, operand: Operand) -> bool:
 class Buffers:
     """The buffers of a merge. The output has those of the reference; others are left out."""
 
-    def __init__(self, inputs: Inputs):
-        self._inputs = inputs.merged()
-        self._reference = inputs.reference
-        self._differing: list[str] = []
+    def __init__(self) -> None:
+        self._differing: dict[str, list[str]] = {}
 
-    def has(self, name: str) -> bool:
-        """Whether the tensor of this name is a buffer in all inputs that have it."""
+    def has(self, name: str, inputs: Inputs) -> bool:
+        """Whether the tensor of this name is a buffer in all inputs of a slice that have it."""
         if name[name.rfind(".") + 1 :] not in _RULES:
             return False
-        held = [catalogue.tensors[name] for catalogue in self._inputs if name in catalogue.tensors]
+        merged = inputs.merged()
+        held = [catalogue.tensors[name] for catalogue in merged if name in catalogue.tensors]
         if not all(is_buffer(name, operand) for operand in held):
             return False
-        if len(held) < len(self._inputs) or len({(operand.shape, operand.dtype) for operand in held}) > 1:
-            self._differing.append(name)
+        alike = len(held) == len(merged) and len({(operand.shape, operand.dtype) for operand in held}) == 1
+        if not alike and inputs.reference is not None:
+            self._differing.setdefault(inputs.reference.label, []).append(name)
         return True
 
-    def of_reference(self, name: str) -> Operand | None:
-        """The buffer that the output has; None if it has none."""
-        return None if self._reference is None else self._reference.tensors.get(name)
-
     def notes(self) -> list[str]:
-        """One note, if the inputs do not have the same buffers."""
-        if not self._differing or self._reference is None:
-            return []
+        """A note for each reference whose buffers the output has because the inputs do not have the same."""
         return [
-            f"buffers that loaders compute anew are those of {self._reference.label}, or left out if it has none: "
-            f"{examples(self._differing)}"
+            f"buffers that loaders compute anew are those of {reference}, or left out if it has none: {examples(names)}"
+            for reference, names in self._differing.items()
         ]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from merge_engine.fit import Remarks
 from merge_engine.operands import Joined, Operand, Part
-from merge_engine.planning.inputs import Catalogue, Inputs
+from merge_engine.planning.inputs import Catalogue, Inputs, map_all
 
 _EXPERT = re.compile(
     r"(.*)\.(mlp|block_sparse_moe)\.experts\.([0-9]+)\.(w[123]|(?:gate|up|down)_proj)\.weight"
@@ -26,11 +26,14 @@ _NAMES = {
 """By the block's name: the projections of one expert that each fused tensor is made of, in order."""
 
 
-def match_experts(inputs: Inputs, remarks: Remarks) -> Inputs:
-    """The inputs with the experts in the layout of the reference, with a note for each model that has the other."""
-    reference = inputs.reference
+def match_experts(slices: Sequence[Inputs], remarks: Remarks) -> list[Inputs]:
+    """The inputs of all slices with the experts in the layout of their one reference.
+
+    There is a note for each model that has the other layout.
+    """
+    reference = slices[0].reference
     if reference is None:
-        return inputs
+        return list(slices)
     fused = {name for name in reference.tensors if _FUSED.fullmatch(name)}
     single = any(_EXPERT.fullmatch(name) for name in reference.tensors)
 
@@ -48,7 +51,7 @@ def match_experts(inputs: Inputs, remarks: Remarks) -> Inputs:
         kept = {name: each for name, each in catalogue.tensors.items() if _layer_of(name) not in found}
         return catalogue.holding(kept | {name: each for new in found.values() for name, each in new.items()})
 
-    return inputs.map(matched)
+    return map_all(slices, matched)
 
 
 def _layer_of(name: str) -> str | None:

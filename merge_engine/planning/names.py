@@ -14,7 +14,7 @@ from merge_engine.fit import Remarks
 from merge_engine.fit.adapters import is_factor
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import is_buffer
-from merge_engine.planning.inputs import Catalogue, Inputs, examples
+from merge_engine.planning.inputs import Catalogue, Inputs, examples, map_all
 from merge_engine.planning.spellings import respelled
 from merge_engine.planning.ties import may_be_tied
 from merge_engine.recipe import exclude_key, layer_of, rename_key
@@ -65,13 +65,13 @@ class _Prefix(NamedTuple):
         return new if self.old else {name: mapped for name, mapped in new.items() if mapped in known}
 
 
-def match_names(inputs: Inputs, remarks: Remarks) -> Inputs:
-    """The inputs under the names of the reference.
+def match_names(slices: Sequence[Inputs], remarks: Remarks) -> list[Inputs]:
+    """The inputs of all slices under the names of their one reference.
 
     A model is mapped, with a note, if its names become those of the reference, but for heads and buffers, when one
     prefix is removed from them or put before them; and where it spells names otherwise (see ``spellings``).
     """
-    reference = inputs.reference
+    reference = slices[0].reference
 
     def matched(catalogue: Catalogue) -> Catalogue:
         if reference is None or catalogue is reference or catalogue.names == reference.names:
@@ -86,7 +86,7 @@ def match_names(inputs: Inputs, remarks: Remarks) -> Inputs:
             return catalogue.renamed(new)
         return catalogue
 
-    return inputs.map(matched)
+    return map_all(slices, matched)
 
 
 def _by_prefix(catalogue: Catalogue, reference: Catalogue) -> tuple[_Prefix, dict[str, str]] | None:
@@ -104,8 +104,11 @@ def _by_prefix(catalogue: Catalogue, reference: Catalogue) -> tuple[_Prefix, dic
     return prefix, mapped
 
 
-def examine_names(inputs: Inputs, remarks: Remarks) -> set[str]:
-    """Report models whose names do not belong to those of the reference; returns the names that this explains."""
+def examine_names(inputs: Inputs, remarks: Remarks, told: set[str]) -> set[str]:
+    """Report models whose names do not belong to those of the reference; returns the names that this explains.
+
+    ``told`` are the labels of the models that were reported before, in other slices; new ones are added.
+    """
     reference = inputs.reference
     if reference is None:
         return set()
@@ -124,11 +127,14 @@ def examine_names(inputs: Inputs, remarks: Remarks) -> set[str]:
         mismatch = _mismatch(catalogue, reference, alone, missing)
         if mismatch is None:
             continue
+        explained |= extra | lacking
+        if catalogue.label in told:
+            continue
+        told.add(catalogue.label)
         if inputs.base is not None and alone:  # without the base's tensor there is no task vector to allow
             remarks.problems.append(f"{mismatch.line}; {mismatch.way_out}")
         else:
             remarks.misfit("names", *mismatch)
-        explained |= extra | lacking
     return explained
 
 

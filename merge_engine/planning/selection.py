@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from merge_engine.fit import Remarks
 from merge_engine.operands import Operand
-from merge_engine.planning.inputs import Catalogue, Inputs, examples
+from merge_engine.planning.inputs import Catalogue, Inputs, examples, map_all
 from merge_engine.recipe import Recipe, TensorNames
 from merge_engine.text import shown
 
@@ -29,26 +29,28 @@ class Selection:
     """The recipe's keys ``tensors``. A model's own entries come before those of the recipe."""
 
     def __init__(self, recipe: Recipe):
-        keys: dict[int | None, TensorNames] = {None: recipe.tensors}
-        for each in recipe.stacks.slices:
-            keys |= {source.position: source.tensors for source in each.sources}
+        keys: list[tuple[int | None, str, TensorNames]] = [(None, "tensors", recipe.tensors)]
+        for source in (source for each in recipe.stacks.slices for source in each.sources):
+            place = source.settings.place.removesuffix("parameters")
+            keys.append((source.position, f"{place}tensors", source.tensors))
         self._renames: dict[int | None, list[_Entry]] = {}
         self._excludes: dict[int | None, list[_Entry]] = {}
-        for position, key in keys.items():
-            place = "tensors" if position is None else f"models[{position}].tensors"
-            self._renames[position] = [_Entry(f"{place}.rename", old, new) for old, new in key.rename.items()]
-            self._excludes[position] = [
+        for position, place, key in keys:
+            self._renames.setdefault(position, []).extend(
+                _Entry(f"{place}.rename", old, new) for old, new in key.rename.items()
+            )
+            self._excludes.setdefault(position, []).extend(
                 _Entry(f"{place}.exclude[{i}]", pattern) for i, pattern in enumerate(key.exclude)
-            ]
+            )
         self._used: set[_Entry] = set()
 
-    def apply(self, inputs: Inputs, remarks: Remarks) -> Inputs:
-        """The inputs under their new names, without the tensors that are left out.
+    def apply(self, slices: Sequence[Inputs], remarks: Remarks) -> list[Inputs]:
+        """The inputs of all slices under their new names, without the tensors that are left out.
 
         Two tensors of one input that get the same name are a problem.
         """
         twice: dict[tuple[str, ...], list[str]] = {}
-        renamed = inputs.map(lambda catalogue: self._renamed(catalogue, twice))
+        renamed = map_all(slices, lambda catalogue: self._renamed(catalogue, twice))
         remarks.problems += [
             f"tensors.rename: in {', '.join(labels)}, {len(names)} names would stand for two tensors each "
             f"({examples(names)}); rename fewer, or leave one of the two out"
@@ -56,9 +58,9 @@ class Selection:
         ]
         return self.exclude(renamed)
 
-    def exclude(self, inputs: Inputs) -> Inputs:
-        """The inputs without the tensors that are left out, under the names that they have by now."""
-        return inputs.map(self._without)
+    def exclude(self, slices: Sequence[Inputs]) -> list[Inputs]:
+        """The inputs of all slices without the tensors that are left out, under the names that they have by now."""
+        return map_all(slices, self._without)
 
     def unused(self) -> Iterator[str]:
         """A warning for each of the first entries that fitted no name, and one with the number of the others."""

@@ -6,105 +6,119 @@ rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from merge_engine.checkpoint import LayerOrigin
 from merge_engine.dtypes import promote
-from merge_engine.fit import Remarks
+from merge_engine.fit import Remarks, SliceNames
 from merge_engine.methods import Action, Method, Task
 from merge_engine.operands import Operand
 from merge_engine.planning.buffers import Buffers
 from merge_engine.planning.experts import match_experts
-from merge_engine.planning.inputs import Catalogue, Inputs, examples
+from merge_engine.planning.inputs import Inputs
+from merge_engine.planning.lacking import Lacking, count_problems
+from merge_engine.planning.modules import Stack
 from merge_engine.planning.names import examine_names, match_names
-from merge_engine.planning.selection import Selection, pattern_for
+from merge_engine.planning.selection import Selection
 from merge_engine.planning.shapes import Disagreements
+from merge_engine.planning.slicing import Cut, Slicing
 from merge_engine.planning.ties import find_ties
-from merge_engine.recipe import Parameter, Recipe, exclude_key, layer_positions, resolvers
-from merge_engine.text import some
+from merge_engine.recipe import Parameter, Recipe, resolvers
 
 
 @dataclass
 class Planned(Remarks):
     """All output tensors, in the order of the inputs' names, and what is said about them.
 
-    ``untied`` says that some input has a head of its own.
+    ``untied`` says that some input has a head of its own. ``origins`` are those of the layers that are not of whole
+    models. ``names`` has for each slice the names that settings are for.
     """
 
     tasks: list[Task] = field(default_factory=list)
     untied: bool = False
+    origins: Mapping[Stack, Sequence[LayerOrigin]] = field(default_factory=dict)
+    names: list[SliceNames] = field(default_factory=list)
 
 
-def make_tasks(
-    recipe: Recipe,
-    method: Method,
-    base: Catalogue | None,
-    models: Mapping[int, Catalogue],
-    donor: Catalogue | None = None,
-) -> Planned:
+def make_tasks(recipe: Recipe, method: Method, slices: Sequence[Inputs]) -> Planned:
     """Plan every output tensor.
 
-    ``base`` is given if the method uses one; ``models`` are by recipe position, from 0. The output has the names of
-    the base, else of the ``donor``, else of the first model. Problems are returned, not raised, except for
-    ``RecipeError``: a parameter is wrong, or has no value for a tensor. Raises ``CheckpointError`` if the bytes of a
-    head that may be tied cannot be read.
+    ``slices`` are the inputs of each slice of the recipe, in order, with all tensors of each model and with one
+    reference: the one whose names the output gets. Problems are returned, not raised, except for ``RecipeError``: a
+    parameter is wrong, or has no value for a tensor. Raises ``CheckpointError`` if the bytes of a head that may be
+    tied cannot be read.
     """
-    planned = Planned(problems=_count_problems(method, models), allowed=recipe.allow)
-    reference = base or donor or next(iter(models.values()), None)
-    inputs = _named(recipe, Inputs(base, models, reference), planned)
-    names = list(dict.fromkeys(name for catalogue in inputs.merged() for name in catalogue.tensors))
-    make = _TaskMaker(recipe, method, names)
-    lacking = _Lacking(method, inputs, examine_names(inputs, planned))
-    ties = find_ties(inputs, planned)
-    buffers, disagreements = Buffers(inputs), Disagreements()
-    given: list[tuple[int | None, Catalogue]] = [(i, model) for i, model in inputs.models.items()]
-    if inputs.base is not None:
-        given.insert(0, (None, inputs.base))
-    held = [(i, catalogue.tensors, ties.sources[id(catalogue)]) for i, catalogue in given]
-    for name in names:
-        if name in ties.once:
-            continue
-        if buffers.has(name):
-            operand = buffers.of_reference(name)
-            if operand is not None:
-                planned.tasks.append(_copy(name, operand))
-            continue
-        same = ties.twins.get(name, name)
-        found: dict[int, str] = {}
-        operands: list[Operand] = []
-        for position, tensors, sources in held:
-            used = sources.get(same, same)
-            operand = tensors.get(used)
-            if operand is not None:
-                operands.append(operand)
-                if position is not None:
-                    found[position] = used
-        base_lacks = inputs.base is not None and len(found) == len(operands)
-        if (
-            (base_lacks or len(found) < method.min_models)
-            and len(operands) == 1
-            and method.if_lacking == "lone"
-        ):
-            lacking.copied(name, found)
-            planned.tasks.append(make(name, tuple(operands), False, {}, same))
-            continue
-        if base_lacks:
-            lacking.in_base(name, found)
-            continue
-        if disagreements.add(name, operands):
-            continue
-        if 0 < len(found) < method.min_models:
-            if inputs.base is None or method.if_lacking != "base":
-                lacking.in_too_few(name, found)
+    planned = Planned(allowed=recipe.allow)
+    make = _TaskMaker(recipe, method)
+    planned.problems += count_problems(recipe, method, slices)
+    named = _named(recipe, slices, planned)
+    problems: list[str] = []
+    slicing = Slicing(recipe.stacks, named, problems)
+    if problems:
+        planned.problems += problems
+        return planned
+    of_ties = Remarks()
+    ties = find_ties(named, slicing.giver, of_ties)
+    twins: dict[str, list[str]] = {}
+    for twin, name in ties.twins.items():
+        twins.setdefault(name, []).append(twin)
+    passed = ties.once | ties.twins.keys()
+    lacking, buffers, disagreements = Lacking(method), Buffers(), Disagreements()
+    told: set[str] = set()
+    for cut in slicing.cuts(ties.sources):
+        inputs = cut.inputs
+        lacking.begin(inputs, examine_names(inputs, planned, told))
+        make.begin(cut)
+        held: list[tuple[int | None, Mapping[str, Operand]]] = [
+            (i, model.tensors) for i, model in inputs.models.items()
+        ]
+        if inputs.base is not None:
+            held.insert(0, (None, inputs.base.tensors))
+        for name in cut.positions:
+            if name in passed:
                 continue
-            lacking.copied(name, {})
-            operands, found = operands[:1], {}
-        else:
-            lacking.in_models(name, found)
-        planned.tasks.append(make(name, tuple(operands), inputs.base is not None, found, same))
+            if buffers.has(name, inputs):
+                operand = None if inputs.reference is None else inputs.reference.tensors.get(name)
+                if operand is not None:
+                    planned.tasks.append(_copy(name, operand))
+                continue
+            found: list[int] = []
+            operands: list[Operand] = []
+            for position, tensors in held:
+                operand = tensors.get(name)
+                if operand is not None:
+                    operands.append(operand)
+                    if position is not None:
+                        found.append(position)
+            is_lone, has_base = False, inputs.base is not None
+            base_lacks = has_base and len(found) == len(operands)
+            if (base_lacks or len(found) < method.min_models) and len(operands) == 1:
+                is_lone = method.if_lacking == "lone"
+            if is_lone:
+                lacking.copied(name, found)
+                found, has_base = [], False
+            elif base_lacks:
+                lacking.in_base(name, found)
+                continue
+            elif disagreements.add(name, operands):
+                continue
+            elif 0 < len(found) < method.min_models:
+                if not has_base or method.if_lacking != "base":
+                    lacking.in_too_few(name, found)
+                    continue
+                lacking.copied(name, [])
+                operands, found = operands[:1], []
+            else:
+                lacking.in_models(name, found)
+            for one in (name, *twins.get(name, ())):
+                planned.tasks.append(make(one, tuple(operands), has_base, found, name))
+        planned.names.append(SliceNames(cut.positions, _own_names(cut), cut.layers))
     planned.untied = ties.untied
-    planned.notes += [*buffers.notes(), *lacking.notes()]
+    planned.origins = slicing.origins()
+    planned.notes += [*of_ties.notes, *buffers.notes(), *lacking.notes()]
+    planned.warnings += of_ties.warnings
     planned.problems += [*lacking.problems(), *disagreements.problems()]
     merged = [task for task in planned.tasks if task.action is Action.MERGE]
     if recipe.arithmetic == "mergekit" and any(task.working.name == "float64" for task in merged):
@@ -113,106 +127,57 @@ def make_tasks(
     return planned
 
 
-def _named(recipe: Recipe, given: Inputs, planned: Planned) -> Inputs:
+def _named(recipe: Recipe, given: Sequence[Inputs], planned: Planned) -> list[Inputs]:
     """The inputs without what the recipe leaves out, under the names that the output has."""
     selection = Selection(recipe)
-    inputs = selection.exclude(match_experts(match_names(selection.apply(given, planned), planned), planned))
+    named = match_names(selection.apply(given, planned), planned)
+    named = selection.exclude(match_experts(named, planned))
     planned.warnings += selection.unused()
-    if not any(catalogue.tensors for catalogue in given.merged()):
+    if not any(catalogue.tensors for inputs in given for catalogue in inputs.merged()):
         planned.problems.append("the inputs hold no tensors")
-    elif not any(catalogue.tensors for catalogue in inputs.merged()):
+    elif not any(catalogue.tensors for inputs in named for catalogue in inputs.merged()):
         planned.problems.append("tensors.exclude: no tensor is left to merge; leave out fewer")
-    return inputs
+    return named
+
+
+def _own_names(cut: Cut) -> dict[int, Collection[str]]:
+    """The names that each model itself has for the tensors of a slice, by recipe position."""
+    return {
+        i: [cut.own_names[i].get(name, name) for name in model.tensors] if i in cut.own_names else model.names
+        for i, model in cut.inputs.models.items()
+    }
 
 
 def _copy(name: str, operand: Operand) -> Task:
     return Task(name, operand.shape, operand.dtype, operand.dtype, Action.COPY, (operand,))
 
 
-class _Lacking:
-    """Collects the tensors that some inputs lack, but those that another message explains."""
-
-    def __init__(self, method: Method, inputs: Inputs, explained: Collection[str]):
-        self._method, self._inputs, self._explained = method, inputs, explained
-        self._in_models: dict[int, list[str]] = {}
-        self._in_base: dict[tuple[str, ...], list[str]] = {}
-        self._in_too_few: dict[tuple[str, ...], list[str]] = {}
-        self._copied: dict[str, list[str]] = {}
-
-    def in_models(self, name: str, found: Mapping[int, str]) -> None:
-        """Keep a tensor that only the models in ``found`` have."""
-        if len(found) < len(self._inputs.models) and name not in self._explained:
-            for i in self._inputs.models.keys() - found.keys():
-                self._in_models.setdefault(i, []).append(name)
-
-    def in_base(self, name: str, found: Mapping[int, str]) -> None:
-        """Keep a tensor that the base lacks."""
-        if name not in self._explained:
-            self._in_base.setdefault(self._having(found), []).append(name)
-
-    def in_too_few(self, name: str, found: Mapping[int, str]) -> None:
-        """Keep a tensor that fewer models have than the method needs."""
-        if name not in self._explained:
-            self._in_too_few.setdefault(self._having(found), []).append(name)
-
-    def copied(self, name: str, found: Mapping[int, str]) -> None:
-        """Keep a tensor that is copied from the one model in ``found``, or else from the base."""
-        [label] = self._having(found) or (
-            [self._inputs.base.label] if self._inputs.base is not None else [""]
-        )
-        self._copied.setdefault(label, []).append(name)
-
-    def notes(self) -> Iterator[str]:
-        """A note for each model that lacks tensors, and for each input that some are copied from."""
-        for i, names in sorted(self._in_models.items()):
-            yield f"{self._inputs.models[i].label} lacks {some(names)}; merged from the inputs that have them"
-        for label, names in self._copied.items():
-            yield f"too few inputs have {some(names)} for {self._method.name}; copied from {label}"
-
-    def problems(self) -> Iterator[str]:
-        """A problem for tensors that too few models have, and for those without a task vector: the base lacks them."""
-        for having, names in self._in_too_few.items():
-            others = {name for catalogue in self._inputs.merged() for name in catalogue.tensors} - set(names)
-            yield (
-                f"{examples(names)}: of the models only {', '.join(having)} has it, and {self._method.name} takes "
-                f"{_numbers(self._method)}; to merge without it, add "
-                f"{exclude_key(pattern_for(names, others))} to the recipe"
-            )
-        base = self._inputs.base
-        if base is None:
-            return
-        for having, names in self._in_base.items():
-            yield (
-                f"{examples(names)}: in {', '.join(having)}, but not in the base model {base.label}; to merge without "
-                f"what the base lacks, add {exclude_key(pattern_for(names, base.names))} to the recipe"
-            )
-
-    def _having(self, found: Mapping[int, str]) -> tuple[str, ...]:
-        return tuple(self._inputs.models[i].label for i in found)
-
-
 class _TaskMaker:
-    """Makes tasks, with the parameters that the recipe gives each."""
+    """Makes tasks, with the parameters that the recipe gives each. ``begin`` says which slice the next ones are of."""
 
-    def __init__(self, recipe: Recipe, method: Method, names: Sequence[str]):
+    def __init__(self, recipe: Recipe, method: Method):
         self._recipe = recipe
-        self._resolver = resolvers(recipe, method.parameters)[0]
-        self._positions = layer_positions(names)
+        self._resolvers = resolvers(recipe, method.parameters)
         self._settings = _typed(method.Settings, method.parameters)
         self._common = _typed(method.Common, method.parameters)
         self._elements: dict[int, int] = {}  # complete when the last task is made
+
+    def begin(self, cut: Cut) -> None:
+        """Take the parameters of this slice from now on."""
+        self._cut = cut
+        self._resolver = self._resolvers[cut.number]
 
     def __call__(
         self,
         name: str,
         operands: tuple[Operand, ...],
         has_base: bool,
-        found: Mapping[int, str],
+        found: Sequence[int],
         same: str,
     ) -> Task:
         """The task for a tensor, with the parameters and the draws of ``same``, which may be another name."""
         shape, kind = operands[0].shape, operands[0].dtype
-        at = self._positions[same]
+        at = self._cut.positions[same]
         common = self._common(self._resolver.for_tensor(same, at))
         kinds = [kind, *(operand.dtype for operand in operands if operand.dtype is not kind)]
         if not all(each.mergeable for each in kinds):
@@ -221,6 +186,8 @@ class _TaskMaker:
         out = self._recipe.output_dtype or working
         if not found:
             return Task(name, shape, working, out, Action.ROUND, operands)
+        own = self._cut.own_names
+        settings = (self._resolver.for_model(i, own.get(i, {}).get(same, same), at) for i in found)
         task = Task(
             name,
             shape,
@@ -230,7 +197,7 @@ class _TaskMaker:
             operands,
             has_base,
             tuple(found),
-            tuple(self._settings(self._resolver.for_model(i, used, at)) for i, used in found.items()),
+            tuple(map(self._settings, settings)),
             common,
             self._recipe.seed,
             self._recipe.arithmetic == "mergekit",
@@ -259,19 +226,3 @@ def _typed(kind: type, parameters: Sequence[Parameter]) -> Callable[[Mapping[str
         return made
 
     return make
-
-
-def _count_problems(method: Method, models: Mapping[int, Catalogue]) -> list[str]:
-    if not models:
-        return [f"{method.name}: there is no model to merge besides the base"]
-    if len(models) < method.min_models or (method.max_models is not None and len(models) > method.max_models):
-        besides = " besides the base model" if method.uses_base else ""
-        return [f"{method.name}: takes {_numbers(method)} model(s){besides}, not {len(models)}"]
-    return []
-
-
-def _numbers(method: Method) -> str:
-    """The allowed numbers of models in words."""
-    if method.max_models is None:
-        return f"at least {method.min_models}"
-    return f"{'exactly' if method.min_models == method.max_models else 'at most'} {method.max_models}"

@@ -2,12 +2,13 @@
 
 A tie is decided by the config, or by the bytes where the config says nothing. If all inputs tie two tensors, they are
 one tensor of the merge: the output stores it once. Where the output's config does not say that they are tied, and the
-reference stores both, the output stores both, with the same random draws and so with the same bytes.
+reference stores both, the output stores both, with the same random draws and so with the same bytes. The embedding is
+of the first slice and the head of the last: they are one only if both slices give them the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from merge_engine.fit import Remarks
@@ -73,26 +74,34 @@ class Ties:
     untied: bool = False
 
 
-def find_ties(inputs: Inputs, remarks: Remarks) -> Ties:
+def find_ties(slices: Sequence[Inputs], giver: Callable[[str], int], remarks: Remarks) -> Ties:
     """Decide which tensors of the inputs are the same.
 
-    Of a head and its embedding bytes are read if no config decides. Raises ``CheckpointError`` if that fails.
+    ``slices`` are the inputs of each slice with all their tensors; ``giver`` gives the number of the slice that a
+    tensor outside of the layers comes from. Of a head and its embedding bytes are read if no config decides. Raises
+    ``CheckpointError`` if that fails.
     """
-    merged = inputs.merged()
-    ties = Ties({id(catalogue): {} for catalogue in merged})
-    vocabularies = [_Vocabulary(catalogue) for catalogue in merged]
-    names = dict.fromkeys(name for each in vocabularies for name in each.aliases)
+    given = {id(catalogue): catalogue for inputs in slices for catalogue in inputs.merged()}
+    ties = Ties({key: {} for key in given})
+    vocabularies = {key: _Vocabulary(catalogue) for key, catalogue in given.items()}
+    names = dict.fromkeys(name for each in vocabularies.values() for name in each.aliases)
     stored_once = []
     for name in names:
-        shape = next(c.tensors[name].shape for c in merged if name in c.tensors)
-        partners = [each.partner(name, shape) for each in vocabularies]
+        inputs = slices[giver(name)]
+        merged = inputs.merged()
+        shape = next((c.tensors[name].shape for c in merged if name in c.tensors), None)
+        partners = [vocabularies[id(c)].partner(name, shape) for c in merged]
         same = next((partner for partner in partners if partner is not None), None)
         if same is None or any(partner not in (None, same) for partner in partners):
             continue
         _warn_of_unused(name, same, merged, remarks)
+        others = slices[giver(same)].merged()
         tied = [_is_tied(name, same, catalogue) for catalogue in merged]
         own = [c for c, one in zip(merged, tied, strict=True) if not one and name in c.tensors]
-        if all(same in c.tensors and same_bytes(c.tensors[name], c.tensors[same]) for c in own):
+        alike = _are_alike(same, merged, others) or (
+            all(tied) and all(_is_tied(name, same, catalogue) for catalogue in others)
+        )
+        if alike and all(same in c.tensors and same_bytes(c.tensors[name], c.tensors[same]) for c in own):
             if _is_written(name, inputs.reference):
                 ties.twins[name] = same
             else:
@@ -103,10 +112,36 @@ def find_ties(inputs: Inputs, remarks: Remarks) -> Ties:
                 if one:
                     ties.sources[id(catalogue)][name] = same
             if name.endswith(HEADS):
-                ties.untied |= any(tied) or any(catalogue.tied is False for catalogue in merged)
+                ties.untied |= any(tied) or not alike or any(c.tied is False for c in merged)
     if stored_once:
         remarks.notes.append(f"the same tensor in all inputs, so written once: {examples(stored_once)}")
+    _note_head(slices, giver, list(given.values()), remarks)
     return ties
+
+
+def _are_alike(name: str, some: Sequence[Catalogue], others: Sequence[Catalogue]) -> bool:
+    """Whether the tensor of this name is merged from the same inputs, or copied from one with the same bytes."""
+    if list(map(id, some)) == list(map(id, others)):
+        return True
+    held = [catalogue.tensors.get(name) for catalogue in (*some, *others)]
+    if len(held) != 2 or held[0] is None or held[1] is None:
+        return False
+    return held[0].shape == held[1].shape and same_bytes(held[0], held[1])
+
+
+def _note_head(
+    slices: Sequence[Inputs], giver: Callable[[str], int], given: Sequence[Catalogue], remarks: Remarks
+) -> None:
+    """Say whose embedding is the head, if all models tie theirs and the last slice is not made as the first is."""
+    if not all(catalogue.tied for catalogue in given):
+        return
+    names = [n for n in given[0].tensors if n.endswith((*EMBEDDINGS, *SHARED)) and layer_of(n) is None]
+    first, last = slices[giver(names[0]) if names else 0].merged(), slices[giver(HEADS[0])].merged()
+    if names and not _are_alike(names[0], first, last):
+        remarks.notes.append(
+            f"the models use their embedding as the head, so the output's head is the embedding of the first slice "
+            f"({', '.join(catalogue.label for catalogue in first)}), although its last layers are of another"
+        )
 
 
 class _Vocabulary:
@@ -119,14 +154,17 @@ class _Vocabulary:
         self._shared = [name for name in names if name.endswith(SHARED)]
         self._embeddings = self._shared or [name for name in names if name.endswith(EMBEDDINGS)]
 
-    def partner(self, name: str, shape: tuple[int, ...]) -> str | None:
-        """The tensor that ``name``, of this shape, may be tied to; None if this input has none, or several."""
+    def partner(self, name: str, shape: tuple[int, ...] | None) -> str | None:
+        """The tensor that ``name``, of this shape if it is known, may be tied to.
+
+        None if this input has none, or several.
+        """
         siblings = [name.removesuffix(end) + other for end, other in BIASES.items() if name.endswith(end)]
         embeddings = self._embeddings if name.endswith(HEADS) else self._shared
         candidates = [
             other
             for other in siblings or embeddings
-            if other in self._tensors and self._tensors[other].shape == shape
+            if other in self._tensors and shape in (None, self._tensors[other].shape)
         ]
         near = [_in_common(name, other) for other in candidates]
         nearest = [other for other, parts in zip(candidates, near, strict=True) if parts == max(near)]

@@ -4,8 +4,9 @@
 all recipes, and ``resolvers`` give the value of each parameter for each model and tensor.
 """
 
+from merge_engine.recipe.documents import parts_of
 from merge_engine.recipe.gradients import layer_of, layer_positions
-from merge_engine.recipe.loading import load_recipe
+from merge_engine.recipe.loading import RecipeSource, load_recipe, load_recipes
 from merge_engine.recipe.parameters import Parameter, declared, parameter
 from merge_engine.recipe.reference import ModelReference
 from merge_engine.recipe.resolver import ParameterResolver, resolvers
@@ -24,6 +25,7 @@ __all__ = [
     "ParameterResolver",
     "ParameterSetting",
     "Recipe",
+    "RecipeSource",
     "Rule",
     "Scalar",
     "Scope",
@@ -37,7 +39,9 @@ __all__ = [
     "layer_of",
     "layer_positions",
     "load_recipe",
+    "load_recipes",
     "parameter",
+    "parts_of",
     "rename_key",
     "resolvers",
     "rules",

@@ -1,17 +1,18 @@
-"""From a file, a text or a mapping to a recipe. Every problem is reported in one short line."""
+"""From a file, a text or a mapping to recipes. Every problem is reported in one short line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 from pydantic import ValidationError
 from yaml.composer import Composer
 
 from merge_engine.errors import RecipeError
+from merge_engine.recipe.documents import in_order
 from merge_engine.recipe.problems import describe
 from merge_engine.recipe.schema import Recipe, known_keys
 from merge_engine.storage.bounded import MAX_RECIPE, read_bounded
@@ -32,24 +33,86 @@ else:
             Composer.__init__(self)
 
 
-def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+RecipeSource: TypeAlias = str | Path | Mapping[str, Any] | Recipe
+
+
+def load_recipe(source: RecipeSource, *, lenient: bool = False) -> Recipe:
     """Read and check a recipe.
 
     ``source`` is a file (a ``Path``, or text that ends in .yml or .yaml or names an existing file), YAML
-    text, a mapping of the same keys, or a recipe, which is returned as it is. Raises ``RecipeError`` with
-    one line for each problem; lines begin with the file's name if there is one.
+    text, a mapping of the same keys, or a recipe, which is returned as it is. ``lenient`` ignores keys that do not
+    exist, as mergekit does. Raises ``RecipeError`` with one line for each problem; lines begin with the file's name if
+    there is one.
+    """
+    recipes = load_recipes(source, lenient=lenient)
+    if len(recipes) > 1:
+        raise RecipeError(
+            f"{_file_of(source)}holds {len(recipes)} recipes, and one is needed here; give it a file of its own"
+        )
+    return recipes[0]
+
+
+def load_recipes(
+    source: RecipeSource,
+    *,
+    lenient: bool = False,
+    check_method: Callable[[str], object] | None = None,
+) -> tuple[Recipe, ...]:
+    """Read and check the documents of a file, which may refer to each other by name.
+
+    Returns the recipes in the order in which they can be merged: each after those that it refers to, and one without a
+    name last. For ``source`` and ``lenient`` see
+    ``load_recipe``. ``check_method`` raises ``RecipeError`` for the name of a method that does not exist: of a recipe
+    with other problems, this is one more. Raises ``RecipeError`` with all problems of all recipes, also for names that
+    are not unique and for references in a circle.
     """
     if isinstance(source, Recipe):
-        return source
+        return (source,)
+    file = _file_of(source)
+    documents = _documents(source, file, lenient)
+    recipes: list[Recipe] = []
+    problems: list[str] = []
+    for number, (data, remarks) in enumerate(documents, 1):
+        prefix = f"{file}document {number}: " if len(documents) > 1 else file
+        try:
+            recipes.append(_validated(data, prefix, lenient, remarks))
+        except RecipeError as error:
+            problems += [*error.problems, *_of_method(data, check_method)]
+    if problems:
+        raise RecipeError(problems)
+    return in_order(recipes, file)
+
+
+def _of_method(data: object, check_method: Callable[[str], object] | None) -> list[str]:
+    """What is wrong with the method of a recipe that has other problems."""
+    name = data.get("merge_method") if isinstance(data, Mapping) else None
+    if check_method is None or not isinstance(name, str) or not name:
+        return []
+    try:
+        check_method(name)
+    except RecipeError as error:
+        return error.problems
+    return []
+
+
+def _documents(source: object, file: str, lenient: bool) -> list[tuple[object, Sequence[str]]]:
+    """The documents of a source, each with warnings about its YAML. ``file`` begins messages."""
     if isinstance(source, Mapping):
-        return _validated(dict(source), "")
+        return [(dict(source), ())]
     if not isinstance(source, str | Path):
         raise RecipeError(f"a recipe is a file, YAML text or a map of keys to values, not {shown(source)}")
-    if isinstance(source, Path) or _names_file(source):
-        return _validated(_parse(_read_text(Path(source)), f"{source}: "), f"{source}: ")
-    if "\n" in source or ":" in source:
-        return _validated(_parse(source, ""), "")
+    if file:
+        return _parse(_read_text(Path(source)), file, lenient)
+    text = str(source)
+    if "\n" in text or ":" in text:
+        return _parse(text, "", lenient)
     raise RecipeError(f"{shown(source)} is neither an existing recipe file nor YAML text")
+
+
+def _file_of(source: object) -> str:
+    """The beginning of messages about a source: its file, if it is one."""
+    is_file = isinstance(source, Path) or (isinstance(source, str) and _names_file(source))
+    return f"{source}: " if is_file else ""
 
 
 def _names_file(text: str) -> bool:
@@ -72,9 +135,9 @@ def _read_text(path: Path) -> str:
         raise RecipeError(f"{path}: byte {error.start} is not UTF-8 text; save it as UTF-8") from None
 
 
-def _validated(data: object, prefix: str) -> Recipe:
+def _validated(data: object, prefix: str, lenient: bool, remarks: Sequence[str]) -> Recipe:
     try:
-        recipe = Recipe.read(data)
+        recipe = Recipe.read(data, lenient=lenient, remarks=remarks)
         json.dumps(recipe.to_plain(), ensure_ascii=False).encode()  # the output holds the recipe
     except ValidationError as error:
         lines = describe(error, known_keys)
@@ -90,20 +153,40 @@ def _validated(data: object, prefix: str) -> Recipe:
 
 
 class _Loader(Parser):
-    """YAML's safe loader, with two more errors: a key given twice, and a value that its tag does not fit."""
+    """YAML's safe loader, with two more errors: a key given twice, and a value that its tag does not fit.
+
+    A key given twice with the same value is only worth a warning, in ``remarks``. So is, with ``lenient``, one with two
+    values: the last one counts, as in every other reader of YAML.
+    """
+
+    def __init__(self, text: str, lenient: bool):
+        super().__init__(text)
+        self.remarks: list[str] = []
+        self._lenient = lenient
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
+        seen: dict[tuple[str, str], yaml.Node] = {}
+        for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            if (key.tag, key.value) in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {shown(key.value)} given twice", problem_mark=key.start_mark
-                )
-            seen.add((key.tag, key.value))
+            name = key.tag, key.value
+            if name in seen:
+                self._twice(key, seen[name], value)
+            seen[name] = value
         return node
+
+    def _twice(self, key: yaml.ScalarNode, one: yaml.Node, other: yaml.Node) -> None:
+        line = key.start_mark.line + 1
+        if one is other or yaml.serialize(one) == yaml.serialize(other):
+            self.remarks.append(f"line {line}: key {shown(key.value)} given twice, with the same value")
+        elif self._lenient:
+            self.remarks.append(f"line {line}: key {shown(key.value)} given twice; the last value counts")
+        else:
+            raise yaml.MarkedYAMLError(
+                problem=f"key {shown(key.value)} given twice, with two values; remove one",
+                problem_mark=key.start_mark,
+            )
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
@@ -135,9 +218,16 @@ _WORDING = {
 """What PyYAML says about its own workings, and what it means."""
 
 
-def _parse(text: str, prefix: str) -> object:
+def _parse(text: str, prefix: str, lenient: bool) -> list[tuple[object, Sequence[str]]]:
+    """The documents of a YAML text but the empty ones, each with warnings about its text."""
+    documents: list[tuple[object, Sequence[str]]] = []
     try:
-        documents = list(yaml.load_all(text, _Loader))
+        loader = _Loader(text, lenient)
+        while loader.check_data():  # type: ignore[no-untyped-call]
+            loader.remarks = []
+            data = loader.get_data()
+            if data is not None:
+                documents.append((data, loader.remarks))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -149,11 +239,6 @@ def _parse(text: str, prefix: str) -> object:
         raise RecipeError(f"{prefix}not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise RecipeError(f"{prefix}not a recipe: nested too deeply") from None
-    if len(documents) > 1:
-        raise RecipeError(
-            f"{prefix}holds {len(documents)} YAML documents; several recipes in one file are "
-            "not supported yet, give each a file of its own"
-        )
-    if not documents or documents[0] is None:
+    if not documents:
         raise RecipeError(f"{prefix}the recipe is empty")
-    return documents[0]
+    return documents

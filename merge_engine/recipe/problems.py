@@ -53,8 +53,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
     """The line for a key that does not exist, with the nearest known key."""
-    if key == "revision":
-        return f'unknown key {shown(path)}; write the revision with the model, as "model: path@revision"'
+    if key == "lora":
+        return f'unknown key {shown(path)}; write the LoRA with the model, as "model: path+lora"'
     return f"unknown key {shown(path)}{suggestion(key, known)}"
 
 
@@ -70,14 +70,14 @@ def describe(
     strange: dict[Place, list[str]] = {}  # unknown keys that resemble no known one, by their map
     for detail in details[:_MOST_LINES]:
         kind, place, value = detail["type"], detail["loc"], detail["input"]
-        path = _dotted(place)
+        path = dotted(place)
         if kind == "value_error":
             cause = detail["ctx"]["error"]
             problems = cause.problems if isinstance(cause, InvalidValue) else [("", str(cause))]
             lines += [_line(path, below, message) for below, message in problems]
         elif kind == "extra_forbidden":
             key, known = str(place[-1]), known_keys(place)
-            if key == "revision" or did_you_mean(key, known):
+            if key == "lora" or did_you_mean(key, known):
                 lines.append(unknown_key(path, key, known))
             else:
                 strange.setdefault(place[:-1], []).append(shown(path))
@@ -106,6 +106,7 @@ def _line(path: str, below: str, message: str) -> str:
     return f"{place}: {message}" if place else f"the recipe {message}"
 
 
-def _dotted(place: Place) -> str:
+def dotted(place: Place) -> str:
+    """The place as a path: ``models[0].parameters``."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place if step != "[key]")
     return "".join(steps).lstrip(".")

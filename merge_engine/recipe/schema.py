@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
     PrivateAttr,
+    ValidationError,
     model_validator,
 )
 
 from merge_engine.dtypes import BY_NAME, MERGEABLE, DType
+from merge_engine.recipe.chat_template import read_chat_template
 from merge_engine.recipe.problems import InvalidValue
 from merge_engine.recipe.reference import ModelReference
+from merge_engine.recipe.rewriting import models_in, with_models, without_settings
 from merge_engine.recipe.settings import ParameterSetting, read_setting
 from merge_engine.recipe.stacks import Stacks, expand
 from merge_engine.recipe.tensor_names import TensorNames
 from merge_engine.recipe.tokenizer import TokenizerSettings
+from merge_engine.recipe.tolerance import without_ignored
 from merge_engine.text import shown
 
 
@@ -55,9 +60,6 @@ _DTypeName = Annotated[str, BeforeValidator(_read_dtype)]
 _LayerRange = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], BeforeValidator(_read_range)
 ]
-
-HARMLESS = ("int8_mask",)
-"""Keys that published recipes have at the top level. No method's result depends on them, so they are ignored."""
 
 Misfit = Literal["architecture", "layers", "names", "quantization", "tokenizer"]
 """A kind of misfit between the inputs: it is refused unless the recipe allows it."""
@@ -142,7 +144,9 @@ class Recipe(BaseModel):
     name: Annotated[str, Field(strict=True, min_length=1)] | None = None
     tokenizer: TokenizerSettings | None = None
     tokenizer_source: ModelReference | None = None
-    chat_template: Annotated[str, Field(strict=True, min_length=1)] | None = None
+    chat_template: (
+        Annotated[str, Field(strict=True, min_length=1), AfterValidator(read_chat_template)] | None
+    ) = None
     dtype: _DTypeName | None = None
     out_dtype: _DTypeName | None = None
     arithmetic: Literal["exact", "mergekit"] = "exact"
@@ -151,17 +155,29 @@ class Recipe(BaseModel):
     allow: tuple[Misfit, ...] = ()
     tensors: TensorNames = TensorNames()
 
-    _ignored: tuple[str, ...] = PrivateAttr(())
+    _remarks: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
-    def read(cls, raw: object) -> Recipe:
-        """A recipe from the keys and values in YAML. Raises ``ValidationError``."""
-        if not isinstance(raw, dict):
-            return cls.model_validate(raw)
-        ignored = tuple(key for key in HARMLESS if key in raw)
-        recipe = cls.model_validate({key: value for key, value in raw.items() if key not in ignored})
-        recipe._ignored = ignored
-        return recipe
+    def read(cls, raw: object, *, lenient: bool = False, remarks: Iterable[str] = ()) -> Recipe:
+        """A recipe from the keys and values in YAML. Keys that mergekit ignores are left out (see ``tolerance``).
+
+        ``lenient`` leaves all others out that do not exist. ``remarks`` are warnings about the YAML. Raises
+        ``ValidationError``.
+        """
+        said = list(remarks)
+        while True:
+            try:
+                recipe = cls.model_validate(raw)
+            except ValidationError as error:
+                if not isinstance(raw, Mapping):
+                    raise
+                raw, warnings = without_ignored(raw, error, lenient, known_keys)
+                if not warnings:
+                    raise
+                said += warnings
+            else:
+                recipe._remarks = tuple(said)
+                return recipe
 
     @model_validator(mode="after")
     def _one_of(self) -> Recipe:
@@ -182,16 +198,27 @@ class Recipe(BaseModel):
         bases = [each.base for each in stacks.slices if each.base is not None]
         return tuple(dict.fromkeys([*bases, *stacks.models]))
 
+    @property
+    def named_models(self) -> tuple[ModelReference, ...]:
+        """Every model that the recipe names in any place, each once: also those of tokens."""
+        return tuple(dict.fromkeys(models_in(self)))
+
     def replacing(self, models: Mapping[ModelReference, ModelReference]) -> Recipe:
-        """The recipe with other models in place of some."""
-        replaced = _replaced(self, models)
+        """The recipe with other models in place of some, wherever it names them."""
+        replaced = with_models(self, models)
         assert isinstance(replaced, Recipe)
         return replaced
 
+    def without(self, settings: Mapping[str, Collection[str]]) -> Recipe:
+        """The recipe without some settings: names of parameters by their place, such as ``models[0].parameters``."""
+        stripped = without_settings(self, settings)
+        assert isinstance(stripped, Recipe)
+        return stripped
+
     @property
-    def ignored(self) -> tuple[str, ...]:
-        """The keys that were given and have no effect."""
-        return self._ignored
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings about what was given and is ignored."""
+        return self._remarks
 
     @property
     def working_dtype(self) -> DType | None:
@@ -241,19 +268,6 @@ def _check_one_of(entry: BaseModel, keys: tuple[str, ...]) -> None:
         raise InvalidValue(("", f"needs one of the keys {', '.join(map(shown, keys))}"))
     if len(given) > 1:
         raise InvalidValue(("", f"takes only one of the keys {', '.join(map(shown, given))}"))
-
-
-def _replaced(value: object, models: Mapping[ModelReference, ModelReference]) -> object:
-    if isinstance(value, ModelReference):
-        return models.get(value, value)
-    if isinstance(value, BaseModel):
-        fields = {key: _replaced(getattr(value, key), models) for key in value.model_fields_set}
-        return value.model_copy(update=fields)
-    if isinstance(value, tuple):
-        return tuple(_replaced(each, models) for each in value)
-    if isinstance(value, dict):
-        return {key: _replaced(each, models) for key, each in value.items()}
-    return value
 
 
 def _plain_keys(entry: BaseModel) -> dict[str, Any]:

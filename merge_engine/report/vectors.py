@@ -73,9 +73,9 @@ def measure(
             result.by_layer.setdefault((place.stack, place.layer), Products()).add(products)
 
     merge = make_plan(_at_paths(record), None, shard_size=2**62)
-    for given in (merge.base, *merge.models.values()):
-        if given and record.inputs[str(given.path)].fingerprint != given.fingerprint:
-            raise ReportError(f"{given.path}: has been rewritten since it was merged")
+    for given in (*merge.bases, *merge.models.values()):
+        if record.inputs[given.label].fingerprint != given.fingerprint:
+            raise ReportError(f"{given.label}: has been rewritten since it was merged")
     plan = measuring(merge, _InnerProducts())
     backend = choose_backend(plan, None)
     with open_access(plan, backend) as access:
@@ -101,8 +101,11 @@ class _InnerProducts(Method):
 
 def _at_paths(record: Record) -> Recipe:
     """The recipe with the local paths of its inputs, so that a name on the hub is not downloaded again."""
-    paths = {role: path for path, entry in record.inputs.items() for role in entry.roles}
-    missing = [path for path in paths.values() if not Path(path).exists()]
+    labels = {role: label for label, entry in record.inputs.items() for role in entry.roles}
+    paths = {role: record.inputs[label].paths(label) for role, label in labels.items()}
+    missing = [
+        path for pair in paths.values() for path in pair if path is not None and not Path(path).exists()
+    ]
     if missing:
         raise ReportError(
             f"{missing[0]}: no longer there, seen from the folder that this command is started in"
@@ -110,12 +113,16 @@ def _at_paths(record: Record) -> Recipe:
     if not {"base", *map(str, record.labels)} <= paths.keys():
         raise ReportError("the manifest does not say which input was what")
     # A model without a role of its own is the base, which the recipe also lists as a model.
-    recipe, base = record.recipe, ModelReference(path=paths["base"])
+    recipe, base = record.recipe, _reference(*paths["base"])
     models = {
-        model: ModelReference(path=paths[str(i)]) if str(i) in paths else base
+        model: _reference(*paths[str(i)]) if str(i) in paths else base
         for i, model in enumerate(recipe.stacks.models)
     }
     return recipe.replacing(models | ({} if recipe.base_model is None else {recipe.base_model: base}))
+
+
+def _reference(path: str, lora: str | None) -> ModelReference:
+    return ModelReference(path=path, lora=None if lora is None else ModelReference(path=lora))
 
 
 def _products(task: Task, gram: Sequence[Sequence[float]]) -> Products:

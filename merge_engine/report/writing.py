@@ -32,7 +32,7 @@ def write_report(
     gone or have been rewritten, both files say so. ``on_schedule`` and ``progress`` are as in ``run``.
 
     Returns the paths of both files. Raises ``ManifestError`` if the folder holds no merge, ``ReportError`` if the
-    merge has no task vectors, or jinja2 or matplotlib is not installed, and ``OutputError`` if the files cannot be
+    merge has no task vectors, or matplotlib is not installed, and ``OutputError`` if the files cannot be
     written.
     """
     _require_extra()
@@ -54,12 +54,9 @@ def write_report(
 
 def _require_extra() -> None:
     try:
-        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ReportError(
-            'a report needs jinja2 and matplotlib; run: pip install "merge_engine[report]"'
-        ) from None
+        raise ReportError('a report needs matplotlib; run: pip install "merge_engine[report]"') from None
 
 
 def _numbers(record: Record, vectors: TaskVectors | None, missing: str) -> dict[str, Any]:
