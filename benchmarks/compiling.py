@@ -25,6 +25,7 @@ from merge_engine.kernels import (
     bands,
     combine,
     consensus,
+    gram,
     histogram,
     locate,
     masks,
@@ -159,11 +160,14 @@ def _launches() -> dict[str, Callable[[], Any]]:
             data, [data] * n, [code] * (n + 1), code, shift, integers[:n, :3].contiguous(), range(n), integers
         )
 
-    def mix(data: torch.Tensor, code: str, fused: bool) -> Callable[[], None]:
-        codes = [code] * 3
-        return lambda: combine.combine(
-            [data] * 2, data, codes, code, doubles.float(), integers, divides=True, fused=fused
-        )
+    def mix(data: torch.Tensor, code: str, **options: Any) -> Callable[[], None]:
+        chosen = {"divides": True, "fused": False, "rounded": False, "on_base": False, **options}
+        codes, numbers = [code] * 3, doubles.float()
+        return lambda: combine.combine([data] * 2, data, codes, code, numbers, integers, **chosen)
+
+    def multiply(of_deltas: bool, line: tuple[int, int] | None, block: int) -> Callable[[], None]:
+        codes, table = ["BF16"] * 3, products if line is None else products[:, :3].contiguous()
+        return lambda: gram.gram([half] * 3, codes, "BF16", of_deltas, 0, line, block, table)
 
     by_draw, by_index = masks.BAND_BY_DRAW.value, masks.BAND_BY_INDEX.value
     ranked = masks.RANKED_INVERSE.value
@@ -186,16 +190,22 @@ def _launches() -> dict[str, Callable[[], Any]]:
         "consensus fp32, 2 models, dare": merge(single, "F32", 2, masks.DRAW.value, "none", normalize=False),
         "consensus bf16, 2 models, della": merge(half, "BF16", 2, ranked, "count", vote_slack=True),
         "consensus bf16, 2 models, mergekit": merge(half, "BF16", 2, by_index, "sum", storage_rounding=True),
-        "combine bf16": mix(half, "BF16", False),
-        "combine fp32": mix(single, "F32", False),
-        "combine bf16, fused": mix(half, "BF16", True),
+        "combine bf16": mix(half, "BF16"),
+        "combine fp32": mix(single, "F32"),
+        "combine bf16, fused": mix(half, "BF16", fused=True),
+        "combine bf16, on a base": mix(half, "BF16", divides=False, on_base=True, rounded=True),
+        "combine bf16, rows": mix(half, "BF16", divides=False, line=(64, 1)),
+        "combine bf16, columns": mix(half, "BF16", divides=False, on_base=True, line=(3, 64)),
         "masks": lambda: masks.resolve(integers, integers, "BF16"),
         "select": lambda: select.select(lines, integers[:, :5].contiguous(), integers, 16),
         "bands": lambda: bands.bands(integers, doubles, integers, "BF16"),
         "l1 norms": lambda: norms.l1_norms(
             half, half, pair, "BF16", 0, by_draw, integers, single, False, sums
         ),
-        "gram, 3 inputs": lambda: norms.gram([half] * 3, ["BF16"] * 3, "BF16", products),
+        "gram, 3 inputs": multiply(False, None, 4096),
+        "gram, 2 task vectors": multiply(True, None, 4096),
+        "gram by rows": multiply(True, (8192, 1), 4096),
+        "gram by columns": multiply(True, (3, 64), 1 << 18),
         "ranks": lambda: ranks.rank_thresholds(half, half, pair, "BF16", count, 1, doubles, single),
         "locate": lambda: locate.locate(half, half, pair, "BF16", 0, 0),
     }

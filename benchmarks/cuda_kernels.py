@@ -71,10 +71,10 @@ HOT = [
     for how, what in (("elect", "TIES"), ("slack", "TIES with slack"), ("sum", "DARE"))
     for n in (2, 4, 8)
 ] + [
-    Hot(f"{kernel}<bf16, {n}>", what, nbytes, matters)
+    Hot(f"{kernel}, {n}>", what, nbytes, matters)
     for kernel, what, nbytes, matters in (
-        ("count_windows", "ranks, one key in its window", lambda n: 2 * n + 2, with_a_key_inside),
-        ("fast_combine_kernel", "linear", lambda n: 2 * n + 2, with_all_inputs),
+        ("count_windows<bf16", "ranks, one key in its window", lambda n: 2 * n + 2, with_a_key_inside),
+        ("fast_combine_kernel<bf16, 0", "linear", lambda n: 2 * n + 2, with_all_inputs),
     )
     for n in (2, 4, 8)
 ]

@@ -12,7 +12,7 @@ MOST = {
     "fast_merge_kernel<bf16, elect, 2>": 70,
     "fast_merge_kernel<fp16, elect, 2>": 70,
     "fast_merge_kernel<bf16, slack, 2>": 95,
-    "fast_combine_kernel<bf16, 2>": 12,
+    "fast_combine_kernel<bf16, 0, 2>": 12,
     "count_windows<bf16, 2>": 20,
 }
 """Instructions an element, on sm_90."""

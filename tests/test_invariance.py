@@ -178,7 +178,8 @@ def test_bytes_do_not_depend_on_how_a_run_is_done(
     folders = [save_checkpoint(f"m{i}", held) for i, held in enumerate(tensors)]
     sharded = [save_checkpoint(f"s{i}", held, shards=3) for i, held in enumerate(tensors)]
     expected = digests_of(recipe_of(title, folders))
-    assert expected.keys() == tensors[0].keys()
+    without_base = title == "karcher"
+    assert expected.keys() == tensors[without_base].keys()
     for way in WAYS:
         assert digests_of(recipe_of(title, folders), **way) == expected, way
     assert digests_of(recipe_of(title, sharded), memory=SMALL) == expected

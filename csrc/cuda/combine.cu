@@ -123,8 +123,8 @@ __global__ void __launch_bounds__(THREADS, 1) combine_kernel(const List<Job> job
     for (uint64_t at = job.first + thread * V; at < job.last; at += stride) combine_pack<Working, V, Lined>(job, terms, at);
 }
 
-// Up to N inputs of 16 bits, all of which are loaded before the first is used.
-template <DType Working, int N>
+// Up to N inputs of 16 bits, all of which are loaded before the first is used. With `OnBase` the first is the base.
+template <DType Working, bool OnBase, int N>
 __global__ void __launch_bounds__(THREADS, N <= 4 ? 4 : 2)
     fast_combine_kernel(const List<Job> jobs, size_t n, const __grid_constant__ List<Term> terms) {  // not copied
     using H = Halves<Working>;
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(THREADS, N <= 4 ? 4 : 2)
         data[i] = term.array.data;
         coefficient[i] = static_cast<float>(term.coefficient);
     }
-    const bool fused = job.fused, on_base = job.on_base;
+    const bool fused = job.fused;
     const float value = job.divides ? static_cast<float>(job.divisor) : 1.0f;
     const Divisor divisor = Divisor::of(value);
     const bool divides = job.divides, well = !divides || divides_well(value);
@@ -158,15 +158,16 @@ __global__ void __launch_bounds__(THREADS, N <= 4 ? 4 : 2)
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 if (i >= inputs) break;
-                if (i == 0 && on_base) continue;
+                if (OnBase && i == 0) continue;
                 float more_low = H::low(x[i].word[p]), more_high = H::high(x[i].word[p]);
-                if (on_base) more_low = more_low - base_low, more_high = more_high - base_high;
+                if (OnBase) more_low = more_low - base_low, more_high = more_high - base_high;
                 if (fused) {
                     low = __fmaf_rn(more_low, coefficient[i], low);
                     high = __fmaf_rn(more_high, coefficient[i], high);
                 } else {
                     const float part_low = coefficient[i] * more_low, part_high = coefficient[i] * more_high;
-                    const bool first = i == (on_base ? 1 : 0);
+                    constexpr int FIRST = OnBase ? 1 : 0;
+                    const bool first = i == FIRST;
                     low = first ? part_low : low + part_low;
                     high = first ? part_high : high + part_high;
                 }
@@ -176,7 +177,7 @@ __global__ void __launch_bounds__(THREADS, N <= 4 ? 4 : 2)
                 low = low == 0 ? low : quotient(low, divisor);  // the sign of a zero stays
                 high = high == 0 ? high : quotient(high, divisor);
             }
-            if (on_base) low = base_low + low, high = base_high + high;
+            if (OnBase) low = base_low + low, high = base_high + high;
             combined[0].word[p] = H::stored(low, high);
         }
         const bool in_range = well && least >= order_of_dividend(SMALLEST_DIVIDEND);
@@ -197,7 +198,8 @@ void add_fast_range(CombineLaunches& launches, Job job, uint64_t last, int devic
     }
     constexpr unsigned BLOCKS_PER_PROCESSOR = 64;  // many waves of blocks: the next one loads while this one computes
     job.first = 0, job.last = last;
-    launches.add(fast_combine_kernel<Working, N>, job, blocks_for(last, uint64_t{THREADS} * 8, BLOCKS_PER_PROCESSOR, device), 0);
+    const auto kernel = job.on_base ? fast_combine_kernel<Working, true, N> : fast_combine_kernel<Working, false, N>;
+    launches.add(kernel, job, blocks_for(last, uint64_t{THREADS} * 8, BLOCKS_PER_PROCESSOR, device), 0);
 }
 
 template <DType Working, int V>

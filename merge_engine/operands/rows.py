@@ -127,7 +127,7 @@ class Rows(Operand):
 
     All operands have the same shape but for the number of rows, and mergeable dtypes. The dtype is the promoted one of
     all operands that rows come from. Means are computed in float64, in order, and rounded once (docs/arithmetic.md,
-    step 15).
+    step 26).
     """
 
     operands: tuple[Operand, ...]

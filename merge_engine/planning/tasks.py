@@ -99,8 +99,6 @@ def make_tasks(
                         found.append(position)
             is_lone, has_base = False, inputs.base is not None
             base_lacks = has_base and len(found) == len(operands)
-            if vocabulary is not None and operands:
-                operands = vocabulary.align(name, operands, has_base and not base_lacks)
             if (base_lacks or len(found) < method.min_models) and len(operands) == 1:
                 is_lone = method.if_lacking == "lone"
             if base_lacks and not is_lone:
