@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Any, cast
 
 from merge_engine.checkpoint.adapter import Adapter, Factors, named, open_adapter
 from merge_engine.checkpoint.hub import locate
@@ -43,20 +42,17 @@ def open_reference(reference: ModelReference) -> Checkpoint:
 
 
 def adapted(model: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """A model with an adapter put into it. Raises ``CheckpointError`` if the two do not fit together.
-
-    All tensors have the owner that those of the model have: its vocabulary is that of all of them.
-    """
+    """A model with an adapter put into it. Raises ``CheckpointError`` if the two do not fit together."""
     fit = _Fit(model, adapter)
-    owner = str(model.path)
+    label = f"{model.path}+{adapter.files.path}"
     tensors = dict(model.tensors)
     for meanings, operand in adapter.replaced:
         if (name := fit.place(meanings, fit.replaced)) is not None and fit.replaces(name, operand):
-            tensors[name] = replace(cast("Any", operand), owner=owner)  # every operand is a dataclass
+            tensors[name] = operand
     # They come second: of an embedding with factors, PEFT saves the weights that these belong to as well.
     for module, factors in adapter.factors.items():
         if (name := fit.place((f"{module}.weight",), fit.summed)) is not None:
-            summed = fit.sum(name, tensors[name], module, factors, owner)
+            summed = fit.sum(name, tensors[name], module, factors, label)
             if summed is not None:
                 tensors[name] = summed
     if problems := list(fit.problems()):
