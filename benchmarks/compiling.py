@@ -29,7 +29,9 @@ from merge_engine.kernels import (
     locate,
     masks,
     norms,
+    pairs,
     ranks,
+    scores,
     search,
     select,
 )
@@ -138,6 +140,7 @@ def _launches() -> dict[str, Callable[[], Any]]:
         chosen = {
             "normalize": True,
             "storage_rounding": False,
+            "wide": False,
             "vote_slack": False,
             "retain_slack": False,
             **options,
@@ -186,6 +189,8 @@ def _launches() -> dict[str, Callable[[], Any]]:
         "consensus fp32, 2 models, dare": merge(single, "F32", 2, masks.DRAW.value, "none", normalize=False),
         "consensus bf16, 2 models, della": merge(half, "BF16", 2, ranked, "count", vote_slack=True),
         "consensus bf16, 2 models, mergekit": merge(half, "BF16", 2, by_index, "sum", storage_rounding=True),
+        "consensus bf16, 2 models, sce": merge(half, "BF16", 2, masks.NOTED.value, "deltas"),
+        "consensus bf16, 2 models, ram": merge(half, "BF16", 2, by_index, "overlap", normalize=False),
         "combine bf16": mix(half, "BF16", False),
         "combine fp32": mix(single, "F32", False),
         "combine bf16, fused": mix(half, "BF16", True),
@@ -193,7 +198,20 @@ def _launches() -> dict[str, Callable[[], Any]]:
         "select": lambda: select.select(lines, integers[:, :5].contiguous(), integers, 16),
         "bands": lambda: bands.bands(integers, doubles, integers, "BF16"),
         "l1 norms": lambda: norms.l1_norms(
-            half, half, pair, "BF16", 0, by_draw, integers, single, False, sums
+            half, half, pair, "BF16", 0, by_draw, integers, single, False, False, sums
+        ),
+        "squares": lambda: norms.l1_norms(
+            half, half, pair, "BF16", 0, masks.NOTED.value, integers, single, False, True, sums
+        ),
+        "variances, 2 models": lambda: scores.variances([half] * 3, ["BF16"] * 3, "BF16", False, single),
+        "variances fp32, 2 models": lambda: scores.variances([single] * 3, ["F32"] * 3, "F32", False, single),
+        "importances": lambda: scores.importances(half, half, pair, "BF16", count, doubles, single),
+        "notes": lambda: scores.note(single, "F32", 0, by_draw, integers, single),
+        "nearswap": lambda: pairs.nearswap(
+            half, half, half, ["BF16"] * 3, "BF16", doubles.float(), integers, storage_rounding=False
+        ),
+        "overlaps, 2 models": lambda: pairs.overlaps(
+            half, [half] * 2, ["BF16"] * 3, "BF16", 0, [by_index] * 2, integers, integers
         ),
         "gram, 3 inputs": lambda: norms.gram([half] * 3, ["BF16"] * 3, "BF16", products),
         "ranks": lambda: ranks.rank_thresholds(half, half, pair, "BF16", count, 1, doubles, single),

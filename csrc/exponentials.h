@@ -21,11 +21,13 @@ constexpr double factorial(int k) { return k < 2 ? 1 : k * factorial(k - 1); }
 // The terms of exp from the K-th, and those of log, by Horner's rule.
 template <int K, int Last>
 struct Exp {
-    static ME_INLINE double sum(double x) { return Exp<K + 1, Last>::sum(x) * x + 1 / factorial(K); }
+    static constexpr double TERM = 1 / factorial(K);
+    static ME_INLINE double sum(double x) { return Exp<K + 1, Last>::sum(x) * x + TERM; }
 };
 template <int Last>
 struct Exp<Last, Last> {
-    static ME_INLINE double sum(double) { return 1 / factorial(Last); }
+    static constexpr double TERM = 1 / factorial(Last);
+    static ME_INLINE double sum(double) { return TERM; }
 };
 template <int K, int Last>
 struct Log {

@@ -19,6 +19,7 @@ import merge_engine as me
 from merge_engine.backends import create_backend
 from merge_engine.engine.carrying import carry_out
 from merge_engine.engine.sinks import MemorySink
+from merge_engine.methods import METHODS
 from merge_engine.operands import Access
 from merge_engine.planning import Budget, Schedule
 from merge_engine.storage import OpenFiles, Way
@@ -70,7 +71,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     "della": {"merge_method": "della", "parameters": {}},
     "della_linear": {"merge_method": "della_linear", "parameters": {"rescale": "density"}},
     "task_arithmetic": {"merge_method": "task_arithmetic", "parameters": {"normalize": True}},
+    "nearswap": {"merge_method": "nearswap", "parameters": {"t": 0.001}},
+    "ram": {"merge_method": "ram", "parameters": {"epsilon": 0.001}},
+    "ramplus_tl": {"merge_method": "ramplus_tl", "parameters": {"epsilon": 0.001, "r": 0.5}},
+    "sce": {"merge_method": "sce", "parameters": {}},
+    "sce selected": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
+    "sce as mergekit": {
+        "merge_method": "sce",
+        "arithmetic": "mergekit",
+        "parameters": {"select_topk": 0.3, "ties": "index"},
+    },
+    "arcee_fusion": {"merge_method": "arcee_fusion", "parameters": {}},
 }
+ELEMENTWISE = ("nearswap", "ram", "ramplus_tl", "sce", "arcee_fusion")
+"""Methods without weights and densities."""
 
 StateDict = dict[str, torch.Tensor]
 
@@ -102,6 +116,10 @@ def checkpoints(dtypes: tuple[torch.dtype, ...]) -> list[StateDict]:
 def recipe_of(title: str, folders: list[Path], **keys: Any) -> dict[str, Any]:
     given = RECIPES[title]
     weights = (0.6, -0.3, 0.9)
+    if given["merge_method"] in ELEMENTWISE:
+        number = METHODS[given["merge_method"]].max_models
+        models = [{"model": str(folder)} for folder in folders[1:]][:number]
+        return {**given, "base_model": str(folders[0]), "models": models, **keys}
     parameters = {"lambda": 0.8, **given["parameters"]}
     if given["merge_method"] != "task_arithmetic":
         parameters["density"] = 0.4

@@ -35,7 +35,7 @@ def inputs(
 
 
 def close(ours: torch.Tensor, exact: torch.Tensor, base: torch.Tensor) -> None:
-    """Within two units in the last place of the dtype, of the result, the base, or an ordinary number among the inputs."""
+    """Within two units in the last place of the result, the base, or an ordinary number among the inputs."""
     assert ours.shape == exact.shape
     scale = torch.maximum(exact.abs(), base.double().abs()).clamp(min=0.02)
     error = (ours.double() - exact).abs()

@@ -60,7 +60,10 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Share:
-    """A rank: floor(``part`` * the number of keys that are not 0), the product in float64, or with ``single`` in float32."""
+    """A rank: floor(``part`` * the number of keys that are not 0).
+
+    The product is taken in float64, or with ``single`` in float32.
+    """
 
     part: float
     single: bool = False
@@ -150,12 +153,12 @@ class Entry(NamedTuple):
 class Consensus(NamedTuple):
     """b + scale * mean of the retained w * d, after an optional election of signs (TIES and its kin).
 
-    ``election`` says what a model's vote is: its weighted entry ("sum"), the sign of that ("count"), or its entry without
-    the weight ("deltas"; then there are no slacks). With ``normalize`` the mean divides by the weights of what was
-    retained, element by element; without an election by ``divisor``.
+    ``election`` says what a model's vote is: its weighted entry ("sum"), the sign of that ("count"), or its entry
+    without the weight ("deltas"; then there are no slacks). With ``normalize`` the mean divides by the weights of what
+    was retained, element by element; without an election by ``divisor``.
 
-    With "overlap" nothing is elected or lost: where one model alone keeps an element, w * d is added, else d / the number
-    of models that keep it (RAM). With it and "none", ``wide`` leaves weights, sums and result unrounded where
+    With "overlap" nothing is elected or lost: where one model alone keeps an element, w * d is added, else d / the
+    number of models that keep it (RAM). With it and "none", ``wide`` leaves weights, sums and result unrounded where
     ``storage_rounding`` is set.
     """
 

@@ -25,7 +25,6 @@ from merge_engine.backends.operations import (
     Consensus,
     Counts,
     Dense,
-    Divergence,
     Draw,
     Found,
     FoundBand,

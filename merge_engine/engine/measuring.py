@@ -267,10 +267,10 @@ class Measurement(Mapping[Need, Any]):
             self._wanted = {}
             for need in self._needs:
                 if isinstance(need, TiePlaces):
-                    last = self._rank(need.model, need.mask.last)
-                    if not last:
+                    lowest = self._rank(need.model, need.mask.last)
+                    if not lowest:
                         continue
-                    mask = replace(need.mask, last=last)
+                    mask = replace(need.mask, last=lowest)
                     found = {rank: self._backend.fetch(self._found[need.model, rank]) for rank in mask.ranks}
                     for rank, nth in _deciding_ties(mask, found).items():
                         self._wanted[need.model, rank] = found[rank].key, nth

@@ -58,7 +58,10 @@ class MaskedL1:
 
 @dataclass(frozen=True)
 class MaskedSquares:
-    """The sum of squares of a task vector, and that of the entries that a mask keeps. The answer is these two floats."""
+    """The sum of squares of a task vector, and that of the entries that a mask keeps.
+
+    The answer is these two floats.
+    """
 
     model: int
     mask: Mask

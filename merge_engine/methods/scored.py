@@ -36,9 +36,9 @@ SHARED_POSITION = -1
 class Sce(Method):
     """Select, calculate, erase: a weighted mean of the elements in which models differ most, without minority signs.
 
-    Of the positions whose task vectors are not all equal, the share ``select_topk`` with the largest variance is selected.
-    A model's weight is its share of the squared norms of what was selected. Models then elect signs as in TIES, without
-    their weights. FuseChat (Wan et al., 2024, arXiv 2408.07990).
+    Of the positions whose task vectors are not all equal, the share ``select_topk`` with the largest variance is
+    selected. A model's weight is its share of the squared norms of what was selected. Models then elect signs as in
+    TIES, without their weights. FuseChat (Wan et al., 2024, arXiv 2408.07990).
     """
 
     name = "sce"

@@ -287,7 +287,9 @@ class CpuBackend(Backend):
         """A score of a chunk. Divergences of lines are remembered from measuring to merging it."""
         if not isinstance(score, Divergence):
             return _native.Score.variance(score.storage_rounding)
-        of = chunk.part_of or chunk
+        of = chunk
+        while of.part_of is not None:
+            of = of.part_of
         noted: dict[Any, Any] = of.noted or {}
         found = noted.get(score)
         if found is None:
@@ -368,11 +370,11 @@ class CpuBackend(Backend):
 
 def _known(chunk: Chunk, subject: int | Scored, mask: Any) -> int:
     """Where it is noted what a mask keeps of a model, or of all; 0 where it is not."""
-    of = chunk.part_of or chunk
-    noted: dict[Any, _Noted] = of.noted or {}
-    if subject not in noted or noted[subject].mask != mask:
-        return 0
-    return noted[subject].address + (chunk.start - of.start) // 8
+    for of in (chunk, chunk.part_of):
+        noted: dict[Any, _Noted] = (of.noted if of is not None else None) or {}
+        if of is not None and subject in noted and noted[subject].mask == mask:
+            return noted[subject].address + (chunk.start - of.start) // 8
+    return 0
 
 
 def _room_for_notes(chunk: Chunk, subject: int | Scored, mask: Mask) -> int:

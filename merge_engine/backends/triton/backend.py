@@ -58,8 +58,8 @@ from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels import bands as bands_kernels
 from merge_engine.kernels import combine as combine_kernels
 from merge_engine.kernels import consensus as consensus_kernels
-from merge_engine.kernels import histogram as histogram_kernels
 from merge_engine.kernels import exponentials, launching, locate, masks, norms, pairs, ranks
+from merge_engine.kernels import histogram as histogram_kernels
 from merge_engine.kernels import scores as score_kernels
 from merge_engine.kernels import search as search_kernels
 from merge_engine.kernels import select as select_kernels
