@@ -379,7 +379,7 @@ def test_same_bytes_as_mergekit(oracle: Oracle, method: str, dtype: torch.dtype)
     cases = [
         case for case in make_cases() if case.method == method and case.data.startswith(name_of(dtype) + " ")
     ]
-    assert len(cases) > 20
+    assert len(cases) > 20 or (method, dtype) == ("sce", torch.float32)  # see test_sce_in_float32
     demand_same_bytes(oracle, cases)
 
 

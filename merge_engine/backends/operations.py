@@ -59,21 +59,8 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A rank: floor(``part`` * the number of keys that are not 0).
-
-    The product is taken in float64, or with ``single`` in float32.
-    """
-
-    part: float
-    single: bool = False
-
-
-@dataclass(frozen=True)
 class RankMask:
     """Keep the magnitudes of descending rank ``first`` to ``last`` (from 1, both included) of a task vector.
-
-    ``last`` may be a ``Share``; if it is none of the keys, nothing is kept.
 
     With ``slack`` the lower threshold t gives way to RN(float32(1 - slack) * t). ``ties`` says which of the keys equal
     to a threshold stay: those whose draws fall below the share that is to stay ("spread"), the lowest flat indices
@@ -82,7 +69,7 @@ class RankMask:
     """
 
     first: int
-    last: int | Share
+    last: int
     slack: float = 0.0
     ties: Literal["spread", "index", "all"] = "spread"
     stable_ascending: bool = False
@@ -90,9 +77,27 @@ class RankMask:
     random_key: int = 0
 
     @property
-    def ranks(self) -> tuple[int | Share, ...]:
+    def ranks(self) -> tuple[int, ...]:
         """The ranks of the highest kept magnitude (if any is dropped above it) and of the lowest."""
         return (self.first, self.last) if self.first > 1 else (self.last,)
+
+
+@dataclass(frozen=True)
+class TopShare:
+    """Keep the largest keys of a score, floor(``part`` * the number of keys that are not 0) of them.
+
+    ``ties`` and ``random_key`` are those of a ``RankMask``. The product is taken in float64, or with ``single`` in
+    float32. Once it is known, this is a ``RankMask``.
+    """
+
+    part: float
+    single: bool = False
+    ties: Literal["spread", "index", "all"] = "spread"
+    random_key: int = 0
+
+    def down_to(self, last: int) -> RankMask:
+        """The mask that keeps so many."""
+        return RankMask(1, last, ties=self.ties, random_key=self.random_key)
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class Scored:
     """Keep the elements whose score a band keeps: the same in all models."""
 
     score: Score
-    mask: Any  # a Band, a RankMask, or what a backend made of one
+    mask: Any  # a Band, a RankMask, a TopShare, or what a backend made of one
 
 
 Mask = Dense | Band | Draw | Ranked | RankMask | Scored

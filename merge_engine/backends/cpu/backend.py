@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from array import array
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import merge_engine._native as _native
 from merge_engine.backends.base import Backend
@@ -132,9 +132,7 @@ class CpuBackend(Backend):
                 slots=len(counts.within),
                 counts=counts.memory,
             )
-        of_models = [
-            (model, counts.prefix(slot), slot) for slot, model in columns if isinstance(model, int)
-        ]
+        of_models = [(model, counts.prefix(slot), slot) for slot, model in columns if isinstance(model, int)]
         if not of_models:
             return
         self._kernels.count_keys(
@@ -162,7 +160,7 @@ class CpuBackend(Backend):
             return super().find_all(chunk, level, sought)
         found: list[list[Any]] = self._kernels.find_all(
             inputs=chunk.inputs,
-            sought=sought,
+            sought=[(cast(int, model), ranks, within) for model, ranks, within in sought],
             working=_STRUCTURES.dtype(chunk.working),
             level=level,
             count=chunk.count,
