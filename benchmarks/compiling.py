@@ -30,7 +30,9 @@ from merge_engine.kernels import (
     locate,
     masks,
     norms,
+    pairs,
     ranks,
+    scores,
     search,
     select,
 )
@@ -139,6 +141,7 @@ def _launches() -> dict[str, Callable[[], Any]]:
         chosen = {
             "normalize": True,
             "storage_rounding": False,
+            "wide": False,
             "vote_slack": False,
             "retain_slack": False,
             **options,
@@ -196,11 +199,26 @@ def _launches() -> dict[str, Callable[[], Any]]:
         "combine bf16, on a base": mix(half, "BF16", divides=False, on_base=True, rounded=True),
         "combine bf16, rows": mix(half, "BF16", divides=False, line=(64, 1)),
         "combine bf16, columns": mix(half, "BF16", divides=False, on_base=True, line=(3, 64)),
+        "consensus bf16, 2 models, sce": merge(half, "BF16", 2, masks.NOTED.value, "deltas"),
+        "consensus bf16, 2 models, ram": merge(half, "BF16", 2, by_index, "overlap", normalize=False),
         "masks": lambda: masks.resolve(integers, integers, "BF16"),
         "select": lambda: select.select(lines, integers[:, :5].contiguous(), integers, 16),
         "bands": lambda: bands.bands(integers, doubles, integers, "BF16"),
         "l1 norms": lambda: norms.l1_norms(
-            half, half, pair, "BF16", 0, by_draw, integers, single, False, sums
+            half, half, pair, "BF16", 0, by_draw, integers, single, False, False, sums
+        ),
+        "squares": lambda: norms.l1_norms(
+            half, half, pair, "BF16", 0, masks.NOTED.value, integers, single, False, True, sums
+        ),
+        "variances, 2 models": lambda: scores.variances([half] * 3, ["BF16"] * 3, "BF16", False, single),
+        "variances fp32, 2 models": lambda: scores.variances([single] * 3, ["F32"] * 3, "F32", False, single),
+        "importances": lambda: scores.importances(half, half, pair, "BF16", count, doubles, single),
+        "notes": lambda: scores.note(single, "F32", 0, by_draw, integers, single),
+        "nearswap": lambda: pairs.nearswap(
+            half, half, half, ["BF16"] * 3, "BF16", doubles.float(), integers, storage_rounding=False
+        ),
+        "overlaps, 2 models": lambda: pairs.overlaps(
+            half, [half] * 2, ["BF16"] * 3, "BF16", 0, [by_index] * 2, integers, integers
         ),
         "gram, 3 inputs": multiply(False, None, 4096),
         "gram, 2 task vectors": multiply(True, None, 4096),

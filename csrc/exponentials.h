@@ -21,11 +21,13 @@ constexpr double factorial(int k) { return k < 2 ? 1 : k * factorial(k - 1); }
 // The terms of exp from the K-th, and those of log, by Horner's rule.
 template <int K, int Last>
 struct Exp {
-    static ME_INLINE double sum(double x) { return Exp<K + 1, Last>::sum(x) * x + 1 / factorial(K); }
+    static constexpr double TERM = 1 / factorial(K);
+    static ME_INLINE double sum(double x) { return Exp<K + 1, Last>::sum(x) * x + TERM; }
 };
 template <int Last>
 struct Exp<Last, Last> {
-    static ME_INLINE double sum(double) { return 1 / factorial(Last); }
+    static constexpr double TERM = 1 / factorial(Last);
+    static ME_INLINE double sum(double) { return TERM; }
 };
 template <int K, int Last>
 struct Log {
@@ -38,7 +40,7 @@ struct Log<Last, Last> {
 
 }  // namespace series
 
-// exp of what is at most 0, within 1 ulp.
+// exp of what is at most 0, within 2 ulp.
 ME_INLINE double exponential(double x) {
     const double shifted = x * LOG2_E + TO_NEAREST, whole = shifted - TO_NEAREST;
     const double rest = (x - whole * LN2_HIGH) - whole * LN2_LOW;
@@ -48,7 +50,7 @@ ME_INLINE double exponential(double x) {
     return x != x ? x : found;
 }
 
-// log of a positive normal number, within 2 ulp.
+// log of a positive normal number, within 3 ulp.
 ME_INLINE double logarithm(double x) {
     constexpr uint64_t SQRT_HALF = 0x3FE6A09E667F3BCDull, BIAS = 1024, WHOLE = 0x4330000000000000ull;
     const uint64_t bits = bits_of<uint64_t>(x);

@@ -1,6 +1,6 @@
-"""Exponentials and logarithms of operations that IEEE defines, as in csrc/exponentials.h; step 24 of docs/arithmetic.md.
+"""Exponentials and logarithms of operations that IEEE defines, as in csrc/exponentials.h.
 
-Their constants come in a table: those of a kernel's text are not always float64.
+Step 24 of docs/arithmetic.md. Their constants come in a table: those of a kernel's text are not always float64.
 """
 
 from __future__ import annotations

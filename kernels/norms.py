@@ -67,7 +67,10 @@ def l1_kernel(
     ABREAST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The norms, or sums of squares, of one task vector over some blocks, whole and masked. A line of a block is eight rows."""
+    """The norms of one task vector over some blocks, or its sums of squares, whole and masked.
+
+    A line of a block is eight rows.
+    """
     block = (first_block + tl.program_id(0)).to(tl.int64) * ABREAST
     first = block * SUM_BLOCK
     row = tl.arange(0, ABREAST * 8)

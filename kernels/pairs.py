@@ -153,8 +153,8 @@ def nearswap(
 ) -> None:
     """Move the base to the model where the two are near.
 
-    Inputs and ``output`` are unsigned bits, their types in ``codes`` (base, model, output). ``numbers``: threshold, least
-    distance and 1 as float32, or float64 for that working dtype. ``counts``: [3, 4] int64, to whose last column
+    Inputs and ``output`` are unsigned bits, their types in ``codes`` (base, model, output). ``numbers``: threshold,
+    least distance and 1 as float32, or float64 for that working dtype. ``counts``: [3, 4] int64, to whose last column
     non-finite values are added.
     """
     over_tiles(
@@ -185,8 +185,8 @@ def overlaps(
 ) -> None:
     """Add to ``counts``, [n, 2] int64, how many elements each mask keeps alone, and how many others keep too.
 
-    Inputs are unsigned bits, their types in ``codes`` (base, models). ``masks``: [n, ROW] int64, of ``kinds`` in masks.py;
-    they are bands above 0, so that what pads a tile is not kept.
+    Inputs are unsigned bits, their types in ``codes`` (base, models). ``masks``: [n, ROW] int64, of ``kinds`` in
+    masks.py; they are bands above 0, so that what pads a tile is not kept.
     """
     over_tiles(
         overlap_kernel,

@@ -237,7 +237,8 @@ def note(
 ) -> None:
     """Write to ``notes``, [count] uint32, 1 where the mask keeps a score, else 0.
 
-    ``scores``: bits of the type of the arithmetic, which is ``working`` here; ``mask``: [ROW] int64, of a kind in masks.py.
+    ``scores``: bits of the type of the arithmetic, which is ``working`` here; ``mask``: [ROW] int64, of a kind in
+    masks.py.
     """
     over_tiles(
         note_kernel,

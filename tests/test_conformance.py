@@ -97,7 +97,9 @@ def apply(
 ) -> tuple[torch.Tensor, Outcome]:
     like = models[0] if base is None else base
     output = on(backend, torch.full((like.numel(),), 7.0, dtype=chunk.pop("out", None) or like.dtype))
-    run = {Consensus: backend.consensus, Combine: backend.combine, Nearswap: backend.nearswap}[type(operation)]
+    run = {Consensus: backend.consensus, Combine: backend.combine, Nearswap: backend.nearswap}[
+        type(operation)
+    ]
     outcome = backend.fetch(run(chunk_of(backend, base, models, **chunk), operation, backend.tensor(output)))
     return output.cpu(), outcome
 

@@ -46,9 +46,7 @@ def spoilt(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return results
 
 
-def inputs_of(
-    size: int, models: int, dtype: torch.dtype
-) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+def inputs_of(size: int, models: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
     """Ordinary, extreme, equal and spoilt ones."""
     base, tuned = quantised_models(size, models, dtype)
     extreme, others = extreme_models(size, models, dtype)
@@ -112,9 +110,7 @@ def test_keys_of_scores(backend: Backend, models: int, dtype: torch.dtype) -> No
                         on_device = output if b is REFERENCE else on(backend, output)
                         outcome = b.fetch(b.consensus(chunk, operation, b.tensor(on_device)))
                         kept_by = [Scored(score, mask)] * len(tuned)
-                        squares = b.fetch(
-                            b.squares(chunk, kept_by, score == Variance(True))
-                        )
+                        squares = b.fetch(b.squares(chunk, kept_by, score == Variance(True)))
                         sums = [str(total) for total in squares.totals()]  # NaN is not equal to itself
                         merged.append((on_device.cpu(), outcome, sums))
                     results.append((b.fetch(found), b.locate(chunk, score, key, 1), merged))
@@ -132,9 +128,10 @@ def test_importance_of_lines(backend: Backend, length: int, dtype: torch.dtype) 
     """Lines of any length, with values that differ little and much, and of another dtype than the working one."""
     lines = max(1, 200 // length)
     g = generator(length)
-    base = torch.randn(lines * length, generator=g) * torch.tensor([0.02, 3.0, 300.0])[
-        torch.arange(lines * length) % 3
-    ]
+    base = (
+        torch.randn(lines * length, generator=g)
+        * torch.tensor([0.02, 3.0, 300.0])[torch.arange(lines * length) % 3]
+    )
     model = base + torch.randn(lines * length, generator=g) * 0.01
     for inputs in ((base.to(dtype), model.to(dtype)), (base.to(dtype), model)):
         keys = []
@@ -148,7 +145,7 @@ def test_importance_of_lines(backend: Backend, length: int, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("election", ("deltas", "overlap"))
-@pytest.mark.parametrize("models", thinned((1, 2, 3, 4, 6, 34), 2))
+@pytest.mark.parametrize("models", thinned((1, 2, 3, 4, 6), 2))
 def test_votes_without_weights_and_overlaps(dtype: torch.dtype, election, models: int) -> None:
     for size in SIZES:
         for base, tuned in inputs_of(size, models, dtype):

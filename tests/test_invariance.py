@@ -79,8 +79,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     "multislerp": {"merge_method": "multislerp", "parameters": {}},
     "karcher": {"merge_method": "karcher", "parameters": {"tol": 1e-8}},
     "model_stock by rows": {"merge_method": "model_stock", "parameters": {"filter_wise": True}},
+    "nearswap": {"merge_method": "nearswap", "parameters": {"t": 0.001}},
+    "ram": {"merge_method": "ram", "parameters": {"epsilon": 0.001}},
+    "ramplus_tl": {"merge_method": "ramplus_tl", "parameters": {"epsilon": 0.001, "r": 0.5}},
+    "sce": {"merge_method": "sce", "parameters": {}},
+    "sce selected": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
+    "sce as mergekit": {
+        "merge_method": "sce",
+        "arithmetic": "mergekit",
+        "parameters": {"select_topk": 0.3, "ties": "index"},
+    },
+    "arcee_fusion": {"merge_method": "arcee_fusion", "parameters": {}},
 }
-FEW = {"slerp": 1, "nuslerp": 2}
+FEW = {"slerp": 1, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1}
 """Methods that do not take all models."""
 
 StateDict = dict[str, torch.Tensor]

@@ -27,7 +27,8 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_every_kernel_compiles(compiled: list[Compiled]) -> None:
     assert {kernel.name for kernel in compiled} == {
-        *HOT, "bands", "columns", "count", "edges", "keys", "prove", "resolve", "rows", "select", "thresholds"
+        *HOT, "bands", "columns", "count", "edges", "importance", "keys", "nearswap", "note", "overlap", "prove",
+        "resolve", "rows", "select", "thresholds", "variance"
     }  # fmt: skip
     for kernel in compiled:
         assert kernel.cubin.startswith(b"\x7fELF"), kernel.use

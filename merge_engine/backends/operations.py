@@ -61,18 +61,8 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A rank: floor(``part`` * the number of keys that are not 0), the product in float64, or with ``single`` in float32."""
-
-    part: float
-    single: bool = False
-
-
-@dataclass(frozen=True)
 class RankMask:
     """Keep the magnitudes of descending rank ``first`` to ``last`` (from 1, both included) of a task vector.
-
-    ``last`` may be a ``Share``; if it is none of the keys, nothing is kept.
 
     With ``slack`` the lower threshold t gives way to RN(float32(1 - slack) * t). ``ties`` says which of the keys equal
     to a threshold stay: those whose draws fall below the share that is to stay ("spread"), the lowest flat indices
@@ -81,7 +71,7 @@ class RankMask:
     """
 
     first: int
-    last: int | Share
+    last: int
     slack: float = 0.0
     ties: Literal["spread", "index", "all"] = "spread"
     stable_ascending: bool = False
@@ -89,9 +79,27 @@ class RankMask:
     random_key: int = 0
 
     @property
-    def ranks(self) -> tuple[int | Share, ...]:
+    def ranks(self) -> tuple[int, ...]:
         """The ranks of the highest kept magnitude (if any is dropped above it) and of the lowest."""
         return (self.first, self.last) if self.first > 1 else (self.last,)
+
+
+@dataclass(frozen=True)
+class TopShare:
+    """Keep the largest keys of a score, floor(``part`` * the number of keys that are not 0) of them.
+
+    ``ties`` and ``random_key`` are those of a ``RankMask``. The product is taken in float64, or with ``single`` in
+    float32. Once it is known, this is a ``RankMask``.
+    """
+
+    part: float
+    single: bool = False
+    ties: Literal["spread", "index", "all"] = "spread"
+    random_key: int = 0
+
+    def down_to(self, last: int) -> RankMask:
+        """The mask that keeps so many."""
+        return RankMask(1, last, ties=self.ties, random_key=self.random_key)
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class Scored:
     """Keep the elements whose score a band keeps: the same in all models."""
 
     score: Score
-    mask: Any  # a Band, a RankMask, or what a backend made of one
+    mask: Any  # a Band, a RankMask, a TopShare, or what a backend made of one
 
 
 Mask = Dense | Band | Draw | Ranked | RankMask | Scored
@@ -152,12 +160,12 @@ class Entry(NamedTuple):
 class Consensus(NamedTuple):
     """b + scale * mean of the retained w * d, after an optional election of signs (TIES and its kin).
 
-    ``election`` says what a model's vote is: its weighted entry ("sum"), the sign of that ("count"), or its entry without
-    the weight ("deltas"; then there are no slacks). With ``normalize`` the mean divides by the weights of what was
-    retained, element by element; without an election by ``divisor``.
+    ``election`` says what a model's vote is: its weighted entry ("sum"), the sign of that ("count"), or its entry
+    without the weight ("deltas"; then there are no slacks). With ``normalize`` the mean divides by the weights of what
+    was retained, element by element; without an election by ``divisor``.
 
-    With "overlap" nothing is elected or lost: where one model alone keeps an element, w * d is added, else d / the number
-    of models that keep it (RAM). With it and "none", ``wide`` leaves weights, sums and result unrounded where
+    With "overlap" nothing is elected or lost: where one model alone keeps an element, w * d is added, else d / the
+    number of models that keep it (RAM). With it and "none", ``wide`` leaves weights, sums and result unrounded where
     ``storage_rounding`` is set.
     """
 

@@ -26,7 +26,6 @@ from merge_engine.backends.operations import (
     Consensus,
     Counts,
     Dense,
-    Divergence,
     Draw,
     Found,
     FoundBand,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations_with_replacement
 from typing import Any
@@ -29,10 +29,10 @@ from merge_engine.backends.operations import (
     RankMask,
     Score,
     Scored,
-    Share,
     SolvedBand,
     Sought,
     Subject,
+    TopShare,
     key_dtype,
 )
 from merge_engine.backends.statistics import BlockSums, LineTotals, lines_of_block
@@ -135,7 +135,7 @@ class Measurement(Mapping[Need, Any]):
         ``masks`` are by recipe position. All calls are for the same tensor.
         """
         asked = [self._resolved(model, mask) for model, mask in masks.items()]
-        unsolved = {
+        unsolved: dict[Subject, RankMask] = {
             subject: mask
             for subject, mask in asked
             if isinstance(mask, RankMask)
@@ -144,10 +144,8 @@ class Measurement(Mapping[Need, Any]):
         for dtype in {key_dtype(subject, task.working) for subject in unsolved}:
             group = {one: mask for one, mask in unsolved.items() if key_dtype(one, task.working) == dtype}
             bands = [self._band(task, subject, mask) for subject, mask in group.items()]
-            for (subject, mask), solved in zip(
-                group.items(), self._backend.bands(bands, dtype), strict=True
-            ):
-                self._solved[subject] = mask, solved
+            for (one, ranked), band in zip(group.items(), self._backend.bands(bands, dtype), strict=True):
+                self._solved[one] = ranked, band
         result = []
         for subject, mask in asked:
             solved = self._solved[subject][1] if isinstance(mask, RankMask) else SolvedBand(mask, None)
@@ -202,7 +200,7 @@ class Measurement(Mapping[Need, Any]):
         """The ranks as numbers. 0 is a share of no key."""
         return [self._rank(need.model, rank) for rank in need.ranks]
 
-    def _rank(self, subject: Subject, rank: int | Share) -> int:
+    def _rank(self, subject: Subject, rank: int | TopShare) -> int:
         if isinstance(rank, int):
             return rank
         assert not isinstance(subject, int), "only scores are ranked by shares"
@@ -215,10 +213,10 @@ class Measurement(Mapping[Need, Any]):
         """What a mask looks at, and the mask with a number as its last rank."""
         if not isinstance(mask, Scored):
             return model, mask
-        plain = mask.mask
-        if isinstance(plain, RankMask):
-            last = self._rank(mask.score, plain.last)
-            plain = replace(plain, last=last) if last else NOTHING
+        plain: Mask | TopShare = mask.mask
+        if isinstance(plain, TopShare):
+            last = self._rank(mask.score, plain)
+            plain = plain.down_to(last) if last else NOTHING
         return mask.score, plain
 
     def _asked(self) -> list[list[Query]]:
@@ -275,10 +273,12 @@ class Measurement(Mapping[Need, Any]):
             self._wanted = {}
             for need in self._needs:
                 if isinstance(need, TiePlaces):
-                    last = self._rank(need.model, need.mask.last)
-                    if not last:
-                        continue
-                    mask = replace(need.mask, last=last)
+                    mask = need.mask
+                    if isinstance(mask, TopShare):
+                        lowest = self._rank(need.model, mask)
+                        if not lowest:
+                            continue
+                        mask = mask.down_to(lowest)
                     found = {rank: self._backend.fetch(self._found[need.model, rank]) for rank in mask.ranks}
                     for rank, nth in _deciding_ties(mask, found).items():
                         self._wanted[need.model, rank] = found[rank].key, nth

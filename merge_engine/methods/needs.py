@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
-from merge_engine.backends.operations import Line, Mask, RankMask, Score, Scored, Share, Subject, key_dtype
+from merge_engine.backends.operations import Line, Mask, RankMask, Score, Scored, Subject, TopShare, key_dtype
 from merge_engine.backends.statistics import levels
 from merge_engine.dtypes import DType
 
@@ -22,11 +22,11 @@ class KeyRanks:
     """The magnitude keys at ``ranks`` of a model's task vector, or of a score. Rank 1 is the largest key.
 
     ``model`` is a recipe position, or the score. With ``whole_model`` the ranks are among the elements of all merged
-    tensors of the model. The answer is ``{rank: Found}``, without those that are a ``Share`` of no key.
+    tensors of the model. The answer is ``{rank: Found}``, without ranks of a ``TopShare`` that keeps nothing.
     """
 
     model: Subject
-    ranks: tuple[int | Share, ...]
+    ranks: tuple[int | TopShare, ...]
     whole_model: bool = False
 
 
@@ -45,7 +45,7 @@ class TiePlaces:
     """
 
     model: Subject
-    mask: RankMask
+    mask: RankMask | TopShare
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ class MaskedL1:
 
 @dataclass(frozen=True)
 class MaskedSquares:
-    """The sum of squares of a task vector, and that of the entries that a mask keeps. The answer is these two floats."""
+    """The sum of squares of a task vector, and that of the entries that a mask keeps.
+
+    The answer is these two floats.
+    """
 
     model: int
     mask: Mask
@@ -124,13 +127,16 @@ class Step(NamedTuple):
     level: int = 0
 
 
-def mask_needs(model: Subject, mask: Mask) -> Iterable[Need]:
+def mask_needs(model: Subject, mask: Mask | TopShare) -> Iterable[Need]:
     """The needs of a mask for the task vector of a model, by recipe position, or for a score."""
     if isinstance(mask, Scored):
         yield from mask_needs(mask.score, mask.mask)
+    elif isinstance(mask, TopShare):
+        assert not isinstance(model, int), "only scores are ranked by shares"
+        yield from (NonZero(model), KeyRanks(model, (mask,)))
+        if mask.ties == "index":
+            yield TiePlaces(model, mask)
     elif isinstance(mask, RankMask):
-        if isinstance(mask.last, Share) and not isinstance(model, int):
-            yield NonZero(model)
         yield KeyRanks(model, mask.ranks, mask.whole_model)
         if mask.ties == "index":
             yield TiePlaces(model, mask)
@@ -160,5 +166,5 @@ def needs_reading(needs: Iterable[Need]) -> bool:
 def is_shared(need: Need) -> bool:
     """Whether all tensors of a model answer the need together, before the first of them is merged."""
     if isinstance(need, TiePlaces):
-        return need.mask.whole_model
+        return isinstance(need.mask, RankMask) and need.mask.whole_model
     return isinstance(need, KeyRanks) and need.whole_model

@@ -1,4 +1,7 @@
-"""Methods that compare the inputs element by element: how near a model is to the base, and how many models changed it."""
+"""Methods that compare the inputs element by element.
+
+They look at how near a model is to the base, and at how many models changed an element.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from merge_engine.recipe import parameter
 
 
 class NearSwap(Method):
-    """Takes the model where it is nearer than ``t`` to the base; beyond, the base, and the less of the model the farther.
+    """Takes the model where it is nearer than ``t`` to the base; farther off, less and less of it.
 
     "NearSwap" (alchemonaut, 2024).
     """
@@ -61,8 +64,8 @@ class Ram(Method):
 class RamPlus(Ram):
     """RAM in which what a model alone changed counts more, the more of its other changes it shares.
 
-    Its factor is 1 + ``r`` * the ratio of shared to unique changes, which counts no more than ``alpha``. The ratio is that
-    of a tensor ("RAM+, tensor-local", arXiv 2601.13572).
+    Its factor is 1 + ``r`` * the ratio of shared to unique changes, which counts no more than ``alpha``. The ratio is
+    that of a tensor ("RAM+, tensor-local", arXiv 2601.13572).
     """
 
     name = "ramplus_tl"

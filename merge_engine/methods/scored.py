@@ -14,9 +14,8 @@ from merge_engine.backends.operations import (
     Divergence,
     Entry,
     Mask,
-    RankMask,
     Scored,
-    Share,
+    TopShare,
     Variance,
     key_dtype,
 )
@@ -36,9 +35,9 @@ SHARED_POSITION = -1
 class Sce(Method):
     """Select, calculate, erase: a weighted mean of the elements in which models differ most, without minority signs.
 
-    Of the positions whose task vectors are not all equal, the share ``select_topk`` with the largest variance is selected.
-    A model's weight is its share of the squared norms of what was selected. Models then elect signs as in TIES, without
-    their weights. FuseChat (Wan et al., 2024, arXiv 2408.07990).
+    Of the positions whose task vectors are not all equal, the share ``select_topk`` with the largest variance is
+    selected. A model's weight is its share of the squared norms of what was selected. Models then elect signs as in
+    TIES, without their weights. FuseChat (Wan et al., 2024, arXiv 2408.07990).
     """
 
     name = "sce"
@@ -82,8 +81,7 @@ def _selected(task: Task) -> Mask:
         return NOTHING
     ties, single = task.common.ties, task.storage_rounding
     random_key = task.random_key(SHARED_POSITION) if ties == "spread" else 0
-    mask = RankMask(1, Share(share, single), ties=ties, random_key=random_key)
-    return Scored(Variance(task.storage_rounding), mask)
+    return Scored(Variance(task.storage_rounding), TopShare(share, single, ties, random_key))
 
 
 def _weights(squares: Sequence[float]) -> list[float]:
@@ -137,7 +135,9 @@ class ArceeFusion(Method):
                 mask = NOTHING
             elif threshold > 0:
                 mask = Scored(score, Band(key_of(threshold, real)))
-        return Consensus((Entry(mask, 1.0),), storage_rounding=task.storage_rounding, wide=task.storage_rounding)
+        return Consensus(
+            (Entry(mask, 1.0),), storage_rounding=task.storage_rounding, wide=task.storage_rounding
+        )
 
     def scratch_bytes(self, models: int) -> int:
         """A device holds the scores, zeros to compare them with, and a bit for each."""

@@ -29,11 +29,16 @@ def stable_sorting():
 
         return wrapper
 
+    def topk(values, k, largest=True):
+        ordered, places = torch.sort(values, descending=largest)
+        return ordered[:k], places[:k]
+
     with (
         mock.patch.object(torch, "argsort", stable(torch.argsort)),
         mock.patch.object(torch.Tensor, "argsort", stable(torch.Tensor.argsort)),
         mock.patch.object(torch, "sort", stable(torch.sort)),
         mock.patch.object(torch.Tensor, "sort", stable(torch.Tensor.sort)),
+        mock.patch.object(torch, "topk", topk),
     ):
         yield
 

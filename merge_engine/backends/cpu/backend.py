@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from array import array
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import merge_engine._native as _native
 from merge_engine.backends.base import Backend
@@ -142,9 +142,7 @@ class CpuBackend(Backend):
                 slots=len(counts.within),
                 counts=counts.memory,
             )
-        of_models = [
-            (model, counts.prefix(slot), slot) for slot, model in columns if isinstance(model, int)
-        ]
+        of_models = [(model, counts.prefix(slot), slot) for slot, model in columns if isinstance(model, int)]
         if not of_models:
             return
         self._kernels.count_keys(
@@ -172,7 +170,7 @@ class CpuBackend(Backend):
             return super().find_all(chunk, level, sought)
         found: list[list[Any]] = self._kernels.find_all(
             inputs=chunk.inputs,
-            sought=sought,
+            sought=[(cast(int, model), ranks, within) for model, ranks, within in sought],
             working=_STRUCTURES.dtype(chunk.working),
             level=level,
             count=chunk.count,
@@ -308,7 +306,9 @@ class CpuBackend(Backend):
         """A score of a chunk. Divergences of lines are remembered from measuring to merging it."""
         if not isinstance(score, Divergence):
             return _native.Score.variance(score.storage_rounding)
-        of = chunk.part_of or chunk
+        of = chunk
+        while of.part_of is not None:
+            of = of.part_of
         noted: dict[Any, Any] = of.noted or {}
         found = noted.get(score)
         if found is None:
@@ -389,11 +389,11 @@ class CpuBackend(Backend):
 
 def _known(chunk: Chunk, subject: int | Scored, mask: Any) -> int:
     """Where it is noted what a mask keeps of a model, or of all; 0 where it is not."""
-    of = chunk.part_of or chunk
-    noted: dict[Any, _Noted] = of.noted or {}
-    if subject not in noted or noted[subject].mask != mask:
-        return 0
-    return noted[subject].address + (chunk.start - of.start) // 8
+    for of in (chunk, chunk.part_of):
+        noted: dict[Any, _Noted] = (of.noted if of is not None else None) or {}
+        if of is not None and subject in noted and noted[subject].mask == mask:
+            return noted[subject].address + (chunk.start - of.start) // 8
+    return 0
 
 
 def _room_for_notes(chunk: Chunk, subject: int | Scored, mask: Mask) -> int:

@@ -250,9 +250,7 @@ class CudaBackend(Backend):
         """Sum squares, on the device (see ``Backend.squares``)."""
         return self._sums(chunk, masks, storage_rounding, squared=True)
 
-    def _sums(
-        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, squared: bool
-    ) -> PendingSums:
+    def _sums(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, squared: bool) -> PendingSums:
         check(chunk)
         self._score_masks(chunk, masks)
         sums = self._batch.sums(chunk, masks, storage_rounding, squared)

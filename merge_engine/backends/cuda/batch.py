@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from merge_engine.backends.cuda.handles import (
     DeviceArray,
@@ -159,9 +159,7 @@ class Batch:
         self._overlapped.append((chunk, masks, piece))
         return PendingOverlaps(piece)
 
-    def sums(
-        self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, squared: bool
-    ) -> PendingSums:
+    def sums(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool, squared: bool) -> PendingSums:
         """See ``Backend.l1_norms``, or with ``squared`` ``Backend.squares``."""
         sums = self._sums(chunk, 2 * len(masks))
         self._summed.append((chunk, masks, storage_rounding, squared, sums))
@@ -232,7 +230,9 @@ class Batch:
         models = chunk.models
         filled = [
             self._native.HistogramColumn(
-                model=models[model].native, within=counts.within_address(slot), counts=counts.address(slot)
+                model=models[cast(int, model)].native,
+                within=counts.within_address(slot),
+                counts=counts.address(slot),
             )
             for slot, model in columns
         ]
@@ -261,7 +261,7 @@ class Batch:
     ) -> FindCall:
         columns = [
             self._native.SoughtColumn(
-                model=chunk.models[one.model].native,
+                model=chunk.models[cast(int, one.model)].native,
                 within=0 if above is None else above.piece.address,
                 ranks=[(rank, key.piece.address) for rank, key in zip(one.ranks, keys, strict=True)],
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -173,7 +173,7 @@ class TritonBackend(Backend):
         columns = [column for column in columns if isinstance(column.model, int)]
         if not columns:
             return
-        models = [chunk.models[column.model] for column in columns]
+        models = [chunk.models[cast(int, column.model)] for column in columns]
         with self._working():
             slots = self._integers([column.slot for column in columns])
             histogram_kernels.histogram(
@@ -212,7 +212,7 @@ class TritonBackend(Backend):
         if level or chunk.count < search_kernels.WORTH_SEARCHING:
             return super().find_all(chunk, level, sought)
         check(chunk)
-        models = [chunk.models[one.model] for one in sought]
+        models = [chunk.models[cast(int, one.model)] for one in sought]
         asked = [(place, rank) for place, one in enumerate(sought) for rank in one.ranks]
         with self._working():
             queries = [(place, search_kernels.sampled_rank(rank, chunk.count), rank) for place, rank in asked]
