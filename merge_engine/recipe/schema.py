@@ -100,7 +100,7 @@ class SliceEntry(BaseModel):
 
 
 class ModuleEntry(BaseModel):
-    """A part of a model with layers of its own, such as its text decoder: of whole models, or of slices."""
+    """A part of a model, mostly with layers of its own, such as its text decoder: of whole models, or of slices."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
