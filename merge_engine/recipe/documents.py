@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from merge_engine.errors import RecipeError
@@ -10,6 +11,9 @@ from merge_engine.text import shown, some
 
 _LONGEST_NAME = 200
 """Bytes in the name of a recipe, which is that of a folder."""
+
+_MOST_CIRCLES = 20
+"""So many are reported: few recipes can have very many."""
 
 _TAKEN = ("base", "union")
 """Names that mean something else as the source of a tokenizer."""
@@ -51,6 +55,8 @@ def _visit(start: str, named: Mapping[str, Recipe], order: dict[str, Recipe], ci
             order[name] = named[name]
             del way[name]
         elif below in way:
+            if len(circles) == _MOST_CIRCLES:
+                continue
             names = [*way]
             circle = [*names[names.index(below) :], below]
             circles.append(f"recipes refer to each other in a circle: {' -> '.join(map(shown, circle))}")
@@ -59,11 +65,11 @@ def _visit(start: str, named: Mapping[str, Recipe], order: dict[str, Recipe], ci
 
 
 def _wrong_names(recipes: Sequence[Recipe]) -> list[str]:
-    names = [recipe.name for recipe in recipes if recipe.name is not None]
+    names = Counter(recipe.name for recipe in recipes if recipe.name is not None)
     lines = [
-        f"name: {shown(name)} is the name of {names.count(name)} recipes; give each its own"
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
+        f"name: {shown(name)} is the name of {count} recipes; give each its own"
+        for name, count in names.items()
+        if count > 1
     ]
     lines += [
         f"name: {shown(name)} cannot be the name of a folder; choose another"
@@ -75,7 +81,7 @@ def _wrong_names(recipes: Sequence[Recipe]) -> list[str]:
         for name in names
         if name in _TAKEN
     ]
-    if (unnamed := len(recipes) - len(names)) > 1:
+    if (unnamed := len(recipes) - names.total()) > 1:
         lines.append(
             f"{unnamed} of {len(recipes)} recipes have no name; only that of the result may have none"
         )
