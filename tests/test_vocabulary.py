@@ -195,6 +195,28 @@ def test_single_tokens(three: tuple[Path, Path, Path], tmp_path: Path) -> None:
     assert torch.allclose(merged["<x>"].double(), halfway, atol=1e-3)
 
 
+def test_a_stack_takes_rows_from_models_that_its_embedding_is_not_merged_from(
+    three: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    _, one, two = three
+    slices = [{"sources": [{"model": str(m), "layer_range": [i, i + 1]}]} for i, m in enumerate((one, two))]
+    given = {"merge_method": "passthrough", "slices": slices, "tokenizer_source": "union"}
+    me.run(given, tmp_path / "out")
+    for name, first, other, token in ((EMBEDDING, one, two, "<b>"), (HEAD, two, one, "<a>")):
+        merged, own = rows_of(tmp_path / "out", name), rows_of(first, name)
+        assert all(torch.equal(merged[each], row) for each, row in own.items())
+        assert torch.equal(merged[token], rows_of(other, name)[token])
+
+
+def test_tokens_that_the_output_lacks_are_named(three: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base, one, two = three
+    result = me.run(recipe("linear", base, [one, two], tokenizer_source="base"), tmp_path / "out")
+    assert [line for line in result.warnings if "the output lacks" in line] == [
+        f'tokenizer: the output lacks 2 tokens of {one}: "<x>", "<a>"; to keep them, set "tokenizer_source: union"',
+        f'tokenizer: the output lacks 2 tokens of {two}: "<b>", "<x>"; to keep them, set "tokenizer_source: union"',
+    ]
+
+
 def test_ids_in_settings_follow_their_tokens(tmp_path: Path) -> None:
     base = save_llama(tmp_path / "base", tokenizer_json(words(20)), seed=1, pad_token_id=5)
     generation = {
@@ -398,6 +420,7 @@ def _same_id(folder: Path) -> None:
         (_edit("vocab", {"a": "b"}), {}, ["a malformed tokenizer: the id of"]),
         (_edit("merges", [["a"]]), {}, ["is no merge of two tokens"]),
         (_edit("type", "Magic"), {}, ["its model is of the type"]),
+        (_edit("vocab", {"w3": 3, "w4": 10**6}), {}, ["7 tokens have ids up to 1,000,000"]),
         (_twice, {}, ["the key 'w3' occurs twice"]),
         (_same_id, {}, ['tokens with the same id: "w3" and "w4"']),
         (

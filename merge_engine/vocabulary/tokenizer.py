@@ -281,6 +281,10 @@ def _check(tokenizer: Tokenizer) -> None:
     """Raise ``CheckpointError`` for a tokenizer in which one id is two tokens, or one token has two ids."""
     if not tokenizer.ids:
         raise malformed(tokenizer.file, "it has no tokens")
+    if tokenizer.size > 4 * len(tokenizer.ids) + 1024:
+        raise malformed(
+            tokenizer.file, f"{len(tokenizer.ids):,} tokens have ids up to {tokenizer.size - 1:,}"
+        )
     added: dict[str, int] = {}
     for token in tokenizer.added:
         content, number = token["content"], token["id"]
