@@ -18,8 +18,8 @@ def run_merge(
 
     ``config`` is a recipe in any form that ``merge_engine.run`` takes, or mergekit's ``MergeConfiguration``.
     ``options`` are mergekit's ``MergeOptions``, a mapping of the same names, or None. ``device``, ``cuda``,
-    ``num_threads``, ``out_shard_size``, ``random_seed`` and ``allow_crimes`` are done; docs/mergekit.md says why the
-    others need not be. An output that is there is replaced, as mergekit does. ``config_source`` has no effect: the
+    ``num_threads``, ``out_shard_size``, ``random_seed``, ``allow_crimes`` and ``unsafe_truncate_embeddings`` are done;
+    docs/mergekit.md says why the others need not be. An output that is there is replaced, as mergekit does. ``config_source`` has no effect: the
     model card holds the recipe that was merged. Raises ``MergeError``, which is a ``ValueError``.
     """
     given = _plain(options)
@@ -43,6 +43,9 @@ def _recipe(config: Any, options: Mapping[str, Any]) -> Recipe:
         added["seed"] = options["random_seed"]
     if options.get("allow_crimes"):
         added["allow"] = sorted({*recipe.allow, "architecture"})
+    if options.get("unsafe_truncate_embeddings"):
+        added["unsafe_truncate_embeddings"] = True
+        added["allow"] = sorted({*added.get("allow", recipe.allow), "tokenizer"})
     return load_recipe({**recipe.to_plain(), **added}) if added else recipe
 
 
