@@ -495,3 +495,26 @@ def test_nothing_is_imported_without_these_keys() -> None:
 
     code = "import sys, merge_engine; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+def test_an_extended_language_is_cut_as_before(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real Tamil, with small tokenizers; docs/vocabularies.md has the figures of larger ones."""
+    from examples.vocabularies import segmentation
+
+    monkeypatch.setattr(segmentation, "ENGLISH", 400)
+    monkeypatch.setattr(segmentation, "TAMIL", 350)
+    texts = {
+        part: {name: list(found)[:80] for name, found in of_part.items()}
+        for part, of_part in segmentation.load_texts().items()
+    }
+    alone, english, *both = segmentation.rows_of_table(kind, texts, tmp_path)
+    tokens = [float(cell) for cell in alone.split(" | ")[3:6]]
+    assert tokens[1] == tokens[2] and (tokens[2] < tokens[0] or kind == "Unigram")
+    assert alone.split(" | ")[6] == "100.0%"
+    assert float(english.split(" | ")[6].rstrip("%")) > 95
+    for line in (alone, *both[:2]):  # more words than with added tokens
+        *_, merged, _, others = line.removesuffix(" |").split(" | ")
+        assert float(merged.rstrip("%")) > 2 * float(others.rstrip("%"))
