@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated_cuda.backend import EmulatedCudaBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -354,6 +355,19 @@ def test_pieces_of_a_tokenizer_that_works_otherwise_become_added_tokens(tmp_path
     result = me.run(recipe("linear", base, [base, one], tokenizer_source="union"), tmp_path / "out")
     assert any("normalizer" in line and "added tokens" in line for line in result.warnings)
     assert settings_of(tmp_path / "out", "tokenizer.json")["added_tokens"][-1]["content"] == "ab"
+
+
+def test_bytes_are_the_same_on_all_backends_and_in_little_memory(tmp_path: Path) -> None:
+    base = save_llama(tmp_path / "base", tokenizer_json(words(240)), seed=1)
+    one = save_llama(tmp_path / "one", tokenizer_json(words(240), ["<x>", "<y>"]), seed=2)
+    turned = [*SPECIAL, *reversed(words(240)[3:]), "new"]
+    two = save_llama(tmp_path / "two", tokenizer_json(turned, ["<x>"]), seed=3, dtype=torch.float32)
+    made = recipe("ties", base, [one, two], tokenizer={"pad_to_multiple_of": 64})
+    made["parameters"]["density"] = 0.4
+    ways = ({}, {"backend": "reference"}, {"backend": EmulatedCudaBackend()}, {"memory": "2MB"})
+    outputs = [me.run(made, **way).tensors for way in ways]
+    for output in outputs[1:]:
+        assert all(torch.equal(output[name], tensor) for name, tensor in outputs[0].items())
 
 
 def test_truncation(three: tuple[Path, Path, Path], tmp_path: Path) -> None:
