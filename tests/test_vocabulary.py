@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -532,3 +533,56 @@ def test_an_extended_language_is_cut_as_before(
     for line in (alone, *both[:2]):  # more words than with added tokens
         *_, merged, _, others = line.removesuffix(" |").split(" | ")
         assert float(merged.rstrip("%")) > 2 * float(others.rstrip("%"))
+
+
+_JUNK = [
+    None,
+    True,
+    -1,
+    10**30,
+    2**40,
+    1.5,
+    "x",
+    "",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    ["a", "b"],
+    [["a", 1], ["a", 2]],
+]
+
+
+def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places of all values in a document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(inner for key, one in items for inner in _places(one, (*place, key)))]
+
+
+@settings(max_examples=80)
+@given(data=st.data(), kind=st.sampled_from(["BPE", "Unigram", "WordPiece", "WordLevel"]))
+def test_a_hostile_tokenizer_is_an_error_or_merged(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, kind: str
+) -> None:
+    folder = tmp_path_factory.mktemp("hostile")
+    made = tokenizer_json([*words(8), "ab"], ["<x>"], kind=kind, merges=["w3 w4"] if kind == "BPE" else ())
+    base = save_llama(folder / "base", tokenizer_json(words(8), kind=kind), seed=1)
+    one = save_llama(folder / "one", made, seed=2)
+    files = {
+        "tokenizer.json": made,
+        "tokenizer_config.json": {
+            **settings_of(one, "tokenizer_config.json"),
+            "added_tokens_decoder": {"9": {"content": "<x>", "special": False}},
+        },
+    }
+    name = data.draw(st.sampled_from(sorted(files)))
+    *way, last = data.draw(st.sampled_from(_places(files[name])[1:]))
+    inner: Any = files[name]
+    for step in way:
+        inner = inner[step]
+    inner[last] = data.draw(st.sampled_from(_JUNK))
+    for each, document in files.items():
+        (one / each).write_text(json.dumps(document))
+    with contextlib.suppress(me.MergeError):
+        source = data.draw(st.sampled_from(["union", "base", str(one)]))
+        me.plan(recipe("linear", base, [base, one], tokenizer_source=source), folder / "out")
