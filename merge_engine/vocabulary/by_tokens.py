@@ -30,7 +30,7 @@ from merge_engine.vocabulary.inputs import Input, compare, read_inputs
 from merge_engine.vocabulary.names import is_vocabulary, may_be_vocabulary
 from merge_engine.vocabulary.settings import named_tokens, stated_size, with_ids, with_size
 from merge_engine.vocabulary.sources import Origin, RowSources, TokenRow
-from merge_engine.vocabulary.tokenizer import TOKENIZER_CONFIG, Tokenizer, read_tokenizer
+from merge_engine.vocabulary.tokenizer import TOKENIZER_CONFIG, Tokenizer, read_tokenizer, some_tokens
 from merge_engine.vocabulary.union import Named, unite, with_tokens
 
 _GENERATION = "generation_config.json"
@@ -152,16 +152,16 @@ class ByTokens(Alignment):
             folder, in_files, made = chosen.checkpoint.folder, chosen.in_files, chosen.tokenizer
             least = chosen.rows
         else:
-            located = locate(source.path, source.revision)
+            located = locate(source.path, source.revision, weights=False)
             folder = located if located.is_dir() else located.parent
             in_files = made = read_tokenizer(folder)
             least = 0
         made = with_tokens(made, self._settings.tokens or {})
         for each in self._inputs.values():
-            if dropped := [shown(token) for token in each.tokenizer.ids if token not in made.ids]:
+            if dropped := [token for token in each.tokenizer.ids if token not in made.ids]:
                 self.remarks.warnings.append(
                     f"tokenizer: the output lacks {counted(len(dropped), 'token')} of {each.label}: "
-                    f'{some(dropped, 3)}; to keep them, set "tokenizer_source: union"'
+                    f'{some_tokens(dropped)}; to keep them, set "tokenizer_source: union"'
                 )
         return _Output(folder, in_files, made, least)
 
@@ -244,11 +244,12 @@ class ByTokens(Alignment):
     def _report(self) -> None:
         problems, sources = self.remarks.problems, self._sources
         if sources.without_source:
-            tokens = [shown(token) for token in sources.without_source]
+            tokens = list(sources.without_source)
             name = next(iter(sources.without_source.values()))
             line = (
-                f"tokenizer: {name} has no row in any input for {counted(len(tokens), 'token')}: {some(tokens)}; name "
-                "a source for each under tokenizer.tokens, such as {source: {kind: zero}}"
+                f"tokenizer: {name} has no row in any input for {counted(len(tokens), 'token')}: "
+                f"{some_tokens(tokens)}; name a source for each under tokenizer.tokens, such as "
+                "{source: {kind: zero}}"
             )
             if self._mergekit:
                 self.remarks.warnings.append(f"{line}; zeros are written, as mergekit does")

@@ -9,10 +9,9 @@ from merge_engine.checkpoint import Checkpoint
 from merge_engine.errors import CheckpointError
 from merge_engine.fit import Remarks
 from merge_engine.recipe import ModelReference
-from merge_engine.text import shown, some
 from merge_engine.vocabulary.names import vocabulary_rows
 from merge_engine.vocabulary.settings import stated_size
-from merge_engine.vocabulary.tokenizer import TOKENIZER_JSON, Tokenizer, read_tokenizer
+from merge_engine.vocabulary.tokenizer import TOKENIZER_JSON, Tokenizer, read_tokenizer, some_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +71,10 @@ def _read_input(label: str, checkpoint: Checkpoint, donor: Input | None, remarks
         tokenizer = donor.in_files
     stripped = tokenizer.without(rows)
     if stripped is not tokenizer:
-        beyond = [shown(token) for token, i in tokenizer.ids.items() if i >= rows]
+        beyond = [token for token, i in tokenizer.ids.items() if i >= rows]
         remarks.warnings.append(
             f"tokenizer: {label} has {rows:,} rows, so these tokens of its tokenizer have none and are left out: "
-            f"{some(beyond)}"
+            f"{some_tokens(beyond)}"
         )
     return Input(label, checkpoint, rows, tokenizer, stripped)
 

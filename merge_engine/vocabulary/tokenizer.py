@@ -25,6 +25,7 @@ _ONLY_READ_ELSEWHERE = (
     *("*.tiktoken", "qwen.tiktoken", "vocab.bpe"),
 )
 _MOST_IDS = 1 << 24
+_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,6 +270,12 @@ def _more_added(folder: Path, is_whole: bool) -> Iterator[Mapping[str, Any]]:
     if raw is not None:
         for content, number in _json(folder / "added_tokens.json", raw, dict).items():
             yield added_token(content, number)
+
+
+def some_tokens(tokens: Sequence[str]) -> str:
+    """The first three tokens for a message, and the number of the others."""
+    rest = len(tokens) - _SHOWN
+    return ", ".join(map(shown, tokens[:_SHOWN])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def added_token(content: str, number: int) -> dict[str, Any]:
