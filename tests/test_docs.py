@@ -8,6 +8,7 @@ sees, ``CHECKS[NAME]`` is called with the module.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import textwrap
@@ -23,6 +24,7 @@ from conftest import SaveCheckpoint, Snapshot
 from emulated_cuda.backend import EmulatedCudaBackend
 from method_tables import meanings, with_tables
 from safetensors.torch import save_file
+from vocabularies import SPECIAL, tokenizer_json
 
 import merge_engine as me
 from merge_engine.backends import create_backend
@@ -96,6 +98,9 @@ def set_scene(recipe: str, folder: Path, save_checkpoint: SaveCheckpoint) -> Non
     for seed, name in enumerate(dict.fromkeys(reference.path for reference in references)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(name, tensors(seed))
+        if loaded.vocabulary is not None:
+            made = tokenizer_json([*SPECIAL, "<|im_start|>", "<|im_end|>", "one", "two", "three"])
+            (folder / name / "tokenizer.json").write_text(json.dumps(made))
     for seed, reference in enumerate(references):
         if reference.lora is not None:
             save_adapter(folder / reference.lora.path, seed)

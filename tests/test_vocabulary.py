@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated_cuda.backend import EmulatedCudaBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -195,6 +197,28 @@ def test_single_tokens(three: tuple[Path, Path, Path], tmp_path: Path) -> None:
     assert torch.allclose(merged["<x>"].double(), halfway, atol=1e-3)
 
 
+def test_a_stack_takes_rows_from_models_that_its_embedding_is_not_merged_from(
+    three: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    _, one, two = three
+    slices = [{"sources": [{"model": str(m), "layer_range": [i, i + 1]}]} for i, m in enumerate((one, two))]
+    given = {"merge_method": "passthrough", "slices": slices, "tokenizer_source": "union"}
+    me.run(given, tmp_path / "out")
+    for name, first, other, token in ((EMBEDDING, one, two, "<b>"), (HEAD, two, one, "<a>")):
+        merged, own = rows_of(tmp_path / "out", name), rows_of(first, name)
+        assert all(torch.equal(merged[each], row) for each, row in own.items())
+        assert torch.equal(merged[token], rows_of(other, name)[token])
+
+
+def test_tokens_that_the_output_lacks_are_named(three: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base, one, two = three
+    result = me.run(recipe("linear", base, [one, two], tokenizer_source="base"), tmp_path / "out")
+    assert [line for line in result.warnings if "the output lacks" in line] == [
+        f'tokenizer: the output lacks 2 tokens of {one}: "<x>", "<a>"; to keep them, set "tokenizer_source: union"',
+        f'tokenizer: the output lacks 2 tokens of {two}: "<b>", "<x>"; to keep them, set "tokenizer_source: union"',
+    ]
+
+
 def test_ids_in_settings_follow_their_tokens(tmp_path: Path) -> None:
     base = save_llama(tmp_path / "base", tokenizer_json(words(20)), seed=1, pad_token_id=5)
     generation = {
@@ -334,6 +358,19 @@ def test_pieces_of_a_tokenizer_that_works_otherwise_become_added_tokens(tmp_path
     assert settings_of(tmp_path / "out", "tokenizer.json")["added_tokens"][-1]["content"] == "ab"
 
 
+def test_bytes_are_the_same_on_all_backends_and_in_little_memory(tmp_path: Path) -> None:
+    base = save_llama(tmp_path / "base", tokenizer_json(words(240)), seed=1)
+    one = save_llama(tmp_path / "one", tokenizer_json(words(240), ["<x>", "<y>"]), seed=2)
+    turned = [*SPECIAL, *reversed(words(240)[3:]), "new"]
+    two = save_llama(tmp_path / "two", tokenizer_json(turned, ["<x>"]), seed=3, dtype=torch.float32)
+    made = recipe("ties", base, [one, two], tokenizer={"pad_to_multiple_of": 64})
+    made["parameters"]["density"] = 0.4
+    ways = ({}, {"backend": "reference"}, {"backend": EmulatedCudaBackend()}, {"memory": "2MB"})
+    outputs = [me.run(made, **way).tensors for way in ways]
+    for output in outputs[1:]:
+        assert all(torch.equal(output[name], tensor) for name, tensor in outputs[0].items())
+
+
 def test_truncation(three: tuple[Path, Path, Path], tmp_path: Path) -> None:
     base, one, two = three
     keys = {"unsafe_truncate_embeddings": True, "allow": ["tokenizer"]}
@@ -398,6 +435,7 @@ def _same_id(folder: Path) -> None:
         (_edit("vocab", {"a": "b"}), {}, ["a malformed tokenizer: the id of"]),
         (_edit("merges", [["a"]]), {}, ["is no merge of two tokens"]),
         (_edit("type", "Magic"), {}, ["its model is of the type"]),
+        (_edit("vocab", {"w3": 3, "w4": 10**6}), {}, ["7 tokens have ids up to 1,000,000"]),
         (_twice, {}, ["the key 'w3' occurs twice"]),
         (_same_id, {}, ['tokens with the same id: "w3" and "w4"']),
         (
@@ -472,3 +510,79 @@ def test_nothing_is_imported_without_these_keys() -> None:
 
     code = "import sys, merge_engine; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+def test_an_extended_language_is_cut_as_before(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real Tamil, with small tokenizers; docs/vocabularies.md has the figures of larger ones."""
+    from examples.vocabularies import segmentation
+
+    monkeypatch.setattr(segmentation, "ENGLISH", 400)
+    monkeypatch.setattr(segmentation, "TAMIL", 350)
+    texts = {
+        part: {name: list(found)[:80] for name, found in of_part.items()}
+        for part, of_part in segmentation.load_texts().items()
+    }
+    alone, english, *both = segmentation.rows_of_table(kind, texts, tmp_path)
+    tokens = [float(cell) for cell in alone.split(" | ")[3:6]]
+    assert tokens[1] == tokens[2] and (tokens[2] < tokens[0] or kind == "Unigram")
+    assert alone.split(" | ")[6] == "100.0%"
+    assert float(english.split(" | ")[6].rstrip("%")) > 95
+    for line in (alone, *both[:2]):  # more words than with added tokens
+        *_, merged, _, others = line.removesuffix(" |").split(" | ")
+        assert float(merged.rstrip("%")) > 2 * float(others.rstrip("%"))
+
+
+_JUNK = [
+    None,
+    True,
+    -1,
+    10**30,
+    2**40,
+    1.5,
+    "x",
+    "",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    ["a", "b"],
+    [["a", 1], ["a", 2]],
+]
+
+
+def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places of all values in a document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(inner for key, one in items for inner in _places(one, (*place, key)))]
+
+
+@settings(max_examples=80)
+@given(data=st.data(), kind=st.sampled_from(["BPE", "Unigram", "WordPiece", "WordLevel"]))
+def test_a_hostile_tokenizer_is_an_error_or_merged(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, kind: str
+) -> None:
+    folder = tmp_path_factory.mktemp("hostile")
+    made = tokenizer_json([*words(8), "ab"], ["<x>"], kind=kind, merges=["w3 w4"] if kind == "BPE" else ())
+    base = save_llama(folder / "base", tokenizer_json(words(8), kind=kind), seed=1)
+    one = save_llama(folder / "one", made, seed=2)
+    files = {
+        "tokenizer.json": made,
+        "tokenizer_config.json": {
+            **settings_of(one, "tokenizer_config.json"),
+            "added_tokens_decoder": {"9": {"content": "<x>", "special": False}},
+        },
+    }
+    name = data.draw(st.sampled_from(sorted(files)))
+    *way, last = data.draw(st.sampled_from(_places(files[name])[1:]))
+    inner: Any = files[name]
+    for step in way:
+        inner = inner[step]
+    inner[last] = data.draw(st.sampled_from(_JUNK))
+    for each, document in files.items():
+        (one / each).write_text(json.dumps(document))
+    with contextlib.suppress(me.MergeError):
+        source = data.draw(st.sampled_from(["union", "base", str(one)]))
+        me.plan(recipe("linear", base, [base, one], tokenizer_source=source), folder / "out")

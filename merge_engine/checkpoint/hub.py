@@ -23,11 +23,11 @@ _HUB_ADDRESS = re.compile(
 )
 
 
-def locate(path: str, revision: str | None) -> Path:
+def locate(path: str, revision: str | None, *, weights: bool = True) -> Path:
     """The local path of a model: an existing path as it is, otherwise a snapshot from the hub.
 
-    ``revision`` is a branch, tag or commit on the hub. Files in the hub's cache are not downloaded again; without a
-    network only the cache is used. Raises ``CheckpointError`` if there is no such model or it cannot be downloaded.
+    ``revision`` is a branch, tag or commit on the hub. Without ``weights`` only its other files are downloaded. Files in
+    the hub's cache are not downloaded again; without a network only the cache is used. Raises ``CheckpointError`` if there is no such model or it cannot be downloaded.
     """
     shown = shortened(path)
     try:
@@ -54,8 +54,8 @@ def locate(path: str, revision: str | None) -> Path:
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # the hub has names and owner/name only
         raise CheckpointError(f"{shown}: there is no such folder or file{_suggestion(local)}")
     try:
-        folder = _snapshot(path, revision, [*_SIDE_FILES, "*.safetensors"])
-        if not any(folder.glob("*.safetensors")):
+        folder = _snapshot(path, revision, [*_SIDE_FILES, *(["*.safetensors"] if weights else [])])
+        if weights and not any(folder.glob("*.safetensors")):
             folder = _snapshot(path, revision, [*_SIDE_FILES, "*.bin"])
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_suggestion(local)}") from error

@@ -26,30 +26,14 @@ from merge_engine.storage.bounded import MAX_CONFIG
 from merge_engine.text import counted, shown, some
 from merge_engine.vocabulary.base import Alignment, alignable
 from merge_engine.vocabulary.files import encode_settings, tokenizer_edits
-from merge_engine.vocabulary.names import is_vocabulary, may_be_vocabulary, vocabulary_rows
+from merge_engine.vocabulary.inputs import Input, compare, read_inputs
+from merge_engine.vocabulary.names import is_vocabulary, may_be_vocabulary
 from merge_engine.vocabulary.settings import named_tokens, stated_size, with_ids, with_size
 from merge_engine.vocabulary.sources import Origin, RowSources, TokenRow
-from merge_engine.vocabulary.tokenizer import TOKENIZER_CONFIG, Tokenizer, read_tokenizer
+from merge_engine.vocabulary.tokenizer import TOKENIZER_CONFIG, Tokenizer, read_tokenizer, some_tokens
 from merge_engine.vocabulary.union import Named, unite, with_tokens
 
 _GENERATION = "generation_config.json"
-
-
-@dataclass(frozen=True, eq=False)
-class _Input:
-    """A model with its tokenizer: as it is in the files, and without tokens for which the model has no row."""
-
-    label: str
-    checkpoint: Checkpoint
-    rows: int
-    in_files: Tokenizer
-    tokenizer: Tokenizer
-
-    @property
-    def rows_tell(self) -> bool:
-        """Whether a tensor with so many rows has one for each token: not if the hidden states have that size too."""
-        tensors = self.checkpoint.tensors.values()
-        return all(operand.shape[1] != self.rows for operand in tensors if len(operand.shape) == 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +56,10 @@ class ByTokens(Alignment):
         self._settings: TokenizerSettings = settings
         self._opened = opened
         self._mergekit = recipe.arithmetic == "mergekit"
-        self._inputs = _read_inputs(opened, donor, self.remarks)
+        self._inputs = read_inputs(opened, donor, self.remarks)
         self._telling = {label: each.rows for label, each in self._inputs.items() if each.rows_tell}
         self._donor = self._inputs[opened[donor].label]
-        _compare(self._donor, list(self._inputs.values()), self.remarks)
+        compare(self._donor, list(self._inputs.values()), self.remarks)
         self._output = self._make_output()
         given = dict(self._given())
         if self.remarks.problems:  # they say why rows cannot be decided
@@ -95,7 +79,14 @@ class ByTokens(Alignment):
     ) -> list[Operand]:
         """See ``Alignment.align``."""
         if is_vocabulary(name) and alignable(operands):
-            return self._sources.align(name, operands, labels, has_base)
+            spare = {
+                label: each.checkpoint.tensors[name]
+                for label, each in self._inputs.items()
+                if label not in labels and name in each.checkpoint.tensors
+            }
+            if not alignable([*operands, *spare.values()]):
+                spare = {}
+            return self._sources.align(name, operands, labels, has_base, spare)
         if self._moves_rows and any(
             may_be_vocabulary(name, operand, self._telling.get(label))
             for operand, label in zip(operands, labels, strict=True)
@@ -161,14 +152,20 @@ class ByTokens(Alignment):
             folder, in_files, made = chosen.checkpoint.folder, chosen.in_files, chosen.tokenizer
             least = chosen.rows
         else:
-            located = locate(source.path, source.revision)
+            located = locate(source.path, source.revision, weights=False)
             folder = located if located.is_dir() else located.parent
             in_files = made = read_tokenizer(folder)
             least = 0
         made = with_tokens(made, self._settings.tokens or {})
+        for each in self._inputs.values():
+            if dropped := [token for token in each.tokenizer.ids if token not in made.ids]:
+                self.remarks.warnings.append(
+                    f"tokenizer: the output lacks {counted(len(dropped), 'token')} of {each.label}: "
+                    f'{some_tokens(dropped)}; to keep them, set "tokenizer_source: union"'
+                )
         return _Output(folder, in_files, made, least)
 
-    def _input(self, reference: ModelReference) -> _Input | None:
+    def _input(self, reference: ModelReference) -> Input | None:
         """The input of this name, however its path is written."""
         checkpoint = self._opened.get(reference)
         if checkpoint is None and reference.revision is None and reference.lora is None:
@@ -230,7 +227,7 @@ class ByTokens(Alignment):
         ) or any(row.force for row in given.values())
         return RowSources(own, made.tokens, rows, self._donor.checkpoint.label, origin, given)
 
-    def _column(self, given: _Input, rows: int) -> list[int]:
+    def _column(self, given: Input, rows: int) -> list[int]:
         """The id of each row of the output in an input, -1 where it has none.
 
         A row that is no token of the output is the one at the same place, if that is none of the input's tokens: models
@@ -247,12 +244,17 @@ class ByTokens(Alignment):
     def _report(self) -> None:
         problems, sources = self.remarks.problems, self._sources
         if sources.without_source:
-            tokens = [shown(token) for token in sources.without_source]
+            tokens = list(sources.without_source)
             name = next(iter(sources.without_source.values()))
-            problems.append(
-                f"tokenizer: {name} has no row in any input for {counted(len(tokens), 'token')}: {some(tokens)}; name "
-                "a source for each under tokenizer.tokens, such as {source: {kind: zero}}"
+            line = (
+                f"tokenizer: {name} has no row in any input for {counted(len(tokens), 'token')}: "
+                f"{some_tokens(tokens)}; name a source for each under tokenizer.tokens, such as "
+                "{source: {kind: zero}}"
             )
+            if self._mergekit:
+                self.remarks.warnings.append(f"{line}; zeros are written, as mergekit does")
+            else:
+                problems.append(line)
         for (label, token), name in sources.lacking.items():
             problems.append(
                 f"tokenizer.tokens.{token}: {name} of {label} has no row for it; name another model"
@@ -262,68 +264,3 @@ class ByTokens(Alignment):
                 f"{some(self._undecided, 3)}: as many rows as the vocabulary, but a name that does not say whether "
                 f"they belong to tokens; leave such tensors out with {exclude_key(self._undecided[0])}"
             )
-
-
-def _read_inputs(
-    opened: Mapping[ModelReference, Checkpoint], donor: ModelReference, remarks: Remarks
-) -> dict[str, _Input]:
-    """The inputs by their labels, the donor first. Raises ``CheckpointError`` with all problems at once."""
-    found: dict[str, _Input] = {}
-    seen: set[str] = set()
-    problems: list[str] = []
-    for reference in dict.fromkeys([donor, *opened]):
-        checkpoint = opened[reference]
-        if checkpoint.label in seen:
-            continue
-        seen.add(checkpoint.label)
-        first = next(iter(found.values()), None)
-        try:
-            found[checkpoint.label] = _read_input(str(reference), checkpoint, first, remarks)
-        except CheckpointError as error:
-            problems += error.problems
-    if problems:
-        raise CheckpointError(problems)
-    return found
-
-
-def _read_input(label: str, checkpoint: Checkpoint, donor: _Input | None, remarks: Remarks) -> _Input:
-    rows = vocabulary_rows(checkpoint.tensors) or stated_size(checkpoint.config)
-    if rows is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: none of its tensors has the name of an embedding, and its config.json has no "
-            "vocab_size, so rows cannot be brought together by tokens"
-        )
-    try:
-        tokenizer = read_tokenizer(checkpoint.folder)
-    except CheckpointError as error:
-        if donor is None or donor.rows != rows or (checkpoint.folder / "tokenizer.json").exists():
-            raise
-        remarks.warnings.append(
-            f"{error}; it has as many rows as {donor.label}, whose tokenizer is taken for its own"
-        )
-        tokenizer = donor.in_files
-    stripped = tokenizer.without(rows)
-    if stripped is not tokenizer:
-        beyond = [shown(token) for token, i in tokenizer.ids.items() if i >= rows]
-        remarks.warnings.append(
-            f"tokenizer: {label} has {rows:,} rows, so these tokens of its tokenizer have none and are left out: "
-            f"{some(beyond)}"
-        )
-    return _Input(label, checkpoint, rows, tokenizer, stripped)
-
-
-def _compare(donor: _Input, inputs: Sequence[_Input], remarks: Remarks) -> None:
-    """Refuse tokenizers of different kinds, unless they are allowed: few of their tokens mean the same."""
-    for each in inputs:
-        one, other = donor.tokenizer, each.tokenizer
-        shared = len(one.ids.keys() & other.ids.keys())
-        smaller = min(len(one.ids), len(other.ids))
-        if one.kind != other.kind:
-            line = (
-                f"those of {donor.label} and {each.label} are of different kinds, {one.kind} and {other.kind}"
-            )
-        elif 2 * shared < smaller:
-            line = f"{donor.label} and {each.label} share only {shared:,} of {smaller:,} tokens"
-        else:
-            continue
-        remarks.misfit("tokenizer", f"tokenizer: {line}, so few rows of their embeddings belong together")

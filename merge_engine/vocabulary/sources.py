@@ -50,51 +50,58 @@ class RowSources:
     _known: dict[object, tuple[list[RowMap | None], int]] = field(default_factory=dict)
 
     def align(
-        self, name: str, operands: Sequence[Operand], labels: Sequence[str], has_base: bool
+        self,
+        name: str,
+        operands: Sequence[Operand],
+        labels: Sequence[str],
+        has_base: bool,
+        spare: Mapping[str, Operand],
     ) -> list[Operand]:
         """The operands of a vocabulary tensor with the rows of the output, the base's first if ``has_base``.
 
+        ``spare`` are those of inputs that this tensor is not merged from: they give rows that none of the others has.
+
         An operand whose rows are those of the output already stays as it is.
         """
-        key = tuple(labels), tuple(operand.shape[0] for operand in operands), has_base
+        every, of_every = [*operands, *spare.values()], [*labels, *spare]
+        key = tuple(of_every), tuple(operand.shape[0] for operand in every), len(operands), has_base
         if key not in self._known:
-            self._known[key] = self._maps(name, operands, labels, has_base)
+            self._known[key] = self._maps(name, every, of_every, len(operands), has_base)
         maps, new = self._known[key]
         return [
-            operand if rows is None else _with_mean(Rows.of(_from(operands, i), rows), new)
+            operand if rows is None else _with_mean(Rows.of(_from(every, i), rows), new)
             for i, (operand, rows) in enumerate(zip(operands, maps, strict=True))
         ]
 
     def _maps(
-        self, name: str, operands: Sequence[Operand], labels: Sequence[str], has_base: bool
+        self, name: str, operands: Sequence[Operand], labels: Sequence[str], merged: int, has_base: bool
     ) -> tuple[list[RowMap | None], int]:
-        """The map of each operand, in which its own number is 0 and the others follow, and the number of new rows.
+        """The maps of the first ``merged`` operands, in which the own number is 0 and the others follow.
 
-        None stands for the map of an operand that stays as it is. New rows are those at the end that no token and no
-        input has.
+        Returned is also the number of new rows: those at the end that no token and no input has. None stands for the
+        map of an operand that stays as it is.
         """
-        columns, others = self._sources(name, operands, labels, has_base)
+        columns, others = self._sources(name, operands, labels, merged, has_base)
         kept = self.rows
         while kept and kept - 1 not in self.named and others.get(kept - 1) == (_NOWHERE, False):
             kept -= 1
-        stepwise = self.origin == "mergekit"
         maps = []
         for i, column in enumerate(columns):
-            of_others = {
+            in_place = {
                 row: _numbered(source, i)
                 for row, (source, everywhere) in others.items()
                 if everywhere or column[row] < 0
             }
-            maps.append(RowMap.of(column[:kept], of_others, stepwise))
+            maps.append(RowMap.of(column[:kept], in_place, self.origin == "mergekit"))
         return [
             None if rows.is_identity and self.rows == operand.shape[0] else rows
-            for rows, operand in zip(maps, operands, strict=True)
+            for rows, operand in zip(maps, operands[:merged], strict=True)
         ], self.rows - kept
 
     def _sources(
-        self, name: str, operands: Sequence[Operand], labels: Sequence[str], has_base: bool
+        self, name: str, operands: Sequence[Operand], labels: Sequence[str], merged: int, has_base: bool
     ) -> tuple[list[Sequence[int]], dict[int, tuple[RowSource, bool]]]:
-        """The own row of each operand for each row, -1 where it has none, and what comes in place of such rows.
+        """The own rows of the merged operands, -1 where one has none, and what comes in place of such rows.
 
         With a source in place stands whether it is that of all operands. Operands have the numbers that they have here.
         """
@@ -103,32 +110,28 @@ class RowSources:
             own if max(own, default=-1) < limit else [i if i < limit else -1 for i in own]
             for own, limit in zip((self.own[label] for label in labels), limits, strict=True)
         ]
-        base = 0 if has_base else labels.index(self.base) if self.base in labels else None
-        lacking = (row for column in columns for row, there in enumerate(column) if there < 0)
-        rows = sorted({*self.given, *lacking})
-        return columns, {
-            row: self._fill(name, row, [column[row] for column in columns], labels, limits, base, has_base)
-            for row in rows
-        }
+        base = 0 if has_base else labels[:merged].index(self.base) if self.base in labels[:merged] else None
+        lacking = (row for column in columns[:merged] for row, there in enumerate(column) if there < 0)
+        others = {}
+        for row in sorted({*self.given, *lacking}):
+            own = [column[row] for column in columns]
+            if row in self.given:
+                others[row] = self._given(name, row, labels, limits), self.given[row].force
+            else:
+                others[row] = self._fill(name, row, own, merged, base, has_base)
+        return columns[:merged], others
 
     def _fill(
-        self,
-        name: str,
-        row: int,
-        own: Sequence[int],
-        labels: Sequence[str],
-        limits: Sequence[int],
-        base: int | None,
-        has_base: bool,
+        self, name: str, row: int, own: Sequence[int], merged: int, base: int | None, has_base: bool
     ) -> tuple[RowSource, bool]:
         """The source for inputs that lack a row, and whether it is that of all inputs."""
-        given = self.given.get(row)
-        if given is not None:
-            return self._given(name, row, given, labels, limits), given.force
-        having = [(k, there) for k, there in enumerate(own) if there >= 0]
+        having = [(k, there) for k, there in enumerate(own[:merged]) if there >= 0]
+        if not having and row in self.named:
+            spare = [(k, there) for k, there in enumerate(own) if there >= 0]
+            if spare and self.origin != "mergekit":
+                return spare[0], False
+            self.without_source.setdefault(self.named[row], name)
         if not having:
-            if row in self.named:
-                self.without_source.setdefault(self.named[row], name)
             return _NOWHERE, False
         if len(having) == 1 or row not in self.named:
             return having[0], False
@@ -140,9 +143,9 @@ class RowSources:
             return (ZERO, 0), False
         return (AVERAGE, tuple(having)), has_base and self.origin == "models"
 
-    def _given(
-        self, name: str, row: int, given: TokenRow, labels: Sequence[str], limits: Sequence[int]
-    ) -> RowSource:
+    def _given(self, name: str, row: int, labels: Sequence[str], limits: Sequence[int]) -> RowSource:
+        """The source that the recipe names for a row."""
+        given = self.given[row]
         if given.label is None or given.row is None:
             return ZERO, 0
         if given.label in labels and given.row < limits[labels.index(given.label)]:

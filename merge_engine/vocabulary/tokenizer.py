@@ -25,6 +25,7 @@ _ONLY_READ_ELSEWHERE = (
     *("*.tiktoken", "qwen.tiktoken", "vocab.bpe"),
 )
 _MOST_IDS = 1 << 24
+_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +272,12 @@ def _more_added(folder: Path, is_whole: bool) -> Iterator[Mapping[str, Any]]:
             yield added_token(content, number)
 
 
+def some_tokens(tokens: Sequence[str]) -> str:
+    """The first three tokens for a message, and the number of the others."""
+    rest = len(tokens) - _SHOWN
+    return ", ".join(map(shown, tokens[:_SHOWN])) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def added_token(content: str, number: int) -> dict[str, Any]:
     """An ordinary added token, with the properties that the tokenizers library gives it."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
@@ -281,6 +288,10 @@ def _check(tokenizer: Tokenizer) -> None:
     """Raise ``CheckpointError`` for a tokenizer in which one id is two tokens, or one token has two ids."""
     if not tokenizer.ids:
         raise malformed(tokenizer.file, "it has no tokens")
+    if tokenizer.size > 4 * len(tokenizer.ids) + 1024:
+        raise malformed(
+            tokenizer.file, f"{len(tokenizer.ids):,} tokens have ids up to {tokenizer.size - 1:,}"
+        )
     added: dict[str, int] = {}
     for token in tokenizer.added:
         content, number = token["content"], token["id"]

@@ -13,8 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from merge_engine.fit.vocabulary import CUTTING, CUTTING_IN_MODEL, alike
-from merge_engine.text import shown, some
-from merge_engine.vocabulary.tokenizer import Tokenizer, added_token, merged
+from merge_engine.vocabulary.tokenizer import Tokenizer, added_token, merged, some_tokens
 
 
 class Named(NamedTuple):
@@ -117,7 +116,7 @@ def _added(
     if differing:
         union.warnings.append(
             f"tokenizer: added tokens with other settings in {next(iter(differing.values()))}: "
-            f"{some([shown(token) for token in differing])}; those of the first are used"
+            f"{some_tokens(list(differing))}; those of the first are used"
         )
     return [token for _, token in held.values()]
 
@@ -156,4 +155,4 @@ def _shift(one: Tokenizer, other: Tokenizer) -> float:
 
 def _tokens(tokens: Sequence[str]) -> str:
     counted = f"{len(tokens):,} tokens" if len(tokens) > 1 else "the token"
-    return f"{counted} {some([shown(token) for token in tokens], 3)}"
+    return f"{counted} {some_tokens(tokens)}"

@@ -56,6 +56,7 @@ def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
         changes["allow"] = (*recipe.allow, "architecture")
     if options.get("unsafe_truncate_embeddings"):
         changes["unsafe_truncate_embeddings"] = True
+        changes["allow"] = (*changes.get("allow", recipe.allow), "tokenizer")
     return recipe.model_copy(update=changes)
 
 
