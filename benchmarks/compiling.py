@@ -164,7 +164,14 @@ def _launches() -> dict[str, Callable[[], Any]]:
         )
 
     def mix(data: torch.Tensor, code: str, **options: Any) -> Callable[[], None]:
-        chosen = {"divides": True, "fused": False, "rounded": False, "on_base": False, **options}
+        chosen = {
+            "divides": True,
+            "fused": False,
+            "rounded": False,
+            "stepwise": False,
+            "on_base": False,
+            **options,
+        }
         codes, numbers = [code] * 3, doubles.float()
         return lambda: combine.combine([data] * 2, data, codes, code, numbers, integers, **chosen)
 

@@ -42,15 +42,15 @@ double cosine_between(double xx, double xy, double yy) {
     return clamped(in_range ? xy / std::sqrt(squares) : xy / std::sqrt(xx) / std::sqrt(yy));
 }
 
-void interpolate_linearly(double t, double* coefficients) {
-    coefficients[0] = 1 - t;
-    coefficients[1] = t;
+Arc straight(double t) { return {{1 - t, t}, 1}; }
+
+Arc curved(double cosine, double t, const Steps& rn) {
+    const double angle = rn(arc_cosine(cosine));
+    return {{rn(sine(rn(rn(1 - t) * angle))), rn(sine(rn(t * angle)))}, rn(sine(angle))};
 }
 
-void interpolate_on_sphere(double cosine, double t, const Steps& rn, double* coefficients) {
-    const double angle = rn(arc_cosine(cosine)), whole = rn(sine(angle));
-    coefficients[0] = rn(rn(sine(rn(rn(1 - t) * angle))) / whole);
-    coefficients[1] = rn(rn(sine(rn(t * angle))) / whole);
+void divide(const Arc& arc, const Steps& rn, double* coefficients) {
+    for (int i = 0; i < 2; ++i) coefficients[i] = rn(arc.shares[i] / arc.divisor);
 }
 
 // A symmetric matrix of which the pairs i <= j are stored row by row.
@@ -155,32 +155,27 @@ void slerp(const double* products, size_t lines, double t, StepType steps, doubl
             cosine = products[1] / (norms[0] > SHORTEST ? norms[0] : 1) / (norms[1] > SHORTEST ? norms[1] : 1);
         }
         cosine = rn(clamped(cosine));
-        if (std::fabs(cosine) > NEARLY_PARALLEL) {
-            interpolate_linearly(rn(t), coefficients);
-            coefficients[0] = rn(coefficients[0]);
-        } else {
-            interpolate_on_sphere(cosine, rn(t), rn, coefficients);
-        }
+        divide(std::fabs(cosine) > NEARLY_PARALLEL ? straight(rn(t)) : curved(cosine, rn(t), rn), rn, coefficients);
     }
 }
 
-void nuslerp(const double* products, size_t lines, double t, StepType steps, double* coefficients) {
+Arc nuslerp_arc(const double* products, double t, StepType steps) {
     constexpr double SHORTEST = 1e-7;
     const Steps rn(steps);
+    const double norms[] = {rn(std::sqrt(products[0])), rn(std::sqrt(products[2]))};
+    double cosine = 0;
+    if (norms[0] > SHORTEST && norms[1] > SHORTEST) {
+        cosine = cosine_between(products[0], products[1], products[2]);
+    } else {
+        cosine = products[1] / (std::max(norms[0], SHORTEST) * std::max(norms[1], SHORTEST));
+    }
+    cosine = rn(clamped(cosine));
+    return rn(1 - rn(cosine * cosine)) <= NOTHING ? straight(t) : curved(cosine, t, rn);
+}
+
+void nuslerp(const double* products, size_t lines, double t, StepType steps, double* coefficients) {
     for (size_t line = 0; line < lines; ++line, products += 3, coefficients += 2) {
-        const double norms[] = {rn(std::sqrt(products[0])), rn(std::sqrt(products[2]))};
-        double cosine = 0;
-        if (norms[0] > SHORTEST && norms[1] > SHORTEST) {
-            cosine = cosine_between(products[0], products[1], products[2]);
-        } else {
-            cosine = products[1] / (std::max(norms[0], SHORTEST) * std::max(norms[1], SHORTEST));
-        }
-        cosine = rn(clamped(cosine));
-        if (rn(1 - rn(cosine * cosine)) <= NOTHING) {
-            interpolate_linearly(t, coefficients);
-        } else {
-            interpolate_on_sphere(cosine, t, rn, coefficients);
-        }
+        divide(nuslerp_arc(products, t, steps), Steps(steps), coefficients);
     }
 }
 

@@ -19,7 +19,13 @@ using StepType = std::optional<DType>;
 // Step 15: spherical interpolation of two vectors by the share t of the second.
 void slerp(const double* products, size_t lines, double t, StepType steps, double* coefficients);
 
+// Two vectors' shares of a point on the arc between them: to be divided by the divisor.
+struct Arc {
+    double shares[2], divisor;
+};
+
 // Step 16: the same, with another rule for vectors that are nearly parallel.
+Arc nuslerp_arc(const double* products, double t, StepType steps);
 void nuslerp(const double* products, size_t lines, double t, StepType steps, double* coefficients);
 
 // Step 17. False where the directions cancel out, so that there is no mean.

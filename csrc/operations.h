@@ -108,6 +108,7 @@ struct Combine {
     double divisor = 1;
     bool fused = false;             // acc = fma(x, c, acc), as mergekit's linear computes
     bool rounded = false;           // round the result to the working dtype first, as `fused` does
+    bool stepwise = false;          // round the result of every operation to it
     bool on_base = false;           // combine task vectors, and add the base, which is the first input
     Line line;                      // whose coefficients are [line][term] in `of_lines`; or the whole tensor
     const double* of_lines = nullptr;

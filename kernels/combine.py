@@ -61,6 +61,7 @@ def combine_kernel(
     DIVIDES: tl.constexpr,
     FUSED: tl.constexpr,
     ROUNDED: tl.constexpr,
+    STEPWISE: tl.constexpr,
     ON_BASE: tl.constexpr,
     LINES: tl.constexpr,
     N: tl.constexpr,
@@ -103,21 +104,31 @@ def combine_kernel(
             stained += stains(x)
             if ON_BASE:
                 x = x - base
+                if STEPWISE:
+                    x = rounded_to(x, WORKING)
             if LINES == 0:
                 coefficient = tl.load(numbers + i - FIRST)
             else:
                 coefficient = tl.load(numbers + row + i - FIRST, mask=inside, other=0.0)
             if FUSED:
                 total = fused_multiply_add(x, coefficient, total)
+            elif STEPWISE:
+                part = rounded_to(coefficient * x, WORKING)
+                if i == FIRST:
+                    total = part
+                else:
+                    total = rounded_to(total + part, WORKING)
             elif i == FIRST:
                 total = coefficient * x  # nothing is added to the first: 0 + -0 would turn positive
             else:
                 total = total + coefficient * x
         if DIVIDES:
             total = divided(total, divisor, inverse)
+            if STEPWISE:
+                total = rounded_to(total, WORKING)
         if ON_BASE:
             total = base + total
-        if FUSED | ROUNDED:
+        if FUSED | ROUNDED | STEPWISE:
             total = rounded_to(total, WORKING)
         stained += stains(store(output + first, places, inside, total, OUT, MASKED).to(REAL))
         step += 1
@@ -141,6 +152,7 @@ def combine(
     divides: bool,
     fused: bool,
     rounded: bool,
+    stepwise: bool,
     on_base: bool,
     start: int = 0,
     line: tuple[int, int] | None = None,
@@ -170,6 +182,7 @@ def combine(
         DIVIDES=divides,
         FUSED=fused,
         ROUNDED=rounded,
+        STEPWISE=stepwise,
         ON_BASE=on_base,
         LINES=0 if line is None else 1 if stride == 1 else 2,
         N=len(inputs),

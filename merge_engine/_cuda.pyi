@@ -177,6 +177,7 @@ class CombineCall:
         divisor: float | None,
         fused: bool,
         rounded: bool,
+        stepwise: bool,
         on_base: bool,
         line: Line | tuple[int, int],
         of_lines: int,

@@ -308,6 +308,9 @@ def test_combinations_of_task_vectors(dtype: torch.dtype, make) -> None:
         for divisor in (None, 0.7):
             operation = Combine(coefficients, divisor, rounded=rounded, on_base=True)
             agree(operation, base, tuned)
+            if rounded:
+                agree(operation._replace(stepwise=True, rounded=False), base, tuned, out=torch.float32)
+                agree(Combine(coefficients, divisor, stepwise=True), None, tuned)
         agree(Combine((0.25, *coefficients), rounded=rounded), base, tuned, out=torch.float32)
 
 

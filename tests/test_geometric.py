@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from adversarial import generator
+from conftest import SaveCheckpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
@@ -370,3 +371,37 @@ def test_tensors_that_some_inputs_lack() -> None:
         me.merge_state_dicts(a, [a, b], "nuslerp")
     stock = me.merge_state_dicts(a, [a, b], "model_stock")
     assert torch.equal(stock["only.a"], a["only.a"])
+
+
+def test_recipes_name_the_base_in_either_way(save_checkpoint: SaveCheckpoint) -> None:
+    """A base listed as a model is the base; without one in the recipe, nuslerp and multislerp have none."""
+    held = [{"x": tensor} for tensor in inputs((40, 50), 2, torch.bfloat16, 6, True)]
+    a, b, c = (str(save_checkpoint(name, state)) for name, state in zip("abc", held, strict=True))
+
+    def run(
+        method: str, models: Sequence[str], base: str | None, weight: float | None = None, **options: Any
+    ):
+        entry = {} if weight is None else {"parameters": {"weight": weight}}
+        recipe = {
+            "merge_method": method,
+            "models": [{"model": model, **entry} for model in models],
+            "parameters": options,
+        }
+        tensors = me.run(recipe | ({"base_model": base} if base else {})).tensors
+        assert tensors is not None
+        return tensors["x"]
+
+    expected = me.merge_tensors(held[0]["x"], [held[1]["x"]], "slerp", t=0.4)
+    for models in ([a, b], [b, a], [b]):
+        assert torch.equal(run("slerp", models, a, t=0.4), expected)
+    with pytest.raises(me.PlanError, match=r"slerp: takes exactly 1 model.* besides the base model, not 2"):
+        run("slerp", [b, c], a, t=0.4)
+    with pytest.raises(me.PlanError, match="slerp needs a base_model"):
+        run("slerp", [a, b], None, t=0.4)
+    x, y, z = (state["x"] for state in held)
+    assert torch.equal(run("nuslerp", [b, c], None, 0.5), me.merge_tensors(None, [y, z], "nuslerp"))
+    assert torch.equal(run("nuslerp", [b, c], a, 0.5), me.merge_tensors(x, [y, z], "nuslerp"))
+    with pytest.raises(me.PlanError, match=r"nuslerp: takes exactly 2 model.* besides the base model, not 1"):
+        run("nuslerp", [a, b], a, 0.5)
+    assert torch.equal(run("karcher", [b, c], a), me.merge_tensors(None, [y, z], "karcher"))
+    assert torch.equal(run("model_stock", [b, c], a), me.merge_tensors(x, [y, z], "model_stock"))

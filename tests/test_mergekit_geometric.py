@@ -27,20 +27,27 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SHAPES = ((65,), (33, 70), (4, 25, 7))
 LINED = {"nuslerp_flatten": False}
 CASES: dict[str, tuple[bool, int, dict[str, Any], float]] = {
-    # With a base, number of models, options, units in the last place of the largest input or task vector
-    "slerp 0.3": (True, 1, {"t": 0.3}, 1),
-    "slerp 1.5": (True, 1, {"t": 1.5}, 2),
+    # With a base, number of models, options, units in the last place of the largest input
+    "slerp 0.3": (True, 1, {"t": 0.3}, 3),
+    "slerp 1.5": (True, 1, {"t": 1.5}, 3),
     "nuslerp flat": (False, 2, {"weight": [0.3, 0.9]}, 3),
-    "nuslerp flat on a base": (True, 2, {"weight": [0.3, 0.9]}, 3),
-    "nuslerp lines": (False, 2, {"weight": [0.5, 0.6], **LINED}, 3),
-    "nuslerp columns": (False, 2, {"weight": [0.5, 0.6], **LINED, "nuslerp_row_wise": True}, 3),
-    "nuslerp columns on a base": (True, 2, {"weight": [0.5, 0.6], **LINED, "nuslerp_row_wise": True}, 3),
+    "nuslerp flat on a base": (True, 2, {"weight": [0.3, 0.9]}, 4),
+    # Lines of a few elements may be nearly opposite, which makes coefficients large
+    "nuslerp lines": (False, 2, {"weight": [0.5, 0.6], **LINED}, 16),
+    "nuslerp columns": (False, 2, {"weight": [0.5, 0.6], **LINED, "nuslerp_row_wise": True}, 16),
+    "nuslerp columns on a base": (
+        True,
+        2,
+        {"weight": [0.5, 0.6], **LINED, "nuslerp_row_wise": True},
+        24,
+    ),
     "multislerp": (False, 3, {"weight": [0.3, 0.9, 0.4]}, 4),
-    "multislerp on a base": (True, 3, {"weight": [0.3, 0.9, 0.4], "normalize_weights": False}, 4),
-    "karcher": (False, 3, {}, 4),
+    "multislerp on a base": (True, 3, {"weight": [0.3, 0.9, 0.4], "normalize_weights": False}, 8),
+    # Angles between fine-tunes follow from cosines that mergekit rounds to 16 bits
+    "karcher": (False, 3, {}, 24),
     "karcher of two": (False, 2, {"max_iter": 3}, 4),
-    "model_stock": (True, 3, {}, 3),
-    "model_stock by filter": (True, 2, {"filter_wise": True}, 3),
+    "model_stock": (True, 3, {}, 4),
+    "model_stock by filter": (True, 2, {"filter_wise": True}, 4),
 }
 
 
@@ -115,5 +122,8 @@ def test_within_a_few_units(theirs: dict[str, torch.Tensor], case: str) -> None:
         size = torch.stack([tensor.float().abs() for tensor in (*given[: 1 + models], found)]).amax(0)
         error = (ours.float() - found.float()).abs() / (torch.finfo(dtype).eps * size)
         assert float(error.max()) <= units, (data, float(error.max()))
-        if case.startswith("slerp") and dtype != torch.float32:
+        near = data[2]
+        if dtype != torch.float32 and (case.startswith("slerp") or ("flat" in case and not near)):
             assert (ours != found).float().mean() < 0.01
+        if dtype == torch.float32 and not case.startswith("nuslerp"):
+            assert float(error.max()) <= min(units, 8)

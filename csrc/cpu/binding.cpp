@@ -105,6 +105,13 @@ void bind_geometry(py::module_& m) {
         },
         products, t, steps, coefficients);
     m.def(
+        "nuslerp_arc",
+        [](const py::buffer& products, double t, StepType steps) {
+            const Arc arc = nuslerp_arc(numbers<double>(products, 3), t, steps);
+            return std::make_tuple(arc.shares[0], arc.shares[1], arc.divisor);
+        },
+        products, t, steps);
+    m.def(
         "multislerp",
         [](const py::buffer& products, const std::vector<double>& weights, double epsilon,
            const py::buffer& coefficients) {

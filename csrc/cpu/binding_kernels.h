@@ -294,12 +294,12 @@ class Kernels {
     // output.
     std::vector<uint64_t> combine(const Inputs& inputs, const HostArray& output,
                                   const std::vector<double>& coefficients, std::optional<double> divisor,
-                                  bool fused, bool rounded, bool on_base, const Line& line,
+                                  bool fused, bool rounded, bool stepwise, bool on_base, const Line& line,
                                   const std::optional<py::buffer>& of_lines, DType working, uint64_t start,
                                   uint64_t count) const {
         const std::vector<Array> arrays = checked(inputs, count);
         Combine op{arrays, coefficients, checked(output, count), working, divisor.has_value(), divisor.value_or(1),
-                   fused,  rounded,      on_base,                line,    nullptr};
+                   fused,  rounded,      stepwise,               on_base, line,                nullptr};
         if (line.whole_tensor()) {
             demand_as_many(coefficients, op.terms(), "coefficients");
         } else if (count > 0) {
@@ -407,8 +407,8 @@ inline void bind_kernels(py::module_& m) {
              py::arg("entries"), working, py::arg("election"), py::arg("normalize"),
              py::arg("storage_rounding"), py::arg("scale"), py::arg("divisor"), py::arg("wide"), start, count)
         .def("combine", &Kernels::combine, inputs, py::arg("output"), py::arg("coefficients"),
-             py::arg("divisor"), py::arg("fused"), py::arg("rounded"), py::arg("on_base"), py::arg("line"),
-             py::arg("of_lines"), working, start, count)
+             py::arg("divisor"), py::arg("fused"), py::arg("rounded"), py::arg("stepwise"), py::arg("on_base"),
+             py::arg("line"), py::arg("of_lines"), working, start, count)
         .def("add_low_rank", &Kernels::add_low_rank, py::arg("values"), py::arg("rows"), py::arg("columns"),
              py::arg("rank"), py::arg("width"), py::arg("first"), py::arg("transposed"), py::arg("scale"));
 }

@@ -90,8 +90,14 @@ class Combiner {
             const auto c = coefficient(i - first);
             if (op_.on_base) {
                 for (int j = 0; j < width; ++j) x[j] -= base[j];
+                if (op_.stepwise) round_all(x, width);
             }
-            if (Fused) {
+            if (op_.stepwise) {
+                for (int j = 0; j < width; ++j) x[j] = c[j] * x[j];
+                round_all(x, width);
+                for (int j = 0; j < width; ++j) sum[j] += x[j];
+                round_all(sum, width);
+            } else if (Fused) {
                 for (int j = 0; j < width; ++j) sum[j] = std::fma(x[j], c[j], sum[j]);
             } else {
                 for (int j = 0; j < width; ++j) sum[j] += c[j] * x[j];
@@ -99,14 +105,17 @@ class Combiner {
         }
         if (op_.divides) {
             for (int j = 0; j < width; ++j) sum[j] /= divisor_;
+            if (op_.stepwise) round_all(sum, width);
         }
         if (op_.on_base) {
             for (int j = 0; j < width; ++j) sum[j] = base[j] + sum[j];
         }
-        if (Fused || op_.rounded) {
-            for (int j = 0; j < width; ++j) sum[j] = RoundedTo<Working>::round(sum[j]);
-        }
+        if (Fused || op_.rounded || op_.stepwise) round_all(sum, width);
         non_finite[n] += store_tile(op_.output, at, width, sum);
+    }
+
+    static void round_all(Real* ME_RESTRICT values, int count) {
+        for (int j = 0; j < count; ++j) values[j] = RoundedTo<Working>::round(values[j]);
     }
 
     // The same in registers, for whole groups. False if a result is not finite, as it is where an input is not.
@@ -117,7 +126,7 @@ class Combiner {
             using Vectors = StorageLanes<Working>;
             constexpr size_t MANY = 32;
             const size_t n = op_.inputs.size();
-            if (n > MANY) return false;
+            if (n > MANY || op_.stepwise) return false;
             Bits room[MANY][TILE];
             const Bits* inputs[MANY];
             for (size_t i = 0; i < n; ++i) inputs[i] = tile_of<Working>(op_.inputs[i], at, width, room[i]);

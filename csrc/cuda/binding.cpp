@@ -194,16 +194,16 @@ void bind_calls(py::module_& m) {
     py::class_<CombineCall>(m, "CombineCall", local)
         .def(py::init([](const std::vector<Array>& inputs, const Array& output,
                          const std::vector<double>& coefficients, std::optional<double> divisor, bool fused,
-                         bool rounded, bool on_base, const Line& line, uintptr_t of_lines, DType working,
+                         bool rounded, bool stepwise, bool on_base, const Line& line, uintptr_t of_lines, DType working,
                          uint64_t start, uint64_t count, uintptr_t non_finite) {
                  const Combine operation{inputs,  coefficients, output,
                                          working, divisor.has_value(), divisor.value_or(1),
-                                         fused,   rounded,      on_base,
-                                         line,    pointer<const double>(of_lines)};
+                                         fused,   rounded,      stepwise,
+                                         on_base, line,    pointer<const double>(of_lines)};
                  return CombineCall{operation, start, count, pointer<uint64_t>(non_finite)};
              }),
              py::arg("inputs"), output, py::arg("coefficients"), py::arg("divisor"), py::arg("fused"),
-             py::arg("rounded"), py::arg("on_base"), py::arg("line"), py::arg("of_lines"), working, start,
+             py::arg("rounded"), py::arg("stepwise"), py::arg("on_base"), py::arg("line"), py::arg("of_lines"), working, start,
              count, non_finite);
 }
 

@@ -22,7 +22,7 @@ struct Term {
 struct Job {
     Array output;
     size_t first_term, inputs;
-    bool divides, fused, rounded, on_base;
+    bool divides, fused, rounded, stepwise, on_base;
     double divisor;
     Line line;
     const double* of_lines;
@@ -96,14 +96,20 @@ __device__ void combine_pack(const Job& job, const List<Term>& terms, uint64_t a
         for (int j = 0; j < V; ++j) {
             Real value = x.template value<Real>(j);
             if (job.on_base) value = value - base[j];
-            sum[j] = job.fused ? std::fma(value, coefficient[j], sum[j]) : sum[j] + coefficient[j] * value;
+            if (job.stepwise) {
+                const Real part = RoundedTo<Working>::round(coefficient[j] * RoundedTo<Working>::round(value));
+                sum[j] = RoundedTo<Working>::round(sum[j] + part);
+            } else {
+                sum[j] = job.fused ? std::fma(value, coefficient[j], sum[j]) : sum[j] + coefficient[j] * value;
+            }
         }
     }
 #pragma unroll
     for (int j = 0; j < V; ++j) {
         if (job.divides) sum[j] /= static_cast<Real>(job.divisor);
+        if (job.stepwise) sum[j] = RoundedTo<Working>::round(sum[j]);
         if (job.on_base) sum[j] = base[j] + sum[j];
-        if (job.fused || job.rounded) sum[j] = RoundedTo<Working>::round(sum[j]);
+        if (job.fused || job.rounded || job.stepwise) sum[j] = RoundedTo<Working>::round(sum[j]);
     }
     count_non_finite(job, job.inputs, store_values<Working, V>(job.output, at, sum));
 }
@@ -217,7 +223,7 @@ void add_chunk(CombineLaunches& launches, const Job& job, uint64_t count, bool v
     const uint64_t whole = vectors ? count / V * V : 0;
     bool fast = false;
     if constexpr (V == 8) {
-        fast = job.inputs <= MOST_FAST && job.line.whole_tensor();
+        fast = job.inputs <= MOST_FAST && job.line.whole_tensor() && !job.stepwise;
         if (fast) add_fast_range<Working, MOST_FAST>(launches, job, whole, device);
     }
     if (!fast) add_range<Working, V>(launches, job, 0, whole, device);
@@ -232,9 +238,8 @@ void combine(const Queue& queue, const std::vector<CombineCall>& calls) {
     std::vector<Term> terms;
     for (const CombineCall& call : calls) {
         const Combine& op = call.operation;
-        const Job job{op.output,  terms.size(), op.inputs.size(), op.divides,      op.fused,   op.rounded, op.on_base,
-                      op.divisor, op.line,      op.of_lines,      call.non_finite, call.start, 0,          0,
-                      {}};
+        const Job job{op.output,  terms.size(), op.inputs.size(), op.divides,      op.fused,   op.rounded, op.stepwise,
+                      op.on_base, op.divisor,   op.line,          op.of_lines,     call.non_finite, call.start, 0, 0, {}};
         bool vectors = fits_vectors(op.output, op.working);
         for (size_t i = 0; i < op.inputs.size(); ++i) {
             const bool is_term = op.line.whole_tensor() && (i > 0 || !op.on_base);

@@ -231,13 +231,15 @@ class Combine(NamedTuple):
     There is one coefficient for each input, the base included. With ``on_base`` there is one for each model: it
     multiplies the task vector, and the base is added to the sum. With ``lines`` each line has its own, and
     ``coefficients`` is empty; there is no divisor then. ``fused`` adds by fused multiply-add. ``fused`` and ``rounded``
-    round the result to the working dtype before it is converted to the output's, as mergekit does.
+    round the result to the working dtype before it is converted to the output's, as mergekit does; ``stepwise`` rounds
+    the result of every operation to it.
     """
 
     coefficients: tuple[float, ...]
     divisor: float | None = None
     fused: bool = False
     rounded: bool = False
+    stepwise: bool = False
     on_base: bool = False
     lines: LineCoefficients | None = None
 

@@ -437,7 +437,8 @@ class ReferenceBackend(Backend):
         """Write a linear combination (see ``Backend.combine``)."""
         inputs = [_load(array, chunk.working) for array in chunk.inputs]
         real, device = inputs[0].dtype, inputs[0].device
-        terms = [model - inputs[0] for model in inputs[1:]] if operation.on_base else inputs
+        rn = _rounding(chunk.working, operation.stepwise)
+        terms = [rn(model - inputs[0]) for model in inputs[1:]] if operation.on_base else inputs
         coefficients: Sequence[torch.Tensor]
         if operation.lines is None:
             coefficients = [torch.tensor(c, dtype=real, device=device) for c in operation.coefficients]
@@ -445,12 +446,15 @@ class ReferenceBackend(Backend):
             coefficients = _of_elements(chunk, operation.lines, len(terms), inputs[0])
         total = torch.zeros_like(inputs[0]) if operation.fused else -torch.zeros_like(inputs[0])
         for values, coefficient in zip(terms, coefficients, strict=True):
-            total = _fma(values, coefficient, total) if operation.fused else total + coefficient * values
+            total = (
+                _fma(values, coefficient, total) if operation.fused else rn(total + rn(coefficient * values))
+            )
         if operation.divisor is not None:
-            total = total / torch.tensor(operation.divisor, dtype=real, device=device)
+            total = rn(total / torch.tensor(operation.divisor, dtype=real, device=device))
         if operation.on_base:
             total = inputs[0] + total
-        _store(_rounding(chunk.working, operation.fused or operation.rounded)(total), output)
+        once_more = operation.fused or operation.rounded or operation.stepwise
+        _store(_rounding(chunk.working, once_more)(total), output)
         return Outcome((), _non_finite(chunk), int((~output.isfinite()).sum()))
 
     def nearswap(self, chunk: Chunk, operation: Nearswap, output: torch.Tensor) -> Outcome:

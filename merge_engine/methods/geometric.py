@@ -92,6 +92,9 @@ class NuSlerp(Method):
         total = first + second
         t = 0.5 if abs(total) < 1e-6 else second / total
         products, coefficients = _products(answers, gram, 2)
+        if task.storage_rounding and gram.line is None:
+            *shares, divisor = _native.nuslerp_arc(products=products, t=t, steps=_steps(task))
+            return Combine(tuple(shares), divisor, stepwise=True, on_base=gram.of_deltas)
         _native.nuslerp(products=products, t=t, steps=_steps(task), coefficients=coefficients)
         return _combination(task, gram, coefficients)
 

@@ -281,6 +281,7 @@ class CpuBackend(Backend):
             divisor=operation.divisor,
             fused=operation.fused,
             rounded=operation.rounded,
+            stepwise=operation.stepwise,
             on_base=operation.on_base,
             line=operation.lines.line if operation.lines else WHOLE,
             of_lines=operation.lines.values if operation.lines else None,

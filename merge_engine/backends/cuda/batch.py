@@ -423,6 +423,7 @@ class Batch:
             divisor=operation.divisor,
             fused=operation.fused,
             rounded=operation.rounded,
+            stepwise=operation.stepwise,
             on_base=operation.on_base,
             line=operation.lines.line if operation.lines else WHOLE,
             of_lines=0 if table is None else table.address,

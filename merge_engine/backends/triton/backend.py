@@ -392,6 +392,7 @@ class TritonBackend(Backend):
                 divides=operation.divisor is not None,
                 fused=operation.fused,
                 rounded=operation.rounded,
+                stepwise=operation.stepwise,
                 on_base=operation.on_base,
                 start=chunk.start,
                 line=None if lines is None else lines.line,
