@@ -32,6 +32,10 @@ METHODS = {
     "nuslerp": {"weight": 0.5, "nuslerp_flatten": False},
     "multislerp": {"weight": 0.5},
     "model_stock": {"filter_wise": True},
+    "nearswap": {"t": 0.001},
+    "ramplus_tl": {"epsilon": 0.001},
+    "sce": {"select_topk": 0.3, "ties": "index"},
+    "arcee_fusion": {},
 }
 
 
@@ -57,7 +61,8 @@ def digest(folder: Path) -> str:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_bytes_and_counts_as_the_cpu(backend, recipe: dict, tmp_path: Path, method: str) -> None:
-    recipe |= {"merge_method": method, "parameters": METHODS[method]}
+    models = recipe["models"][: me.METHODS[method].max_models]
+    recipe |= {"merge_method": method, "parameters": METHODS[method], "models": models}
     expected = me.run(recipe, tmp_path / "cpu", device="cpu")
     for memory in ("400MB", "200KB"):  # at once, and in pieces
         merged = me.run(recipe, tmp_path / memory, backend=backend, memory=memory)

@@ -48,16 +48,28 @@ class Scorer {
         for (int j = 0; j < n; ++j) mean[j] = squares[j] = 0;
         for (size_t i = 1; i < inputs_.size(); ++i) {
             load_tile<Working>(inputs_[i], at, n, x);
-            const Wide number = static_cast<Wide>(i);
-            for (int j = 0; j < n; ++j) {
-                const Wide delta = static_cast<Wide>(Rounding::round(x[j] - base[j]));
-                const Wide distance = delta - mean[j];
-                mean[j] += distance / number;
-                squares[j] += distance * (delta - mean[j]);
-            }
+            divided_by(i, [&](auto divide) {
+                for (int j = 0; j < n; ++j) {
+                    const Wide delta = static_cast<Wide>(Rounding::round(x[j] - base[j]));
+                    const Wide distance = delta - mean[j];
+                    mean[j] += divide(distance);
+                    squares[j] += distance * (delta - mean[j]);
+                }
+            });
         }
-        const Wide number = static_cast<Wide>(inputs_.size() - 1);
-        for (int j = 0; j < n; ++j) scores[j] = Rounding::round(static_cast<Real>(squares[j] / number));
+        divided_by(inputs_.size() - 1, [&](auto divide) {
+            for (int j = 0; j < n; ++j) scores[j] = Rounding::round(static_cast<Real>(divide(squares[j])));
+        });
+    }
+    // Division by a power of two is a multiplication, which takes less time.
+    template <class Use>
+    static void divided_by(size_t number, Use&& use) {
+        const Wide divisor = static_cast<Wide>(number), inverse = 1 / divisor;
+        if ((number & (number - 1)) == 0) {
+            use([inverse](Wide value) { return value * inverse; });
+        } else {
+            use([divisor](Wide value) { return value / divisor; });
+        }
     }
 
     void importances(uint64_t at, int n, Real* ME_RESTRICT scores) const {
@@ -257,13 +269,25 @@ void note_scores(const std::vector<Array>& inputs, const Score& score, const Mas
         const MaskKernel<real()> kernel(mask);
         static constexpr Real zeros[TILE] = {};
         for_each_block(count, threads, [&](uint64_t, uint64_t first, uint64_t last, int) {
-            Real scores[TILE], deltas[TILE];
-            uint32_t kept[TILE];
+            Real scores[TILE] = {};
             for (uint64_t at = first; at < last; at += TILE) {
                 const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+                if (n < TILE) std::fill(scores, scores + TILE, Real(0));  // whole groups are read
                 scorer.tile(at, n, scores);
-                kernel.template read<Unrounded>({scores, real()}, zeros, start + at, 0, n, deltas, kept);
-                note(bits_where(n, [&](int j) { return less(Words{}, load<Words>(kept + j)); }), at, notes);
+                TileBits kept;
+                if constexpr (real() == DType::F32) {
+                    typename Storage<real()>::Bits bits[TILE];
+                    static constexpr typename Storage<real()>::Bits base[TILE] = {};
+                    std::memcpy(bits, scores, sizeof(bits));
+                    Ints largest = {};
+                    kernel.keep(bits, base, start + at, 0, n, kept, largest);  // in natural order
+                } else {
+                    Real deltas[TILE];
+                    uint32_t stays[TILE];
+                    kernel.template read<Unrounded>({scores, real()}, zeros, start + at, 0, n, deltas, stays);
+                    kept = bits_where(n, [&](int j) { return less(Words{}, load<Words>(stays + j)); });
+                }
+                note(kept, at, notes);
             }
         });
     });

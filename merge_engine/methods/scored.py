@@ -113,6 +113,7 @@ class ArceeFusion(Method):
 
     name = "arcee_fusion"
     max_models = 1
+    if_lacking = "lone"
 
     def needs(self, task: Task) -> Sequence[Need]:
         """The quartiles of the importance, and whole lines."""
