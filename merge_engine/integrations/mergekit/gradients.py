@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from merge_engine.backends.operations import Chunk, Combine, Consensus, Mask, Outcome
+from merge_engine.backends.operations import Chunk, Combine, Consensus, Line, Mask, Nearswap, Outcome
 from merge_engine.backends.reference import ReferenceBackend, real_dtype, round_to
 from merge_engine.backends.statistics import BlockSums
 from merge_engine.dtypes import BY_NAME
@@ -125,10 +125,15 @@ class _Following(ReferenceBackend):
         self._by_norms = True
         return super().l1_norms(chunk, masks, storage_rounding)
 
-    def gram(self, chunk: Chunk, *what: Any, **how: Any) -> BlockSums:
+    def gram(self, chunk: Chunk, of_deltas: bool = False, line: Line | None = None) -> BlockSums:
         """Sum inner products (see ``Backend.gram``)."""
         self._by_values = True
-        return super().gram(chunk, *what, **how)
+        return super().gram(chunk, of_deltas, line)
+
+    def squares(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
+        """Sum squares (see ``Backend.squares``)."""
+        self._by_values = True
+        return super().squares(chunk, masks, storage_rounding)
 
     def rescaling(self, delta: torch.Tensor, kept: torch.Tensor, factor: float) -> torch.Tensor:
         """The factor; if autograd follows, and it is the ratio of the norms, then by torch operations."""
@@ -144,6 +149,10 @@ class _Following(ReferenceBackend):
     def combine(self, chunk: Chunk, operation: Combine, output: torch.Tensor) -> Outcome:
         """Write a linear combination (see ``Backend.combine``)."""
         return self._follow(super().combine, chunk, operation, output)
+
+    def nearswap(self, chunk: Chunk, operation: Nearswap, output: torch.Tensor) -> Outcome:
+        """Move the base to the model where they are near (see ``Backend.nearswap``)."""
+        return self._follow(super().nearswap, chunk, operation, output)
 
     def _follow(
         self, apply: Callable[..., Outcome], chunk: Chunk, operation: Any, output: torch.Tensor
