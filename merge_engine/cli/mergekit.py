@@ -81,7 +81,7 @@ class Options:
         bool,
         typer.Option(
             "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
-            help='Refused: the recipe\'s key "tokenizer" aligns vocabularies.',
+            help="Cut embeddings and heads to the rows that all models have.",
             show_default=False,
         ),
     ] = False
@@ -226,6 +226,8 @@ def _recipes(file: Path, options: Options) -> tuple[Recipe, ...]:
         if not 0 <= options.random_seed < 2**64:
             raise OptionError(f"--random-seed: must be from 0 to 2**64 - 1, not {options.random_seed}")
         changes["seed"] = options.random_seed
+    if options.unsafe_truncate_embeddings:
+        changes["unsafe_truncate_embeddings"] = True
     recipes = load_recipes(file, lenient=options.lenient, check_method=find_method)
     return tuple(
         recipe.model_copy(
@@ -238,10 +240,6 @@ def _recipes(file: Path, options: Options) -> tuple[Recipe, ...]:
 def _merge(recipes: tuple[Recipe, ...], output: Path, options: Options, **more: object) -> None:
     if not options.safe_serialization:
         raise OptionError("--no-safe-serialization: only safetensors are written; leave it out")
-    if options.unsafe_truncate_embeddings:
-        raise OptionError(
-            '--unsafe-truncate-embeddings: rows are not cut off; the key "tokenizer" of the recipe aligns vocabularies'
-        )
     if not options.quiet:
         terminal.say("note", options.not_needed())
     if options.transformers_cache is not None:
