@@ -19,8 +19,9 @@ def run_merge(
     ``config`` is a recipe in any form that ``merge_engine.run`` takes, or mergekit's ``MergeConfiguration``.
     ``options`` are mergekit's ``MergeOptions``, a mapping of the same names, or None. ``device``, ``cuda``,
     ``num_threads``, ``out_shard_size``, ``random_seed``, ``allow_crimes`` and ``unsafe_truncate_embeddings`` are done;
-    docs/mergekit.md says why the others need not be. An output that is there is replaced, as mergekit does. ``config_source`` has no effect: the
-    model card holds the recipe that was merged. Raises ``MergeError``, which is a ``ValueError``.
+    docs/mergekit.md says why the others need not be. An output that is there is replaced, as mergekit does.
+    ``config_source`` has no effect: the model card holds the recipe that was merged. Raises ``MergeError``, which is a
+    ``ValueError``.
     """
     given = _plain(options)
     device = given.get("device") or ("cuda" if given.get("cuda") else "auto")
