@@ -175,6 +175,17 @@ def test_circles_are_found_and_named(recipes: list[dict[str, Any]], data: st.Dat
         assert all(below in links[name] for name, below in pairwise(names))
 
 
+def test_of_very_many_circles_some_are_named() -> None:
+    names = [f"n{i}" for i in range(100)]
+    recipes = [
+        {"name": name, "merge_method": "linear", "models": [{"model": other} for other in names]}
+        for name in names
+    ]
+    with pytest.raises(me.RecipeError) as caught:
+        load_recipes(text(*recipes))
+    assert len(caught.value.problems) == 20
+
+
 @pytest.mark.parametrize(
     "key",
     [

@@ -89,7 +89,7 @@ def expected() -> dict[str, torch.Tensor]:
 def test_every_option_is_taken(
     expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused = {"unsafe-truncate-embeddings": "", "safe-serialization": "no-", "cuda": ""}
+    refused = {"safe-serialization": "no-", "cuda": ""}
     given = [f"--{name}" for name in SWITCHES if refused.get(name) != ""]
     given = [option for option in given if option not in ("--quiet",)]
     line = " ".join([*given, *(f"{name} {value}" for name, value in VALUES.items()), "-v -v --gpu-rich"])
@@ -140,11 +140,6 @@ def test_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     ("line", "code", "message"),
     [
         ("mergekit-yaml recipe.yaml out --no-safe-serialization", 2, "only safetensors are written"),
-        (
-            "mergekit-yaml recipe.yaml out --unsafe-truncate-embeddings",
-            2,
-            'the key "tokenizer" of the recipe',
-        ),
         ("mergekit-yaml recipe.yaml out --random-seed -1", 2, "--random-seed: must be from 0 to 2**64 - 1"),
         ("mergekit-yaml recipe.yaml out --out-shard-size lots", 2, "'lots' is not a size"),
         ("mergekit-yaml recipe.yaml out -j 0", 2, "threads: must be a whole number from 1"),

@@ -12,15 +12,20 @@ from under_test import on
 
 from merge_engine.backends import create_backend
 from merge_engine.backends.operations import (
+    Band,
     Combine,
     Consensus,
     Dense,
+    Divergence,
     Draw,
     Entry,
     Found,
     FoundBand,
+    Nearswap,
     RankMask,
+    Scored,
     Sought,
+    Variance,
 )
 from merge_engine.backends.reference import ReferenceBackend, draws
 from merge_engine.kernels import launching, search
@@ -167,3 +172,29 @@ def test_ties_that_all_stay_beyond_32_bits() -> None:
         backend.fetch(backend.consensus(chunk, operation, backend.tensor(output)))
         outputs.append(output.cpu())
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float64), ids=str)
+def test_scores_overlaps_and_nearswap(dtype: torch.dtype) -> None:
+    """Once each: test_conformance_scores.py has more, and takes the interpreter too long."""
+    size, reference = 300, ReferenceBackend()
+    backend = BACKEND
+    base, models = quantised_models(size, 2, dtype)
+    agree(Nearswap(1e-3), base, models[:1])
+    agree(Consensus((Entry(Band(5), 0.7), Entry(Band(9), 0.3)), "overlap"), base, models)
+    masks = [Band(5), Band(9)]
+    chunks = [chunk_of(b, base, models) for b in (reference, backend)]
+    assert backend.fetch(backend.overlaps(chunks[1], masks)) == reference.overlaps(chunks[0], masks)
+    for score in (Variance(), Divergence(100)):
+        used = models if score == Variance() else models[:1]
+        results = []
+        for b in (reference, backend):
+            chunk = chunk_of(b, base, used)
+            key = b.fetch(found_by_counting(b, [chunk], [(score, 100)])[0]).key
+            mask = Scored(score, Band(key, low_positions=(0, 2**31), by_draw=True, random_key=3))
+            output = on(b, torch.empty_like(base))
+            operation = Consensus(tuple(Entry(mask, 0.5) for _ in used), "deltas", True)
+            outcome = b.fetch(b.consensus(chunk, operation, b.tensor(output)))
+            squares = b.fetch(b.squares(chunk, [mask] * len(used), False))
+            results.append((key, outcome, squares, output.tolist()))
+        assert results[0] == results[1], score

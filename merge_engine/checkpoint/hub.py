@@ -26,8 +26,9 @@ _HUB_ADDRESS = re.compile(
 def locate(path: str, revision: str | None, *, weights: bool = True) -> Path:
     """The local path of a model: an existing path as it is, otherwise a snapshot from the hub.
 
-    ``revision`` is a branch, tag or commit on the hub. Without ``weights`` only its other files are downloaded. Files in
-    the hub's cache are not downloaded again; without a network only the cache is used. Raises ``CheckpointError`` if there is no such model or it cannot be downloaded.
+    ``revision`` is a branch, tag or commit on the hub. Without ``weights`` only the other files are downloaded. Files
+    in the hub's cache are not downloaded again; without a network only the cache is used. Raises ``CheckpointError`` if
+    there is no such model or it cannot be downloaded.
     """
     shown = shortened(path)
     try:
