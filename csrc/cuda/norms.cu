@@ -2,7 +2,6 @@
 // time.
 #include "elements.cuh"
 #include "jobs.cuh"
-#include "lane_sums.cuh"
 #include "primitives.h"
 #include "sums.cuh"
 

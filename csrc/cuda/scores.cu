@@ -1,8 +1,8 @@
 // Scores of positions, and what a mask of them keeps. See docs/arithmetic.md, steps 22 to 25.
 #include "../exponentials.h"
 #include "elements.cuh"
-#include "lane_sums.cuh"
 #include "primitives.h"
+#include "sums.cuh"
 
 namespace merge_engine {
 namespace {
