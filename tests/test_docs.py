@@ -98,9 +98,9 @@ def set_scene(recipe: str, folder: Path, save_checkpoint: SaveCheckpoint) -> Non
     for seed, name in enumerate(dict.fromkeys(reference.path for reference in references)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(name, tensors(seed))
-        if loaded.vocabulary is not None:
-            made = tokenizer_json([*SPECIAL, "<|im_start|>", "<|im_end|>", "one", "two", "three"])
-            (folder / name / "tokenizer.json").write_text(json.dumps(made))
+        if any(one.vocabulary is not None for one in loaded):
+            tokenizer = tokenizer_json([*SPECIAL, "<|im_start|>", "<|im_end|>", "one", "two", "three"])
+            (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
     for seed, reference in enumerate(references):
         if reference.lora is not None:
             save_adapter(folder / reference.lora.path, seed)
