@@ -23,7 +23,8 @@ class Weights:
 
     ``ulps``: the largest difference in units of the last place of the larger of the two elements, or of the mean
     magnitude of the tensor if that is larger: elements near zero have tiny units. ``kept`` and ``norms``: for each, the
-    share of elements that differ from the base's, and the L1 norm of that difference.
+    share of elements that differ from the base's, and the L1 norm of that difference. ``wider``: the number of tensors
+    that mergekit writes in float32 although the recipe has another dtype; they are rounded for the comparison.
     """
 
     elements: int = 0
@@ -33,6 +34,7 @@ class Weights:
     names: str = ""
     kept: tuple[float, float] = (0.0, 0.0)
     norms: tuple[float, float] = (0.0, 0.0)
+    wider: int = 0
 
     @property
     def alike_as_draws(self) -> bool:
@@ -43,9 +45,10 @@ class Weights:
     def __str__(self) -> str:
         if self.names:
             return self.names
+        note = f" ({self.wider} tensors rounded: mergekit writes float32)" if self.wider else ""
         if not self.differ:
-            return "bits"
-        return f"{self.largest:.1g}, {self.ulps:.3g} ulp, {self.differ / self.elements:.3%}"
+            return f"bits{note}"
+        return f"{self.largest:.1g}, {self.ulps:.3g} ulp, {self.differ / self.elements:.3%}{note}"
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -64,11 +67,14 @@ def compare_weights(ours: Path, theirs: Path, base: Path | None) -> Weights:
     if one.keys() != other.keys():
         missing, more = sorted(other.keys() - one.keys()), sorted(one.keys() - other.keys())
         return Weights(names=f"names: {len(missing)} missing, {len(more)} more ({(missing + more)[0]} ...)")
-    elements = differ = 0
+    elements = differ = wider = 0
     largest = ulps = 0.0
     kept, norms, counted = [0, 0], [0.0, 0.0], 0
     for name, x in one.items():
         y = other[name]
+        if y.dtype == torch.float32 and x.dtype != y.dtype:  # a method that forgets the dtype of the recipe
+            wider += 1
+            y = y.to(x.dtype)
         if x.dtype != y.dtype or x.shape != y.shape:
             return Weights(names=f"{name}: {x.dtype} {tuple(x.shape)}, mergekit {y.dtype} {tuple(y.shape)}")
         elements += x.numel()
@@ -84,16 +90,17 @@ def compare_weights(ours: Path, theirs: Path, base: Path | None) -> Weights:
                 kept[i] += int((step != 0).sum())
                 norms[i] += float(step.abs().sum())
     shares = (kept[0] / max(counted, 1), kept[1] / max(counted, 1))
-    return Weights(elements, differ, largest, ulps, "", shares, (norms[0], norms[1]))
+    return Weights(elements, differ, largest, ulps, "", shares, (norms[0], norms[1]), wider)
 
 
 def distance(folder: Path, truth: Path) -> float:
-    """The largest distance of a checkpoint from one in float64, in units of the last place (see ``Weights``)."""
+    """The share of elements that are farther than a unit of the last place from those of a checkpoint in float64."""
     exact = read_tensors(truth)
-    return max(
-        float(((x.double() - exact[name]).abs() / _unit(x, exact[name])).max())
-        for name, x in read_tensors(folder).items()
-    )
+    far = elements = 0
+    for name, x in read_tensors(folder).items():
+        far += int(((x.double() - exact[name]).abs() > _unit(x, exact[name])).sum())
+        elements += x.numel()
+    return far / elements
 
 
 def _unit(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -15,14 +15,29 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
 from mergekit.scripts.multimerge import main as mergekit_multi
 from mergekit.scripts.run_yaml import main as mergekit_yaml
 from mergekit_oracle import stable_sorting
 
 
+def in_order(self: MergeConfiguration) -> list[ModelReference]:
+    """The models of a recipe in its order, the base first. mergekit's own order is that of a set: chance."""
+    models: dict[ModelReference, None] = {}
+    modules = list((self.modules or {}).values())
+    slices = [*(self.slices or []), *(each for module in modules for each in module.slices or [])]
+    listed = [*(self.models or []), *(each for module in modules for each in module.models or [])]
+    bases = [self.base_model] if self.base_model else []
+    sources = [source.model for each in slices for source in each.sources]
+    models.update(dict.fromkeys([*bases, *(entry.model for entry in listed), *sources]))
+    return list(models)
+
+
 def main(jobs: str, results: str) -> None:
     """Do all jobs: ``folder``, ``config``, ``output`` and ``several``. The results have each error, or nothing."""
     torch.set_num_threads(1)
+    MergeConfiguration.referenced_models = in_order
     written = Path(results).resolve()
     found = {}
     for job in json.loads(Path(jobs).read_text()):

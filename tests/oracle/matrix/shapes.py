@@ -11,7 +11,7 @@ import yaml
 
 FILES = sorted((Path(__file__).parent / "shapes").glob("*.yaml"))
 PUBLISHED = [Path(__file__).parent / "published.yaml"]
-_TRIMMED = ("ties", "breadcrumbs", "breadcrumbs_ties")
+_TRIMMED = ("ties", "breadcrumbs", "breadcrumbs_ties", "sce")
 _METHOD = re.compile(r"^merge_method: *(\w+)$", re.MULTILINE)
 _PARAMETERS = re.compile(r"^parameters:$", re.MULTILINE)
 
@@ -20,10 +20,10 @@ _PARAMETERS = re.compile(r"^parameters:$", re.MULTILINE)
 class Shape:
     """One shape. ``source`` says where it is common: model cards, documentation, scripts, issues, tests.
 
-    ``expect`` is one of ``bits``: the same weights as mergekit's; ``near``: its sums or functions are torch's, and
-    ours are no farther from its result in float64 than its own are; ``draws``: its random numbers are others;
-    ``alone``: mergekit fails and ours loads. ``why`` gives the reason for a difference. ``lenient``: ours is told to
-    ignore a key that nobody knows.
+    ``expect`` is one of ``bits``: the same weights as mergekit's; ``near``: its sums or functions are torch's, and ours
+    are within a few units of the last place, or no farther from mergekit's result in float64 than its own are;
+    ``draws``: its random numbers are others; ``alone``: mergekit fails and ours loads. ``why`` gives the reason for a
+    difference. ``lenient``: ours is told to ignore a key that nobody knows.
     """
 
     title: str
@@ -40,19 +40,16 @@ class Shape:
 
     @property
     def own_template(self) -> bool:
-        """Whether the chat template may be another than mergekit's.
-
-        Without base_model, chance decides which model mergekit takes it from; templates of some names are written
-        anew.
-        """
-        rewritten = any(f"chat_template: {name}\n" in self.recipe for name in ("alpaca", "llama3"))
-        return rewritten or not ("base_model" in self.recipe or "chat_template" in self.recipe)
+        """Whether the chat template is ours by its name, and not mergekit's."""
+        return any(f"chat_template: {name}\n" in self.recipe for name in ("alpaca", "llama3"))
 
     def text(self, precision: str, *, as_mergekit: bool = False) -> str:
-        """The recipe for models of this type, ``bf16`` or ``fp32``. ``as_mergekit`` asks ours for its roundings."""
-        text = (
-            re.sub(r"\b(bfloat16|float16)\b", "float32", self.recipe) if precision == "fp32" else self.recipe
-        )
+        """The recipe for models of this type, ``bf16`` or ``fp32``, or computed in float64.
+
+        ``as_mergekit`` asks ours for mergekit's roundings.
+        """
+        dtype = {"bf16": r"\1", "fp32": "float32", "fp64": "float64"}[precision]
+        text = re.sub(r"\b(bfloat16|float16|float32)\b", dtype, self.recipe)
         return "---\n".join(map(_rounding_as_mergekit, text.split("---\n"))) if as_mergekit else text
 
 

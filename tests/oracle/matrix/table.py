@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matrix.running import PRECISIONS, Row
+from matrix.running import NEAR, PRECISIONS, Row
 
 
 def _cells(row: Row) -> list[str]:
@@ -12,7 +12,9 @@ def _cells(row: Row) -> list[str]:
         return [row.shape.title, row.precision, row.outcome, "", "", "", row.loads]
     weights, by_default = str(row.as_mergekit), str(row.default)
     if row.errors is not None:
-        weights += f"; from mergekit in float64: ours {row.errors[0]:.3g}, mergekit's {row.errors[1]:.3g} ulp"
+        by_default += (
+            f"; not as mergekit in float64: ours {row.errors[0]:.3%}, mergekit's {row.errors[1]:.3%}"
+        )
     if row.shape.expect == "draws":
         kept, norms = row.as_mergekit.kept, row.as_mergekit.norms
         weights = f"other draws: kept {kept[0]:.3f} and {kept[1]:.3f}, L1 ratio {norms[0] / norms[1]:.3f}"
@@ -54,8 +56,8 @@ def summary(rows: Sequence[Row]) -> str:
         alone = sum(not row.wrong for row in own if row.shape.expect == "alone")
         lines.append(
             f"{precision}: {len(good)} of the {len(both)} shapes that mergekit merges are as expected: "
-            f"{bits} the same bits, {near} no farther from mergekit in float64 than mergekit itself, {draws} other "
-            "draws of the same kind; "
+            f"{bits} the same bits, {near} within {NEAR:.0f} units of the last place or no farther from "
+            f"mergekit in float64 than it is, {draws} other draws of the same kind; "
             f"{alone} of {len(own) - len(both)} that mergekit fails at are merged and load"
         )
     return "\n".join(lines)
