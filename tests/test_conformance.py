@@ -83,6 +83,12 @@ def chunk_of(
     )
 
 
+def bits(tensor: torch.Tensor) -> list[int]:
+    """The bits of each element as a number: equal for a NaN and itself, not for 0.0 and -0.0."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.cpu().view(integer).tolist()
+
+
 def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.view(integer), b.view(integer))
