@@ -10,7 +10,6 @@ import math
 import triton
 import triton.language as tl
 
-EXP = tl.constexpr(0)
 EXP_LAST = tl.constexpr(13)
 LOG = tl.constexpr(14)
 LOG_LAST = tl.constexpr(24)

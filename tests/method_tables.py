@@ -1,16 +1,21 @@
 """The tables of methods and parameters in docs/recipes.md, made from the code.
 
 They are between ``<!-- methods -->`` and ``<!-- /methods -->``, and the same for parameters. The meaning of a
-parameter is not in the code: the words on the page are kept, and a new parameter has none at first.
+parameter is not in the code: the words on the page are kept, and a new parameter has none at first. Methods may take
+the same name for other things, so a name with other values has a row, and words, of its own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from merge_engine.methods import METHODS, Method
 from merge_engine.recipe import Parameter, Scalar
+
+Row: TypeAlias = tuple[str, str, str]
+"""The name of a parameter, its scope, and its values."""
 
 
 def with_tables(page: str) -> str:
@@ -25,19 +30,24 @@ def method_table(methods: Iterable[Method]) -> str:
     return _table(("method", "parameters"), rows)
 
 
-def parameter_table(methods: Iterable[Method], meaning: Mapping[str, str]) -> str:
+def parameter_table(methods: Iterable[Method], meaning: Mapping[Row, str]) -> str:
     """A row for each parameter, in the order in which the methods first have them."""
-    found = dict.fromkeys((p.name, p.scope, p.allowed) for method in methods for p in method.parameters)
-    rows = [(f"`{name}`", scope, allowed, meaning.get(name, "")) for name, scope, allowed in found]
+    found = dict.fromkeys(row_of(p) for method in methods for p in method.parameters)
+    rows = [(f"`{row[0]}`", *row[1:], meaning.get(row, "")) for row in found]
     return _table(("parameter", "scope", "values", "meaning"), rows)
 
 
-def meanings(page: str) -> dict[str, str]:
-    """The meaning of each parameter on the page, by name."""
+def row_of(parameter: Parameter) -> Row:
+    """What the row of a parameter says before its meaning."""
+    return parameter.name, parameter.scope, parameter.allowed
+
+
+def meanings(page: str) -> dict[Row, str]:
+    """The meaning of each row on the page that has one."""
     rows = re.findall(
-        r"^\| `(\w+)` \| [^|]* \| [^|]* \| (.*) \|$", _between(page, "parameters"), re.MULTILINE
+        r"^\| `(\w+)` \| ([^|]*) \| ([^|]*) \| (.*) \|$", _between(page, "parameters"), re.MULTILINE
     )
-    return {name: meaning for name, meaning in rows if meaning}
+    return {(name, scope, allowed): meaning for name, scope, allowed, meaning in rows if meaning}
 
 
 def _with_default(parameter: Parameter) -> str:

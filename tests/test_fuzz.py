@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from test_attacks import COMMANDS, within
 from test_terminal import assert_harmless, call
 
-EXAMPLES = int(os.environ.get("MERGE_ENGINE_FUZZ", 80))
+EXAMPLES = int(os.environ.get("MERGE_ENGINE_FUZZ", 50))
 SECONDS = 10
 fuzzed = settings(
     max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

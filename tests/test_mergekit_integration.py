@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import merge_engine as me
+from merge_engine.cli.mergekit import Options
 from merge_engine.integrations import mergekit
 from merge_engine.integrations.mergekit.formulas import FORMULAS
+from merge_engine.integrations.mergekit.options import NAMES
 from merge_engine.integrations.mergekit.sparsifying import sparsify
 from merge_engine.methods import METHODS, Method
 from merge_engine.recipe import Parameter
@@ -276,6 +279,28 @@ def test_checkpoints(
     assert "parameters.t" in caplog.text
     with pytest.raises(ValueError, match="nowhere: there is no such"):
         mergekit.run_merge({**config, "base_model": str(tmp_path / "nowhere")}, tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"random_seed": -1}, "random_seed: must be a whole number from 0 to 2**64 - 1, not -1"),
+        ({"random_seed": "7"}, "random_seed: must be a whole number from 0 to 2**64 - 1, not '7'"),
+        ({"random_sed": 7}, 'random_sed: there is no such option; did you mean "random_seed"?'),
+        ({"safe_serialization": False}, "safe_serialization: only safetensors are written; leave it out"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(me.OptionError) as caught:
+        mergekit.run_merge(
+            {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}]}, tmp_path / "out", options
+        )
+    assert caught.value.problems == [said]
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_are_those_of_the_command_line() -> None:
+    assert {each.name for each in fields(Options)} == NAMES
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:

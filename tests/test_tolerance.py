@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 import merge_engine as me
 from merge_engine.methods import METHODS, parameter_names
-from merge_engine.methods.elsewhere import MERGEKIT_METHODS
 from merge_engine.recipe import Recipe, load_recipe
 
 
@@ -189,16 +188,9 @@ def test_the_method_is_reported_with_the_keys() -> None:
     ]
 
 
-def test_a_method_that_only_mergekit_has_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(METHODS, "ties")
-    with pytest.raises(me.RecipeError, match=r'^merge_method: mergekit has "ties", merge_engine has no such'):
-        me.plan(ties())
-
-
 def test_names_of_parameters_come_from_the_methods() -> None:
     ours = {parameter.name for method in METHODS.values() for parameter in method.parameters}
     assert ours < parameter_names()
-    assert {"linear", "ties"} < MERGEKIT_METHODS
 
 
 KEYS = st.dictionaries(

@@ -27,7 +27,6 @@ TO_NEAREST = 6755399441055744.0
 EXP_TERMS = tuple(1.0 / math.factorial(k) for k in range(14))
 LOG_TERMS = tuple(1.0 / (2 * k + 1) for k in range(11))
 SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
-ONE_BITS = 0x3FF0000000000000
 
 
 def exponential(x: torch.Tensor) -> torch.Tensor:

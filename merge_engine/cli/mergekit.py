@@ -20,6 +20,7 @@ from merge_engine.checkpoint import open_reference
 from merge_engine.cli import terminal
 from merge_engine.cli.merging import merge
 from merge_engine.errors import CheckpointError, OptionError, PlanError
+from merge_engine.integrations.mergekit.options import with_options
 from merge_engine.methods import find_method
 from merge_engine.recipe import Recipe, TensorNames, load_recipe, load_recipes
 from merge_engine.text import some
@@ -221,19 +222,14 @@ def mergekit_pytorch(
 
 def _recipes(file: Path, options: Options) -> tuple[Recipe, ...]:
     """The recipes of a file, with what options set in them."""
-    changes: dict[str, object] = {}
-    if options.random_seed is not None:
-        if not 0 <= options.random_seed < 2**64:
-            raise OptionError(f"--random-seed: must be from 0 to 2**64 - 1, not {options.random_seed}")
-        changes["seed"] = options.random_seed
-    allowed = ("architecture",) if options.allow_crimes else ()
-    if options.unsafe_truncate_embeddings:
-        changes["unsafe_truncate_embeddings"] = True
-        allowed = (*allowed, "tokenizer")
-    recipes = load_recipes(file, lenient=options.lenient, check_method=find_method)
     return tuple(
-        recipe.model_copy(update=changes | ({"allow": (*recipe.allow, *allowed)} if allowed else {}))
-        for recipe in recipes
+        with_options(
+            recipe,
+            random_seed=options.random_seed,
+            allow_crimes=options.allow_crimes,
+            unsafe_truncate_embeddings=options.unsafe_truncate_embeddings,
+        )
+        for recipe in load_recipes(file, lenient=options.lenient, check_method=find_method)
     )
 
 

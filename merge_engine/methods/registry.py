@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from merge_engine.errors import RecipeError
 from merge_engine.methods.base import Method
-from merge_engine.methods.elsewhere import MERGEKIT_METHODS, MERGEKIT_PARAMETERS
 from merge_engine.methods.geometric import GEOMETRIC
 from merge_engine.methods.linear import Linear, Passthrough
 from merge_engine.methods.overlap import NearSwap, Ram, RamPlus
@@ -34,6 +33,16 @@ METHODS: dict[str, Method] = {
         ArceeFusion(),
     )
 }
+
+_OF_NO_METHOD = frozenset(
+    (
+        # of mergekit-evolve, and of older versions of mergekit
+        *("allow_negative_weights", "consensus_method", "embed_slerp", "layer_granularity", "smooth"),
+        # keys of other places
+        *("arithmetic", "dtype", "int8_mask", "out_dtype", "pad_to_multiple_of", "seed"),
+    )
+)
+"""Names under ``parameters`` in published recipes that no method has."""
 
 M = TypeVar("M", Method, type[Method])
 
@@ -64,14 +73,9 @@ def find_method(name: str) -> Method:
         register(point.load())
         if name in METHODS:
             return METHODS[name]
-    if name in MERGEKIT_METHODS:
-        known = ", ".join(sorted(METHODS))
-        raise RecipeError(
-            f"merge_method: mergekit has {shown(name)}, merge_engine has no such method yet; known here: {known}"
-        )
     raise RecipeError(f"merge_method: there is no method {shown(name)}{suggestion(name, METHODS)}")
 
 
 def parameter_names() -> frozenset[str]:
-    """The names of the parameters of all methods, those of mergekit too."""
-    return MERGEKIT_PARAMETERS.union(p.name for method in METHODS.values() for p in method.parameters)
+    """The names of the parameters of all methods, and what else is known to stand under ``parameters``."""
+    return _OF_NO_METHOD.union(p.name for method in METHODS.values() for p in method.parameters)

@@ -31,11 +31,6 @@ class ModelReference(BaseModel):
         model = self.path if self.revision is None else f"{self.path}@{self.revision}"
         return model if self.lora is None else f"{model}+{self.lora}"
 
-    @property
-    def without_lora(self) -> ModelReference:
-        """The model that the adapter is put into."""
-        return self.model_copy(update={"lora": None})
-
     def to_plain(self) -> str | dict[str, dict[str, str]]:
         """The reference as in a recipe: text, or a map if text would be ambiguous."""
         paths = self.path if self.lora is None else self.path + self.lora.path

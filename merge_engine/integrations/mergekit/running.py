@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from merge_engine.engine.run import run
+from merge_engine.errors import OptionError
+from merge_engine.integrations.mergekit.options import check_names, with_options
 from merge_engine.methods import find_method
 from merge_engine.observe.result import MergeResult
 from merge_engine.recipe import Recipe, load_recipes
@@ -27,12 +29,23 @@ def run_merge(
     are logged. Raises ``MergeError``, which is a ``ValueError``.
     """
     given = _plain(options)
+    check_names(given)
+    if not given.get("safe_serialization", True):
+        raise OptionError("safe_serialization: only safetensors are written; leave it out")
     device = given.get("device") or ("cuda" if given.get("cuda") else "auto")
     lenient = bool(given.get("lenient"))
     raw: Any = _plain(config) if hasattr(config, "model_dump") and not isinstance(config, Recipe) else config
     recipes = load_recipes(raw, lenient=lenient, check_method=find_method)
     result = run(
-        tuple(_with_options(recipe, given) for recipe in recipes),
+        tuple(
+            with_options(
+                recipe,
+                random_seed=given.get("random_seed"),
+                allow_crimes=given.get("allow_crimes"),
+                unsafe_truncate_embeddings=given.get("unsafe_truncate_embeddings"),
+            )
+            for recipe in recipes
+        ),
         out_path,
         device="auto" if device == "cpu" and not given.get("cuda") else device,
         threads=given.get("num_threads"),
@@ -45,19 +58,6 @@ def run_merge(
     for warning in result.warnings:
         _LOG.warning(warning)
     return result
-
-
-def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
-    """The recipe with what the options say about the result."""
-    changes: dict[str, Any] = {}
-    if options.get("random_seed") is not None:
-        changes["seed"] = options["random_seed"]
-    if options.get("allow_crimes"):
-        changes["allow"] = (*recipe.allow, "architecture")
-    if options.get("unsafe_truncate_embeddings"):
-        changes["unsafe_truncate_embeddings"] = True
-        changes["allow"] = (*changes.get("allow", recipe.allow), "tokenizer")
-    return recipe.model_copy(update=changes)
 
 
 def _plain(given: Any) -> dict[str, Any]:
