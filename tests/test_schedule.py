@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import SaveCheckpoint
@@ -9,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import merge_engine as me
+from merge_engine.errors import MergeError
 from merge_engine.planning import Budget, MergePlan, Schedule
 from merge_engine.storage import PAGE
 
@@ -18,7 +21,7 @@ NOTES = 2 * ELEMENTS // 8  # a bit for every element of both models
 RANKS = (4 * 2 + 8) * ELEMENTS  # DELLA: a threshold for each model, and keys
 
 
-def recipe(save_checkpoint: SaveCheckpoint, method: str) -> dict[str, object]:
+def recipe(save_checkpoint: SaveCheckpoint, method: str) -> dict[str, Any]:
     folders = [
         save_checkpoint(name, {"w": torch.zeros(10, 4096, dtype=torch.bfloat16)}) for name in ("o", "a", "b")
     ]
@@ -43,6 +46,41 @@ def test_what_must_be_measured_is_held_whole_beside_the_next(
     schedule = Schedule(plan, Budget(needed - 1))
     assert schedule.chunk_elements(plan.tasks[0]) < ELEMENTS
     assert schedule.bytes_read == 2 * 3 * 2 * ELEMENTS  # once to be measured, once to be merged
+
+
+@pytest.mark.parametrize("lines", [(200_000, 1), (100_000, 3), (50_000, 1, 2, 3), (1200, 768)])
+@pytest.mark.parametrize("method", ["model_stock", "nuslerp"])
+def test_short_lines_are_measured_and_merged_at_once(
+    method: str, lines: tuple[int, ...], save_checkpoint: SaveCheckpoint
+) -> None:
+    given = recipe(save_checkpoint, "task_arithmetic")
+    for name in ("o", "a", "b"):
+        save_checkpoint(name + "1", {"w": torch.zeros(lines, dtype=torch.bfloat16)})
+    switch = {"filter_wise": True} if method == "model_stock" else {"nuslerp_flatten": False}
+    given |= {"merge_method": method, "parameters": switch, "base_model": given["base_model"] + "1"}
+    settings = {"weight": 1.0} if method == "nuslerp" else {}
+    given["models"] = [{"model": m["model"] + "1", "parameters": settings} for m in given["models"]]
+    plan = me.plan(given)
+    for in_place in (False, True):
+        schedule = Schedule(plan, Budget(12_000_000, in_place=in_place))
+        visits = list(schedule.visits())
+        assert len(visits) > 1
+        assert schedule.bytes_read == 3 * 2 * plan.tasks[0].count
+        assert all(visit.alone and visit.merge and visit.start % lines[-1] == 0 for visit in visits)
+        assert 8 * 3 * visits[0].count // lines[-1] < schedule.scratch_bytes
+        assert sum(schedule.largest_chunk) + schedule.scratch_bytes <= 12_000_000
+
+
+def test_lines_that_no_memory_holds_are_refused(save_checkpoint: SaveCheckpoint) -> None:
+    given = recipe(save_checkpoint, "task_arithmetic")
+    for name in ("o", "a", "b"):
+        save_checkpoint(name + "1", {"w": torch.zeros(1, 100_000, dtype=torch.bfloat16)})
+    given |= {"base_model": given["base_model"] + "1"}
+    models = [{"model": m["model"] + "1", "parameters": {"weight": 1.0}} for m in given["models"]]
+    columns = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+    plan = me.plan({**given, "merge_method": "nuslerp", "models": models, "parameters": columns})
+    with pytest.raises(MergeError, match=r"w: at least 5\.7 MiB of it must be in memory at a time"):
+        Schedule(plan, Budget(4_000_000))
 
 
 def test_what_need_not_be_measured_is_cut(save_checkpoint: SaveCheckpoint) -> None:

@@ -77,6 +77,8 @@ class Run:
             assert self.shared is not None
             return self.shared
         task = visit.task
+        if visit.alone:
+            return Measurement(self.backend, visit.needs, task.working, visit.count)
         found = self.measurements.get(task.name)
         if found is None:
             found = Measurement(self.backend, visit.needs, task.working, task.count, self.shared)
@@ -107,6 +109,7 @@ class Work:
         self._chunk: Chunk | None = None
         self._unchanged = False
         self._measurement: Measurement | None = None
+        self._solved: Solved | None = None
         self._handle: Any = None
 
     def measure(self) -> None:
@@ -198,7 +201,7 @@ class Work:
 
     def _operation(self) -> Solved:
         run, task = self._run, self.visit.task
-        found = run.operations.get(task.name)
+        found = self._solved or run.operations.get(task.name)
         if found is None:
             measurement = self._measurement if self._measurement is not None else run.measurement(self.visit)
             operation, trimmed_to = run.plan.method.solve(task, measurement), {}
@@ -215,15 +218,21 @@ class Work:
                     for model, (_, kept) in zip(task.models, solved, strict=True)
                     if kept is not None
                 }
-            found = run.operations[task.name] = operation, trimmed_to
+            found = self._solved = operation, trimmed_to
+            if not self.visit.alone:
+                run.operations[task.name] = found
         return found
 
     def _make_chunk(self) -> Chunk:
-        """The chunk for the backend. For an unchanged tensor it has one input and no base."""
+        """The chunk for the backend. For an unchanged tensor it has one input and no base.
+
+        One that answers alone begins with a line, and looks like a tensor.
+        """
         visit, task = self.visit, self.visit.task
         arrays = self._arrays(1 if self._unchanged else len(task.inputs))
         has_base = task.has_base and not self._unchanged
-        return Chunk(arrays, has_base, task.working, visit.start, visit.count, Line.of(task.shape))
+        start = 0 if visit.alone else visit.start
+        return Chunk(arrays, has_base, task.working, start, visit.count, Line.of(task.shape))
 
     def _is_unchanged(self) -> bool:
         """Whether no model changed this chunk, so that the base's values are the result and need no computing.
@@ -237,7 +246,8 @@ class Work:
             and task.action is Action.MERGE
             and task.has_base
             and not visit.shared
-            and (visit.whole or (visit.merge and not needs_reading(visit.needs)))
+            and self._run.plan.method.keeps_unchanged
+            and (visit.whole or visit.alone or (visit.merge and not needs_reading(visit.needs)))
             and not self._run.plan.recipe.allow_nonfinite
             and all(operand.dtype == task.working for operand in task.inputs)
             and identical(self._hosts, task.working)

@@ -37,7 +37,8 @@ class Method(ABC):
     number of models besides the base, for a recipe and for each tensor; no ``max_models``: any number. A tensor that
     fewer than ``min_models`` have is refused, or ``if_lacking`` says what is copied: a tensor that only one input has
     ("lone"), or the base's ("base"). ``elects`` says that models elect signs, so that entries can be lost to an
-    election.
+    election. ``keeps_unchanged`` says that the result has the base's bits where all inputs do. ``sums_lines`` says that
+    needs may be about each line of a tensor.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Method(ABC):
     max_models: int | None = None
     if_lacking: Literal["refuse", "lone", "base"] = "refuse"
     elects: bool = False
+    keeps_unchanged: bool = True
+    sums_lines: bool = False
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

@@ -39,6 +39,7 @@ class Slerp(Method):
     name = "slerp"
     max_models = 1
     if_lacking = "lone"
+    keeps_unchanged = False  # (1 - t) * v + t * v is rounded
 
     @dataclass(frozen=True)
     class Common:
@@ -69,6 +70,7 @@ class NuSlerp(Method):
     requires_base = False
     min_models = max_models = 2
     if_lacking = "lone"
+    sums_lines = True
     Settings = _Weighted
 
     @dataclass(frozen=True)
@@ -189,6 +191,7 @@ class ModelStock(Method):
     name = "model_stock"
     min_models = 2
     if_lacking = "base"
+    sums_lines = True
 
     @dataclass(frozen=True)
     class Common:

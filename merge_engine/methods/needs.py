@@ -7,6 +7,7 @@ the needs alone say how often a tensor must be read (``steps``). Sums are measur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -161,6 +162,15 @@ def steps(needs: Iterable[Need], working: DType) -> Sequence[Step]:
 def needs_reading(needs: Iterable[Need]) -> bool:
     """Whether anything must be measured before the tensor is merged."""
     return any(not isinstance(need, Together) for need in needs)
+
+
+def line_elements(needs: Sequence[Need]) -> int:
+    """The elements of a line along the last dimension, if each such line answers the needs alone; otherwise 0."""
+    lengths = [
+        need.line.length if isinstance(need, Gram) and need.line is not None and need.line.stride == 1 else 0
+        for need in needs
+    ]
+    return math.lcm(*lengths) if lengths else 0
 
 
 def is_shared(need: Need) -> bool:

@@ -3,8 +3,9 @@
 Memory is where the backend computes: that of the host, or of a device. A tensor that fits there is visited once, to be
 measured and merged, and a tensor that can only be copied takes no memory. A larger one is visited once per chunk for
 every step of its needs, and once more to be merged. A tensor whose inputs are used in place is measured whole and
-then merged chunk by chunk, so that the output is still in the processor's cache when it is digested. Shared needs,
-which all tensors of a model answer together, come first, in the order of the tensors' names.
+then merged chunk by chunk, so that the output is still in the processor's cache when it is digested. A tensor each of
+whose lines answers alone is visited once per chunk of whole lines. Shared needs, which all tensors of a model answer
+together, come first, in the order of the tensors' names.
 
 Less memory means another schedule of the same plan, never another result.
 """
@@ -17,10 +18,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from merge_engine.backends.statistics import SUM_BLOCK
+from merge_engine.backends.operations import Line
+from merge_engine.backends.statistics import SUM_BLOCK, lines_of_block, sum_block
 from merge_engine.errors import PlanError
-from merge_engine.methods import Action, MaskedL1, MaskedSquares, Need, Task, Together
-from merge_engine.methods.needs import Step, is_shared, steps
+from merge_engine.methods import Action, Gram, MaskedL1, MaskedSquares, Need, Task, Together
+from merge_engine.methods.needs import Step, is_shared, line_elements, steps
 from merge_engine.planning.plan import MergePlan
 from merge_engine.storage import PAGE, aligned
 
@@ -44,6 +46,7 @@ SIDE_BY_SIDE = 8
 
 _PIECES = 8  # A chunk takes at most this part of the memory, so that the first one is soon read.
 _HELD = 2  # Room for so many tensors that are held whole: while one is merged, the next is read.
+_SUMS_HELD = 3  # Chunks whose sums of lines are held: their totals wait for a device.
 _PIECES_AT_ONCE = (
     4  # With fewer chunks in the rings, a disk with a high rate and a high latency would be idle.
 )
@@ -77,9 +80,9 @@ class Visit:
     """One chunk of one tensor: elements [start, start + count).
 
     ``steps`` are the readings of the ``needs`` that are measured in this visit; ``last`` says that they are
-    complete after it. ``merge`` says that the chunk is merged. ``shared`` says that all tensors of a model answer
-    the needs together. ``inputs_are_there`` says that an earlier visit brought the inputs into memory,
-    ``inputs_stay`` that a later one will use them.
+    complete after it. ``merge`` says that the chunk is merged. ``alone`` says that the chunk answers the needs for
+    itself, as if it were a tensor, ``shared`` that all tensors of a model answer them together. ``inputs_are_there``
+    says that an earlier visit brought the inputs into memory, ``inputs_stay`` that a later one will use them.
     """
 
     task: Task
@@ -89,6 +92,7 @@ class Visit:
     steps: Sequence[Step]
     last: bool
     merge: bool
+    alone: bool = False
     shared: bool = False
     inputs_are_there: bool = False
     inputs_stay: bool = False
@@ -107,12 +111,14 @@ class Visit:
 class _Division(NamedTuple):
     """How a tensor is cut: the elements of a chunk.
 
-    For a tensor that is cut: the readings that measure it, and whether each reads it whole.
+    For a tensor that is cut: the readings that measure it, and whether each reads it whole; or whether its chunks are
+    measured and merged alone.
     """
 
     elements: int
     steps: int = 0
     measured_whole: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class Schedule:
     def __post_init__(self) -> None:
         needed = sum(self.largest_chunk) + self.scratch_bytes
         if needed > self.budget.memory:
-            largest = max(self._computed, key=lambda task: self._span_bytes(task, self.chunk_elements(task)))
+            largest = max(self._computed, key=self._least_bytes)
             raise PlanError(
                 [
                     f"{largest.name}: at least {needed / 2**20:.1f} MiB of it must be in memory at a time, but the "
@@ -179,7 +185,7 @@ class Schedule:
     def readings(self, task: Task) -> int:
         """The number of times that a tensor's inputs are read, merging included."""
         division = self._division(task)
-        once = division.elements >= task.count or division.measured_whole
+        once = division.elements >= task.count or division.measured_whole or division.alone
         shared = len(self._shared_steps) if task.action in _MEASURED else 0
         merged = task.action is not Action.MEASURE
         return shared + (1 if once else merged + division.steps)
@@ -197,15 +203,7 @@ class Schedule:
     @cached_property
     def scratch_bytes(self) -> int:
         """Bytes that the backend needs beside inputs and outputs."""
-        method = self.plan.method
-        return max(
-            (
-                method.scratch_bytes(len(task.models)) * min(self.chunk_elements(task), task.count)
-                for task in self.plan.tasks
-                if task.action is Action.MERGE
-            ),
-            default=0,
-        )
+        return max((self._scratch_bytes(task) for task in self._computed), default=0)
 
     @cached_property
     def ring_bytes(self) -> RingBytes:
@@ -259,6 +257,10 @@ class Schedule:
                 yield Visit(task, 0, total, needs, readings, True, merge)
             return
         chunks = self.chunks(task)
+        if division.alone:
+            for start, count in chunks:
+                yield Visit(task, start, count, needs, readings, True, merge, alone=True)
+            return
         if division.measured_whole:
             for number, step in enumerate(readings):
                 there = number > 0
@@ -318,16 +320,23 @@ class Schedule:
         total, budget = task.count, self.budget
         if task.action is Action.COPY:
             return _Division(max(total, 1))
-        scratch = self.plan.method.scratch_bytes(len(task.models)) if task.action is Action.MERGE else 0
+        grams = self._line_grams(task)
+        own = line_elements(self.own_needs(task)) if grams else 0
+        scratch = self._mask_bytes(task, SUM_BLOCK) + _SUMS_HELD * self._sums_bytes(task, SUM_BLOCK)
+        if own:
+            scratch += _SUMS_HELD * self._lines_bytes(task, SUM_BLOCK)
         blocks = min(budget.memory // _PIECES, self._piece) // max(self._span_bytes(task, SUM_BLOCK), 1)
         if scratch:
-            blocks = min(blocks, budget.memory // _PIECES // (scratch * SUM_BLOCK))
+            blocks = min(blocks, budget.memory // _PIECES // scratch)
         fitting = min(max(blocks, 1) * SUM_BLOCK, MOST_ELEMENTS)
         if total <= fitting:
             return _Division(max(total, 1))
+        if own and (unit := math.lcm(SUM_BLOCK, own)) <= fitting:
+            return _Division(fitting // unit * unit, alone=True)
         needs = self.own_needs(task)
         readings = len(steps(needs, task.working))
-        held = _HELD * self._span_bytes(task, total) + scratch * total
+        lines = self._sums_bytes(task, total) + self._lines_bytes(task, total)
+        held = _HELD * self._span_bytes(task, total) + self._mask_bytes(task, total) + lines
         if readings and total <= MOST_ELEMENTS and not budget.in_place and held <= budget.memory:
             return _Division(total)
         together = max((need.elements for need in needs if isinstance(need, Together)), default=1)
@@ -335,8 +344,51 @@ class Schedule:
         # A backend may keep one bit of notes for every element of every model whose norms are summed.
         noted = any(isinstance(need, MaskedL1 | MaskedSquares) for need in needs)
         notes = total * len(task.models) // 8 if noted else 0
-        whole = budget.in_place and total <= MOST_ELEMENTS and notes <= budget.memory // _PIECES
+        whole = budget.in_place and total <= MOST_ELEMENTS and notes + lines <= budget.memory // _PIECES
         return _Division(max(fitting // unit, 1) * unit, readings, readings > 0 and whole)
+
+    def _scratch_bytes(self, task: Task) -> int:
+        """Bytes that the backend and the answers need beside inputs and output."""
+        division, total = self._division(task), task.count
+        count = min(division.elements, total)
+        masks = self._mask_bytes(task, count)
+        if division.alone:
+            return masks + _SUMS_HELD * (self._sums_bytes(task, count) + self._lines_bytes(task, count))
+        at_once = total if division.measured_whole else min(_SUMS_HELD * count, total)
+        return masks + self._sums_bytes(task, at_once) + self._lines_bytes(task, total)
+
+    def _mask_bytes(self, task: Task, count: int) -> int:
+        """Bytes of the masks of so many elements."""
+        return self.plan.method.scratch_bytes(len(task.models)) * count if task.action is Action.MERGE else 0
+
+    def _sums_bytes(self, task: Task, count: int) -> int:
+        """Bytes of the sums of lines over the blocks of so many elements."""
+        return sum(
+            -(-8 * _pairs(task, need) * lines_of_block(line) * count // sum_block(line))
+            for need, line in self._line_grams(task)
+        )
+
+    def _lines_bytes(self, task: Task, count: int) -> int:
+        """Bytes of the totals and coefficients of the lines of so many elements."""
+        result = 0
+        for need, line in self._line_grams(task):
+            pairs, vectors = _pairs(task, need), _vectors(task, need)
+            if line.stride > 1:
+                result += 8 * (pairs + vectors) * line.stride
+            else:  # a chunk has a copy of its coefficients
+                result += 8 * (pairs + 2 * vectors) * -(-count // line.length)
+        return result
+
+    def _line_grams(self, task: Task) -> Sequence[tuple[Gram, Line]]:
+        """The needs that each line of a tensor answers, and the lines."""
+        if not self.plan.method.sums_lines or task.action is not Action.MERGE:
+            return ()
+        needs = self.own_needs(task)
+        return [(need, need.line) for need in needs if isinstance(need, Gram) and need.line is not None]
+
+    def _least_bytes(self, task: Task) -> int:
+        """Bytes of a chunk of a tensor, with what it takes beside."""
+        return self._span_bytes(task, min(self.chunk_elements(task), task.count)) + self._scratch_bytes(task)
 
     @property
     def _piece(self) -> int:
@@ -351,6 +403,15 @@ class Schedule:
 
 
 _MEASURED = (Action.MERGE, Action.MEASURE)
+
+
+def _vectors(task: Task, need: Gram) -> int:
+    return len(task.models) if need.of_deltas else len(task.inputs)
+
+
+def _pairs(task: Task, need: Gram) -> int:
+    vectors = _vectors(task, need)
+    return vectors * (vectors + 1) // 2
 
 
 def _in_turns(lists: Sequence[Sequence[Task]]) -> Iterator[Task]:
