@@ -267,6 +267,24 @@ def test_tied_models_of_which_the_first_gives_the_head(tmp_path: Path) -> None:
     assert "the output's head is the embedding of the first slice" in note
 
 
+def test_embedding_and_head_of_vocabularies_of_other_sizes_are_not_stacked(tmp_path: Path) -> None:
+    longer = state_dict(0, 2)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        longer[name] = torch.cat([longer[name], longer[name][:2]])
+    rows = len(longer["lm_head.weight"])
+    a = save_model(tmp_path / "a", 0, changed(LLAMA, vocab_size=rows), tensors=longer)
+    b = save_model(tmp_path / "b", 1, changed(LLAMA, vocab_size=rows - 2), tensors=state_dict(1, 2))
+    tied = {name: each for name, each in state_dict(2, 2).items() if name != "lm_head.weight"}
+    config = changed(LLAMA, vocab_size=rows - 2, tie_word_embeddings=True)
+    c = save_model(tmp_path / "c", 2, config, tensors=tied)
+    for first, last in ((a, b), (b, a), (a, c), (c, a)):
+        [problem] = refused(stacked(source(first, 0, 1), source(last, 1, 2)))
+        sizes = [f"{rows if each is a else rows - 2} in {each}" for each in (first, last)]
+        assert "embed_tokens.weight, lm_head.weight: the vocabularies have different sizes" in problem
+        assert ", ".join(sizes) in problem and "tokenizer_source: union" in problem
+    me.plan(stacked(source(a, 0, 1), source(b, 0, 2), source(a, 1, 2)))  # b gives layers only
+
+
 def refused(recipe: dict[str, Any]) -> Sequence[str]:
     with pytest.raises(me.PlanError) as error:
         me.plan(recipe)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from merge_engine.operands import Operand
-from merge_engine.planning.inputs import examples
+from merge_engine.planning.inputs import Inputs, examples
 from merge_engine.recipe import exclude_key
 from merge_engine.text import cut
 from merge_engine.vocabulary.names import is_vocabulary
@@ -40,11 +40,7 @@ class Disagreements:
 
     def problems(self) -> list[str]:
         """A line for each cause."""
-        lines = [
-            f"{examples(names)}: the vocabularies have different sizes: {sizes}; to bring their rows together by "
-            'tokens, add "tokenizer_source: union" to the recipe, or "tokenizer_source: base" to keep those of the base'
-            for sizes, names in self._vocabularies.items()
-        ]
+        lines = [_of_sizes(names, sizes) for sizes, names in self._vocabularies.items()]
         if self._transposed:
             lines.append(
                 f"{_shapes(self._transposed)}: one is the other transposed; save the models with the same class first"
@@ -69,6 +65,35 @@ class Disagreements:
             self._transposed.append((name, operands))
         else:
             self._sizes.append((name, operands))
+
+
+def stacked_vocabularies(given: Mapping[int, Mapping[str, Operand]], slices: Sequence[Inputs]) -> list[str]:
+    """A line if embedding and head come from slices whose vocabularies have different sizes.
+
+    ``given`` has the tensors that each slice gives to the output, ``slices`` all tensors of the inputs. Tensors of
+    which some input has both, with as many rows, have a row for each token of one vocabulary.
+    """
+    found = [
+        (number, name, operand)
+        for number, tensors in given.items()
+        for name, operand in tensors.items()
+        if is_vocabulary(name)
+    ]
+    whole = [catalogue.tensors for inputs in slices for catalogue in inputs.all()]
+    for at, (first, one, embedding) in enumerate(found):
+        for last, other, head in found[at + 1 :]:
+            if first != last and embedding.shape[:1] != head.shape[:1]:
+                both = ((each[one], each[other]) for each in whole if one in each and other in each)
+                if any(mine.shape[:1] == its.shape[:1] for mine, its in both):
+                    return [_of_sizes([one, other], _by_owner([embedding, head], lambda o: o.shape[0]))]
+    return []
+
+
+def _of_sizes(names: Sequence[str], sizes: str) -> str:
+    return (
+        f"{examples(names)}: the vocabularies have different sizes: {sizes}; to bring their rows together by "
+        'tokens, add "tokenizer_source: union" to the recipe, or "tokenizer_source: base" to keep those of the base'
+    )
 
 
 _Found = Sequence[tuple[str, Sequence[Operand]]]

@@ -22,7 +22,7 @@ from merge_engine.planning.lacking import Lacking, count_problems
 from merge_engine.planning.modules import Stack
 from merge_engine.planning.names import examine_names, match_names
 from merge_engine.planning.selection import Selection
-from merge_engine.planning.shapes import Disagreements
+from merge_engine.planning.shapes import Disagreements, stacked_vocabularies
 from merge_engine.planning.slicing import Cut, Slicing
 from merge_engine.planning.ties import find_ties
 from merge_engine.recipe import Parameter, Recipe, resolvers
@@ -72,6 +72,7 @@ def make_tasks(
     passed = ties.once | ties.twins.keys()
     lacking, buffers, disagreements = Lacking(method), Buffers(), Disagreements()
     told: set[str] = set()
+    of_slices: dict[int, dict[str, Operand]] = {}
     for cut in slicing.cuts(ties.sources):
         inputs = cut.inputs
         lacking.begin(inputs, examine_names(inputs, planned, told))
@@ -119,6 +120,7 @@ def make_tasks(
                 operands, found = operands[:1], []
             else:
                 lacking.in_models(name, found)
+            of_slices.setdefault(cut.number, {})[name] = operands[0]
             for one in (name, *twins.get(name, ())):
                 planned.tasks.append(make(one, tuple(operands), has_base, found, name))
         planned.names.append(SliceNames(cut.positions, _own_names(cut), cut.layers))
@@ -127,6 +129,8 @@ def make_tasks(
     planned.notes += [*of_ties.notes, *buffers.notes(), *lacking.notes()]
     planned.warnings += of_ties.warnings
     planned.problems += [*lacking.problems(), *disagreements.problems()]
+    if len(of_slices) > 1:
+        planned.problems += stacked_vocabularies(of_slices, named)
     merged = [task for task in planned.tasks if task.action is Action.MERGE]
     if recipe.arithmetic == "mergekit" and any(task.working.name == "float64" for task in merged):
         planned.problems.append("arithmetic: mergekit is for bfloat16, float16 and float32, not for float64")
