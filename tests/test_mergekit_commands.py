@@ -140,7 +140,11 @@ def test_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     ("line", "code", "message"),
     [
         ("mergekit-yaml recipe.yaml out --no-safe-serialization", 2, "only safetensors are written"),
-        ("mergekit-yaml recipe.yaml out --random-seed -1", 2, "random_seed: must be a whole number from 0 to 2**64 - 1"),
+        (
+            "mergekit-yaml recipe.yaml out --random-seed -1",
+            2,
+            "random_seed: must be a whole number from 0 to 2**64 - 1",
+        ),
         ("mergekit-yaml recipe.yaml out --out-shard-size lots", 2, "'lots' is not a size"),
         ("mergekit-yaml recipe.yaml out -j 0", 2, "threads: must be a whole number from 1"),
         ("mergekit-yaml recipe.yaml out --device mps", 2, 'there is no device "mps"'),
