@@ -126,7 +126,7 @@ def test_inputs_are_never_written_to(model: Path, tmp_path: Path) -> None:
     link.symlink_to(model)
     for folder in (model, link, model / ".." / "model"):
         for source in (model, link, model / "model.safetensors"):
-            assert "is the folder of the input" in the_problem(folder, [source], overwrite=True)
+            assert "is the folder of the input" in the_problem(folder, [source, source], overwrite=True)
     (tmp_path / "links").mkdir()
     linked_file = tmp_path / "links" / "renamed.safetensors"
     linked_file.symlink_to(model / "model.safetensors")

@@ -285,6 +285,15 @@ def test_embedding_and_head_of_vocabularies_of_other_sizes_are_not_stacked(tmp_p
     me.plan(stacked(source(a, 0, 1), source(b, 0, 2), source(a, 1, 2)))  # b gives layers only
 
 
+def test_stacked_layers_of_several_types_are_a_warning(models: dict[str, Path], tmp_path: Path) -> None:
+    wider = {name: each.double() for name, each in state_dict(1, LAYERS).items()}
+    b = save_model(tmp_path / "b", 1, changed(LLAMA, num_hidden_layers=LAYERS), tensors=wider)
+    recipe = stacked(source(models["a"], 0, 2), source(b, 2, 4))
+    [warning] = me.plan(recipe).warnings
+    assert "bfloat16 in" in warning and "float64 in" in warning and "set dtype to one of them" in warning
+    assert not me.plan(recipe | {"dtype": "float32"}).warnings
+
+
 def refused(recipe: dict[str, Any]) -> Sequence[str]:
     with pytest.raises(me.PlanError) as error:
         me.plan(recipe)

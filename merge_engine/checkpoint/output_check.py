@@ -40,7 +40,7 @@ def _problems(folder: Path, inputs: Sequence[Path], overwrite: bool, needed_byte
     if folder.exists() and not folder.is_dir():
         return [f"{folder}: is a file; the output is a folder"]
     resolved = folder.resolve()
-    for source in inputs:
+    for source in dict.fromkeys(inputs):  # one may be named with and without a slash at its end
         # The folder of an input file is no input, but the file could be deleted as an earlier output.
         homes = [source.resolve()] if source.is_dir() else [source.parent.resolve(), source.resolve().parent]
         if resolved in homes:

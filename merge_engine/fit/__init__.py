@@ -75,7 +75,7 @@ def _check(
         return []
     aligned = recipe.vocabulary is not None or recipe.unsafe_truncate_embeddings
     check_configs(inputs, findings, stacked, ignored=("vocab_size",) if aligned else ())
-    check_dtypes(recipe, merged, findings)
+    check_dtypes(recipe, merged, findings, stacked)
     if recipe.vocabulary is None:
         check_tokenizers(inputs, findings)
     check_adapter_tokenizers(inputs, findings)

@@ -11,12 +11,23 @@ from merge_engine.fit.findings import Findings
 from merge_engine.recipe import Recipe
 
 
-def check_dtypes(recipe: Recipe, merged: Sequence[Candidate], findings: Findings) -> None:
-    """Warn if no input has the type of the output: bfloat16 and float16 are promoted to float32."""
+def check_dtypes(recipe: Recipe, merged: Sequence[Candidate], findings: Findings, stacked: bool) -> None:
+    """Warn if no input has the type of the output: bfloat16 and float16 are promoted to float32.
+
+    Layers that are ``stacked`` and copied keep their types. Warn if these differ: a loader converts all to one.
+    """
     if recipe.output_dtype is not None:
         return
     main = [(each, dtype) for each in merged if (dtype := _main_dtype(each)) is not None]
     types = {dtype for _, dtype in main}
+    if stacked and recipe.merge_method == "passthrough":
+        if len(types) > 1:
+            found = by_value(main, str)
+            findings.warnings.append(
+                f"the tensors are {found}, so the output has several types, and loaders round all to the one that "
+                "config.json names; set dtype to one of them"
+            )
+        return
     if types and (promoted := promote(*types)) not in types:
         found = by_value(main, str)
         findings.warnings.append(

@@ -144,7 +144,7 @@ def make_plan(
     merged = sorted({i for inputs in slices for i in inputs.models})
     models = {i: opened[recipe.stacks.models[i]] for i in merged}
     findings = examine(recipe, bases, models, donor, stacked=bool(planned.origins))
-    explained = (findings.explain_tensors and planned.tasks) or unaligned
+    explained = (findings.explain_tensors and planned.names) or unaligned  # no names: the slices cannot be
     problems = [*findings.problems, *unaligned, *([] if explained else planned.problems)]
     config, about_layers = stack_config(_without(donor.config, findings.stale_keys), planned.origins)
     stacked = [stack.prefix for stack in planned.origins]
