@@ -133,7 +133,8 @@ def test_what_is_visited_and_how_often(
     plan = recipes[method]
     schedule = Schedule(plan, Budget(memory))
     read = 0
-    merged, measured = [], {}
+    merged: list[tuple[int, int]] = []
+    measured: dict[Any, Any] = {}
     for visit in schedule.visits():
         read += 3 * 2 * visit.count
         if visit.merge:

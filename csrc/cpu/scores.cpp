@@ -41,46 +41,67 @@ class Scorer {
     // What variances are computed in: torch's choice.
     using Wide = std::conditional_t<sizeof(typename Storage<Working>::Bits) == 2, float, double>;
 
+    using Bits = typename Storage<Working>::Bits;
+
     void variances(uint64_t at, int n, Real* ME_RESTRICT scores) const {
+        switch (inputs_.size() - 1) {
+            case 1: return variances_of<1>(at, n, scores);
+            case 2: return variances_of<2>(at, n, scores);
+            case 3: return variances_of<3>(at, n, scores);
+            case 4: return variances_of<4>(at, n, scores);
+            default: return variances_of_many(at, n, scores);
+        }
+    }
+
+    // Few models: mean and squares stay in registers.
+    template <size_t Models>
+    void variances_of(uint64_t at, int n, Real* ME_RESTRICT scores) const {
+        Bits room[Models + 1][TILE];
+        const Bits* x[Models + 1];
+        for (size_t i = 0; i <= Models; ++i) x[i] = tile_of<Working>(inputs_[i], at, n, room[i]);
+        for (int j = 0; j < n; ++j) {
+            const Real base = Storage<Working>::template load<Real>(x[0][j]);
+            Wide mean = 0, squares = 0;
+#pragma GCC unroll 4
+            for (size_t i = 1; i <= Models; ++i) {
+                add_delta(Storage<Working>::template load<Real>(x[i][j]) - base, static_cast<Wide>(i), mean, squares);
+            }
+            scores[j] = Rounding::round(static_cast<Real>(squares / static_cast<Wide>(Models)));
+        }
+    }
+    void variances_of_many(uint64_t at, int n, Real* ME_RESTRICT scores) const {
         Real base[TILE], x[TILE];
         Wide mean[TILE], squares[TILE];
         load_tile<Working>(inputs_[0], at, n, base);
         for (int j = 0; j < n; ++j) mean[j] = squares[j] = 0;
         for (size_t i = 1; i < inputs_.size(); ++i) {
             load_tile<Working>(inputs_[i], at, n, x);
-            divided_by(i, [&](auto divide) {
-                for (int j = 0; j < n; ++j) {
-                    const Wide delta = static_cast<Wide>(Rounding::round(x[j] - base[j]));
-                    const Wide distance = delta - mean[j];
-                    mean[j] += divide(distance);
-                    squares[j] += distance * (delta - mean[j]);
-                }
-            });
+            for (int j = 0; j < n; ++j) add_delta(x[j] - base[j], static_cast<Wide>(i), mean[j], squares[j]);
         }
-        divided_by(inputs_.size() - 1, [&](auto divide) {
-            for (int j = 0; j < n; ++j) scores[j] = Rounding::round(static_cast<Real>(divide(squares[j])));
-        });
+        const Wide models = static_cast<Wide>(inputs_.size() - 1);
+        for (int j = 0; j < n; ++j) scores[j] = Rounding::round(static_cast<Real>(squares[j] / models));
     }
-    // Division by a power of two is a multiplication, which takes less time.
-    template <class Use>
-    static void divided_by(size_t number, Use&& use) {
-        const Wide divisor = static_cast<Wide>(number), inverse = 1 / divisor;
-        if ((number & (number - 1)) == 0) {
-            use([inverse](Wide value) { return value * inverse; });
-        } else {
-            use([divisor](Wide value) { return value / divisor; });
-        }
+
+    // Welford's step for the number-th model.
+    static ME_INLINE void add_delta(Real difference, Wide number, Wide& mean, Wide& squares) {
+        const Wide delta = static_cast<Wide>(Rounding::round(difference));
+        const Wide distance = delta - mean;
+        mean += distance / number;
+        squares += distance * (delta - mean);
     }
 
     void importances(uint64_t at, int n, Real* ME_RESTRICT scores) const {
-        Real base[TILE], x[TILE];
-        load_tile<Working>(inputs_[0], at, n, base);
-        load_tile<Working>(inputs_[1], at, n, x);
+        Bits base_room[TILE], room[TILE];
+        const Bits* base = tile_of<Working>(inputs_[0], at, n, base_room);
+        const Bits* x = tile_of<Working>(inputs_[1], at, n, room);
         for (int j = 0; j < n;) {
             const uint64_t line = (at + static_cast<uint64_t>(j)) / score_.length;
             const uint64_t end = std::min<uint64_t>((line + 1) * score_.length - at, static_cast<uint64_t>(n));
             const Real divergence = static_cast<Real>(score_.divergences[line]);
-            for (; j < static_cast<int>(end); ++j) scores[j] = std::abs(x[j] - base[j]) * divergence;
+            for (; j < static_cast<int>(end); ++j) {
+                const Real model = Storage<Working>::template load<Real>(x[j]);
+                scores[j] = std::abs(model - Storage<Working>::template load<Real>(base[j])) * divergence;
+            }
         }
     }
 
@@ -110,6 +131,30 @@ void for_each_score_tile(const Scores& scorer, uint64_t first, uint64_t last, Vi
         scorer.tile(at, n, scores);
         for (int j = 0; j < n; ++j) keys[j] = magnitude_key<Real>(scores[j]);
         visit(keys, at, n);
+    }
+}
+
+// Calls visit(key) for each key with these highest bits: few of many.
+template <class Visit>
+void for_each_with_prefix(const uint32_t* keys, int n, uint64_t prefix, int shift, Visit&& visit) {
+    const uint32_t lowest = static_cast<uint32_t>(prefix << shift), width = uint32_t{1} << shift;
+    int32_t those[LANES];
+    int j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        const Words found = load<Words>(keys + j);
+        const Truth same = less(found - lowest, Words{} + width);
+        if (!bits_of_lanes(same)) continue;
+        const int size = compress(same, (Ints)found, those);
+        for (int i = 0; i < size; ++i) visit(static_cast<uint32_t>(those[i]));
+    }
+    for (; j < n; ++j) {
+        if (keys[j] - lowest < width) visit(keys[j]);
+    }
+}
+template <class Visit>
+void for_each_with_prefix(const uint64_t* keys, int n, uint64_t prefix, int shift, Visit&& visit) {
+    for (int j = 0; j < n; ++j) {
+        if (keys[j] >> shift == prefix) visit(keys[j]);
     }
 }
 
@@ -216,10 +261,8 @@ void count_scores(const std::vector<Array>& inputs, const Score& score, const st
                         for (int j = 0; j < n; ++j) ++(j % 2 ? odd : even)[keys[j] >> shift];
                         continue;
                     }
-                    for (int j = 0; j < n; ++j) {
-                        const uint64_t bin = static_cast<uint64_t>(keys[j]) >> shift;
-                        if (bin >> NEXT_BITS == columns[c].prefix) ++even[bin & (bins - 1)];
-                    }
+                    for_each_with_prefix(keys, n, columns[c].prefix, shift + NEXT_BITS,
+                                         [&](uint64_t key) { ++even[key >> shift & (bins - 1)]; });
                 }
             });
         });
