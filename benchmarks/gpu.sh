@@ -25,10 +25,13 @@ build() {
     python -m merge_engine doctor
 }
 lifetimes() { MERGE_ENGINE_TEST_BACKENDS=cuda python -m pytest -q -p no:cacheprovider tests/test_cuda_lifetimes.py; }
-conformance() { MERGE_ENGINE_TEST_BACKENDS=cuda pytest_here tests/test_conformance.py tests/test_cuda_streaming.py; }
+conformance() {
+    local files=(tests/test_conformance.py tests/test_conformance_scores.py tests/test_cuda_streaming.py)
+    MERGE_ENGINE_TEST_BACKENDS=cuda pytest_here "${files[@]}"
+}
 kernels() { python -m benchmarks.gpu_kernels --backends cuda; }
 triton() {
-    MERGE_ENGINE_TEST_BACKENDS=triton pytest_here tests/test_conformance.py
+    MERGE_ENGINE_TEST_BACKENDS=triton pytest_here tests/test_conformance.py tests/test_conformance_scores.py
     python -m benchmarks.gpu_kernels --backends cuda,triton --elements 100000000
 }
 merges() { env -u OMP_NUM_THREADS python -m benchmarks.gpu_merges; }

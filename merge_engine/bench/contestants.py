@@ -17,14 +17,15 @@ COPY, MERGE_ENGINE, TORCH, MERGEKIT = CONTESTANTS = ("copy", "merge_engine", "to
 
 @dataclass(frozen=True)
 class Setting:
-    """The parameters of a method: those of each model, those of the merge, and whether it takes a base."""
+    """The parameters of a method: those of each model, those of the merge, whether it takes a base, and most models."""
 
     model: dict[str, float]
-    merge: dict[str, bool]
+    merge: dict[str, bool | float]
     uses_base: bool = True
+    most_models: int | None = None
 
 
-_NORMALIZE = {"normalize": True}
+_NORMALIZE: dict[str, bool | float] = {"normalize": True}
 METHODS = {
     "linear": Setting({"weight": 0.5}, _NORMALIZE, uses_base=False),
     "passthrough": Setting({}, {}, uses_base=False),
@@ -36,6 +37,16 @@ METHODS = {
     "breadcrumbs_ties": Setting({"weight": 0.5, "density": 0.2, "gamma": 0.01}, _NORMALIZE),
     "della": Setting({"weight": 0.5, "density": 0.2, "epsilon": 0.1}, _NORMALIZE),
     "della_linear": Setting({"weight": 0.5, "density": 0.2, "epsilon": 0.1}, _NORMALIZE),
+    "slerp": Setting({}, {"t": 0.5}, most_models=1),
+    "nuslerp": Setting({"weight": 0.5}, {}, uses_base=False, most_models=2),
+    "multislerp": Setting({"weight": 0.5}, {}),
+    "karcher": Setting({}, {}, uses_base=False),
+    "model_stock": Setting({}, {}),
+    "nearswap": Setting({}, {"t": 0.001}, most_models=1),
+    "ram": Setting({}, {}),
+    "ramplus_tl": Setting({}, {}),
+    "sce": Setting({}, {"select_topk": 0.2}),
+    "arcee_fusion": Setting({}, {}, most_models=1),
 }
 
 
@@ -50,7 +61,12 @@ class Merge:
     @property
     def folders(self) -> list[Path]:
         """Every folder that the method reads."""
-        return [self.base, *self.models] if METHODS[self.method].uses_base else list(self.models)
+        return [self.base, *self.merged] if METHODS[self.method].uses_base else list(self.merged)
+
+    @property
+    def merged(self) -> tuple[Path, ...]:
+        """The models that the method takes, the first of all."""
+        return self.models[: METHODS[self.method].most_models]
 
     @property
     def bytes_read(self) -> int:
@@ -67,7 +83,7 @@ class Merge:
         setting = METHODS[self.method]
         recipe: dict[str, Any] = {
             "merge_method": self.method,
-            "models": [{"model": str(model), "parameters": setting.model} for model in self.models],
+            "models": [{"model": str(model), "parameters": setting.model} for model in self.merged],
             "parameters": setting.merge,
             "dtype": "bfloat16",
         }
