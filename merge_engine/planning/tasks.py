@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from merge_engine.checkpoint import LayerOrigin
 from merge_engine.dtypes import promote
@@ -50,9 +50,8 @@ def make_tasks(
 
     ``slices`` are the inputs of each slice of the recipe, in order, with all tensors of each model and with one
     reference: the one whose names the output gets. ``vocabulary`` gives embeddings and heads the rows of the output.
-    Problems are returned, not raised, except for ``RecipeError``: a
-    parameter is wrong, or has no value for a tensor. Raises ``CheckpointError`` if the bytes of a head that may be
-    tied cannot be read.
+    Problems are returned, not raised, except for ``RecipeError``: a parameter is wrong, or has no value for a tensor.
+    Raises ``CheckpointError`` if the bytes of a head that may be tied cannot be read.
     """
     planned = Planned(allowed=recipe.allow)
     make = _TaskMaker(recipe, method)
@@ -70,16 +69,13 @@ def make_tasks(
     for twin, name in ties.twins.items():
         twins.setdefault(name, []).append(twin)
     passed = ties.once | ties.twins.keys()
-    lacking, buffers, disagreements = Lacking(method), Buffers(), Disagreements()
+    gatherer, buffers = _Gatherer(method, vocabulary), Buffers()
     told: set[str] = set()
     of_slices: dict[int, dict[str, Operand]] = {}
     for cut in slicing.cuts(ties.sources):
         inputs = cut.inputs
-        lacking.begin(inputs, examine_names(inputs, planned, told))
+        gatherer.begin(inputs, examine_names(inputs, planned, told))
         make.begin(cut)
-        held: list[tuple[int | None, Catalogue]] = list(inputs.models.items())
-        if inputs.base is not None:
-            held.insert(0, (None, inputs.base))
         for name in cut.positions:
             if name in passed:
                 continue
@@ -87,48 +83,15 @@ def make_tasks(
                 operand = None if inputs.reference is None else inputs.reference.tensors.get(name)
                 if operand is not None:
                     planned.tasks.append(_copy(name, operand))
-                continue
-            found: list[int] = []
-            operands: list[Operand] = []
-            labels: list[str] = []
-            for position, given in held:
-                operand = given.tensors.get(name)
-                if operand is not None:
-                    operands.append(operand)
-                    labels.append(given.label)
-                    if position is not None:
-                        found.append(position)
-            is_lone, has_base = False, inputs.base is not None
-            base_lacks = has_base and len(found) == len(operands)
-            if (base_lacks or len(found) < method.min_models) and len(operands) == 1:
-                is_lone = method.if_lacking == "lone"
-            if base_lacks and not is_lone:
-                lacking.in_base(name, found)
-                continue
-            if vocabulary is not None:
-                operands = vocabulary.align(name, operands, labels, has_base and not base_lacks)
-            if is_lone:
-                lacking.copied(name, found)
-                found, has_base = [], False
-            elif disagreements.add(name, operands):
-                continue
-            elif 0 < len(found) < method.min_models:
-                if not has_base or method.if_lacking != "base":
-                    lacking.in_too_few(name, found)
-                    continue
-                lacking.copied(name, [])
-                operands, found = operands[:1], []
-            else:
-                lacking.in_models(name, found)
-            of_slices.setdefault(cut.number, {})[name] = operands[0]
-            for one in (name, *twins.get(name, ())):
-                planned.tasks.append(make(one, tuple(operands), has_base, found, name))
+            elif (gathered := gatherer.gather(name)) is not None:
+                of_slices.setdefault(cut.number, {})[name] = gathered.operands[0]
+                planned.tasks += [make(one, gathered, name) for one in (name, *twins.get(name, ()))]
         planned.names.append(SliceNames(cut.positions, _own_names(cut), cut.layers))
     planned.untied = ties.untied
     planned.origins = slicing.origins()
-    planned.notes += [*of_ties.notes, *buffers.notes(), *lacking.notes()]
+    planned.notes += [*of_ties.notes, *buffers.notes(), *gatherer.lacking.notes()]
     planned.warnings += of_ties.warnings
-    planned.problems += [*lacking.problems(), *disagreements.problems()]
+    planned.problems += [*gatherer.lacking.problems(), *gatherer.disagreements.problems()]
     if len(of_slices) > 1:
         planned.problems += stacked_vocabularies(of_slices, named)
     merged = [task for task in planned.tasks if task.action is Action.MERGE]
@@ -163,6 +126,71 @@ def _copy(name: str, operand: Operand) -> Task:
     return Task(name, operand.shape, operand.dtype, operand.dtype, Action.COPY, (operand,))
 
 
+class _Gathered(NamedTuple):
+    """What an output tensor is made of: operands, the base's first if ``has_base``, and the positions of the models."""
+
+    operands: list[Operand]
+    has_base: bool
+    found: list[int]
+
+
+class _Gatherer:
+    """Looks up what output tensors are made of, and collects what is wrong with it.
+
+    ``begin`` says which slice the next ones are of.
+    """
+
+    def __init__(self, method: Method, vocabulary: Alignment | None):
+        self._method, self._vocabulary = method, vocabulary
+        self.lacking, self.disagreements = Lacking(method), Disagreements()
+
+    def begin(self, inputs: Inputs, explained: Collection[str]) -> None:
+        """Take these inputs from now on. ``explained`` are the names that another message explains."""
+        self.lacking.begin(inputs, explained)
+        self._has_base = inputs.base is not None
+        self._held: list[tuple[int | None, Catalogue]] = list(inputs.models.items())
+        if inputs.base is not None:
+            self._held.insert(0, (None, inputs.base))
+
+    def gather(self, name: str) -> _Gathered | None:
+        """What a tensor is made of; None if it cannot be merged.
+
+        A tensor that too few inputs have is copied from one of them, if the method says so.
+        """
+        operands: list[Operand] = []
+        labels: list[str] = []
+        found: list[int] = []
+        for position, given in self._held:
+            operand = given.tensors.get(name)
+            if operand is not None:
+                operands.append(operand)
+                labels.append(given.label)
+                if position is not None:
+                    found.append(position)
+        method, lacking = self._method, self.lacking
+        base_lacks = self._has_base and len(found) == len(operands)
+        too_few = base_lacks or len(found) < method.min_models
+        is_lone = too_few and len(operands) == 1 and method.if_lacking == "lone"
+        if base_lacks and not is_lone:
+            lacking.in_base(name, found)
+            return None
+        if self._vocabulary is not None:
+            operands = self._vocabulary.align(name, operands, labels, self._has_base and not base_lacks)
+        if is_lone:
+            lacking.copied(name, found)
+            return _Gathered(operands, False, [])
+        if self.disagreements.add(name, operands):
+            return None
+        if 0 < len(found) < method.min_models:
+            if not self._has_base or method.if_lacking != "base":
+                lacking.in_too_few(name, found)
+                return None
+            lacking.copied(name, [])
+            return _Gathered(operands[:1], True, [])
+        lacking.in_models(name, found)
+        return _Gathered(operands, self._has_base, found)
+
+
 class _TaskMaker:
     """Makes tasks, with the parameters that the recipe gives each. ``begin`` says which slice the next ones are of."""
 
@@ -178,15 +206,9 @@ class _TaskMaker:
         self._cut = cut
         self._resolver = self._resolvers[cut.number]
 
-    def __call__(
-        self,
-        name: str,
-        operands: tuple[Operand, ...],
-        has_base: bool,
-        found: Sequence[int],
-        same: str,
-    ) -> Task:
+    def __call__(self, name: str, gathered: _Gathered, same: str) -> Task:
         """The task for a tensor, with the parameters and the draws of ``same``, which may be another name."""
+        operands, found = tuple(gathered.operands), gathered.found
         shape, kind = operands[0].shape, operands[0].dtype
         at = self._cut.positions[same]
         common = self._common(self._resolver.for_tensor(same, at))
@@ -206,7 +228,7 @@ class _TaskMaker:
             out,
             Action.MERGE,
             operands,
-            has_base,
+            gathered.has_base,
             tuple(found),
             tuple(map(self._settings, settings)),
             common,
