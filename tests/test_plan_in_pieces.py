@@ -95,11 +95,11 @@ def test_a_shard_that_is_missing_publishes_nothing(recipe: dict[str, Any], tmp_p
 
 @pytest.mark.parametrize("method", sorted(me.METHODS))
 def test_a_plan_survives_pickling(method: str, recipe: dict[str, Any]) -> None:
-    if method in ("linear", "passthrough"):
+    found = me.METHODS[method]
+    if not found.uses_base:
         del recipe["base_model"]
-    if method == "passthrough":
-        recipe["models"] = recipe["models"][:1]
-    recipe |= {"merge_method": method, "parameters": {} if method == "passthrough" else {"weight": 0.5}}
+    required = {parameter.name: 0.5 for parameter in found.parameters if parameter.required}
+    recipe |= {"merge_method": method, "parameters": required, "models": recipe["models"][: found.max_models]}
     plan = me.plan(recipe)
     again = pickle.loads(pickle.dumps(plan))
     assert again.tasks == plan.tasks and again.shards == plan.shards and again.recipe == plan.recipe

@@ -457,7 +457,7 @@ def test_an_interrupt_of_a_merge_is_130(setting: Setting) -> None:
 
 def test_a_fault_of_the_program_is_one_line(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     fault = ZeroDivisionError("a\x1b\nb")
-    with mock.patch("merge_engine.plan", side_effect=fault):
+    with mock.patch("merge_engine.cli.app.plans", side_effect=fault):
         said = call("plan", "recipe.yaml")
         assert said.code == 1 and said.err.startswith(r"error: internal error: ZeroDivisionError: a\x1b\nb; ")
         assert said.err.count("\n") == 1
@@ -482,5 +482,5 @@ def test_a_fault_of_the_program_is_one_line(setting: Setting, monkeypatch: pytes
     ],
 )
 def test_errors_of_the_system_are_one_line(error: Exception, line: str) -> None:
-    with mock.patch("merge_engine.plan", side_effect=error):
+    with mock.patch("merge_engine.cli.app.plans", side_effect=error):
         assert call("plan", "recipe.yaml") == Said(1, "", f"{line}\n")

@@ -72,5 +72,5 @@ def test_the_nearest_is_meant_if_it_is_near() -> None:
 def test_where_none_is_near_all_are_named() -> None:
     assert suggestion("seed", ["weight", "lambda"]) == "; known here: lambda, weight"
     assert suggestion("seed", []) == ""
-    with pytest.raises(me.RecipeError, match='there is no method "average"; known here: breadcrumbs, '):
+    with pytest.raises(me.RecipeError, match='there is no method "average"; known here: arcee_fusion, '):
         me.run({"merge_method": "average", "models": [{"model": "a"}]})
