@@ -181,7 +181,7 @@ for _ in range(150):
     before = set(threading.enumerate())
     try:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 0.02))
-        me.run(recipe, {str(tmp_path / "out")!r}, backend="cpu", memory="1MB", overwrite=True)
+        me.run({recipe!r}, {str(tmp_path / "out")!r}, backend="cpu", memory="1MB", overwrite=True)
         signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         interrupted += 1
@@ -227,7 +227,7 @@ recipe = me.load_recipe({recipe!r})  # without memory, pydantic's own code fails
 space = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (space + {megabytes - 150} * 10**6, -1))
 try:
-    me.run({recipe!r}, {str(tmp_path / "out")!r}, backend="cpu", shard_size="300KB")
+    me.run(recipe, {str(tmp_path / "out")!r}, backend="cpu", shard_size="300KB")
 except me.MergeError as error:
     print(error)
 """
