@@ -54,13 +54,13 @@ class CheckpointTransaction:
         self._files: dict[str, tuple[int, str]] = {}
         self._staged = StagedFiles(folder)
         self._made_folders: list[Path] = []
-        self._lock_descriptor = -1
+        self._lock: _Lock | None = None
         self._published = False  # the new output is complete, and the earlier one may be still aside
         self._ours = False  # parts and staged files in the folder belong to this transaction
         try:
             with naming(folder):
                 self._make_folder(folder)
-                self._lock_descriptor = _lock(folder)
+                self._lock = _Lock(folder)
                 recover(folder)
                 if problems := contents_in_the_way(folder, overwrite):
                     raise OutputError(problems)
@@ -266,19 +266,33 @@ class CheckpointTransaction:
         """Leave the files to the next transaction, and unlock the folder."""
         self._ours = self._published = False
         self._made_folders = []
-        if self._lock_descriptor >= 0:
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = -1
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
-def _lock(folder: Path) -> int:
-    """Lock the folder against other merges, until the returned descriptor is closed or the process ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise OutputError(f"{folder}: another merge is writing into this folder") from None
-    except OSError:
-        pass  # file systems without locks
-    return descriptor
+class _Lock:
+    """A lock of a folder against other merges, until it is closed, nobody holds it any more, or the process ends.
+
+    An interrupt may come when it is taken and not yet kept.
+    """
+
+    def __init__(self, folder: Path):
+        self._descriptor = -1
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise OutputError(f"{folder}: another merge is writing into this folder") from None
+        except OSError:
+            pass  # file systems without locks
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
