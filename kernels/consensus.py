@@ -26,7 +26,7 @@ from merge_engine.kernels.numbers import (
     load_bits,
     magnitude,
     reciprocal,
-    rounded_to,
+    rounded,
     stains,
     store,
     value_of,
@@ -41,16 +41,6 @@ REGISTERS_OF_MANY = 168
 NUMBERS = tl.constexpr(4)  # of an entry: rescale, weight, 1 + vote slack, retain slack
 SCALE = tl.constexpr(0)  # what follows the entries' numbers
 DIVISOR = tl.constexpr(1)
-
-
-@triton.jit
-def rounded(value, WORKING: tl.constexpr, STORAGE_ROUNDING: tl.constexpr):
-    """A result, rounded to the working dtype when every step is to be."""
-    if STORAGE_ROUNDING:
-        result = rounded_to(value, WORKING)
-    else:
-        result = value
-    return result
 
 
 @triton.jit(do_not_specialize=["start", "first_tile", "steps", "count"])

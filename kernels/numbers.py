@@ -81,6 +81,16 @@ def rounded_to(value, CODE: tl.constexpr):
 
 
 @triton.jit
+def rounded(value, WORKING: tl.constexpr, STORAGE_ROUNDING: tl.constexpr):
+    """A result, rounded to the working dtype when every step is to be."""
+    if STORAGE_ROUNDING:
+        result = rounded_to(value, WORKING)
+    else:
+        result = value
+    return result
+
+
+@triton.jit
 def reciprocal(divisor):
     """What ``divided`` multiplies by: 1 / divisor in float64."""
     return 1.0 / divisor.to(tl.float64)

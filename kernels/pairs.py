@@ -14,7 +14,13 @@ import triton.language as tl
 from merge_engine.kernels.counting import FIELDS, add_tallies, count_non_finite, tally
 from merge_engine.kernels.launching import COLUMNS, constants, over_tiles
 from merge_engine.kernels.masks import ROW, keeps
-from merge_engine.kernels.numbers import load, magnitude, rounded_to, stains, store
+from merge_engine.kernels.numbers import (
+    load,
+    magnitude,
+    rounded,
+    stains,
+    store,
+)
 
 
 @triton.jit
@@ -24,16 +30,6 @@ def quotient(x, y):
         result = x / y
     else:
         result = (x.to(tl.float64) / y.to(tl.float64)).to(tl.float32)
-    return result
-
-
-@triton.jit
-def rounded(value, WORKING: tl.constexpr, STORAGE_ROUNDING: tl.constexpr):
-    """A result, rounded to the working dtype when every step is to be."""
-    if STORAGE_ROUNDING:
-        result = rounded_to(value, WORKING)
-    else:
-        result = value
     return result
 
 

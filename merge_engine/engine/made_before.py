@@ -26,7 +26,7 @@ def is_made(planned: MergePlan, folder: Path) -> bool:
         manifest = read_manifest(folder)
     except ManifestError:
         return False
-    inputs = {each.label: each for each in (planned.donor, *planned.bases.values(), *planned.models.values())}
+    inputs = {each.label: each.fingerprint for each in planned.inputs}
     shards = {shard.name: (shard.size, digest_of(shard.header)) for shard in planned.shards}
     sizes = {name: file.bytes for name, file in manifest.files.items()} | {
         name: shard.bytes for name, shard in manifest.shards.items()
@@ -36,8 +36,7 @@ def is_made(planned: MergePlan, folder: Path) -> bool:
     return (
         manifest.versions.get("merge_engine") == versions()["merge_engine"]
         and manifest.recipe == planned.recipe.to_yaml()
-        and {path: one.fingerprint for path, one in manifest.inputs.items()}
-        == {str(path): given.fingerprint for path, given in inputs.items()}
+        and {path: one.fingerprint for path, one in manifest.inputs.items()} == inputs
         and {name: (shard.bytes, shard.header) for name, shard in manifest.shards.items()} == shards
         and {name: file.digest for name, file in manifest.files.items() if name not in OF_EVERY_OUTPUT}
         == beside.digests

@@ -105,7 +105,7 @@ def publish(
 def _inputs(planned: MergePlan) -> list[MergedInput]:
     """The inputs as the manifest names them: those that do not stay by the names of their recipes."""
     roles = {**planned.bases, **{str(i): model for i, model in planned.models.items()}}
-    inputs = {given.label: given for given in (planned.donor, *roles.values())}
+    inputs = {given.label: given for given in planned.inputs}
     return [
         MergedInput(
             named(label, planned.intermediates),

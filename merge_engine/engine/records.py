@@ -139,7 +139,6 @@ def plan_key(plan: MergePlan) -> str:
     """
     if not type(plan.method).__module__.startswith("merge_engine."):
         return ""
-    inputs = (plan.donor, *plan.bases.values(), *plan.models.values())
     # What merges the same recipe anew has the same values, but another place and time.
     made = {str(each.folder): f"{each.name} {each.digest}" for each in plan.intermediates}
     described = [
@@ -148,7 +147,7 @@ def plan_key(plan: MergePlan) -> str:
         plan.recipe.to_yaml(),
         [
             [_label(given.label, made), "" if str(given.path) in made else given.fingerprint]
-            for given in inputs
+            for given in plan.inputs
         ],
         sorted(
             [str(file.path), file.size, file.mtime_ns, file.inode]

@@ -87,6 +87,11 @@ class MergePlan:
     edits: SideEdits = field(default_factory=SideEdits)
     intermediates: tuple[Intermediate, ...] = ()
 
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The donor, the base models and the models; one may stand there several times."""
+        return (self.donor, *self.bases.values(), *self.models.values())
+
     @cached_property
     def bytes_written(self) -> int:
         """Bytes of tensor data in the output."""
