@@ -11,7 +11,7 @@ from merge_engine.engine.pipeline import Pipeline
 from merge_engine.engine.records import Recorder
 from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY
 from merge_engine.engine.sinks import Sink
-from merge_engine.engine.work import Run
+from merge_engine.engine.work import Run, Tally
 from merge_engine.errors import DeviceMemoryError, PlanError
 from merge_engine.methods import Answers, Method, Need, Operation, Task
 from merge_engine.methods.needs import is_shared
@@ -33,20 +33,21 @@ def carry_out(
     answered: Callable[[Task, Answers], None] | None = None,
     shared: SharedAnswers | None = None,
     recorder: Recorder | None = None,
+    tally: Tally | None = None,
 ) -> Run:
     """Carry out a schedule.
 
     ``sink`` takes the merged bytes. ``answered`` is called with each tensor that is only measured, and its answers.
     ``shared`` has the answers to the shared needs, if they are known already. ``recorder`` gets the run before it
-    begins. If the device has too little memory, the plan is scheduled again for half of it, and so on. Raises as
-    ``run`` does.
+    begins. ``tally`` takes what is measured together (see ``Run``). If the device has too little
+    memory, the plan is scheduled again for half of it, and so on. Raises as ``run`` does.
     """
     ledger = Ledger()
     notes: list[str] = []
     start = time.perf_counter()
     with reading_counted(ledger):
         while True:
-            run = Run(scheduled, backend, ledger, notes, answered, shared)
+            run = Run(scheduled, backend, ledger, notes, answered, shared, tally)
             if recorder is not None:
                 recorder.run = run
             try:

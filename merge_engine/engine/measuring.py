@@ -59,7 +59,7 @@ Query = tuple[Subject, int]
 Split = tuple[Subject, RankMask, int]
 """A model's recipe position or a score, a mask whose ties are split by index, and one of its ranks."""
 
-_EVERY_KEY = 2**63 - 1
+EVERY_KEY = 2**63 - 1
 """More keys than a tensor has."""
 
 _SUMS_AHEAD = 2
@@ -209,7 +209,7 @@ class Measurement(Mapping[Need, Any]):
     def _tally(self, chunk: Chunk) -> None:
         for need in self._needs:
             if isinstance(need, NonZero):
-                zeros, _ = self._backend.locate(chunk, need.score, 0, _EVERY_KEY)
+                zeros, _ = self._backend.locate(chunk, need.score, 0, EVERY_KEY)
                 self._zeros[need.score] = self._zeros.get(need.score, 0) + zeros.total
             elif isinstance(need, Overlaps):
                 handles = self._overlaps.setdefault(need, [])
@@ -293,7 +293,7 @@ class Measurement(Mapping[Need, Any]):
             for need in self._needs:
                 if isinstance(need, TiePlaces) and (mask := self._as_ranks(need)) is not None:
                     found = {rank: self._backend.fetch(self._found[need.model, rank]) for rank in mask.ranks}
-                    for rank, nth in _deciding_ties(mask, found).items():
+                    for rank, nth in deciding_ties(mask, found).items():
                         self._wanted[need.model, mask, rank] = found[rank].key, nth
         for split, (key, nth) in list(self._wanted.items()):
             if not _has(task, split[0]):
@@ -388,7 +388,7 @@ def _symmetric(products: Sequence[float]) -> list[list[float]]:
     return rows
 
 
-def _deciding_ties(mask: RankMask, found: Mapping[int, Found]) -> dict[int, int]:
+def deciding_ties(mask: RankMask, found: Mapping[int, Found]) -> dict[int, int]:
     """For each rank whose ties are split by index: the occurrence of the key, from 0, at the split."""
     counts = {}
     low = found[mask.last]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from merge_engine.backends import Backend
 from merge_engine.operands import Access
 from merge_engine.planning import DEFAULT_MEMORY, DEVICE_PIECE, PIECE, Budget, MergePlan, Schedule
-from merge_engine.storage import OpenFiles, way_here
+from merge_engine.storage import OpenFiles, Way, way_here
 
 DEVICE_SHARE = 4
 """By default a run takes one part in so many of a device's free memory."""
@@ -18,14 +18,17 @@ SMALLEST_DEVICE_MEMORY = 16 << 20
 
 
 @contextmanager
-def open_access(plan: MergePlan, backend: Backend | type[Backend]) -> Iterator[Access]:
+def open_access(
+    plan: MergePlan, backend: Backend | type[Backend], way: Way | None = None
+) -> Iterator[Access]:
     """Decide how the inputs are read, and keep them open until the context is left.
 
-    For the decision see ``way_here``. Inputs that are read through the page cache are used there in place if the
+    For the decision see ``way_here``; a given ``way`` is it.
+    Inputs that are read through the page cache are used there in place if the
     backend can do that.
     """
     with OpenFiles() as files:
-        yield Access(files, way_here(plan.files), backend.reads_in_place)
+        yield Access(files, way or way_here(plan.files), backend.reads_in_place)
 
 
 def schedule_for(

@@ -7,7 +7,7 @@ first is merged, so that a device measures them together, and the next batch may
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.backends.memory import identical
@@ -15,7 +15,7 @@ from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, L
 from merge_engine.engine.measuring import Measurement, SharedAnswers
 from merge_engine.errors import NonFiniteError
 from merge_engine.methods import Action, Answers, Operation, Task
-from merge_engine.methods.needs import needs_reading
+from merge_engine.methods.needs import Step, needs_reading
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import ModelCounts, TensorResult
 from merge_engine.planning import MergePlan, Schedule, Visit
@@ -28,6 +28,12 @@ COPY = Combine((1.0,))
 """Copies every finite value bit for bit, converted to the output's type."""
 
 
+class Tally(Protocol):
+    """Takes the chunks of all tensors that are measured together, in the place of a ``Measurement``."""
+
+    def add(self, step: Step, chunk: Chunk, task: Task, last: bool) -> None: ...  # noqa: D102
+
+
 class Run:
     """The state that all visits of one run share.
 
@@ -35,6 +41,7 @@ class Run:
     over the whole model would have kept without slack. ``decided`` are the answers to the shared needs, once a tensor
     was merged with them. ``notes`` are messages for the user. ``answered`` is called
     with each tensor that is only measured, and its answers. ``shared`` are known answers to the shared needs.
+    ``tally`` takes the chunks of visits that are ``shared``; None: a ``Measurement`` of the shared needs does.
     """
 
     def __init__(
@@ -45,12 +52,14 @@ class Run:
         notes: list[str] | None = None,
         answered: Callable[[Task, Answers], None] | None = None,
         shared: SharedAnswers | None = None,
+        tally: Tally | None = None,
     ):
         self.plan: MergePlan = schedule.plan
         self.backend = backend
         self.ledger = ledger or Ledger()
         self.notes = notes if notes is not None else []
         self.answered = answered
+        self.tally = tally
         self.results: dict[str, TensorResult] = {}
         self.trimmed_to: dict[int, int] = {}
         self.measurements: dict[str, Measurement] = {}  # of tensors that take several visits
@@ -127,6 +136,10 @@ class Work:
         if visit.inputs_stay:
             run.measured[task.name] = chunk, self._unchanged
         if task.action is Action.ROUND or self._unchanged:
+            return
+        if visit.shared and run.tally is not None:
+            for step in visit.steps:
+                run.tally.add(step, chunk, task, visit.last)
             return
         self._measurement = run.measurement(visit)
         for step in visit.steps:

@@ -104,18 +104,29 @@ class MergePlan:
         return frozenset(by_id.values())
 
     @cached_property
+    def bytes_by_file(self) -> Mapping[File, int]:
+        """Bytes that each input file gives, read once. Of a tensor with a LoRA the base's file gives all."""
+        found: dict[File, int] = {}
+        for task in self.tasks:
+            for operand in task.inputs:
+                for file in operand.files[:1]:  # it holds nearly all bytes: those of a LoRA are few
+                    found[file] = found.get(file, 0) + operand.stored_bytes
+        return found
+
+    @cached_property
     def shard_of(self) -> Mapping[str, int]:
         """The number of the shard, from 0, by the name of a tensor in it."""
         return {name: number for number, shard in enumerate(self.shards) for name in shard.tensors}
 
     def only(self, *shards: int) -> MergePlan:
-        """The part of the plan that makes some shards.
+        """The part of the plan that makes some shards, without the files beside the weights.
 
         ``shards`` are their numbers, from 0; ``IndexError`` if there is none.
         """
         made = tuple(self.shards[shard] for shard in shards)
         names = {name for shard in made for name in shard.tensors}
-        return replace(self, tasks=tuple(task for task in self.tasks if task.name in names), shards=made)
+        tasks = tuple(task for task in self.tasks if task.name in names)
+        return replace(self, tasks=tasks, shards=made, edits=SideEdits())
 
 
 def make_plan(

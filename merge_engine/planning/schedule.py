@@ -150,7 +150,7 @@ class Schedule:
 
         Raises ``PlanError`` if it is too small.
         """
-        return Schedule(self.plan, replace(self.budget, memory=memory), self.shared_known)
+        return replace(self, budget=replace(self.budget, memory=memory))
 
     @cached_property
     def shared_needs(self) -> Sequence[Need]:
