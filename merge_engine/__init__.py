@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from merge_engine.errors import (
     BackendError,
     CheckpointError,
+    ClusterError,
     ManifestError,
     MergeError,
     NonFiniteError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         TopShare,
         Variance,
     )
+    from merge_engine.distributed.options import RayOptions
     from merge_engine.engine.resident import merge_state_dicts, merge_tensors
     from merge_engine.engine.run import plan, run, schedule
     from merge_engine.inspect.diff import Difference, TensorDifference, TensorType, diff
@@ -89,6 +91,7 @@ _HOMES = {
         "TopShare",
         "Variance",
     ),
+    "merge_engine.distributed.options": ("RayOptions",),
     "merge_engine.engine.resident": ("merge_state_dicts", "merge_tensors"),
     "merge_engine.engine.run": ("plan", "run", "schedule"),
     "merge_engine.inspect.diff": ("Difference", "TensorDifference", "TensorType", "diff"),
@@ -119,6 +122,7 @@ __all__ = [
     "BackendError",
     "Band",
     "CheckpointError",
+    "ClusterError",
     "Combine",
     "Consensus",
     "Dense",
@@ -147,6 +151,7 @@ __all__ = [
     "PlanError",
     "RankMask",
     "Ranked",
+    "RayOptions",
     "Recipe",
     "RecipeError",
     "ReportError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from merge_engine.cli.mergekit import mergekit_multi, mergekit_pytorch, mergekit
 from merge_engine.cli.merging import merge
 from merge_engine.cli.terminal import console
 from merge_engine.cli.verify import verify
+from merge_engine.distributed.options import RayOptions, parse_paths
 from merge_engine.engine.choosing import choose_device
 from merge_engine.engine.run import parse_memory, plans
 from merge_engine.engine.scheduling import open_access, schedule_for
@@ -71,6 +72,19 @@ IntermediateDir = Annotated[
         help="Keep in this folder what other recipes of the file make, by name.",
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Merge on a Ray cluster: auto (the one that runs on this machine), HOST:PORT, or local.",
+    ),
+]
+RayPath = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NODE:]/HERE=/THERE", help="With --ray: where a node has what is HERE on this machine."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and errors.")]
 
 SHARD_SIZE = "5GB"
@@ -105,6 +119,8 @@ def run(
     overwrite: Overwrite = False,
     lenient: Lenient = False,
     intermediate_dir: IntermediateDir = None,
+    ray: Ray = None,
+    ray_path: RayPath = None,
     quiet: Quiet = False,
 ) -> None:
     """Merge checkpoints as a recipe says."""
@@ -120,7 +136,17 @@ def run(
         lenient=lenient,
         intermediate_dir=intermediate_dir,
         quiet=quiet,
+        **_engine(ray, ray_path or []),
     )
+
+
+def _engine(ray: str | None, paths: list[str]) -> dict[str, Any]:
+    """The arguments of ``run`` that say where to merge."""
+    if ray is None:
+        if paths:
+            raise OptionError("--ray-path: needs --ray")
+        return {}
+    return {"engine": "ray", "ray": RayOptions(ray, parse_paths(paths))}
 
 
 @app.command()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from merge_engine.arguments import path_of, switch_of, threads_of
 from merge_engine.backends import Backend
@@ -27,6 +28,9 @@ from merge_engine.operands import Access
 from merge_engine.planning import SIDE_BY_SIDE, MergePlan, Schedule, make_plan
 from merge_engine.recipe import Recipe, RecipeSource, load_recipes
 from merge_engine.storage import mount_of
+
+if TYPE_CHECKING:
+    from merge_engine.distributed import OnRay, RayOptions
 
 
 def plan(
@@ -108,6 +112,8 @@ def run(
     lazy: bool = True,
     on_schedule: Callable[[Schedule], None] | None = None,
     progress: Progress | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray: RayOptions | str | None = None,
 ) -> MergeResult:
     """Merge checkpoints as a recipe says.
 
@@ -126,17 +132,29 @@ def run(
     others make is removed at the end, or kept in ``intermediate_dir`` under their names; ``lazy`` then takes over what
     is there from an earlier run of the same recipe over the same inputs. ``on_schedule`` is called for each recipe.
 
-    Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError`` or ``BackendError``
-    before anything is written, ``CheckpointError`` for an input that changes or cannot be read, ``NonFiniteError``
-    for NaN or infinity in an input or output, ``OutputError`` when writing fails. After an error the output folder
-    holds its earlier output or no model.
+    ``engine="ray"`` merges shard by shard on the nodes of a Ray cluster, with the same bytes. ``ray`` is its address,
+    or ``RayOptions``; by default it is the cluster that runs on this machine. ``threads`` and ``memory`` are then those
+    of each worker, and several recipes need an ``intermediate_dir`` that all nodes see.
+
+    Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError``, ``BackendError`` or
+    ``ClusterError`` before anything is written, ``CheckpointError`` for an input that changes or cannot be read,
+    ``NonFiniteError`` for NaN or infinity in an input or output, ``OutputError`` when writing fails, ``ClusterError``
+    when all nodes are lost. After an error the output folder holds its earlier output or no model.
     """
-    with seldom_collected, _naming_memory():
+    with seldom_collected, _naming_memory(), ExitStack() as stack:
         threads, budget = threads_of(threads), parse_memory(memory)  # before inputs are looked at
         folder = None if output is None else path_of("output", output)
         keep = None if intermediate_dir is None else path_of("intermediate_dir", intermediate_dir)
 
+        nodes = _cluster(engine, ray, device, backend, threads, budget)
+        if nodes is not None:
+            stack.enter_context(nodes)
+
         def merge(planned: MergePlan, folder: Path | None, *, resumable: bool = True) -> MergeResult:
+            if nodes is not None:
+                return nodes.merge(
+                    planned, folder, overwrite=overwrite, on_schedule=on_schedule, progress=progress
+                )
             notes: list[str] = []
             chosen = (
                 backend
@@ -170,11 +188,37 @@ def run(
         )
         if len(recipes) == 1:
             return merge(make_plan(recipes[0], folder, **options), folder)
+        if nodes is not None and keep is None:
+            raise OptionError(
+                "intermediate_dir: with engine ray several recipes need one, a folder that all nodes see"
+            )
         from merge_engine.engine import documents
 
         settings = documents.DocumentOptions(**options, keep=keep, lazy=lazy)
         documents.check_result(recipes, settings)
         return documents.merge_documents(recipes, folder, settings, merge)
+
+
+def _cluster(
+    engine: object,
+    ray: RayOptions | str | None,
+    device: str,
+    backend: str | Backend,
+    threads: int | None,
+    memory: int | None,
+) -> OnRay | None:
+    """What merges on a cluster; None for a merge in this process. Raises ``OptionError`` and ``ClusterError``."""
+    if engine not in ("local", "ray"):
+        raise OptionError(f"engine: must be local or ray, not {reprlib.repr(engine)}")
+    if engine == "local":
+        if ray is not None:
+            raise OptionError("ray: is for engine ray only")
+        return None
+    # The package stands above this one, and only such a merge uses it.
+    from merge_engine.distributed import OnRay
+    from merge_engine.distributed.options import ray_options
+
+    return OnRay(ray_options(ray), device, backend, threads, memory)
 
 
 def _plan_options(shard_size: object, overwrite: object, lenient: object) -> dict[str, Any]:

@@ -61,14 +61,15 @@ def merge_in_shards(
     overwrite: bool = False,
     progress: Progress | None = None,
     workers: int = 1,
+    check: Callable[[Path], None] | None = None,
     **options: Any,
 ) -> MergeResult:
     """Merge a plan. ``do`` maps a function over jobs; it may be the ``map`` of a pool of processes.
 
     Shards that an interrupted merge of the same plan left complete are not merged again; ``progress`` is called with
     the input bytes that are not read for that reason. ``overwrite`` replaces an earlier output. ``workers`` is the
-    number of processes that do jobs. ``options`` are those of ``Job``. Tensors are the same as after ``run``, byte for
-    byte. Raises as ``run`` does.
+    number of processes that do jobs. ``check`` is called with the folder of drafts before the first job. ``options``
+    are those of ``Job``. Tensors are the same as after ``run``, byte for byte. Raises as ``run`` does.
     """
     start = time.perf_counter()
     ledger = Ledger(workers=workers)
@@ -87,7 +88,9 @@ def merge_in_shards(
             collected.add(ShardResult.decode(record))
         missing = [number for number, name in enumerate(layouts) if name not in transaction.complete]
         if missing:
-            drafts = transaction.open_drafts()
+            drafts = transaction.open_drafts().absolute()
+            if check is not None:
+                check(drafts)
             shared, whole = collected.shared, _scheduled(plan, options.get("memory"))
             if shared is None and whole.shared_needs:
                 shared = decide_in_parts(whole.shared_needs, parts_to_count(plan), values, **options)

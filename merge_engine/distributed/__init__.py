@@ -1,0 +1,9 @@
+"""A merge on many machines: Ray maps the jobs of ``engine/shards.py`` over the nodes of a cluster.
+
+Nothing of Ray is imported before a merge uses it, and none of this package computes: nodes do ordinary jobs.
+"""
+
+from merge_engine.distributed.options import RayOptions
+from merge_engine.distributed.running import OnRay
+
+__all__ = ["OnRay", "RayOptions"]
