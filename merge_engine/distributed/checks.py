@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from merge_engine.distributed.worker import Introduction
-from merge_engine.text import size_text
+from merge_engine.text import size_text, some
 
 _PROCESS = 300_000_000
 """Bytes of memory that a process takes beside tensor data: Python, Ray, tables of counts."""
@@ -13,15 +13,7 @@ _PROCESS = 300_000_000
 
 def differing(here: Introduction, nodes: Mapping[str, Introduction]) -> list[str]:
     """The nodes with other versions than this machine. ``nodes`` are by name."""
-    lines = []
-    for name, there in nodes.items():
-        if there.version != here.version:
-            lines.append(f"node {name}: has merge_engine {there.version}, this machine has {here.version}")
-        elif there.sources != here.sources:
-            lines.append(f"node {name}: has another state of merge_engine {there.version} than this machine")
-        elif there.python != here.python:
-            lines.append(f"node {name}: has Python {there.python}, this machine has {here.python}")
-    return [f"{line}; install the same on all nodes" for line in lines]
+    return by_cause({name: _differences(here, there) for name, there in nodes.items()})
 
 
 def short_of_memory(
@@ -37,3 +29,23 @@ def short_of_memory(
                 "there; choose a smaller memory, or end what else runs there"
             )
     return lines
+
+
+def by_cause(problems: Mapping[str, Sequence[str]]) -> list[str]:
+    """The problems of nodes by name, one line for each cause, with all nodes that have it."""
+    nodes: dict[str, list[str]] = {}
+    for name, lines in problems.items():
+        for line in lines:
+            nodes.setdefault(line, []).append(name)
+    return [f"node{'s' * (len(names) > 1)} {some(names)}: {line}" for line, names in nodes.items()]
+
+
+def _differences(here: Introduction, there: Introduction) -> list[str]:
+    install = "; install the same on all nodes"
+    if there.version != here.version:
+        return [f"merge_engine {there.version}, but {here.version} on this machine{install}"]
+    if there.python != here.python:
+        return [f"Python {there.python}, but {here.python} on this machine{install}"]
+    if there.sources != here.sources:
+        return [f"another state of merge_engine {there.version} than on this machine{install}"]
+    return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge_engine.distributed.checks import differing, short_of_memory
+from merge_engine.distributed.checks import by_cause, differing, short_of_memory
 from merge_engine.distributed.looking import differences, wanted_files
 from merge_engine.distributed.options import NodePaths, PathRule, unknown_nodes
 from merge_engine.distributed.parcels import pack
@@ -115,30 +115,29 @@ class Crew:
         """
         wanted, numbers = wanted_files(plan)
         method = pack(plan.method, {})
-        problems: dict[str, None] = {}
-        held = {}
+        problems, held = {}, {}
         for member, (seen, shares, unknown) in self._ask("look", wanted, method).items():
-            name = member.node.name
+            lines = differences(wanted, seen)
             if unknown is not None:
-                problems[
-                    f"node {name}: does not know the method {plan.method.name}: {unknown}; install its package there"
-                ] = None
-            problems.update(dict.fromkeys(differences(name, wanted, seen)))
+                lines.append(
+                    f"the method {plan.method.name} is not known: {unknown}; install its package on all nodes"
+                )
+            problems[member.node.name] = lines
             held[member] = shares
-        if problems:
-            raise ClusterError(problems)
+        if lines := by_cause(problems):
+            raise ClusterError(lines)
         return numbers, held
 
     def probe(self, drafts: Path) -> None:
         """Let all workers write into the folder of drafts. Raises ``OutputError`` with all nodes that cannot."""
         found = self._ask("probe", drafts.absolute())
-        problems = dict.fromkeys(
-            f"node {member.node.name}: {said}; all nodes must see and write it, perhaps under another of the ray paths"
+        problems = {
+            member.node.name: [f"{said}; all nodes must see it, perhaps under other paths (ray paths)"]
             for member, said in found.items()
             if said is not None
-        )
+        }
         if problems:
-            raise OutputError(problems)
+            raise OutputError(by_cause(problems))
 
     def lose(self, member: Member) -> None:
         """A worker does not answer any more."""
@@ -164,14 +163,14 @@ class Crew:
 
         asked = {member.actor.introduce.remote(): member for member in self.members}
         ready, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
-        found, problems = {}, []
+        found, problems = {}, {}
         for ref in ready:
             try:
                 found[asked[ref]] = ray.get(ref)
             except ray.exceptions.RayError as error:
-                problems.append(f"node {asked[ref].node.name}: {_cause(error)}")
+                problems[asked[ref].node.name] = [_cause(error)]
         if problems:
-            raise ClusterError(dict.fromkeys(problems))
+            raise ClusterError(by_cause(problems))
         for ref in waiting:
             ray.kill(asked[ref].actor)
         busy = dict.fromkeys(asked[ref].node.name for ref in waiting)

@@ -18,7 +18,7 @@ from merge_engine.checkpoint import read_header
 from merge_engine.errors import CheckpointError
 from merge_engine.planning import MergePlan
 from merge_engine.storage import File, Way, cached_share
-from merge_engine.text import counted, some
+from merge_engine.text import some
 
 _SAMPLES = 64
 _SAMPLE = 4096
@@ -84,16 +84,19 @@ def shares(files: Sequence[File], way: Way) -> list[float]:
     return found
 
 
-def differences(node: str, wanted: Sequence[Wanted], seen: Sequence[Seen]) -> list[str]:
-    """The reasons why a node cannot use its files, one line for each input and cause."""
+def differences(wanted: Sequence[Wanted], seen: Sequence[Seen]) -> list[str]:
+    """The reasons why a node cannot use its files, one line for each folder and cause."""
     found: dict[tuple[str, str], list[str]] = {}
     for one, there in zip(wanted, seen, strict=True):
         problem = there.problem
         if problem is None and there.samples is not None and there.samples != samples_of(one.file):
-            problem = "has other values than here"
+            problem = "with other values than here"
         if problem is not None:
             found.setdefault((str(there.path.parent), problem), []).append(there.path.name)
-    return [_line(node, folder, problem, names) for (folder, problem), names in found.items()]
+    return [
+        f"{folder}: {problem}: {some(names, 2)}; give the node the same files, or say where they are (ray paths)"
+        for (folder, problem), names in found.items()
+    ]
 
 
 @cache
@@ -115,22 +118,15 @@ def _look_at(wanted: Wanted, path: Path) -> Seen:
     expected = wanted.file
     try:
         if not path.is_file():
-            return Seen(path, "is not there")
+            return Seen(path, "not there")
         file = File.of(path)
         if file.size != expected.size:
-            return Seen(path, "has another size than here")
+            return Seen(path, "with another size than here")
         if wanted.header is not None and read_header(path).digest != wanted.header:
-            return Seen(path, "has another header than here")
+            return Seen(path, "with another header than here")
         same = (file.mtime_ns, file.inode) == (expected.mtime_ns, expected.inode)
         return Seen(path, None, file, None if same else samples_of(file))
     except CheckpointError as error:
         return Seen(path, error.problems[0].removeprefix(f"{path}: "))
     except OSError as error:
         return Seen(path, f"cannot be read: {error.strerror}")
-
-
-def _line(node: str, folder: str, problem: str, names: Sequence[str]) -> str:
-    what = f"{folder}/{names[0]}" if len(names) == 1 else f"{folder}: {counted(len(names), 'file')}"
-    which = "" if len(names) == 1 else f" ({some(names, 2)})"
-    verb = problem if len(names) == 1 else f"each {problem}"
-    return f"node {node}: {what} {verb}{which}; give the node the same files, or say where they are with ray paths"

@@ -8,7 +8,7 @@ from typing import Any
 
 from merge_engine.distributed.crew import Crew, Member
 from merge_engine.distributed.parcels import pack
-from merge_engine.distributed.placing import Piece, after, choose
+from merge_engine.distributed.placing import Piece, after, choose, held_of
 from merge_engine.engine.carrying import Progress
 from merge_engine.engine.jobs import Done, Job
 from merge_engine.engine.shards import merge_shard
@@ -55,102 +55,125 @@ class Mapper:
 
         Raises the error of a job, and ``ClusterError`` when no worker is left.
         """
-        import ray
+        listed = list(jobs)
+        pieces = [self._piece(job) for job in listed]
+        held = {member: held_of(pieces, self._held[member]) for member in self._crew.members}
 
-        jobs = list(jobs)
-        pieces = [self._piece(job) for job in jobs]
-        waiting = dict(enumerate(pieces))
-        done_bytes = [0] * len(jobs)
-        idle = list(self._crew.members)
-        running: dict[Any, tuple[Member, int]] = {}
-        asked: dict[Any, tuple[Member, int]] = {}  # how far a job is
+        def send(member: Member, number: int) -> Any:
+            return member.actor.do.remote(function, pack(listed[number], self._numbers))
 
-        def begin() -> None:
-            while idle and waiting:
-                member = idle.pop(0)
-                number = choose(waiting, member, self._held)
-                del waiting[number]
-                parcel = pack(jobs[number], self._numbers)
-                running[member.actor.do.remote(function, parcel)] = member, number
-                ask(member, number)
-
-        def ask(member: Member, number: int) -> None:
-            if self._progress is not None:
-                asked[member.actor.moved.remote()] = member, number
-
-        def advance(number: int, nbytes: int) -> None:
-            more = min(nbytes, pieces[number].nbytes) - done_bytes[number]
-            if more > 0 and self._progress is not None:
-                done_bytes[number] += more
-                self._progress(more)
-
-        while waiting or running:
-            begin()
-            if not running:
-                raise ClusterError(["all nodes of the cluster were lost", *self._crew.notes])
-            ready, _ = ray.wait([*running, *asked], num_returns=1, timeout=_TURN)
-            for ref in ready:
-                member, number = running.pop(ref) if ref in running else asked.pop(ref)
-                try:
-                    answer = ray.get(ref)
-                except ray.exceptions.RayTaskError:
-                    raise
-                except ray.exceptions.RayError:
-                    if member in self._crew.members:
-                        self._lose(member, running, waiting, pieces)
-                    continue
-                if isinstance(answer, int):
-                    if (member, number) in running.values():
-                        advance(number, answer)
-                        ask(member, number)
-                    continue
-                if isinstance(answer, Exception):
-                    raise _named(answer, member)
-                advance(number, pieces[number].nbytes)
-                self._note(member, function, answer, pieces[number])
-                idle.append(member)
-                begin()
-                yield answer
+        for member, number, done in _Round(self._crew, pieces, held, send, self._progress).run():
+            share = self.shares[member]
+            share.ledger.add(done.ledger)
+            share.shards += function is merge_shard
+            self._held[member] = after(pieces[number], self._held[member], self._sizes)
+            yield done
 
     def notes(self) -> list[str]:
-        """Which node did how much, and what became of the others."""
-        lines = []
-        for member, share in self.shares.items():
-            ledger = share.ledger
-            busy = max(stage.seconds for stage in ledger.stages().values())
-            lines.append(
-                f"{member.name}: {counted(share.shards, 'shard')}, read {size_text(ledger.read.bytes)}, "
-                f"busy {busy:.1f} s"
-            )
-        return [*lines, *self._crew.notes]
+        """Which worker did how much, and what became of nodes that are not there any more."""
+        return [*(_described(*item) for item in self.shares.items()), *self._crew.notes]
 
     def _piece(self, job: Job) -> Piece:
         by_file = {self._numbers[file]: nbytes for file, nbytes in job.plan.bytes_by_file.items()}
         return Piece(job.nbytes, by_file)
 
-    def _lose(
+
+class _Round:
+    """Some jobs, until all are done.
+
+    ``held`` has for each worker the share of each job's inputs that its page cache holds. ``send`` gives a job to a
+    worker, and returns Ray's reference to the result.
+    """
+
+    def __init__(
         self,
-        member: Member,
-        running: dict[Any, tuple[Member, int]],
-        waiting: dict[int, Piece],
+        crew: Crew,
         pieces: Sequence[Piece],
-    ) -> None:
-        """Give the work of a lost worker back."""
+        held: dict[Member, list[float]],
+        send: Callable[[Member, int], Any],
+        progress: Progress | None,
+    ):
+        self._crew = crew
+        self._pieces = pieces
+        self._held = held
+        self._send = send
+        self._progress = progress
+        self._waiting = {number: piece.nbytes for number, piece in enumerate(pieces)}
+        self._idle = list(crew.members)
+        self._running: dict[Any, tuple[Member, int]] = {}  # by reference
+        self._asked: dict[Any, tuple[Member, int]] = {}  # how far a job is
+        self._told = [0] * len(pieces)  # bytes of each job that are told as progress
+
+    def run(self) -> Iterator[tuple[Member, int, Done[Any]]]:
+        """Each worker, the number of a job, and its result, as they come."""
+        import ray
+
+        self._begin()
+        while self._running:
+            ready, _ = ray.wait([*self._running, *self._asked], num_returns=1, timeout=_TURN)
+            for ref in ready:
+                try:
+                    answer = ray.get(ref)
+                except ray.exceptions.RayTaskError:  # a fault of ours
+                    raise
+                except ray.exceptions.RayError:
+                    self._lose(ref)
+                    continue
+                if ref in self._asked:
+                    self._heard(*self._asked.pop(ref), answer)
+                elif ref in self._running:
+                    member, number = self._running.pop(ref)
+                    if isinstance(answer, Exception):
+                        raise _named(answer, member)
+                    self._advance(number, self._pieces[number].nbytes)
+                    self._idle.append(member)
+                    self._begin()  # before what is done takes time here
+                    yield member, number, answer
+            self._begin()
+        if self._waiting:
+            raise ClusterError(["all nodes of the cluster were lost", *self._crew.notes])
+
+    def _begin(self) -> None:
+        """Give each idle worker a job."""
+        while self._idle and self._waiting:
+            member = self._idle.pop(0)
+            number = choose(self._waiting, member, self._held)
+            del self._waiting[number]
+            self._running[self._send(member, number)] = member, number
+            self._ask(member, number)
+
+    def _ask(self, member: Member, number: int) -> None:
+        if self._progress is not None:
+            self._asked[member.actor.moved.remote()] = member, number
+
+    def _heard(self, member: Member, number: int, nbytes: int) -> None:
+        """A worker says how far it is. It may have another job by now."""
+        if (member, number) in self._running.values():
+            self._advance(number, nbytes)
+            self._ask(member, number)
+
+    def _advance(self, number: int, nbytes: int) -> None:
+        more = min(nbytes, self._pieces[number].nbytes) - self._told[number]
+        if more > 0 and self._progress is not None:
+            self._told[number] += more
+            self._progress(more)
+
+    def _lose(self, ref: Any) -> None:
+        """The worker of a reference is lost: others get its job."""
+        member, _ = self._running[ref] if ref in self._running else self._asked[ref]
         self._crew.lose(member)
         self._held.pop(member, None)
-        for ref, (other, number) in list(running.items()):
-            if other is member:
-                del running[ref]
-                waiting[number] = pieces[number]
+        self._idle = [other for other in self._idle if other is not member]
+        for of_it in [one for one, (other, _) in self._running.items() if other is member]:
+            _, number = self._running.pop(of_it)
+            self._waiting[number] = self._pieces[number].nbytes
+        self._asked = {one: what for one, what in self._asked.items() if what[0] is not member}
 
-    def _note(
-        self, member: Member, function: Callable[..., Done[Any]], done: Done[Any], piece: Piece
-    ) -> None:
-        share = self.shares[member]
-        share.ledger.add(done.ledger)
-        share.shards += function is merge_shard
-        if any(self._held[member]) or done.ledger.read.bytes:
-            self._held[member] = after(piece, self._held[member], self._sizes)
+
+def _described(member: Member, share: Share) -> str:
+    busy = max(stage.seconds for stage in share.ledger.stages().values())
+    read = size_text(share.ledger.read.bytes)
+    return f"node {member.name}: {counted(share.shards, 'shard')}, read {read}, busy {busy:.1f} s"
 
 
 def _named(error: Exception, member: Member) -> Exception:

@@ -12,41 +12,41 @@ W = TypeVar("W", bound=Hashable)
 
 
 class Piece(NamedTuple):
-    """A job as far as placing it matters: bytes that it moves, and its input bytes by number of the file."""
+    """A job as far as placing it matters: bytes that it reads, and its input bytes by number of the file."""
 
     nbytes: int
     by_file: Mapping[int, int]
 
 
-def choose(waiting: Mapping[int, Piece], worker: W, held: Mapping[W, Sequence[float]]) -> int:
+def choose(waiting: Mapping[int, int], worker: W, held: Mapping[W, Sequence[float]]) -> int:
     """The number of the job that ``worker`` does next.
 
-    ``waiting`` are all jobs that nobody has begun. ``held`` has for each living worker the share of each file that
-    its page cache holds, by number of the file. A worker takes first what it holds and others do not, last what others
-    hold and it does not, and among equals the largest job: then the last jobs are small, and all workers end at about
-    the same time.
+    ``waiting`` has the bytes of all jobs that nobody has begun, by their numbers. ``held`` has for each living worker
+    the share of each job's inputs that its page cache holds (see ``held_of``). A worker takes first what it holds and
+    others do not, last what others hold and it does not, and among equals the largest job: then the last jobs are
+    small, and all workers end at about the same time.
     """
+    own = held[worker]
     others = [shares for other, shares in held.items() if other != worker]
 
     def value(number: int) -> tuple[int, int, int]:
-        piece = waiting[number]
-        own = share_of(piece, held[worker])
-        best = max((share_of(piece, shares) for shares in others), default=0.0)
-        return round(_STEPS * (own - best)), piece.nbytes, -number
+        best = max((shares[number] for shares in others), default=0.0)
+        return round(_STEPS * (own[number] - best)), waiting[number], -number
 
     return max(waiting, key=value)
 
 
-def share_of(piece: Piece, shares: Sequence[float]) -> float:
-    """The share of a job's inputs, from 0 to 1, that a page cache holds."""
-    total = sum(piece.by_file.values())
-    if not total:
-        return 0.0
-    return sum(nbytes * shares[file] for file, nbytes in piece.by_file.items()) / total
+def held_of(pieces: Sequence[Piece], shares: Sequence[float]) -> list[float]:
+    """The share of each job's inputs, from 0 to 1, that a page cache holds. ``shares`` are those of the files."""
+    return [
+        sum(nbytes * shares[file] for file, nbytes in piece.by_file.items())
+        / max(sum(piece.by_file.values()), 1)
+        for piece in pieces
+    ]
 
 
 def after(piece: Piece, shares: Sequence[float], sizes: Sequence[int]) -> list[float]:
-    """The shares of files that a page cache holds after a job has read its inputs through it."""
+    """The shares of files, of these ``sizes``, that a page cache holds after a job has read its inputs through it."""
     return [
         min(1.0, share + piece.by_file.get(file, 0) / max(sizes[file], 1))
         for file, share in enumerate(shares)
@@ -54,6 +54,6 @@ def after(piece: Piece, shares: Sequence[float], sizes: Sequence[int]) -> list[f
 
 
 def evenly(cores: float, workers: int) -> tuple[float, int]:
-    """The cores and threads of each of several workers of one node, which takes no more than it has."""
+    """The cores and threads of each of several workers of one node, which take no more than it has."""
     each = cores / workers
     return (float(int(each)), int(each)) if each >= 1 else (each, 1)

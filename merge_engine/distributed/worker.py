@@ -137,7 +137,7 @@ def introduction() -> Introduction:
         memory = available_memory()
     except OSError:
         memory = None
-    version = f"{versions()['merge_engine']}, arithmetic {ARITHMETIC}"
+    version = f"{versions()['merge_engine']} with arithmetic {ARITHMETIC}"
     python = ".".join(platform.python_version_tuple()[:2])
     return Introduction(version, _sources(), python, memory)
 
