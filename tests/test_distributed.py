@@ -6,6 +6,7 @@ import heapq
 import os
 import pickle
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,7 @@ def simulated(sizes: list[int], held: dict[int, list[float]]) -> tuple[dict[int,
 def test_largest_first_ends_evenly(sizes: list[int], workers: int) -> None:
     done, end = simulated(sizes, {worker: [0.5] * len(sizes) for worker in range(workers)})
     assert sorted(number for numbers in done.values() for number in numbers) == list(range(len(sizes)))
-    assert all(
-        sizes[one] >= sizes[two] for numbers in done.values() for one, two in zip(numbers, numbers[1:])
-    )
+    assert all(sizes[a] >= sizes[b] for numbers in done.values() for a, b in pairwise(numbers))
     assert end <= (4 / 3) * best_end(sizes, workers) + 1e-9
 
 

@@ -23,6 +23,9 @@ from merge_engine.text import some
 _PATIENCE = 60.0
 """Seconds in which a node must start a worker: it may load this package from a slow disk first."""
 
+_IN_CREATION = "creation task"
+"""What Ray says of an actor that raised an error while it was made, and was not lost."""
+
 _BESIDE_GPU = 100_000_000
 """Bytes of the host's memory that tensors take on their way to a GPU."""
 
@@ -165,10 +168,16 @@ class Crew:
         ready, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
         found, problems = {}, {}
         for ref in ready:
+            name = asked[ref].node.name
             try:
                 found[asked[ref]] = ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                problems[name] = [_cause(error)]
             except ray.exceptions.RayError as error:
-                problems[asked[ref].node.name] = [_cause(error)]
+                if _IN_CREATION in str(error):
+                    problems[name] = [_cause(error)]
+                else:
+                    self.notes.append(f"node {name} was lost before the merge")
         if problems:
             raise ClusterError(by_cause(problems))
         for ref in waiting:

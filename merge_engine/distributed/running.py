@@ -67,19 +67,29 @@ class OnRay:
         numbers, held = crew.show(planned)
         if on_schedule is not None:
             on_schedule(scheduled)
-        mapper = Mapper(crew, numbers, held, progress)
+        told = 0
+
+        def tell(nbytes: int) -> None:
+            nonlocal told
+            told += nbytes
+            if progress is not None:
+                progress(nbytes)
+
+        mapper = Mapper(crew, numbers, held, None if progress is None else tell)
         result = merge_in_shards(
             planned,
             output,
             mapper,
             overwrite,
-            progress,
+            tell,
             workers=len(crew.members),
             check=crew.probe,
             device=self._device,
             backend=self._backend,
             memory=self._memory,
         )
+        if told < scheduled.bytes_read:  # a step was not needed
+            tell(scheduled.bytes_read - told)
         result.notes += mapper.notes()
         if len(planned.shards) < len(mapper.shares):
             result.notes.append(

@@ -48,10 +48,19 @@ class CountJob(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceJob(Job):
-    """Count the elements of each tensor that have a key, and find one of them, for each of ``sought``."""
+    """Count the elements of each tensor that have a key, and find one of them, for each of ``sought``.
+
+    ``again`` says that the tensors have been counted, which no schedule knows.
+    """
 
     part: int
     sought: Sequence[Sought]
+    again: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """See ``Job.nbytes``."""
+        return 0 if self.again else super().nbytes
 
 
 @dataclass(frozen=True)
@@ -163,8 +172,8 @@ def _placed(
     for number, ((model, *_), (key, nth)) in enumerate(wanted.items()):
         name, rest = _tensor_with(totals[number], nth)
         part, task = homes[name]
-        sought = [(model, key, rest)]
-        searches.append(PlaceJob(plan=replace(part, tasks=(task,)), part=number, sought=sought, **options))
+        within, sought = replace(part, tasks=(task,)), [(model, key, rest)]
+        searches.append(PlaceJob(plan=within, part=number, sought=sought, again=True, **options))
     splits = list(wanted)
     places = {number: placed.found[0] for number, placed in do(find_places, searches)}
     for number, place in places.items():
