@@ -1,4 +1,4 @@
-"""The report on a merge: losses to the election, norms and angles of the task vectors, as a page and as JSON."""
+"""Pages about merges, and their numbers as JSON: of one merge, of a sweep, of a search."""
 
 from merge_engine.report.writing import write_report
 
