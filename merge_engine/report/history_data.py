@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,10 +52,16 @@ class SearchHistory:
     def front(self) -> tuple[Trial, ...]:
         """The complete trials that no other one beats: at least as good in all objectives, and better in one.
 
-        With one objective these are the trials with the best score.
+        With one objective these are the trials with the best score. A score that is not finite does not take part.
         """
-        ended = [trial for trial in self.trials if trial.scores]
-        return tuple(one for one in ended if not any(self._beats(other, one) for other in ended))
+        front: list[Trial] = []
+        for trial in self.trials:
+            if not trial.scores or not all(map(math.isfinite, trial.scores)):
+                continue
+            if not any(self._beats(other, trial) for other in front):
+                front = [other for other in front if not self._beats(trial, other)]
+                front.append(trial)
+        return tuple(front)
 
     def _beats(self, one: Trial, other: Trial) -> bool:
         gains = [

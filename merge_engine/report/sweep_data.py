@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import NamedTuple
 from merge_engine.errors import ReportError
 from merge_engine.observe.result import MergeResult, ModelCounts
 from merge_engine.report.merged_norms import Norms
-from merge_engine.text import cut, without_common_folder
+from merge_engine.report.values import in_order, text_of
+from merge_engine.text import without_common_folder
 
 Score = float | tuple[float, float]
 """A measured number, or one with its standard error."""
@@ -208,24 +208,6 @@ def count_shares(counts: ModelCounts, elements: int) -> dict[str, float]:
         "lost_share": counts.lost_share,
         "saved_share": counts.saved_share,
     }
-
-
-def text_of(value: object) -> str:
-    """A value of an axis or a parameter as people write it: names without quotes."""
-    if isinstance(value, str):
-        return value
-    return cut(json.dumps(value, ensure_ascii=False, default=str), 100)
-
-
-def is_number(value: object) -> bool:
-    """Whether the value has a place on a scale."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def in_order(values: Iterable[object]) -> list[object]:
-    """Each value once: by size if all are numbers, else as they come."""
-    distinct = list({text_of(value): value for value in values}.values())
-    return sorted(distinct, key=float) if all(map(is_number, distinct)) else distinct  # type: ignore[arg-type]
 
 
 def _without(points: Sequence[Point], dimension: int) -> list[Point] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from math import floor, log10
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,9 +12,10 @@ from urllib.parse import quote
 from merge_engine.checkpoint import REPORT_NAMES
 from merge_engine.errors import MergeError
 from merge_engine.report.merged_norms import Norms, measure_norms
-from merge_engine.report.sweep_data import Measure, Sweep, SweepEntry, count_shares, score_of, text_of
+from merge_engine.report.sweep_data import Measure, Sweep, SweepEntry, count_shares, score_of
 from merge_engine.report.sweep_plots import MOST_BARS, MOST_PANELS, bars, legend, panels
 from merge_engine.report.templates import fill, plot, require_extra, write
+from merge_engine.report.values import score_text, text_of
 
 
 def write_sweep_page(
@@ -137,16 +137,6 @@ def _link(target: Path, home: Path) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.2%}"
-
-
-def score_text(value: float | None, error: float | None) -> str:
-    """A score for people, with its standard error if it has one, whose first two digits say how many make sense."""
-    if value is None:
-        return "–"
-    if not error or error < 0:
-        return f"{value:.5g}"
-    digits = min(max(0, 1 - floor(log10(error))), 12)
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def _numbers(sweep: Sweep) -> dict[str, Any]:

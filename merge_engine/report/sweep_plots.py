@@ -12,7 +12,8 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from merge_engine.report.drawing import COLOURS, STYLE, colour, figure, short, svg
-from merge_engine.report.sweep_data import MODEL, Measure, Point, in_order, is_number, text_of
+from merge_engine.report.sweep_data import MODEL, Measure, Point
+from merge_engine.report.values import in_order, is_logarithmic, numbers_of, text_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +24,6 @@ _PANEL = (3.7, 2.3)  # inches; the page scales them
 _BARS = 4.6
 _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "*": "★", "P": "✚", "X": "✖"}
 _DASHES = {"-": "solid", "--": "dashed", ":": "dotted"}
-_WIDEST_LOG = 50.0
-"""A numeric axis whose largest value is so many times its smallest gets a logarithmic scale."""
 _FAR = 25
 """More bars have their scale above them too."""
 _CLOSEST_TICKS = 0.11  # of the axis
@@ -175,8 +174,8 @@ def _scale(axes: Axes, values: Sequence[object]) -> Mapping[str, float]:
     from matplotlib.ticker import FixedLocator, NullLocator
 
     texts = [text_of(value) for value in values]
-    numbers = [float(value) for value in values if is_number(value)]  # type: ignore[arg-type]
-    if len(numbers) < len(values):
+    numbers = numbers_of(values)
+    if numbers is None:
         turned = sum(map(len, texts)) > 40
         axes.set_xticks(range(len(texts)), [short(text, 16) for text in texts], rotation=30 if turned else 0)
         if turned:
@@ -184,7 +183,7 @@ def _scale(axes: Axes, values: Sequence[object]) -> Mapping[str, float]:
                 label.set_horizontalalignment("right")
         axes.set_xlim(-0.4, len(texts) - 0.6)
         return {text: float(place) for place, text in enumerate(texts)}
-    is_log = numbers[0] > 0 and numbers[-1] >= _WIDEST_LOG * numbers[0]
+    is_log = is_logarithmic(numbers)
     if is_log:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
