@@ -32,6 +32,11 @@ class Trial:
     state: str = "complete"
     seconds: float | None = None
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether the trial has scores that can be compared."""
+        return bool(self.scores) and all(map(math.isfinite, self.scores))
+
 
 @dataclass(frozen=True)
 class SearchHistory:
@@ -49,15 +54,18 @@ class SearchHistory:
     importance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
-    def front(self) -> tuple[Trial, ...]:
-        """The complete trials that no other one beats: at least as good in all objectives, and better in one.
+    def scored(self) -> tuple[Trial, ...]:
+        """The trials whose scores can be compared."""
+        return tuple(trial for trial in self.trials if trial.is_scored)
 
-        With one objective these are the trials with the best score. A score that is not finite does not take part.
+    @property
+    def front(self) -> tuple[Trial, ...]:
+        """The scored trials that no other one beats: at least as good in all objectives, and better in one.
+
+        With one objective these are the trials with the best score.
         """
         front: list[Trial] = []
-        for trial in self.trials:
-            if not trial.scores or not all(map(math.isfinite, trial.scores)):
-                continue
+        for trial in self.scored:
             if not any(self._beats(other, trial) for other in front):
                 front = [other for other in front if not self._beats(trial, other)]
                 front.append(trial)
