@@ -112,6 +112,7 @@ def _row(history: SearchHistory, trial: Trial, best: Collection[int]) -> dict[st
     return {
         "number": trial.number,
         "state": trial.state,
+        "reason": trial.reason,
         "is_best": trial.number in best,
         "is_baseline": trial.number == history.baseline,
         "settings": [
