@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,9 @@ def test_norms_are_those_of_the_merged_tensors_and_links_lead_to_the_merges(
     text = page.read_text(encoding="utf-8")
     reader = read(text)
     assert "linear, which has no task vectors" in text
+    nowhere = [replace(entry, folder=None) for entry in entries]
+    page, _ = write_sweep_page(nowhere, ["density"], home / "other.html", norms=True)
+    assert "its tensors are in no folder" in page.read_text(encoding="utf-8")
     assert {"Norm of what was kept", "Norm of the merged task vector"} <= set(reader.headings)
     links = [unquote(link) for link in reader.links if link.startswith("./")]
     assert sorted(links) == sorted(
@@ -253,7 +257,7 @@ def test_a_list_becomes_bars_and_what_is_no_number_a_dash(tmp_path: Path) -> Non
     assert reader.alternatives[0].startswith("Bars: Kept, one for each recipe")
     assert [row[-1] for row in reader.rows[-3:]] == ["3", "–", "–"]
     assert json.loads(numbers.read_text())["recipes"][1]["scores"]["s"] == {"score": None, "error": None}
-    assert "0 in all recipes, and not drawn: lost to the election, saved by slack" in text
+    assert "0 in all recipes: Lost to the election, Saved by slack" in text
 
 
 def test_recipes_without_task_vectors_and_scores(tmp_path: Path) -> None:

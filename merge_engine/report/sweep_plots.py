@@ -64,6 +64,13 @@ def legend(measure: Measure) -> list[Key]:
     ]
 
 
+def combinations(measure: Measure) -> list[tuple[object, ...]]:
+    """The combinations of values of the third dimension and those after it that have points: one for each panel."""
+    values = [_values(measure, place) for place in range(2, len(measure.dimensions))]
+    there = {tuple(map(text_of, point.at[2:])) for point in measure.points}
+    return [rest for rest in product(*values) if tuple(map(text_of, rest)) in there]
+
+
 def panels(measure: Measure) -> list[Panel]:
     """The panels of a measure over axes, at most ``MOST_PANELS`` of them."""
     from matplotlib import rc_context
@@ -72,7 +79,7 @@ def panels(measure: Measure) -> list[Panel]:
     others = range(2, len(measure.dimensions))
     limits = _limits(measure)
     made = []
-    for rest in list(product(*(_values(measure, place) for place in others)))[:MOST_PANELS]:
+    for rest in combinations(measure)[:MOST_PANELS]:
         title = ", ".join(
             _named(measure.dimensions[place], value)
             for place, value in zip(others, rest, strict=True)
@@ -227,6 +234,4 @@ def _panel_text(measure: Measure, title: str, points: Sequence[Point]) -> str:
 
 def _range(measure: Measure, points: Sequence[Point]) -> str:
     values = [point.value for point in points]
-    if not values:
-        return "No numbers."
     return f"From {min(values):.4g} to {max(values):.4g} ({measure.unit}). The table has all numbers."
