@@ -14,6 +14,7 @@ import pytest
 import torch
 from adversarial import quantised_models
 from conftest import SaveCheckpoint
+from emulated_cuda.backend import EmulatedCudaBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -294,6 +295,13 @@ def test_counts_of_parts_in_any_order_and_twice(
     )
     assert again.per_tensor == result.per_tensor and again.counts == result.counts
     assert me.diff(whole, pieces).tensors == []
+
+
+def test_counts_of_a_device(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    me.run(recipe, tmp_path / "whole", shard_size="20KB", backend="cpu")
+    monkeypatch.setattr("merge_engine.engine.jobs.choose_backend", lambda *_: EmulatedCudaBackend())
+    merge_in_shards(me.plan(recipe, shard_size="20KB"), tmp_path / "pieces", memory=1_000_000)
+    assert me.diff(tmp_path / "whole", tmp_path / "pieces").tensors == []
 
 
 def recipe_in(folder: Path) -> dict[str, Any]:

@@ -82,7 +82,9 @@ Ray = Annotated[
 RayPath = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="[NODE:]/HERE=/THERE", help="With --ray: where a node has what is HERE on this machine."
+        metavar="HERE=THERE",
+        help="With --ray: what is below the folder HERE on this machine is below THERE on the nodes; "
+        "NODE:HERE=THERE is for one of them.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and errors.")]

@@ -213,7 +213,8 @@ class _Keys:
     def __init__(self, backend: Backend, columns: Sequence[Column], level: int):
         self._backend = backend
         self._columns = columns
-        self._counts = backend.new_counts(level, [within for _, within in columns])
+        self._level = level
+        self._counts: Any = None
 
     def add(self, step: Step, chunk: Chunk, task: Task, last: bool) -> None:
         slots = [
@@ -222,11 +223,17 @@ class _Keys:
             if model in task.models
         ]
         if slots:
-            self._backend.count(chunk, slots, self._counts)
+            self._backend.count(chunk, slots, self._made())
 
     def result(self) -> Sequence[KeyTable]:
-        tables: Sequence[KeyTable] = self._backend.fetch(self._counts)
+        tables: Sequence[KeyTable] = self._backend.fetch(self._made())
         return tables
+
+    def _made(self) -> Any:
+        """The counts, made when the device is ready for work."""
+        if self._counts is None:
+            self._counts = self._backend.new_counts(self._level, [within for _, within in self._columns])
+        return self._counts
 
 
 class _Keyed:
