@@ -67,9 +67,13 @@ def nodes_of(listed: Iterable[Mapping[str, Any]]) -> list[Node]:
 class Crew:
     """All workers of a cluster. ``members`` are those that live; ``notes`` say what became of others."""
 
-    def __init__(
+    def __init__(self) -> None:
+        self.members: list[Member] = []
+        self.notes: list[str] = []
+
+    def gather(
         self, rules: Sequence[PathRule], device: str, backend: str, threads: int | None, memory: int | None
-    ):
+    ) -> None:
         """Start the workers of the cluster that this process is connected to.
 
         ``device``, ``backend``, ``threads`` and ``memory`` are those of ``run``. Nodes whose cores are taken are left
@@ -78,9 +82,6 @@ class Crew:
         """
         import ray
 
-        self.members: list[Member] = []
-        self.notes: list[str] = []
-        self._memory = memory
         wants_gpu = device == "cuda" or backend in ("cuda", "triton")
         takes_gpus = wants_gpu or (device, backend) == ("auto", "auto")
         nodes = nodes_of(ray.nodes())
@@ -96,19 +97,14 @@ class Crew:
         if not self.members:
             raise ClusterError(["no node of the cluster can work", *self.notes])
         by_node = {member.node.name: introduced[member] for member in self.members}
-        needed = Counter[str]()
+        tensors = Counter[str]()
         for member in self.members:
-            gpu = takes_gpus and member.node.gpus
-            needed[member.node.name] += _BESIDE_GPU if gpu else DEFAULT_MEMORY if memory is None else memory
+            on_gpu = takes_gpus and member.node.gpus
+            tensors[member.node.name] += _BESIDE_GPU if on_gpu else memory or DEFAULT_MEMORY
         workers = Counter(member.node.name for member in self.members)
-        problems = differing(introduction(), by_node) + short_of_memory(by_node, workers, needed)
+        problems = differing(introduction(), by_node) + short_of_memory(by_node, workers, tensors)
         if problems:
             raise ClusterError(problems)
-
-    @property
-    def nodes(self) -> list[str]:
-        """The names of the nodes that work."""
-        return list(dict.fromkeys(member.node.name for member in self.members))
 
     def show(self, plan: MergePlan) -> tuple[dict[File, int], dict[Member, list[float]]]:
         """Let all workers look at the inputs of a plan.

@@ -100,9 +100,9 @@ class OnRay:
 
     def _connect(self) -> Crew:
         self._stack.enter_context(connected(self._options.address))
-        options = self._options
-        crew = Crew(options.rules, self._device, self._backend, self._threads, self._memory)
+        crew = Crew()
         self._stack.callback(crew.end)
+        crew.gather(self._options.rules, self._device, self._backend, self._threads, self._memory)
         return crew
 
     def __enter__(self) -> OnRay:
