@@ -3,11 +3,12 @@
     from merge_engine.integrations import evolve
 
     genome = evolve.Genome.of(config["genome"])
-    recipe = genome.recipe(x)
+    session.merge(genome.recipe(genotype))
 
-``Genome`` needs nothing of mergekit. docs/mergekit.md says how a search runs.
+``Strategy`` merges and scores what a search proposes. Nothing of mergekit is needed; docs/mergekit.md has examples.
 """
 
 from merge_engine.integrations.evolve.genome import PARAMETERS, Genome
+from merge_engine.integrations.evolve.strategy import Score, Strategy, strategy_class
 
-__all__ = ["PARAMETERS", "Genome"]
+__all__ = ["PARAMETERS", "Genome", "Score", "Strategy", "strategy_class"]
