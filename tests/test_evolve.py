@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import merge_engine as me
-from merge_engine.integrations.evolve import PARAMETERS, Genome
+from merge_engine.integrations.evolve import PARAMETERS, Genome, Strategy, strategy_class
 from merge_engine.methods import find_method
 from merge_engine.planning.tolerance import without_ignored_settings
 from merge_engine.recipe import Recipe, load_recipe, resolvers
@@ -215,6 +216,84 @@ def test_numbers_keep_their_precision() -> None:
     for genotype in ([0.1, 0.3], np.array([0.1, 0.3]), torch.tensor([0.1, 0.3], dtype=torch.float32)):
         [source, _] = next(genome.recipe(genotype).stacks.slices).sources
         assert list(source.settings.settings.values()) == list(map(float, genotype))
+
+
+@pytest.fixture
+def folders(save_checkpoint: SaveCheckpoint) -> dict[str, str]:
+    """Small checkpoints by name: the base and the models."""
+    names = [
+        "model.embed.weight",
+        *(f"model.layers.{i}.{part}.weight" for i in range(LAYERS) for part in ("mlp", "norm")),
+    ]
+    made = {}
+    for seed, name in enumerate(("base", *MODELS)):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {each: torch.randn(5, 7, generator=generator).bfloat16() for each in names}
+        made[name] = str(save_checkpoint(name, tensors, {"num_hidden_layers": LAYERS}))
+    return made
+
+
+def same_bytes(found: Any, expected: Any) -> bool:
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name].view(torch.int16), tensor.view(torch.int16))
+        for name, tensor in expected.items()
+    )
+
+
+@pytest.mark.parametrize("method", sorted(PARAMETERS))
+def test_a_candidate_is_merged_as_a_plain_run_merges_it(method: str, folders: dict[str, str]) -> None:
+    base, *models = folders.values()
+    keys: dict[str, Any] = {"models": models, "merge_method": method, "layer_granularity": 2}
+    if method not in ("linear", "slerp"):
+        keys |= {"base_model": base, "filters": ["mlp"]}
+    genome = Genome.of(keys)
+    candidates = list(torch.rand(3, *genome.shape, generator=torch.Generator().manual_seed(5)))
+    scores: list[float] = []
+
+    def score(merge: me.Merge) -> float:
+        assert merge.recipe == genome.recipe(candidates[len(scores)]).model_copy(update={"seed": 9})
+        found = merge.tensors()
+        assert same_bytes(found, me.run(merge.recipe).tensors)
+        scores.append(sum(float(tensor.float().sum()) for tensor in found.values()))
+        return scores[-1]
+
+    with me.load(genome.base_model, genome.models, device="cpu") as session:
+        results = Strategy(genome, session, score, seed=9).evaluate_genotypes(candidates)
+    assert results == [{"score": number, "results": {}} for number in scores] and len(set(scores)) == 3
+
+
+def test_mergekits_command_makes_a_strategy(folders: dict[str, str]) -> None:
+    base, *models = folders.values()
+    theirs = SimpleNamespace(
+        definition={"models": models, "base_model": base, "merge_method": "dare_ties"}, num_layers=LAYERS
+    )
+    by_task = {"task": {"acc,none": 0.25}}
+    made = strategy_class(lambda merge: {"score": merge.recipe.seed, "results": by_task}, threads=1)
+    options = SimpleNamespace(cuda=False, random_seed=4)
+    strategy = made("configuration", theirs, options, num_gpus=None, batch_size=3)
+    with strategy.session:
+        assert strategy.session.memory.keys() == {"cpu", "answers"}
+        start = strategy.genome.initial_genotype().flatten().numpy()
+        assert strategy.evaluate_genotype(start) == {"score": 4.0, "results": by_task}
+
+
+@pytest.mark.parametrize("found", [float("nan"), None, "good", {"results": {}}, {"score": [1.0]}])
+def test_a_score_is_a_number(found: Any, folders: dict[str, str]) -> None:
+    genome = Genome.of({"models": list(folders.values()), "merge_method": "linear"})
+    with me.load(None, genome.models, device="cpu") as session:
+        strategy = Strategy(genome, session, lambda merge: found)
+        with pytest.raises(
+            me.OptionError, match=r'^score: must return a number, or a map with a number as "score", not '
+        ):
+            strategy.evaluate_genotype(genome.initial_genotype())
+
+
+def test_a_model_that_the_session_lacks_is_named(folders: dict[str, str]) -> None:
+    genome = Genome.of({"models": list(folders.values()), "merge_method": "linear"})
+    with me.load(None, genome.models[1:], device="cpu") as session:
+        strategy = Strategy(genome, session, lambda merge: 0.0)
+        with pytest.raises(me.MergeError, match=f"^{folders['base']}: "):
+            strategy.evaluate_genotype(genome.initial_genotype())
 
 
 def normal_form(recipe: Recipe) -> dict[str, Any]:

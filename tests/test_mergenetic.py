@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from asked import answering
+from conftest import SaveCheckpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import merge_engine as me
-from merge_engine.integrations.mergenetic import Form
+from merge_engine.integrations.mergenetic import Form, SessionMerger
 from merge_engine.methods import find_method
 from merge_engine.recipe import load_recipe, resolvers
 
@@ -100,6 +102,37 @@ def test_a_wrong_vector_says_what_is_wrong(vector: object, said: str) -> None:
     with pytest.raises(me.RecipeError) as caught:
         Form("TiesMerger", ["a", "b"], "base").recipe(vector)
     assert caught.value.problems == [said]
+
+
+class Merger:
+    """What the problems of mergenetic need of a merger, as its own mergers have it."""
+
+    def __init__(self, form: Form, folder: Path):
+        self.form = form
+        self.path_to_store_yaml = folder / "config.yaml"
+        self.path_to_store_merged_model = folder / "merged"
+
+    def create_individual_configuration(self, x: Any) -> Path:
+        self.path_to_store_yaml.write_text(self.form.recipe(x).to_yaml())
+        return self.path_to_store_yaml
+
+
+def test_a_problem_loads_what_a_plain_run_writes(save_checkpoint: SaveCheckpoint, tmp_path: Path) -> None:
+    folders = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {name: torch.randn(6, 9, generator=generator) for name in ("a.weight", "b.weight")}
+        folders.append(save_checkpoint(f"model{seed}", tensors))
+    form = Form("TiesMerger", folders[1:], folders[0], "bfloat16")
+    with me.load(folders[0], folders[1:], device="cpu") as session:
+        merger = SessionMerger(Merger(form, tmp_path), session)
+        for vector in ([0.4, 0.6, 0.5, 0.9], [0.1, 0.2, 0.3, 0.4]):  # each replaces the one before
+            made = merger.merge_model_from_configuration(merger.create_individual_configuration(vector))
+            assert made == tmp_path / "merged"
+            plain = tmp_path / f"plain{vector[0]}"
+            me.run(form.recipe(vector), plain)
+            name = "model.safetensors"
+            assert (made / name).read_bytes() == (plain / name).read_bytes()
 
 
 @pytest.mark.oracle
