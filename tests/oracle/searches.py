@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 import merge_engine as me
 from merge_engine.integrations import evolve, mergenetic
+from merge_engine.integrations import mergekit as served
 
 LAYERS = 4
 WEIGHTS = (0.7, 0.3)
@@ -85,8 +86,11 @@ def mergekit_evolve(paths: dict[str, str], folder: Path) -> float:
     genome = {"models": models, "base_model": paths["base"], "merge_method": "task_arithmetic"}
     (folder / "evolve.yml").write_text(yaml.safe_dump({"genome": genome, "tasks": []}))
     command.ActorPoolEvaluationStrategy = evolve.strategy_class(score)
-    options = ["--max-fevals", "60", "--no-reshard", "--no-merge-cuda", "--no-save-final-model"]
-    command.main([str(folder / "evolve.yml"), "--storage-path", str(folder), *options], standalone_mode=False)
+    options = ["--max-fevals", "60", "--no-reshard", "--no-merge-cuda"]
+    arguments = [str(folder / "evolve.yml"), "--storage-path", str(folder), *options]
+    with served.installed() as tally:
+        command.main(arguments, standalone_mode=False)
+    assert tally.runs == {"task_arithmetic": 1}, tally  # the final model
     tensors = me.run(folder / "best_config.yaml").tensors
     assert tensors is not None
     return distance(tensors, wanted)
