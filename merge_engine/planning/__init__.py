@@ -2,7 +2,7 @@
 
 from merge_engine.planning.inputs import Catalogue, Inputs
 from merge_engine.planning.intermediates import Intermediate, named
-from merge_engine.planning.plan import Input, MergePlan, check_recipe, make_plan, measuring
+from merge_engine.planning.plan import Input, MergePlan, check_recipe, make_plan, measuring, open_all
 from merge_engine.planning.schedule import (
     DEFAULT_MEMORY,
     DEVICE_PIECE,
@@ -32,4 +32,5 @@ __all__ = [
     "make_tasks",
     "measuring",
     "named",
+    "open_all",
 ]
