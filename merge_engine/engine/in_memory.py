@@ -7,17 +7,16 @@ device works on many visits at a time, and is waited for at the end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from merge_engine.backends import Backend
 from merge_engine.backends.memory import view_at
 from merge_engine.engine.batches import in_batches, is_copy
 from merge_engine.engine.copying import differing
 from merge_engine.engine.work import Run, Work
 from merge_engine.methods import Action, Task
-from merge_engine.operands import InMemory, Joined, Operand, Part, same_bytes
+from merge_engine.operands import InMemory, Joined, Operand, Part, Rows, same_bytes
 from merge_engine.planning import Budget, Schedule, Visit
 from merge_engine.storage import OpenFiles
 from merge_engine.tensors import new_tensor
@@ -78,6 +77,18 @@ class Values:
         return self.here(read_whole(operand))
 
 
+def device_of(operand: Operand) -> str:
+    """The device, as torch names it, of a tensor in memory or of the first that an operand is made of."""
+    if isinstance(operand, InMemory):
+        return str(operand.tensor.device)
+    if isinstance(operand, Part):
+        return device_of(operand.whole)
+    if isinstance(operand, Joined):
+        return device_of(operand.parts[0])
+    assert isinstance(operand, Rows)
+    return device_of(operand.operands[0])
+
+
 def read_whole(operand: Operand) -> torch.Tensor:
     """The elements of an operand in the host's memory, of shape [count]."""
     import torch
@@ -89,68 +100,83 @@ def read_whole(operand: Operand) -> torch.Tensor:
     return made
 
 
+class Lane(NamedTuple):
+    """One of the devices that compute: its part of the run, and the operands as it sees them."""
+
+    run: Run
+    values: Values
+
+
 def merge_in_memory(
     schedule: Schedule,
-    run: Run,
-    values: Values,
+    lane_of: Callable[[Task], Lane],
     target: Callable[[Task], torch.Tensor],
     merged: Callable[[Task, torch.Tensor], None],
 ) -> None:
     """Carry out a schedule.
 
-    ``target`` makes the contiguous tensor that a task is merged into, on the device that computes. ``merged`` is called
-    with it when all that fills it is under way: what is done with it then in the order of the device's current stream
-    finds the merged values. Raises ``NonFiniteError`` for NaN or infinity that the recipe does not allow, when others
-    are already merged, and ``PlanError`` for tensors that can only be copied and differ.
+    ``lane_of`` says where a task is computed. ``target`` makes the contiguous tensor that it is merged into, on that
+    device. ``merged`` is called with it when all that fills it is under way: what is done with it then in the order of
+    the device's current stream finds the merged values. Raises ``NonFiniteError`` for NaN or infinity that the recipe
+    does not allow, when others are already merged, and ``PlanError`` for tensors that can only be copied and differ.
     """
-    backend = run.backend
     under_way: deque[Work] = deque()
     targets: dict[str, torch.Tensor] = {}
-    most = _UNDER_WAY if backend.has_link else 0
     for task in schedule.plan.tasks:
         if not task.count:
             merged(task, target(task))
     for batch in in_batches(schedule.visits(), 0, WHOLE.memory):
         if is_copy(batch[0]):
             for visit in batch:
+                run, values = lane_of(visit.task)
                 _copy(visit.task, values, target, merged)
                 run.add(visit)
             continue
-        work = [Work(run, visit, partial(_arrays, backend, values, visit)) for visit in batch]
-        with backend.together():
-            for each in work:
-                each.measure()
-            for each in work:
-                each.merge(_array(backend, each.visit, target, targets))
+        by_lane: dict[int, tuple[Lane, list[Visit]]] = {}
+        for visit in batch:
+            lane = lane_of(visit.task)
+            by_lane.setdefault(id(lane), (lane, []))[1].append(visit)
+        for lane, visits in by_lane.values():
+            under_way += _begin(lane, visits, target, targets)
         for visit in batch:
             if visit.merge and visit.start + visit.count == visit.task.count:
                 merged(visit.task, targets.pop(visit.task.name))
-        under_way += work
+        most = _UNDER_WAY if lane.run.backend.has_link else 0
         while len(under_way) > most:
             under_way.popleft().wait()
     for each in under_way:
         each.wait()
 
 
-def _arrays(backend: Backend, values: Values, visit: Visit, count: int) -> list[Any]:
-    """The first inputs of a visit as arrays of the backend."""
-    where = slice(visit.start, visit.start + visit.count)
-    return [backend.tensor(values.here(values.of(operand)[where])) for operand in visit.task.inputs[:count]]
-
-
-def _array(
-    backend: Backend,
-    visit: Visit,
+def _begin(
+    lane: Lane,
+    visits: Sequence[Visit],
     target: Callable[[Task], torch.Tensor],
     targets: dict[str, torch.Tensor],
-) -> Any:
-    """The output of a visit as an array of the backend; None if it only measures."""
-    if not visit.merge:
-        return None
-    name = visit.task.name
-    if name not in targets:
-        targets[name] = target(visit.task)
-    return backend.tensor(targets[name].view(-1)[visit.start : visit.start + visit.count])
+) -> list[Work]:
+    """Hand visits over to a device. ``targets`` has the tensors of those that are not merged to their end."""
+    backend = lane.run.backend
+    work = [Work(lane.run, visit, partial(_arrays, lane, visit)) for visit in visits]
+    with backend.together():
+        for each in work:
+            each.measure()
+        for each in work:
+            visit, output = each.visit, None
+            if visit.merge:
+                if (name := visit.task.name) not in targets:
+                    targets[name] = target(visit.task)
+                output = backend.tensor(targets[name].view(-1)[visit.start : visit.start + visit.count])
+            each.merge(output)
+    return work
+
+
+def _arrays(lane: Lane, visit: Visit, count: int) -> list[Any]:
+    """The first inputs of a visit as arrays of the backend."""
+    where = slice(visit.start, visit.start + visit.count)
+    run, values = lane
+    return [
+        run.backend.tensor(values.here(values.of(operand)[where])) for operand in visit.task.inputs[:count]
+    ]
 
 
 def _copy(

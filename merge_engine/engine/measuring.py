@@ -35,7 +35,7 @@ from merge_engine.backends.operations import (
     TopShare,
     key_dtype,
 )
-from merge_engine.backends.statistics import BlockSums, LineTotals, lines_of_block
+from merge_engine.backends.statistics import BlockSums, KeyTable, LineTotals, lines_of_block
 from merge_engine.dtypes import F32, DType
 from merge_engine.engine.kept import KeptOf, KeyCounts
 from merge_engine.errors import CheckpointError
@@ -89,6 +89,7 @@ class _Round:
 class _Table(NamedTuple):
     """Counts of all keys of a tensor's subjects, to be kept: one slot for each."""
 
+    backend: Backend
     task: Task
     subjects: list[Subject]
     counts: Any
@@ -121,7 +122,7 @@ class Measurement(Mapping[Need, Any]):
         self._shared = shared
         self._queries: list[list[Query]] | None = None
         self._found: dict[Query, Any] = {}
-        self._counts: Any = None
+        self._counts: dict[Backend, Any] = {}
         self._places: dict[Split, Place] = {}
         self._wanted: dict[Split, tuple[int, int]] | None = None
         self._kept = kept
@@ -143,13 +144,15 @@ class Measurement(Mapping[Need, Any]):
             self._found = dict(known.found)
             self._places = dict(known.places)
 
-    def add(self, step: Step, chunk: Chunk, task: Task, last: bool) -> None:
+    def add(self, step: Step, chunk: Chunk, task: Task, last: bool, backend: Backend | None = None) -> None:
         """Measure a chunk of a tensor; after the ``last`` one the step is complete. Chunks come in order.
 
+        ``backend`` has the chunk, if several devices measure shared needs together.
         Raises ``CheckpointError`` if the inputs changed since an earlier step.
         """
         if step not in self._steps:
             return
+        self._backend = backend or self._backend
         if step.kind is Kind.COUNTS:
             self._tally(chunk)
         elif step.kind is Kind.KEYS:
@@ -357,19 +360,30 @@ class Measurement(Mapping[Need, Any]):
             ]
             self._take(groups, backend.find_all(chunk, level, sought))
             return
-        if self._counts is None:
-            self._counts = backend.new_counts(level, within)
+        if backend not in self._counts:
+            self._counts[backend] = backend.new_counts(level, within)
         columns = [
             KeyColumn(slot, _place(task, queries[0][0]))
             for slot, queries in enumerate(groups)
             if _has(task, queries[0][0])
         ]
-        backend.count(chunk, columns, self._counts)
+        backend.count(chunk, columns, self._counts[backend])
         if last:
-            ranks = [Rank(slot, rank) for slot, queries in enumerate(groups) for _, rank in queries]
-            found = iter(backend.find(self._counts, ranks))
-            self._take(groups, [[next(found) for _ in queries] for queries in groups])
-            self._counts = None
+            self._take(groups, self._look_up(groups, within))
+            self._counts = {}
+
+    def _look_up(self, groups: Sequence[Sequence[Query]], within: Sequence[Any]) -> list[list[Any]]:
+        """Find ranks in what was counted: on the device, or in the tables of several added up."""
+        if len(self._counts) > 1:
+            tables = [each.fetch(counts) for each, counts in self._counts.items()]
+            added = [reduce(KeyTable.merge, of_slot) for of_slot in zip(*tables, strict=True)]
+            return [
+                [table.find(rank, one) for _, rank in queries]
+                for table, queries, one in zip(added, groups, map(self._backend.fetch, within), strict=True)
+            ]
+        ranks = [Rank(slot, rank) for slot, queries in enumerate(groups) for _, rank in queries]
+        found = iter(self._backend.find(self._counts[self._backend], ranks))
+        return [[next(found) for _ in queries] for queries in groups]
 
     def _take(self, groups: Sequence[Sequence[Query]], found: Sequence[Sequence[Any]]) -> None:
         for queries, answers in zip(groups, found, strict=True):
@@ -382,7 +396,9 @@ class Measurement(Mapping[Need, Any]):
         backend = self._backend
         if not self._tables or self._tables[-1].task is not task:
             subjects = [queries[0][0] for queries in asked if _has(task, queries[0][0])]
-            self._tables.append(_Table(task, subjects, backend.new_counts(0, [None] * len(subjects))))
+            self._tables.append(
+                _Table(backend, task, subjects, backend.new_counts(0, [None] * len(subjects)))
+            )
         table = self._tables[-1]
         columns = [KeyColumn(slot, _place(task, subject)) for slot, subject in enumerate(table.subjects)]
         if columns:
@@ -404,8 +420,8 @@ class Measurement(Mapping[Need, Any]):
     def _keep_tables(self) -> None:
         """Keep the counts of all keys. Waits for a device."""
         assert self._kept is not None
-        for task, subjects, counts in self._tables:
-            for subject, table in zip(subjects, self._backend.fetch(counts), strict=True):
+        for backend, task, subjects, counts in self._tables:
+            for subject, table in zip(subjects, backend.fetch(counts), strict=True):
                 self._kept.keep_counts(task, subject, KeyCounts.of(table))
         self._tables = []
 

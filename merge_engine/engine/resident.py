@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
-from merge_engine.engine.in_memory import WHOLE, Values, merge_in_memory
+from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_in_memory
 from merge_engine.engine.work import Run
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
 from merge_engine.methods import Method, Task, find_method
-from merge_engine.operands import InMemory, Joined, Operand, Part
+from merge_engine.operands import InMemory
 from merge_engine.planning import Catalogue, Input, Inputs, MergePlan, Schedule, make_tasks
 from merge_engine.recipe import Recipe, load_recipe
 from merge_engine.tensors import demand_values, new_tensor
@@ -85,12 +85,12 @@ def merge_state_dicts(
     merged: dict[str, torch.Tensor] = {}
 
     def target(task: Task) -> torch.Tensor:
-        return new_tensor(task.shape, getattr(torch, task.out.name), _device_of(task.inputs[0]))
+        return new_tensor(task.shape, getattr(torch, task.out.name), device_of(task.inputs[0]))
 
+    lane = Lane(Run(schedule, chosen), Values())
     merge_in_memory(
         schedule,
-        Run(schedule, chosen),
-        Values(),
+        lambda task: lane,
         target,
         lambda task, tensor: merged.update({task.name: tensor}),
     )
@@ -102,8 +102,8 @@ def _plan(
 ) -> MergePlan:
     """The plan of a merge into memory."""
     recipe = _recipe(method, len(models), options)
-    catalogue = None if base is None else _catalogue("the base model", base)
-    inputs = {i: _catalogue(f"model {i}", model) for i, model in enumerate(models)}
+    catalogue = None if base is None else catalogue_of("the base model", base)
+    inputs = {i: catalogue_of(f"model {i}", model) for i, model in enumerate(models)}
     reference = catalogue or next(iter(inputs.values()), None)
     planned = make_tasks(recipe, method, [Inputs(catalogue, inputs, reference)])
     if planned.problems:
@@ -120,17 +120,6 @@ def _plan(
         tuple(planned.notes),
         tuple(planned.warnings),
     )
-
-
-def _device_of(operand: Operand) -> torch.device:
-    """The device of a tensor, or of the first that it is made of."""
-    while not isinstance(operand, InMemory):
-        if isinstance(operand, Part):
-            operand = operand.whole
-        else:
-            assert isinstance(operand, Joined)
-            operand = operand.parts[0]
-    return operand.tensor.device
 
 
 def _recipe(method: Method, models: int, options: Mapping[str, Any]) -> Recipe:
@@ -170,7 +159,7 @@ def _listed(models: object, of: str) -> list[Any]:
     return list(models)
 
 
-def _catalogue(label: str, tensors: object) -> Catalogue:
+def catalogue_of(label: str, tensors: object) -> Catalogue:
     """The tensors of a state dict. Raises ``PlanError`` that names each tensor that cannot be merged."""
     if not isinstance(tensors, Mapping):
         kind = type(tensors).__qualname__
@@ -206,7 +195,7 @@ def _backend_for(name: str | Backend, plan: MergePlan) -> Backend:
     """The backend for the device of the tensors; the reference backend if no other works on that device."""
     if isinstance(name, Backend):
         return name
-    devices = {str(device) for task in plan.tasks for device in map(_device_of, task.inputs)}
+    devices = {device for task in plan.tasks for device in map(device_of, task.inputs)}
     if len(devices) > 1:
         raise PlanError(
             f"the tensors are on several devices ({', '.join(sorted(devices))}); move them to one"

@@ -7,6 +7,7 @@ first is merged, so that a device measures them together, and the next batch may
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, TypeAlias
 
 from merge_engine.backends import Backend
@@ -70,6 +71,12 @@ class Run:
             self.shared = Measurement(
                 backend, schedule.shared_needs, working, elements, known=shared, kept=of_all
             )
+
+    def beside(self, backend: Backend) -> Run:
+        """The part of the same run that another backend does."""
+        other = copy(self)
+        other.backend = backend
+        return other
 
     def add(self, visit: Visit) -> TensorResult:
         """Add a visit that has merged or copied its chunk to the results, and return that of the tensor."""
@@ -138,7 +145,7 @@ class Work:
             return
         self._measurement = run.measurement(visit)
         for step in visit.steps:
-            self._measurement.add(step, chunk, task, visit.last)
+            self._measurement.add(step, chunk, task, visit.last, run.backend)
 
     def merge(self, output: Any) -> None:
         """Merge into ``output``, an array of the backend with the visit's elements; None if the visit only measures.

@@ -137,8 +137,8 @@ def make_plan(
     Raises ``RecipeError`` for an unknown method or wrong parameters, ``CheckpointError`` for inputs that cannot be
     read, and ``PlanError`` with every other problem at once.
     """
-    method, recipe, ignored = _checked(recipe, lenient)
-    opened = open_all(recipe, intermediates) if opened is None else _among(recipe, opened)
+    method, recipe, ignored = checked(recipe, lenient)
+    opened = open_all(recipe, intermediates) if opened is None else among(recipe, opened)
     named_donor = recipe.base_model or recipe.stacks.models[0]
     donor = opened[named_donor]
     slices = slice_inputs(recipe, method, opened, donor)
@@ -201,7 +201,7 @@ def measuring(plan: MergePlan, method: Method) -> MergePlan:
     return replace(plan, method=method, tasks=tasks, shards=())
 
 
-def _checked(recipe: Recipe, lenient: bool) -> tuple[Method, Recipe, list[str]]:
+def checked(recipe: Recipe, lenient: bool) -> tuple[Method, Recipe, list[str]]:
     """The method, the recipe with only the settings that it has, and warnings about those that are left out.
 
     Raises all that is wrong without a look at the inputs.
@@ -225,7 +225,7 @@ def check_recipe(
 
     Raises as ``make_plan`` does.
     """
-    _checked(recipe, lenient)
+    checked(recipe, lenient)
     open_all(recipe, intermediates, unknown)
 
 
@@ -254,7 +254,7 @@ def open_all(
     return opened
 
 
-def _among(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]) -> dict[ModelReference, Checkpoint]:
+def among(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]) -> dict[ModelReference, Checkpoint]:
     """Those of the opened models that the recipe merges. Raises ``RecipeError`` for others."""
     if strange := [str(reference) for reference in recipe.references if reference not in opened]:
         raise RecipeError(f"the recipe names {some(strange)}, but loaded are {some(list(map(str, opened)))}")
