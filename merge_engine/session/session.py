@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from merge_engine.arguments import path_of, switch_of
 from merge_engine.checkpoint import DEFAULT_SHARD_SIZE, Checkpoint, parse_size
+from merge_engine.engine.collecting import seldom_collected
 from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_in_memory
 from merge_engine.engine.kept import Kept
 from merge_engine.engine.publishing import result_of
@@ -146,7 +147,7 @@ class Session:
 
     def plan(self, recipe: Recipe) -> Planned:
         """Plan a recipe over the session's models. Raises as ``merge`` does."""
-        with self._in_use() as inputs:
+        with seldom_collected, self._in_use() as inputs:
             if inputs.watched is not None:
                 return Planned(plan_state_dicts(recipe, inputs.opened), inputs.opened)
             shard_size = parse_size(DEFAULT_SHARD_SIZE)
@@ -165,7 +166,7 @@ class Session:
         addresses of the inputs' memory. Raises ``CheckpointError`` if the inputs are changed meanwhile, and else what
         ``merge_in_memory`` raises.
         """
-        with self._in_use() as inputs:
+        with seldom_collected, self._in_use() as inputs:
             if planned.opened is not inputs.opened:
                 planned = self.plan(planned.plan.recipe)
             plan = planned.plan
