@@ -134,6 +134,11 @@ class Session:
             held["answers"] = self._kept.nbytes
         return held
 
+    def forget(self) -> None:
+        """Let go of what was measured: the next merge measures anew."""
+        with self._lock:
+            self._kept.clear()
+
     def close(self) -> None:
         """Let go of all memory, once the merge under way is finished. What is closed stays closed."""
         with self._lock:
