@@ -126,7 +126,7 @@ def fits(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in given.items() if name in declared | {"dtype", "arithmetic", "seed"}}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(SESSIONS)),
     st.sampled_from(["torch.bfloat16", "torch.float16", "torch.float32"]),
