@@ -115,10 +115,10 @@ def merge_in_memory(
 ) -> None:
     """Carry out a schedule.
 
-    ``lane_of`` says where a task is computed. ``target`` makes the contiguous tensor that it is merged into, on that
-    device, and ``merged`` is called with it once it is known to be filled. Raises ``NonFiniteError`` for NaN or infinity
-    that the recipe does not allow, when others are already merged, and ``PlanError`` for tensors that can only be
-    copied and differ.
+    ``lane_of`` says where a task is computed. ``target`` makes the contiguous tensor that it is merged into, there, and
+    ``merged`` is called with it once it is known to be filled. Raises ``NonFiniteError`` for NaN or infinity that the
+    recipe does not allow, when others are already merged, and ``PlanError`` for tensors that can only be copied and
+    differ.
     """
     under_way: deque[Work] = deque()
     targets: dict[str, torch.Tensor] = {}
