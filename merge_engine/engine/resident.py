@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from merge_engine.backends import Backend, create_backend
 from merge_engine.engine.batches import in_batches, is_copy
 from merge_engine.engine.copying import differing
-from merge_engine.engine.work import Run, Work
+from merge_engine.engine.work import Runs, Work
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.operands import InMemory, Joined, Operand, Part, same_bytes
@@ -84,18 +84,18 @@ def merge_state_dicts(
     plan = _plan(found, base if found.uses_base else None, _listed(models, "state dicts"), options)
     chosen = _backend_for(backend, plan)
     schedule = Schedule(plan, _WHOLE)
-    run = Run(schedule, chosen)
+    runs = Runs(schedule, chosen)
     merged = {task.name: _output(task) for task in plan.tasks}
     under_way = []
     computed = (visit for visit in schedule.visits() if not is_copy(visit))
     for batch in in_batches(computed, 0, _WHOLE.memory):
-        work = [Work(run, visit, partial(_arrays, chosen, visit)) for visit in batch]
+        work = [Work(runs, visit, partial(_arrays, chosen, visit)) for visit in batch]
         with chosen.together():
             for each in work:
                 each.measure()
             for each in work:
                 visit = each.visit
-                each.merge(_target(chosen, visit, merged[visit.task.name]) if visit.merge else None)
+                each.merge(*(_target(chosen, visit, merged[part.task.name]) for part in visit.parts))
         under_way += work
     for each in under_way:  # not before everything is under way: a device need not wait for the host
         each.wait()
@@ -160,7 +160,7 @@ def _values(operand: Operand) -> torch.Tensor:
 def _arrays(backend: Backend, visit: Visit, count: int) -> list[Any]:
     """The first inputs of a visit as arrays of the backend."""
     where = slice(visit.start, visit.start + visit.count)
-    tensors = (_tensor(visit.task, i).contiguous().view(-1) for i in range(count))
+    tensors = (_values(visit.task.inputs[i]).contiguous().view(-1) for i in range(count))
     return [backend.tensor(tensor[where]) for tensor in tensors]
 
 

@@ -19,7 +19,7 @@ from merge_engine.engine.publishing import publish, result_of
 from merge_engine.engine.records import Collected, Recorder, ShardResult, kept_if_useful, plan_key
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.side_files import side_files_of
-from merge_engine.engine.sinks import MemorySink
+from merge_engine.engine.sinks import MemorySink, Target
 from merge_engine.errors import BackendError, OptionError
 from merge_engine.methods import find_method
 from merge_engine.observe.result import MergeResult
@@ -152,7 +152,7 @@ def run(
                         scheduled, folder, chosen, access, notes, progress, overwrite, resumable
                     )
                 sink = MemorySink(planned)
-                done = carry_out(scheduled, chosen, access, sink, None, progress)
+                (done,) = carry_out(scheduled, chosen, access, [Target(sink)], progress)
                 result = result_of(planned, done.results, done.trimmed_to, done.ledger, [*notes, *done.notes])
                 result.tensors = sink.tensors
                 return result
@@ -219,9 +219,8 @@ def merge_to_folder(
             rest, shared = _rest_of(scheduled, writer.complete, collected.shared, backend, access)
             if progress is not None and rest is not scheduled:
                 progress(scheduled.bytes_read - rest.bytes_read)
-            run = carry_out(
-                rest, backend, access, writer, collected.digests, progress, shared=shared, recorder=recorder
-            )
+            target = Target(writer, collected.digests, recorder)
+            (run,) = carry_out(rest, backend, access, [target], progress, known=[shared])
         except BaseException:
             collected.digests.give_up()
             raise
@@ -242,7 +241,7 @@ def _rest_of(
     planned = scheduled.plan
     missing = [number for number, shard in enumerate(planned.shards) if shard.name not in complete]
     if missing and shared is None:
-        shared = decide_together(scheduled, backend, access)
+        (shared,) = decide_together(scheduled, backend, access)
     return Schedule(planned.only(*missing), scheduled.budget, shared is not None), shared
 
 

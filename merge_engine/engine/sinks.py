@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from merge_engine.backends.memory import address_of
 from merge_engine.errors import PlanError
+from merge_engine.observe.digests import Digests
 from merge_engine.planning import MergePlan
 from merge_engine.tensors import new_tensor
 
 if TYPE_CHECKING:
     import torch
+
+    from merge_engine.engine.records import Recorder
 
 
 class Sink(Protocol):
@@ -23,6 +27,18 @@ class Sink(Protocol):
 
         Called from several threads, in any order.
         """
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the tensors of one recipe go: to a sink and, with ``digests``, there too. No sink: nothing is merged.
+
+    ``recorder`` gets the run before it begins.
+    """
+
+    sink: Sink | None = None
+    digests: Digests | None = None
+    recorder: Recorder | None = None
 
 
 class MemorySink:

@@ -2,6 +2,7 @@
 
 from merge_engine.planning.inputs import Catalogue, Inputs
 from merge_engine.planning.intermediates import Intermediate, named
+from merge_engine.planning.joint import JointTask, Part
 from merge_engine.planning.plan import Input, MergePlan, check_recipe, make_plan, measuring
 from merge_engine.planning.schedule import (
     DEFAULT_MEMORY,
@@ -24,7 +25,9 @@ __all__ = [
     "Input",
     "Inputs",
     "Intermediate",
+    "JointTask",
     "MergePlan",
+    "Part",
     "Schedule",
     "Visit",
     "check_recipe",
