@@ -71,7 +71,7 @@ def merge_in_shards(
     side_files = side_files_of(plan)
     layouts = {shard.name: shard for shard in plan.shards}
     transaction = CheckpointTransaction(output, plan.shards, key=plan_key(plan), overwrite=overwrite)
-    with transaction, kept_if_useful(transaction, plan):
+    with transaction, kept_if_useful([transaction], [plan]):
         collected = Collected(plan)
         for record in transaction.complete.values():
             collected.add(ShardResult.decode(record))
