@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from merge_engine.planning import MergePlan, Schedule
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
+    from merge_engine.sweeps import SweepResult, grid, sweep
 
 # Each module is loaded on the first use of a name in it: a tool that imports this package but rarely merges starts
 # fast.
@@ -111,6 +112,7 @@ _HOMES = {
     "merge_engine.planning": ("MergePlan", "Schedule"),
     "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
     "merge_engine.report": ("write_report",),
+    "merge_engine.sweeps": ("SweepResult", "grid", "sweep"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -152,6 +154,7 @@ __all__ = [
     "ReportError",
     "Schedule",
     "Scored",
+    "SweepResult",
     "Task",
     "TensorDifference",
     "TensorResult",
@@ -162,6 +165,7 @@ __all__ = [
     "Verification",
     "diff",
     "discards",
+    "grid",
     "load_recipe",
     "merge_state_dicts",
     "merge_tensors",
@@ -170,6 +174,7 @@ __all__ = [
     "register",
     "run",
     "schedule",
+    "sweep",
     "verify",
     "write_report",
 ]
