@@ -35,7 +35,7 @@ from merge_engine.backends.operations import (
     TopShare,
     key_dtype,
 )
-from merge_engine.backends.statistics import BlockSums, LineTotals, lines_of_block
+from merge_engine.backends.statistics import BlockSums, LineTotals, levels, lines_of_block
 from merge_engine.dtypes import F32, DType
 from merge_engine.errors import CheckpointError
 from merge_engine.methods import (
@@ -110,7 +110,7 @@ class Measurement(Mapping[Need, Any]):
         self._shared = shared
         self._queries: list[list[Query]] | None = None
         self._found: dict[Query, Any] = {}
-        self._counts: Any = None
+        self._counts: dict[DType, Any] = {}  # by the width of the keys
         self._places: dict[Split, Place] = {}
         self._wanted: dict[Split, tuple[int, int]] | None = None
         self._norms = _rounds(need for need in needs if isinstance(need, MaskedL1))
@@ -251,11 +251,22 @@ class Measurement(Mapping[Need, Any]):
         return self._queries
 
     def _count(self, level: int, chunk: Chunk, task: Task, last: bool) -> None:
-        """Refine every key by its next bits. At level 0 the ranks of a model are looked up in one table."""
-        asked = self._asked()
-        if not asked:
-            return
-        groups = asked if level == 0 else [[query] for queries in asked for query in queries]
+        """Refine every key by its next bits. At level 0 the ranks of a model are looked up in one table.
+
+        Keys of another width, those of scores, are counted on their own.
+        """
+        by_width: dict[DType, list[list[Query]]] = {}
+        for queries in self._asked():
+            width = key_dtype(queries[0][0], self._working)
+            if level < levels(width):
+                by_width.setdefault(width, []).append(queries)
+        for width, asked in by_width.items():
+            groups = asked if level == 0 else [[query] for queries in asked for query in queries]
+            self._count_groups(level, width, groups, chunk, task, last)
+
+    def _count_groups(
+        self, level: int, width: DType, groups: list[list[Query]], chunk: Chunk, task: Task, last: bool
+    ) -> None:
         within = [self._found.get(queries[0]) for queries in groups]
         backend = self._backend
         if chunk.count == self._elements:
@@ -265,26 +276,24 @@ class Measurement(Mapping[Need, Any]):
             ]
             self._take(groups, backend.find_all(chunk, level, sought))
             return
-        if self._counts is None:
-            self._counts = backend.new_counts(level, within)
+        if width not in self._counts:
+            self._counts[width] = backend.new_counts(level, within)
+        counts = self._counts[width]
         columns = [
             KeyColumn(slot, _place(task, queries[0][0]))
             for slot, queries in enumerate(groups)
             if _has(task, queries[0][0])
         ]
-        backend.count(chunk, columns, self._counts)
+        backend.count(chunk, columns, counts)
         if last:
             ranks = [Rank(slot, rank) for slot, queries in enumerate(groups) for _, rank in queries]
-            found = iter(backend.find(self._counts, ranks))
+            found = iter(backend.find(counts, ranks))
             self._take(groups, [[next(found) for _ in queries] for queries in groups])
-            self._counts = None
+            del self._counts[width]
 
     def _take(self, groups: Sequence[Sequence[Query]], found: Sequence[Sequence[Any]]) -> None:
-        self._found = {
-            query: answer
-            for queries, answers in zip(groups, found, strict=True)
-            for query, answer in zip(queries, answers, strict=True)
-        }
+        for queries, answers in zip(groups, found, strict=True):
+            self._found.update(zip(queries, answers, strict=True))
 
     def _locate(self, chunk: Chunk, task: Task, last: bool) -> None:
         """Find the n-th occurrence of each key whose ties are split by index, in the order of the elements."""
