@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
     from merge_engine.session import Merge, Session, load
+    from merge_engine.sweeps import SweepResult, grid, sweep
 
 # Each module is loaded on the first use of a name in it: a tool that imports this package but rarely merges starts
 # fast.
@@ -114,6 +115,7 @@ _HOMES = {
     "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
     "merge_engine.report": ("write_report",),
     "merge_engine.session": ("Merge", "Session", "load"),
+    "merge_engine.sweeps": ("SweepResult", "grid", "sweep"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -157,6 +159,7 @@ __all__ = [
     "Schedule",
     "Scored",
     "Session",
+    "SweepResult",
     "Task",
     "TensorDifference",
     "TensorResult",
@@ -167,6 +170,7 @@ __all__ = [
     "Verification",
     "diff",
     "discards",
+    "grid",
     "load",
     "load_recipe",
     "merge_state_dicts",
@@ -176,6 +180,7 @@ __all__ = [
     "register",
     "run",
     "schedule",
+    "sweep",
     "verify",
     "write_report",
 ]

@@ -101,7 +101,7 @@ def plan(
     """Print a schedule: inputs, output, bytes, memory and the floor."""
     planned = schedule.plan
     elements = sum(task.count for task in planned.tasks)
-    streamed = sum(schedule.chunk_elements(task) < task.count for task in planned.tasks)
+    streamed = sum(schedule.chunk_elements(task) < task.count for task in schedule.tasks)
     past = " past the page cache" if way == "direct" else " in place" if schedule.budget.in_place else ""
     rows = [
         *([("recipe", planned.recipe.name)] if planned.recipe.name is not None else []),

@@ -10,6 +10,7 @@ from pathlib import Path
 from merge_engine.engine.carrying import carry_out
 from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.engine.sinks import Target
 from merge_engine.errors import ReportError
 from merge_engine.methods import Answers, Gram, Method, Operation, Task
 from merge_engine.observe.discards import Place
@@ -83,7 +84,7 @@ def measure(
     with open_access(plan, backend) as access:
         schedule = schedule_for(plan, access, backend)
         on_schedule(schedule)
-        carry_out(schedule, backend, access, None, None, progress, add)
+        carry_out(schedule, backend, access, [Target()], progress, add)
     return result
 
 
