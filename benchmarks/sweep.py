@@ -64,7 +64,10 @@ def main() -> None:
     shutil.rmtree(options.outputs, ignore_errors=True)
     written = options.recipes * weight_bytes(base)
     wall, processor = (statistics.median(each) for each in zip(*taken["one run"], strict=True))
-    print(f"{options.recipes} recipes, {weight_bytes(base) / 1e9:.2f} GB each; floor {floor(options.outputs, written):.2f} s")
+    print(
+        f"{options.recipes} recipes, {weight_bytes(base) / 1e9:.2f} GB each; "
+        f"floor {floor(options.outputs, written):.2f} s"
+    )
     for name, each in taken.items():
         seconds_, processor_ = (statistics.median(numbers) for numbers in zip(*each, strict=True))
         print(
