@@ -65,7 +65,8 @@ def main() -> None:
     written = options.recipes * weight_bytes(base)
     wall, processor = (statistics.median(each) for each in zip(*taken["one run"], strict=True))
     print(
-        f"{options.recipes} recipes, {weight_bytes(base) / 1e9:.2f} GB each; floor {floor(options.outputs, written):.2f} s"
+        f"{options.recipes} recipes, {weight_bytes(base) / 1e9:.2f} GB each; "
+        f"floor {floor(options.outputs, written):.2f} s"
     )
     for name, each in taken.items():
         seconds_, processor_ = (statistics.median(numbers) for numbers in zip(*each, strict=True))
