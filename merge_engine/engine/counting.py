@@ -18,9 +18,9 @@ from merge_engine.engine.carrying import Progress, carry_out
 from merge_engine.engine.jobs import Done, Job
 from merge_engine.engine.measuring import EVERY_KEY, Query, SharedAnswers, Split, deciding_ties
 from merge_engine.engine.scheduling import schedule_for
+from merge_engine.engine.sinks import Target
 from merge_engine.errors import CheckpointError
 from merge_engine.methods import Answers, KeyRanks, Method, Need, Operation, Place, Task, TiePlaces
-from merge_engine.methods.needs import Kind, Step
 from merge_engine.planning import MergePlan, Schedule, Visit, measuring
 
 Column = tuple[Subject, "Found | None"]
@@ -28,8 +28,6 @@ Column = tuple[Subject, "Found | None"]
 
 Sought = tuple[Subject, int, int]
 """A model's recipe position, a key, and which of the elements with that key is meant, from 0."""
-
-KEYS = Step(Kind.KEYS)
 
 T = TypeVar("T", covariant=True)
 
@@ -73,14 +71,12 @@ class Placed:
 
 def count_keys(job: CountJob, progress: Progress | None = None) -> Done[tuple[int, Sequence[KeyTable]]]:
     """Do a job: the number of the part, and its tables. Raises as ``run`` does."""
-    return _carry_out(
-        job, Step(Kind.KEYS, job.level), lambda backend: _Keys(backend, job.columns, job.level), progress
-    )
+    return _carry_out(job, lambda backend: _Keys(backend, job.columns, job.level), progress)
 
 
 def find_places(job: PlaceJob, progress: Progress | None = None) -> Done[tuple[int, Placed]]:
     """Do a job: the number of the part, and what was found in it. Raises as ``run`` does."""
-    return _carry_out(job, Step(Kind.PLACES), lambda backend: _Keyed(backend, job.sought), progress)
+    return _carry_out(job, lambda backend: _Keyed(backend, job.sought), progress)
 
 
 def parts_to_count(plan: MergePlan) -> Sequence[MergePlan]:
@@ -198,10 +194,9 @@ def _changed() -> CheckpointError:
 
 
 class _Tally(Protocol[T]):
-    """Takes the chunks of a step."""
+    """Takes the chunks of a step (see ``work.Tally``)."""
 
-    def add(self, step: Step, chunk: Chunk, task: Task, last: bool) -> None:
-        """Take a chunk; those of a tensor come in order."""
+    def add(self, chunk: Chunk, task: Task) -> None: ...
 
     def result(self) -> T:
         """What was found in all chunks."""
@@ -216,7 +211,7 @@ class _Keys:
         self._level = level
         self._counts: Any = None
 
-    def add(self, step: Step, chunk: Chunk, task: Task, last: bool) -> None:
+    def add(self, chunk: Chunk, task: Task) -> None:
         slots = [
             KeyColumn(slot, task.models.index(model))
             for slot, (model, _) in enumerate(self._columns)
@@ -245,7 +240,7 @@ class _Keyed:
         self._totals: list[dict[str, int]] = [{} for _ in sought]
         self._found: list[Place | None] = [None for _ in sought]
 
-    def add(self, step: Step, chunk: Chunk, task: Task, last: bool) -> None:
+    def add(self, chunk: Chunk, task: Task) -> None:
         for number, (model, key, nth) in enumerate(self._sought):
             if model not in task.models:
                 continue
@@ -260,16 +255,13 @@ class _Keyed:
         return Placed(self._totals, self._found)
 
 
-@dataclass(frozen=True)
-class _OneStep(Schedule):
-    """One reading of all tensors, none of which is the last of a model."""
-
-    step: Step = KEYS
+class _OnePass(Schedule):
+    """One reading of all tensors, for a tally."""
 
     def visits(self) -> Iterator[Visit]:
-        for task in self.plan.tasks:
+        for task in self.tasks:
             for start, count in self.chunks(task):
-                yield Visit(task, start, count, (), (self.step,), False, False, shared=True)
+                yield Visit(task, start, count, (), (), False, shared=True)
 
 
 class _Nothing(Method):
@@ -283,21 +275,10 @@ class _Nothing(Method):
 
 
 def _carry_out(
-    job: CountJob | PlaceJob,
-    step: Step,
-    make: Callable[[Backend], _Tally[T]],
-    progress: Progress | None,
+    job: CountJob | PlaceJob, make: Callable[[Backend], _Tally[T]], progress: Progress | None
 ) -> Done[tuple[int, T]]:
     with job.opened() as (backend, access):
         within = schedule_for(job.plan, access, backend, job.memory)
-        tally = make(backend)
-        run = carry_out(
-            _OneStep(within.plan, within.budget, step=step),
-            backend,
-            access,
-            None,
-            None,
-            progress,
-            tally=tally,
-        )
+        tally, scheduled = make(backend), _OnePass(within.plan, within.budget)
+        (run,) = carry_out(scheduled, backend, access, [Target()], progress, tally=tally)
         return Done((job.part, tally.result()), run.ledger)

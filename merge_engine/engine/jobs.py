@@ -48,7 +48,7 @@ class Job:
     def opened(self, output: Path | None = None) -> Iterator[tuple[Backend, Access]]:
         """The backend of this process, and the open inputs. ``output`` is the folder that is written to."""
         backend = choose_backend(self.plan, output, self.backend, self.threads, self.device)
-        with open_access(self.plan, backend, self.way) as access:
+        with open_access(self.plan, backend, way=self.way) as access:
             yield backend, access
 
 

@@ -21,6 +21,7 @@ from merge_engine.engine.publishing import publish
 from merge_engine.engine.records import Collected, ShardResult, kept_if_useful, plan_key
 from merge_engine.engine.scheduling import schedule_for
 from merge_engine.engine.side_files import side_files_of
+from merge_engine.engine.sinks import Target
 from merge_engine.errors import OutputError
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult
@@ -49,7 +50,8 @@ def merge_shard(job: ShardJob, progress: Progress | None = None) -> Done[ShardRe
     digests = Collected(job.plan).digests
     with job.opened(job.drafts) as (backend, access), write_shard(job.drafts, shard) as writer:
         schedule = schedule_for(job.plan, access, backend, job.memory, job.shared is not None)
-        run = carry_out(schedule, backend, access, writer, digests, progress, shared=job.shared)
+        target = Target(writer, digests)
+        (run,) = carry_out(schedule, backend, access, [target], progress, known=[job.shared])
     result = replace(ShardResult.of(shard, run, digests), shared=job.shared)
     return Done(result, run.ledger)
 
@@ -82,7 +84,7 @@ def merge_in_shards(
     side_files = side_files_of(plan)
     layouts = {shard.name: shard for shard in plan.shards}
     transaction = CheckpointTransaction(output, plan.shards, key=plan_key(plan), overwrite=overwrite)
-    with transaction, kept_if_useful(transaction, plan):
+    with transaction, kept_if_useful([transaction], [plan]):
         collected = Collected(plan)
         for record in transaction.complete.values():
             collected.add(ShardResult.decode(record))
@@ -92,8 +94,9 @@ def merge_in_shards(
             if check is not None:
                 check(drafts)
             shared, whole = collected.shared, _scheduled(plan, options.get("memory"))
-            if shared is None and whole.shared_needs:
-                shared = decide_in_parts(whole.shared_needs, parts_to_count(plan), values, **options)
+            if shared is None and whole.shared:
+                (together,) = whole.shared
+                shared = decide_in_parts(together.needs, parts_to_count(plan), values, **options)
             jobs = [
                 ShardJob(plan=plan.only(number), drafts=drafts, shared=shared, **options)
                 for number in missing

@@ -75,7 +75,7 @@ def load_recipes(
     for number, (data, remarks) in enumerate(documents, 1):
         prefix = f"{file}document {number}: " if len(documents) > 1 else file
         try:
-            recipes.append(_validated(data, prefix, lenient, remarks))
+            recipes.append(validated(data, prefix, lenient, remarks))
         except RecipeError as error:
             problems += [*error.problems, *_of_method(data, check_method)]
     if problems:
@@ -102,10 +102,10 @@ def _documents(source: object, file: str, lenient: bool) -> list[tuple[object, S
     if not isinstance(source, str | Path):
         raise RecipeError(f"a recipe is a file, YAML text or a map of keys to values, not {shown(source)}")
     if file:
-        return _parse(_read_text(Path(source)), file, lenient)
+        return read_yaml(_read_text(Path(source)), file, lenient)
     text = str(source)
     if "\n" in text or ":" in text:
-        return _parse(text, "", lenient)
+        return read_yaml(text, "", lenient)
     raise RecipeError(f"{shown(source)} is neither an existing recipe file nor YAML text")
 
 
@@ -135,7 +135,11 @@ def _read_text(path: Path) -> str:
         raise RecipeError(f"{path}: byte {error.start} is not UTF-8 text; save it as UTF-8") from None
 
 
-def _validated(data: object, prefix: str, lenient: bool, remarks: Sequence[str]) -> Recipe:
+def validated(data: object, prefix: str, lenient: bool, remarks: Sequence[str]) -> Recipe:
+    """The recipe of the keys and values of one document. ``prefix`` begins messages, and ``remarks`` are warnings.
+
+    Raises ``RecipeError`` with a line for each problem.
+    """
     try:
         recipe = Recipe.read(data, lenient=lenient, remarks=remarks)
         json.dumps(recipe.to_plain(), ensure_ascii=False).encode()  # the output holds the recipe
@@ -218,8 +222,11 @@ _WORDING = {
 """What PyYAML says about its own workings, and what it means."""
 
 
-def _parse(text: str, prefix: str, lenient: bool) -> list[tuple[object, Sequence[str]]]:
-    """The documents of a YAML text but the empty ones, each with warnings about its text."""
+def read_yaml(text: str, prefix: str, lenient: bool) -> list[tuple[object, Sequence[str]]]:
+    """The documents of a YAML text but the empty ones, each with warnings about its text.
+
+    ``prefix`` begins messages. Raises ``RecipeError``.
+    """
     documents: list[tuple[object, Sequence[str]]] = []
     try:
         loader = _Loader(text, lenient)

@@ -16,7 +16,7 @@ from merge_engine.recipe.gradients import value_at
 from merge_engine.recipe.parameters import Parameter
 from merge_engine.recipe.problems import first, suggestion
 from merge_engine.recipe.schema import Recipe
-from merge_engine.recipe.settings import Rule, Scalar, rules
+from merge_engine.recipe.settings import ParameterSetting, Rule, Scalar, rules
 from merge_engine.recipe.stacks import Scope, Slice
 
 Values: TypeAlias = Mapping[str, Scalar | None]
@@ -158,11 +158,21 @@ def _compile(
             problems.append(f"{path}: unknown parameter for {method}{suggestion(name, known)}")
         elif parameter is not _INT8_MASK and parameter.scope == "tensor" and of_model:
             problems.append(f"{path}: holds for all models at once; move it to the top-level parameters")
-        elif parameter.constant and isinstance(setting, list | dict):
-            problems.append(f"{path}: must be a single value, {parameter.allowed}; no gradient and no filter")
         else:
-            compiled[name] = [_typed(rule, parameter, problems) for rule in rules(setting, path)]
+            compiled[name] = typed_rules(setting, path, parameter, problems)
     return compiled, problems
+
+
+def typed_rules(
+    setting: ParameterSetting, path: str, parameter: Parameter, problems: list[str]
+) -> list[Rule]:
+    """The rules of a setting with values of the parameter's kind. Adds a line for each problem to ``problems``.
+
+    ``path``: the place of the setting in the recipe.
+    """
+    if parameter.constant and isinstance(setting, list | dict):
+        problems.append(f"{path}: must be a single value, {parameter.allowed}; no gradient and no filter")
+    return [_typed(rule, parameter, problems) for rule in rules(setting, path)]
 
 
 def _typed(rule: Rule, parameter: Parameter, problems: list[str]) -> Rule:

@@ -1,4 +1,4 @@
-"""Walks through all maps of a recipe: the models that it names, other models, fewer settings."""
+"""Walks through all maps of a recipe: the models that it names, other models, fewer and other settings."""
 
 from __future__ import annotations
 
@@ -57,4 +57,28 @@ def without_settings(value: object, names: Mapping[str, Collection[str]], place:
         return tuple(without_settings(each, names, f"{place}[{i}]") for i, each in enumerate(value))
     if isinstance(value, dict):
         return {key: without_settings(each, names, f"{place}.{key}") for key, each in value.items()}
+    return value
+
+
+def with_settings(value: object, settings: Mapping[str, Mapping[str, object]], place: str = "") -> object:
+    """The part of a recipe at a place with more settings, in place of those of the same name.
+
+    ``settings`` has the parameters by the place of their map, such as ``models[0].parameters``.
+    """
+    if place in settings and isinstance(value, dict):
+        return {**value, **settings[place]}
+    if isinstance(value, ModelReference):
+        return value
+    if isinstance(value, BaseModel):
+        below = f"{place}." if place else ""
+        fields = {
+            key: with_settings(getattr(value, key), settings, below + key)
+            for key in type(value).model_fields
+            if key in value.model_fields_set or below + key in settings
+        }
+        return value.model_copy(update=fields)
+    if isinstance(value, tuple):
+        return tuple(with_settings(each, settings, f"{place}[{i}]") for i, each in enumerate(value))
+    if isinstance(value, dict):
+        return {key: with_settings(each, settings, f"{place}.{key}") for key, each in value.items()}
     return value
