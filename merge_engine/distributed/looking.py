@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -28,13 +28,11 @@ _SAMPLE = 4096
 class Wanted:
     """An input file of a plan: ``file`` as it is on the planning machine, with an absolute path.
 
-    ``header`` is the digest of its header (see ``Header``), None for files that are not safetensors. ``owner`` is the
-    input it belongs to.
+    ``header`` is the digest of its header (see ``Header``), None for files that are not safetensors.
     """
 
     file: File
     header: str | None
-    owner: str
 
 
 @dataclass(frozen=True)
@@ -53,16 +51,13 @@ class Seen:
 def wanted_files(plan: MergePlan) -> tuple[list[Wanted], dict[File, int]]:
     """The input files of a plan, and the number of each by the file as the plan has it."""
     headers = {file: digest for given in plan.inputs for file, digest in given.contents}
-    owners = {file: given.label for given in plan.inputs for file, _ in given.contents}
-    for given in plan.inputs:
-        for file, digest in given.adapter.contents if given.adapter is not None else ():
-            headers[file], owners[file] = digest, str(given.adapter.path) if given.adapter else ""
+    adapters = [given.adapter for given in plan.inputs if given.adapter is not None]
+    headers |= {file: digest for adapter in adapters for file, digest in adapter.contents}
     numbers = {file: number for number, file in enumerate(sorted(plan.files, key=lambda one: str(one.path)))}
     wanted = []
     for file in numbers:
-        absolute = File(Path(os.path.normpath(file.path.absolute())), file.size, file.mtime_ns, file.inode)
-        header = headers.get(file) if file.path.suffix == ".safetensors" else None
-        wanted.append(Wanted(absolute, header, owners.get(file, str(file.path.parent))))
+        absolute = replace(file, path=Path(os.path.normpath(file.path.absolute())))
+        wanted.append(Wanted(absolute, headers.get(file) if file.path.suffix == ".safetensors" else None))
     return wanted, numbers
 
 
