@@ -106,7 +106,6 @@ def _engine(ray: str | None, paths: list[str]) -> dict[str, Any]:
         if paths:
             raise OptionError("--ray-path: needs --ray")
         return {}
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # Ray prints no messages of nodes
     return {"engine": "ray", "ray": RayOptions(ray, parse_paths(paths))}
 
 

@@ -30,7 +30,12 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]
 _SETTINGS = 4
 """The type of the frame that the answer begins with, in its fourth byte."""
 
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Messages of Ray about nodes that end, with pages of its logs: the notes of the result name them.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated|has been marked dead",
+}
+"""Read when Ray is first imported."""
 
 
 def demand_ray() -> None:

@@ -95,7 +95,7 @@ class Crew:
             self.members += _start(node, node.gpus if takes_gpus else 0, threads, rules, len(usable))
         introduced = self._introduced()
         if not self.members:
-            raise ClusterError(["no node of the cluster can work", *self.notes])
+            raise ClusterError(f"no node of the cluster can work: {some(self.notes)}")
         by_node = {member.node.name: introduced[member] for member in self.members}
         tensors = Counter[str]()
         for member in self.members:
@@ -201,7 +201,7 @@ class Crew:
             except ray.exceptions.RayError:
                 self.lose(member)
         if not answers:
-            raise ClusterError("all nodes of the cluster were lost; start it again")
+            raise ClusterError(f"all nodes of the cluster are lost: {some(self.notes)}")
         return answers
 
 

@@ -15,7 +15,7 @@ from merge_engine.engine.shards import merge_shard
 from merge_engine.errors import ClusterError, MergeError
 from merge_engine.observe.ledger import Ledger
 from merge_engine.storage import File
-from merge_engine.text import counted, size_text
+from merge_engine.text import counted, size_text, some
 
 _TURN = 1.0
 """Seconds of waiting at a time: in between, Python sees Ctrl-C."""
@@ -131,7 +131,7 @@ class _Round:
                     yield member, number, answer
             self._begin()
         if self._waiting:
-            raise ClusterError(["all nodes of the cluster were lost", *self._crew.notes])
+            raise ClusterError(f"all nodes of the cluster are lost: {some(self._crew.notes)}")
 
     def _begin(self) -> None:
         """Give each idle worker a job."""
