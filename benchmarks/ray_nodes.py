@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def nodes(folder: Path, size: str, rounds: int) -> None:
     limit = weight_bytes(base) // SHARDS
     with cluster(1) as one, cluster(2) as two:
         ways: dict[str, dict[str, Any]] = {
-            "this process": {"threads": 1},
+            "this process": {},
             "one node": {"engine": "ray", "ray": one},
             "two nodes": {"engine": "ray", "ray": two},
         }
@@ -73,7 +74,8 @@ def nodes(folder: Path, size: str, rounds: int) -> None:
                 output = folder / "merged"
                 shutil.rmtree(output, ignore_errors=True)
                 start = time.perf_counter()
-                result = me.run(recipe, output, shard_size=limit, device="cpu", **arguments)
+                with pinned(0) if way == "this process" else nullcontext():
+                    result = me.run(recipe, output, shard_size=limit, device="cpu", **arguments)
                 whole[way].append(time.perf_counter() - start)
                 alone[way].append(result.ledger.seconds)
                 digests.add(read_manifest(output).digest)
@@ -162,13 +164,26 @@ def cluster(count: int) -> Iterator[str]:
     """The address of a cluster of so many nodes."""
     from ray.cluster_utils import Cluster
 
-    started = Cluster(initialize_head=True, head_node_args=SMALL)
+    with pinned(0):
+        started = Cluster(initialize_head=True, head_node_args=SMALL)
     try:
-        for _ in range(count - 1):
-            started.add_node(**SMALL)
+        for core in range(1, count):
+            with pinned(core):
+                started.add_node(**SMALL)
         yield started.address
     finally:
         started.shutdown()
+
+
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Let this process, and those that it starts, run on one core of the machine."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(before)[core]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from merge_engine.distributed.crew import nodes_of
 from merge_engine.distributed.looking import differences, look, wanted_files
 from merge_engine.distributed.options import NodePaths, parse_paths, ray_options, unknown_nodes
 from merge_engine.distributed.parcels import pack, unpack
-from merge_engine.distributed.placing import Piece, after, choose, evenly, held_of
+from merge_engine.distributed.placing import Piece, after, choose, evenly, held_of, workers_of
 from merge_engine.distributed.worker import Introduction
 from merge_engine.engine.jobs import Done
 from merge_engine.engine.shards import merge_in_shards
@@ -85,6 +85,12 @@ def test_workers_of_a_node_take_no_more_than_it_has(cores: float, workers: int) 
     each, threads = evenly(cores, workers)
     assert each * workers <= cores + 1e-9
     assert threads >= 1 and (threads == 1 or threads == each)
+
+
+def test_two_workers_where_all_have_enough_to_do() -> None:
+    assert [workers_of(cores, 0, 3, 12) for cores in (1, 1.5, 2, 64)] == [1, 1, 2, 2]
+    assert [workers_of(8, 0, 3, jobs) for jobs in (1, 11, 12)] == [1, 1, 2]
+    assert workers_of(8, 4, 3, 1) == 4
 
 
 def test_paths() -> None:

@@ -147,7 +147,7 @@ def test_a_node_is_lost_in_the_middle(
 
     result = run({f"one:{models}": str(copies)}, progress=kill)
     assert contents(tmp_path / "out") == expected
-    assert "node two was lost during the merge" in result.notes
+    assert "a worker of node two was lost during the merge" in result.notes
     assert done_by(result)["one"] and done_by(result)["head"]
 
 

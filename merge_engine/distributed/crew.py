@@ -1,4 +1,4 @@
-"""The workers of a cluster: one for each node, or for each GPU of a node, on cores that Ray gives to nobody else."""
+"""The workers of a cluster: one or two on each node, or one for each GPU, on cores that Ray gives to nobody else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merge_engine.distributed.checks import by_cause, differing, short_of_memory
 from merge_engine.distributed.looking import differences, wanted_files
 from merge_engine.distributed.options import NodePaths, PathRule, unknown_nodes
 from merge_engine.distributed.parcels import pack
-from merge_engine.distributed.placing import evenly
+from merge_engine.distributed.placing import evenly, workers_of
 from merge_engine.distributed.worker import Introduction, Settings, Worker, introduction
 from merge_engine.errors import ClusterError, OptionError, OutputError
 from merge_engine.planning import DEFAULT_MEMORY, MergePlan
@@ -25,6 +25,9 @@ _PATIENCE = 60.0
 
 _IN_CREATION = "creation task"
 """What Ray says of an actor that raised an error while it was made, and was not lost."""
+
+_FULL = "low on memory"
+"""What Ray says where it ended a worker before the system's memory was full."""
 
 _BESIDE_GPU = 100_000_000
 """Bytes of the host's memory that tensors take on their way to a GPU."""
@@ -43,9 +46,8 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A worker: its name, its node, and Ray's handle to its actor."""
+    """A worker: its node, and Ray's handle to its actor."""
 
-    name: str
     node: Node
     actor: Any
 
@@ -72,9 +74,15 @@ class Crew:
         self.notes: list[str] = []
 
     def gather(
-        self, rules: Sequence[PathRule], device: str, backend: str, threads: int | None, memory: int | None
+        self,
+        rules: Sequence[PathRule],
+        device: str,
+        backend: str,
+        threads: int | None,
+        memory: int | None,
+        jobs: int,
     ) -> None:
-        """Start the workers of the cluster that this process is connected to.
+        """Start the workers of the cluster that this process is connected to, to do so many jobs.
 
         ``device``, ``backend``, ``threads`` and ``memory`` are those of ``run``. Nodes whose cores are taken are left
         out, with a note. Raises ``ClusterError`` if none is left, or if nodes have other versions or too little memory,
@@ -92,7 +100,9 @@ class Crew:
         if not usable:
             raise ClusterError(f"no node of the cluster has {'a GPU' if wants_gpu else 'cores for Ray'}")
         for node in usable:
-            self.members += _start(node, node.gpus if takes_gpus else 0, threads, rules, len(usable))
+            gpus = node.gpus if takes_gpus else 0
+            count = workers_of(node.cores, gpus, len(usable), jobs)
+            self.members += _start(node, count, gpus > 0, threads, rules, len(usable))
         introduced = self._introduced()
         if not self.members:
             raise ClusterError(f"no node of the cluster can work: {some(self.notes)}")
@@ -106,10 +116,10 @@ class Crew:
         if problems:
             raise ClusterError(problems)
 
-    def show(self, plan: MergePlan) -> tuple[dict[File, int], dict[Member, list[float]]]:
+    def show(self, plan: MergePlan) -> tuple[dict[File, int], dict[Node, list[float]]]:
         """Let all workers look at the inputs of a plan.
 
-        Returns the number of each input file, and for each worker the share of each that its page cache holds. Raises
+        Returns the number of each input file, and for each node the share of each that its page cache holds. Raises
         ``ClusterError`` with all nodes that lack inputs, have others, or do not know the method.
         """
         wanted, numbers = wanted_files(plan)
@@ -122,7 +132,7 @@ class Crew:
                     f"the method {plan.method.name} is not known: {unknown}; install its package on all nodes"
                 )
             problems[member.node.name] = lines
-            held[member] = shares
+            held[member.node] = shares
         if lines := by_cause(problems):
             raise ClusterError(lines)
         return numbers, held
@@ -138,13 +148,14 @@ class Crew:
         if problems:
             raise OutputError(by_cause(problems))
 
-    def lose(self, member: Member) -> None:
-        """A worker does not answer any more."""
+    def lose(self, member: Member, error: Exception) -> None:
+        """A worker does not answer any more, for what Ray says in ``error``."""
         import ray
 
         if member in self.members:
             self.members.remove(member)
-            self.notes.append(f"node {member.node.name} was lost during the merge")
+            why = ": its memory was full" if _FULL in str(error) else ""
+            self.notes.append(f"a worker of node {member.node.name} was lost during the merge{why}")
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(member.actor)
 
@@ -198,31 +209,31 @@ class Crew:
                 answers[member] = ray.get(ref)
             except ray.exceptions.RayTaskError:
                 raise
-            except ray.exceptions.RayError:
-                self.lose(member)
+            except ray.exceptions.RayError as error:
+                self.lose(member, error)
         if not answers:
             raise ClusterError(f"all nodes of the cluster are lost: {some(self.notes)}")
         return answers
 
 
-def _start(node: Node, gpus: int, threads: int | None, rules: Sequence[PathRule], nodes: int) -> list[Member]:
-    """Begin to start the workers of a node: one for each of its GPUs that are used, or a single one."""
+def _start(
+    node: Node, count: int, on_gpus: bool, threads: int | None, rules: Sequence[PathRule], nodes: int
+) -> list[Member]:
+    """Begin to start so many workers of a node, each with a GPU of its own if they are ``on_gpus``."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    count = max(gpus, 1)
     cores, own = evenly(node.cores, count)
     if threads is not None and threads < own:
         cores, own = float(threads), threads
-    settings = Settings(own, "auto" if gpus else "cpu", NodePaths.of(rules, node.names), nodes)
+    settings = Settings(own, "auto" if on_gpus else "cpu", NodePaths.of(rules, node.names), nodes)
     kind = ray.remote(Worker).options(
         num_cpus=cores,
-        num_gpus=1 if gpus else 0,
+        num_gpus=1 if on_gpus else 0,
         max_concurrency=2,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
     )
-    names = [node.name] if count == 1 else [f"{node.name}, GPU {number}" for number in range(count)]
-    return [Member(name, node, kind.remote(settings)) for name in names]
+    return [Member(node, kind.remote(settings)) for _ in range(count)]
 
 
 def _cause(error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from merge_engine.distributed.crew import Crew, Member
+from merge_engine.distributed.crew import Crew, Member, Node
 from merge_engine.distributed.parcels import pack
 from merge_engine.distributed.placing import Piece, after, choose, held_of
 from merge_engine.engine.carrying import Progress
@@ -40,7 +40,7 @@ class Mapper:
         self,
         crew: Crew,
         numbers: Mapping[File, int],
-        held: dict[Member, list[float]],
+        held: dict[Node, list[float]],
         progress: Progress | None,
     ):
         self._crew = crew
@@ -57,7 +57,7 @@ class Mapper:
         """
         listed = list(jobs)
         pieces = [self._piece(job) for job in listed]
-        held = {member: held_of(pieces, self._held[member]) for member in self._crew.members}
+        held = {member.node: held_of(pieces, self._held[member.node]) for member in self._crew.members}
 
         def send(member: Member, number: int) -> Any:
             return member.actor.do.remote(function, pack(listed[number], self._numbers))
@@ -66,12 +66,19 @@ class Mapper:
             share = self.shares[member]
             share.ledger.add(done.ledger)
             share.shards += function is merge_shard
-            self._held[member] = after(pieces[number], self._held[member], self._sizes)
+            self._held[member.node] = after(pieces[number], self._held[member.node], self._sizes)
             yield done
 
     def notes(self) -> list[str]:
-        """Which worker did how much, and what became of nodes that are not there any more."""
-        return [*(_described(*item) for item in self.shares.items()), *self._crew.notes]
+        """Which node did how much, and what became of workers that are not there any more."""
+        lines = []
+        for node in dict.fromkeys(member.node.name for member in self.shares):
+            own = [share for member, share in self.shares.items() if member.node.name == node]
+            shards = counted(sum(share.shards for share in own), "shard")
+            read = size_text(sum(share.ledger.read.bytes for share in own))
+            busy = max(share.ledger.busiest for share in own)
+            lines.append(f"node {node}: {shards}, read {read}, busy {busy:.1f} s")
+        return [*lines, *dict.fromkeys(self._crew.notes)]
 
     def _piece(self, job: Job) -> Piece:
         by_file = {self._numbers[file]: nbytes for file, nbytes in job.plan.bytes_by_file.items()}
@@ -81,7 +88,7 @@ class Mapper:
 class _Round:
     """Some jobs, until all are done.
 
-    ``held`` has for each worker the share of each job's inputs that its page cache holds. ``send`` gives a job to a
+    ``held`` has for each node the share of each job's inputs that its page cache holds. ``send`` gives a job to a
     worker, and returns Ray's reference to the result.
     """
 
@@ -89,7 +96,7 @@ class _Round:
         self,
         crew: Crew,
         pieces: Sequence[Piece],
-        held: dict[Member, list[float]],
+        held: dict[Node, list[float]],
         send: Callable[[Member, int], Any],
         progress: Progress | None,
     ):
@@ -116,8 +123,8 @@ class _Round:
                     answer = ray.get(ref)
                 except ray.exceptions.RayTaskError:  # a fault of ours
                     raise
-                except ray.exceptions.RayError:
-                    self._lose(ref)
+                except ray.exceptions.RayError as error:
+                    self._lose(ref, error)
                     continue
                 if ref in self._asked:
                     self._heard(*self._asked.pop(ref), answer)
@@ -137,7 +144,7 @@ class _Round:
         """Give each idle worker a job."""
         while self._idle and self._waiting:
             member = self._idle.pop(0)
-            number = choose(self._waiting, member, self._held)
+            number = choose(self._waiting, member.node, self._held)
             del self._waiting[number]
             self._running[self._send(member, number)] = member, number
             self._ask(member, number)
@@ -158,22 +165,17 @@ class _Round:
             self._told[number] += more
             self._progress(more)
 
-    def _lose(self, ref: Any) -> None:
+    def _lose(self, ref: Any, error: Exception) -> None:
         """The worker of a reference is lost: others get its job."""
         member, _ = self._running[ref] if ref in self._running else self._asked[ref]
-        self._crew.lose(member)
-        self._held.pop(member, None)
+        self._crew.lose(member, error)
+        if all(other.node != member.node for other in self._crew.members):
+            self._held.pop(member.node, None)
         self._idle = [other for other in self._idle if other is not member]
         for of_it in [one for one, (other, _) in self._running.items() if other is member]:
             _, number = self._running.pop(of_it)
             self._waiting[number] = self._pieces[number].nbytes
         self._asked = {one: what for one, what in self._asked.items() if what[0] is not member}
-
-
-def _described(member: Member, share: Share) -> str:
-    busy = max(stage.seconds for stage in share.ledger.stages().values())
-    read = size_text(share.ledger.read.bytes)
-    return f"node {member.name}: {counted(share.shards, 'shard')}, read {read}, busy {busy:.1f} s"
 
 
 def _named(error: Exception, member: Member) -> Exception:

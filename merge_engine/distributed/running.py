@@ -17,6 +17,7 @@ from merge_engine.engine.shards import merge_in_shards
 from merge_engine.errors import BackendChoiceError, OptionError
 from merge_engine.observe.result import MergeResult
 from merge_engine.planning import DEFAULT_MEMORY, Budget, MergePlan, Schedule
+from merge_engine.text import counted
 
 
 class OnRay:
@@ -63,7 +64,7 @@ class OnRay:
         if output is None:
             raise OptionError("output: with engine ray a merge writes a folder; name one that all nodes see")
         scheduled = Schedule(planned, Budget(DEFAULT_MEMORY if self._memory is None else self._memory))
-        crew = self._crew = self._crew or self._connect()
+        crew = self._crew = self._crew or self._connect(len(planned.shards))
         numbers, held = crew.show(planned)
         if on_schedule is not None:
             on_schedule(scheduled)
@@ -93,16 +94,16 @@ class OnRay:
         result.notes += mapper.notes()
         if len(planned.shards) < len(mapper.shares):
             result.notes.append(
-                f"{len(mapper.shares)} workers had only {len(planned.shards)} shard(s) to do; a smaller shard size "
-                "gives work to all"
+                f"{counted(len(planned.shards), 'shard')} for {counted(len(mapper.shares), 'worker')}: a smaller shard "
+                "size gives work to all"
             )
         return result
 
-    def _connect(self) -> Crew:
+    def _connect(self, jobs: int) -> Crew:
         self._stack.enter_context(connected(self._options.address))
         crew = Crew()
         self._stack.callback(crew.end)
-        crew.gather(self._options.rules, self._device, self._backend, self._threads, self._memory)
+        crew.gather(self._options.rules, self._device, self._backend, self._threads, self._memory, jobs)
         return crew
 
     def __enter__(self) -> OnRay:

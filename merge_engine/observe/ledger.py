@@ -86,6 +86,11 @@ class Ledger:
         return {name: stage for name, stage in stages.items() if stage.bytes or name not in ("up", "down")}
 
     @property
+    def busiest(self) -> float:
+        """The seconds of the busiest stage."""
+        return max(stage.seconds for stage in self.stages().values())
+
+    @property
     def bound_by(self) -> str | None:
         """The name of the busiest stage; None if it was busy for less than half of the time, in the mean of workers."""
         stages = self.stages()
