@@ -7,8 +7,8 @@ A ``Measurement`` takes the chunks of one tensor, or of all tensors that answer 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations_with_replacement
 from typing import Any
@@ -56,6 +56,9 @@ from merge_engine.methods.rounding import rounded
 Query = tuple[Subject, int]
 """A model's recipe position or a score, and a rank."""
 
+Split = tuple[Subject, RankMask, int]
+"""A model's recipe position or a score, a mask whose ties are split by index, and one of its ranks."""
+
 _EVERY_KEY = 2**63 - 1
 """More keys than a tensor has."""
 
@@ -65,16 +68,28 @@ _SUMS_AHEAD = 2
 
 @dataclass(frozen=True)
 class SharedAnswers:
-    """The answers to the shared needs, as data that can be sent: by recipe position of the model, and rank."""
+    """The answers to the shared needs, as data that can be sent: the keys by rank, the places by split."""
 
     found: Sequence[tuple[Query, Found]]
-    places: Sequence[tuple[Query, Place]]
+    places: Sequence[tuple[Split, Place]]
+
+
+@dataclass
+class _Round:
+    """Sums of every model under one mask each, which a backend takes together: the masks by recipe position.
+
+    ``handles`` are those to ``BlockSums``, one a chunk.
+    """
+
+    masks: dict[int, Mask]
+    handles: list[Any] = field(default_factory=list)
 
 
 class Measurement(Mapping[Need, Any]):
     """Answers to ``needs``, complete once every step has had all chunks.
 
-    ``elements`` is the number of elements in all chunks together. ``shared`` has the answers to shared needs;
+    The needs may be those of several recipes: each subject's keys are counted once for all ranks. ``elements`` is the
+    number of elements in all chunks together. ``shared`` has the answers to shared needs;
     ``known`` are answers that are not measured again. It is a mapping from needs to answers; a look-up waits until
     the device has the answer, and raises ``KeyError`` for a need that is not among ``needs``.
     """
@@ -96,15 +111,15 @@ class Measurement(Mapping[Need, Any]):
         self._queries: list[list[Query]] | None = None
         self._found: dict[Query, Any] = {}
         self._counts: Any = None
-        self._places: dict[Query, Place] = {}
-        self._wanted: dict[Query, tuple[int, int]] | None = None
-        self._norms: list[Any] = []  # handles to BlockSums, one a chunk
-        self._squares: list[Any] = []
+        self._places: dict[Split, Place] = {}
+        self._wanted: dict[Split, tuple[int, int]] | None = None
+        self._norms = _rounds(need for need in needs if isinstance(need, MaskedL1))
+        self._squares = _rounds(need for need in needs if isinstance(need, MaskedSquares))
         self._grams: dict[Gram, list[Any]] = {need: [] for need in needs if isinstance(need, Gram)}
         self._lines: dict[Gram, LineTotals] = {}
         self._zeros: dict[Score, int] = {}
         self._overlaps: dict[Overlaps, list[Any]] = {}  # handles to tuples, one a chunk
-        self._solved: dict[Subject, tuple[RankMask, SolvedBand]] = {}
+        self._solved: dict[tuple[Subject, RankMask], SolvedBand] = {}
         if known is not None:
             self._found = dict(known.found)
             self._places = dict(known.places)
@@ -135,20 +150,18 @@ class Measurement(Mapping[Need, Any]):
         ``masks`` are by recipe position. All calls are for the same tensor.
         """
         asked = [self._resolved(model, mask) for model, mask in masks.items()]
-        unsolved: dict[Subject, RankMask] = {
-            subject: mask
+        unsolved = {
+            (subject, mask): None
             for subject, mask in asked
-            if isinstance(mask, RankMask)
-            and ((known := self._solved.get(subject)) is None or known[0] != mask)
+            if isinstance(mask, RankMask) and (subject, mask) not in self._solved
         }
-        for dtype in {key_dtype(subject, task.working) for subject in unsolved}:
-            group = {one: mask for one, mask in unsolved.items() if key_dtype(one, task.working) == dtype}
-            bands = [self._band(task, subject, mask) for subject, mask in group.items()]
-            for (one, ranked), band in zip(group.items(), self._backend.bands(bands, dtype), strict=True):
-                self._solved[one] = ranked, band
+        for dtype in {key_dtype(subject, task.working) for subject, _ in unsolved}:
+            group = [each for each in unsolved if key_dtype(each[0], task.working) == dtype]
+            bands = [self._band(task, subject, mask) for subject, mask in group]
+            self._solved.update(zip(group, self._backend.bands(bands, dtype), strict=True))
         result = []
         for subject, mask in asked:
-            solved = self._solved[subject][1] if isinstance(mask, RankMask) else SolvedBand(mask, None)
+            solved = self._solved[subject, mask] if isinstance(mask, RankMask) else SolvedBand(mask, None)
             if not isinstance(subject, int) and mask != NOTHING:
                 solved = SolvedBand(Scored(subject, solved.mask), None)
             result.append(solved)
@@ -168,11 +181,17 @@ class Measurement(Mapping[Need, Any]):
             counted = [self._backend.fetch(handle) for handle in self._overlaps.get(need, ())]
             return tuple(Overlap(*map(sum, zip(*parts, strict=True))) for parts in zip(*counted, strict=True))
         if isinstance(need, TiePlaces):
-            return {rank: place for (model, rank), place in self._places.items() if model == need.model}
+            mask = self._as_ranks(need)
+            return {
+                rank: place
+                for (model, of, rank), place in self._places.items()
+                if (model, of) == (need.model, mask)
+            }
         if isinstance(need, MaskedL1 | MaskedSquares):
             sums = self._norms if isinstance(need, MaskedL1) else self._squares
-            at = 2 * [each for each in self._needs if type(each) is type(need)].index(need)
-            return tuple(self._totals(sums)[at : at + 2])
+            found = next(each for each in sums if each.masks[need.model] == need.mask)
+            at = 2 * list(found.masks).index(need.model)
+            return tuple(self._totals(found.handles)[at : at + 2])
         if isinstance(need, Gram):
             if need.line is None:
                 return _symmetric(self._totals(self._grams[need]))
@@ -272,39 +291,39 @@ class Measurement(Mapping[Need, Any]):
         if self._wanted is None:
             self._wanted = {}
             for need in self._needs:
-                if isinstance(need, TiePlaces):
-                    mask = need.mask
-                    if isinstance(mask, TopShare):
-                        lowest = self._rank(need.model, mask)
-                        if not lowest:
-                            continue
-                        mask = mask.down_to(lowest)
+                if isinstance(need, TiePlaces) and (mask := self._as_ranks(need)) is not None:
                     found = {rank: self._backend.fetch(self._found[need.model, rank]) for rank in mask.ranks}
                     for rank, nth in _deciding_ties(mask, found).items():
-                        self._wanted[need.model, rank] = found[rank].key, nth
-        for query, (key, nth) in list(self._wanted.items()):
-            if not _has(task, query[0]):
+                        self._wanted[need.model, mask, rank] = found[rank].key, nth
+        for split, (key, nth) in list(self._wanted.items()):
+            if not _has(task, split[0]):
                 continue
-            passed, offset = self._backend.locate(chunk, _place(task, query[0]), key, nth)
+            passed, offset = self._backend.locate(chunk, _place(task, split[0]), key, nth)
             if offset is None:
-                self._wanted[query] = key, nth - passed.total
+                self._wanted[split] = key, nth - passed.total
             else:
-                self._places[query] = Place(task.name, chunk.start + offset)
-                del self._wanted[query]
+                self._places[split] = Place(task.name, chunk.start + offset)
+                del self._wanted[split]
         if last and self._wanted:
             raise CheckpointError(
                 "the inputs changed while they were merged: what was counted is not there any more"
             )
 
+    def _as_ranks(self, need: TiePlaces) -> RankMask | None:
+        """The mask of a need with a number as its last rank; None for a share of no key."""
+        if isinstance(need.mask, RankMask):
+            return need.mask
+        last = self._rank(need.model, need.mask)
+        return need.mask.down_to(last) if last else None
+
     def _sum(self, chunk: Chunk, task: Task) -> None:
-        masks = {need.model: need.mask for need in self._needs if isinstance(need, MaskedL1)}
-        if masks:
-            solved = [mask for mask, _ in self.masks(task, masks)]
-            self._norms.append(self._backend.l1_norms(chunk, solved, task.storage_rounding))
-        squared = {need.model: need.mask for need in self._needs if isinstance(need, MaskedSquares)}
-        if squared:
-            solved = [mask for mask, _ in self.masks(task, squared)]
-            self._squares.append(self._backend.squares(chunk, solved, task.storage_rounding))
+        for rounds, measure in (
+            (self._norms, self._backend.l1_norms),
+            (self._squares, self._backend.squares),
+        ):
+            for each in rounds:
+                solved = [mask for mask, _ in self.masks(task, each.masks)]
+                each.handles.append(measure(chunk, solved, task.storage_rounding))
         for need, handles in self._grams.items():
             handles.append(self._backend.gram(chunk, need.of_deltas, need.line))
             while need.line is not None and len(handles) > _SUMS_AHEAD:
@@ -332,9 +351,23 @@ class Measurement(Mapping[Need, Any]):
             mask,
             source._found[model, mask.last],
             None if high is None else source._found[model, high],
-            _positions(task, source._places.get((model, mask.last)), mask.stable_ascending),
-            _positions(task, source._places.get((model, mask.first)), False),
+            _positions(task, source._places.get((model, mask, mask.last)), mask.stable_ascending),
+            _positions(task, source._places.get((model, mask, mask.first)), False),
         )
+
+
+def _rounds(needs: Iterable[MaskedL1 | MaskedSquares]) -> list[_Round]:
+    """The masks of the needs, as few rounds as possible. A model with fewer masks than others repeats its first."""
+    by_model: dict[int, dict[Mask, None]] = {}
+    for need in needs:
+        by_model.setdefault(need.model, {})[need.mask] = None
+    masks = {model: list(of_model) for model, of_model in by_model.items()}
+    return [
+        _Round(
+            {model: of_model[i] if i < len(of_model) else of_model[0] for model, of_model in masks.items()}
+        )
+        for i in range(max(map(len, masks.values()), default=0))
+    ]
 
 
 def _has(task: Task, subject: Subject) -> bool:

@@ -25,7 +25,7 @@ from merge_engine.observe.versions import versions
 from merge_engine.planning import MergePlan
 from merge_engine.storage import File
 
-ARITHMETIC = 1
+ARITHMETIC = 2
 """It grows with every change of the bytes that a plan gives, or of the records."""
 
 
