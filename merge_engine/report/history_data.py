@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from merge_engine.recipe import Scalar
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -22,14 +24,16 @@ class Trial:
     ``values`` has the proposed value of each parameter, without those that the trial does not have. ``scores`` and
     ``errors`` (standard errors, None where unknown) follow the order of the objectives and are empty if the trial
     did not end with scores. ``state`` is ``complete`` if it did. ``seconds`` is the time from proposal to scores.
+    ``reason`` says why a trial without scores has none.
     """
 
     number: int
-    values: Mapping[str, object]
+    values: Mapping[str, Scalar]
     scores: tuple[float, ...] = ()
     errors: tuple[float | None, ...] = ()
     state: str = "complete"
     seconds: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
