@@ -30,6 +30,7 @@ from merge_engine.errors import (
     PlanError,
     RecipeError,
     ReportError,
+    SearchError,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ if TYPE_CHECKING:
     from merge_engine.planning import MergePlan, Schedule
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
+    from merge_engine.searching import SearchResult, search
+    from merge_engine.searching.lm_eval import LmEval
 
 # Each module is loaded on the first use of a name in it: a tool that imports this package but rarely merges starts
 # fast.
@@ -111,6 +114,8 @@ _HOMES = {
     "merge_engine.planning": ("MergePlan", "Schedule"),
     "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
     "merge_engine.report": ("write_report",),
+    "merge_engine.searching": ("SearchResult", "search"),
+    "merge_engine.searching.lm_eval": ("LmEval",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -130,6 +135,7 @@ __all__ = [
     "Finding",
     "Gram",
     "KeyRanks",
+    "LmEval",
     "ManifestError",
     "MaskedL1",
     "MaskedSquares",
@@ -152,6 +158,8 @@ __all__ = [
     "ReportError",
     "Schedule",
     "Scored",
+    "SearchError",
+    "SearchResult",
     "Task",
     "TensorDifference",
     "TensorResult",
@@ -170,6 +178,7 @@ __all__ = [
     "register",
     "run",
     "schedule",
+    "search",
     "verify",
     "write_report",
 ]

@@ -53,7 +53,8 @@ class Candidates:
 
     def values(self, proposed: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """The values of a proposal that its method has, the fixed ones too."""
-        every = {**self.space.fixed, **proposed}
+        varied = {name: self.space.varied[name].nearest(value) for name, value in proposed.items()}
+        every = {**self.space.fixed, **varied}
         method = str(every.get(METHOD, self.recipe.merge_method))
         return {name: value for name, value in every.items() if self._has(method, name)}
 
@@ -72,10 +73,9 @@ class Candidates:
         found: dict[str, Scalar] = {}
         for name, domain in self.space.varied.items():
             if self._has(self.recipe.merge_method, name):
-                value = self._value(name)
-                if value is None or value not in domain:
+                if name not in self.current or self.current[name] not in domain:
                     return None
-                found[name] = value
+                found[name] = self.current[name]
             else:
                 found[name] = domain.tried[0]
         fixed = [name for name in self.space.fixed if self._has(self.recipe.merge_method, name)]
@@ -86,7 +86,7 @@ class Candidates:
         """The values of the recipe itself, for those names for which it has one value."""
         own = [name for name in self.space.varied if self._has(self.recipe.merge_method, name)]
         values = {name: self._value(name) for name in own}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: self._as_given(name, value) for name, value in values.items() if value is not None}
 
     def probes(self, method: str) -> list[dict[str, Scalar]]:
         """Three proposals of a method: the lowest values, the highest, and those in the middle."""
@@ -169,6 +169,12 @@ class Candidates:
         values = set().union(*models)
         value = values.pop() if len(values) == 1 else None
         return value if isinstance(value, Scalar) else None
+
+    def _as_given(self, name: str, value: Scalar) -> Scalar:
+        """The value as the space writes it: 0 where the recipe's default is 0.0."""
+        domain = self.space.varied[name]
+        same = [each for each in domain.values if each == value] if isinstance(domain, Choices) else []
+        return same[0] if same else value
 
     def _middle(self, name: str) -> Scalar:
         domain = self.space.varied[name]

@@ -12,7 +12,7 @@ from merge_engine.recipe import Recipe
 from merge_engine.report.history_data import Objective, SearchHistory, Trial
 from merge_engine.searching.candidates import Candidates
 from merge_engine.searching.writing import write_files
-from merge_engine.text import counted, some
+from merge_engine.text import counted, score_text, some
 
 _CHANCE = 0.05
 """The probability with which the best of many trials that are no better than the baseline may seem so."""
@@ -130,5 +130,4 @@ def _sentence(found: Comparison, others: int) -> str:
 
 
 def _score(trial: Trial, i: int) -> str:
-    error = trial.errors[i]
-    return f"{trial.scores[i]:.4g}" + ("" if error is None else f" ± {error:.2g}")
+    return score_text(trial.scores[i], trial.errors[i])

@@ -79,7 +79,7 @@ def _in_order(returned: object, objectives: Sequence[Objective]) -> Sequence[obj
         return [returned]
     if several is None or len(several) != len(objectives):
         what = shown(returned) if several is None else counted(len(several), "score")
-        raise Unscored(f"{what} where there are {counted(len(objectives), 'objective')}")
+        raise Unscored(f"{what} for {counted(len(objectives), 'objective')}")
     return several
 
 

@@ -36,7 +36,7 @@ Scorer: TypeAlias = "Callable[[Merge], Score | Sequence[Score] | Mapping[str, Sc
 
 T = TypeVar("T")
 _BASELINE = "trial 0 (the recipe without changes)"
-_KEPT = "the trials before it are kept, and the same call begins with it"
+_KEPT = "the trials before it are kept, and the same call goes on"
 
 
 def search(
@@ -57,9 +57,9 @@ def search(
 
     ``evaluate`` gets a planned merge of the session (``merge.into(model)``, ``merge.tensors()``) and returns a score:
     a finite number, or a pair of a number and its standard error; with several objectives a sequence of scores, or a
-    map by names. ``space``: names of changes of the session's recipe, with a range ``(low, high)``, a map ``{"low", "high",
-    "log", "step"}``, a list of choices, or one fixed value. ``directions``: ``maximize`` or ``minimize``, one for each
-    objective; as a map it names the objectives.
+    map by names. ``space``: names of changes of the session's recipe, with a range ``(low, high)``, a map with ``low``,
+    ``high``, and ``log`` or ``step``, a list of choices, or one fixed value. ``directions``: ``maximize`` or
+    ``minimize``, one for each objective; as a map it names the objectives.
 
     The session's recipe without changes is scored first, as trial 0. ``trials`` proposals follow, one at a time,
     because a merge uses all cores; none begins after ``timeout`` seconds. ``sampler``: ``tpe`` (the default for one
@@ -152,7 +152,7 @@ class _Trying:
                 return
             self._trials.tell(asked, *self._scored(recipe, f"trial {len(self._trials.ended)} ({text})"))
         except BaseException:
-            self._trials.again(asked)
+            self._trials.give_up(asked)
             raise
 
     def _scored(

@@ -47,6 +47,13 @@ class Range:
             return False
         return self.step is None or _steps(self.low, float(value), self.step) is not None
 
+    def nearest(self, value: Scalar) -> Scalar:
+        """The number of the range that is meant: 0.6 where adding up steps of 0.1 gives 0.6000000000000001."""
+        if self.step is None or isinstance(value, int):
+            return value
+        step, low = Decimal(str(self.step)), Decimal(str(self.low))
+        return float(low + round((Decimal(str(value)) - low) / step) * step)
+
     @property
     def tried(self) -> tuple[Scalar, ...]:
         """Values that are allowed only if all others are."""
@@ -66,6 +73,10 @@ class Choices:
 
     def __contains__(self, value: object) -> bool:
         return value in self.values
+
+    def nearest(self, value: Scalar) -> Scalar:
+        """The value itself."""
+        return value
 
     @property
     def tried(self) -> tuple[Scalar, ...]:

@@ -48,7 +48,7 @@ def open_study(
             )
             _check(study, fingerprint, place)
             yield study
-        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError) as error:
             said = str(error.__cause__ or error).split("\n")[0]
             raise SearchError(f"{place}: cannot be used as the storage of a search: {said}") from error
 

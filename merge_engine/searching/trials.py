@@ -4,8 +4,9 @@ The first trial is the recipe without changes, the baseline. If it lies in the s
 and samplers learn from it. If not, it is stored as failed, with its scores as attributes: samplers leave failed trials
 out, and would take a trial without parameters for a sign that there are none.
 
-A trial that did not end, because the scorer raised or the process was killed, is proposed again. A trial whose values
-do not go together was refused: it is stored as pruned, and TPE counts it as bad.
+A trial that did not end, because the scorer raised or the process was killed, is stored as failed and counts for
+nothing: the sampler of the same number makes the same proposal again, unless it is CMA-ES, which draws by Optuna's
+numbers. A trial whose values do not go together was refused: it is stored as pruned, and TPE counts it as bad.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Trials:
         self._objectives = objectives
         self._samplers = samplers
         self._distributions = distributions(candidates.space, candidates.whole)
+        for each in study.get_trials(deepcopy=False):
+            self.give_up(each)  # those of a process that was killed
         self._begin()
 
     @property
@@ -87,7 +90,12 @@ class Trials:
     def ask(self) -> Asked:
         """The next trial, with a value for each name of the space."""
         self._study.sampler = self._samplers.of_trial(len(self._ended()))
-        return self._study.ask(self._distributions)
+        asked = self._study.ask(self._distributions)
+        if is_baseline(asked):
+            _ = (
+                asked.relative_params
+            )  # NSGA-II takes it into the first generation only if it was asked for a proposal
+        return asked
 
     def tell(
         self, asked: Asked, scores: Sequence[float], errors: Sequence[float | None], seconds: float
@@ -104,13 +112,13 @@ class Trials:
         asked.set_user_attr(_REASON, reason)
         self._study.tell(asked, state=TrialState.PRUNED)
 
-    def again(self, trial: Asked | FrozenTrial) -> None:
-        """The trial did not end: the same values are proposed once more, next."""
+    def give_up(self, trial: Asked | FrozenTrial) -> None:
+        """The trial did not end, and counts for nothing. Does nothing if it did."""
         from optuna.trial import TrialState
 
         if self._study.get_trials(deepcopy=False)[trial.number].state is TrialState.RUNNING:
             self._study.tell(trial.number, state=TrialState.FAIL)
-            self._enqueue(trial.params, is_baseline(trial))
+            self._begin()
 
     def add_baseline(self, scores: Sequence[float], errors: Sequence[float | None], seconds: float) -> None:
         """The recipe without changes, which lies outside the space, has these scores."""
@@ -120,18 +128,13 @@ class Trials:
         self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
 
     def _begin(self) -> None:
-        """Propose again what a killed process did not end, and the baseline in a new study."""
+        """Propose the baseline, unless it is there or waits to be asked for."""
         from optuna.trial import TrialState
 
-        trials = self._study.get_trials(deepcopy=False)
-        for each in trials:
-            if each.state is TrialState.RUNNING:
-                self.again(each)
-        if not trials and self._candidates.unchanged is not None:
-            self._enqueue(self._candidates.unchanged, True)
-
-    def _enqueue(self, params: Mapping[str, Scalar], baseline: bool) -> None:
-        self._study.enqueue_trial(dict(params), user_attrs={_BASELINE: True} if baseline else None)
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        unchanged = self._candidates.unchanged
+        if unchanged is not None and not waiting and not self._ended():
+            self._study.enqueue_trial(dict(unchanged), user_attrs={_BASELINE: True})
 
     def _ended(self) -> list[FrozenTrial]:
         from optuna.trial import TrialState
