@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 
@@ -62,14 +61,6 @@ def counted(count: int, what: str) -> str:
 def size_text(nbytes: int) -> str:
     """A number of bytes in MB, or in GB from one on."""
     return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 10**9 else f"{nbytes / 1e6:,.1f} MB"
-
-
-def score_text(score: float, error: float | None) -> str:
-    """A measured number with its standard error, if that is known: two digits of the error are shown."""
-    if not error:
-        return f"{score:.4g}"
-    digits = max(1 - math.floor(math.log10(error)), 0)
-    return f"{score:.{digits}f} ± {error:.{digits}f}"
 
 
 def did_you_mean(

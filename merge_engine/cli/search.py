@@ -21,7 +21,8 @@ from merge_engine.cli.terminal import cell, console, say
 from merge_engine.errors import OptionError, RecipeError
 from merge_engine.recipe.changes import parse_change
 from merge_engine.report.history_data import SearchHistory, Trial
-from merge_engine.text import score_text, shown
+from merge_engine.report.values import score_text
+from merge_engine.text import shown
 
 _RANGE = re.compile(r"(?P<low>[^,:]+?)\.\.(?P<high>[^,:]+?)(:(?P<how>[^,:]+))?")
 _SHOWN = 12

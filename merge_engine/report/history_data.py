@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -35,6 +36,11 @@ class Trial:
     seconds: float | None = None
     reason: str = ""
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether the trial has scores that can be compared."""
+        return bool(self.scores) and all(map(math.isfinite, self.scores))
+
 
 @dataclass(frozen=True)
 class SearchHistory:
@@ -52,13 +58,22 @@ class SearchHistory:
     importance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
+    def scored(self) -> tuple[Trial, ...]:
+        """The trials whose scores can be compared."""
+        return tuple(trial for trial in self.trials if trial.is_scored)
+
+    @property
     def front(self) -> tuple[Trial, ...]:
-        """The complete trials that no other one beats: at least as good in all objectives, and better in one.
+        """The scored trials that no other one beats: at least as good in all objectives, and better in one.
 
         With one objective these are the trials with the best score.
         """
-        ended = [trial for trial in self.trials if trial.scores]
-        return tuple(one for one in ended if not any(self._beats(other, one) for other in ended))
+        front: list[Trial] = []
+        for trial in self.scored:
+            if not any(self._beats(other, trial) for other in front):
+                front = [other for other in front if not self._beats(trial, other)]
+                front.append(trial)
+        return tuple(front)
 
     def _beats(self, one: Trial, other: Trial) -> bool:
         gains = [

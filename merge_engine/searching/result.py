@@ -10,9 +10,10 @@ from statistics import NormalDist
 from merge_engine.errors import OptionError
 from merge_engine.recipe import Recipe
 from merge_engine.report.history_data import Objective, SearchHistory, Trial
+from merge_engine.report.values import score_text
 from merge_engine.searching.candidates import Candidates
 from merge_engine.searching.writing import write_files
-from merge_engine.text import counted, score_text, some
+from merge_engine.text import counted, some
 
 _CHANCE = 0.05
 """The probability with which the best of many trials that are no better than the baseline may seem so."""

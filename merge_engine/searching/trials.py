@@ -12,10 +12,9 @@ numbers. A trial whose values do not go together was refused: it is stored as pr
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from merge_engine.recipe import Scalar
 from merge_engine.report.history_data import Objective, Trial
 from merge_engine.searching.candidates import Candidates
 from merge_engine.searching.samplers import Samplers, distributions
