@@ -139,7 +139,7 @@ class ConsensusFast {
         if (op.election == Election::Overlap) return &ConsensusFast::merge_tile<N, false, Election::Overlap, false>;
         if (op.election == Election::Deltas) return merge_for<N, false, Election::Deltas>(op);
         if (op.election == Election::Count || std::any_of(op.entries.begin(), op.entries.end(), slack)) {
-            return merge_for<N, true, SLACK>(op);
+            return &ConsensusFast::merge_tile<N, true, SLACK, true>;  // it looks itself whether to normalize
         }
         return op.lambda != 1 || std::any_of(op.entries.begin(), op.entries.end(), scales) ? merge_for<N, true>(op)
                                                                                            : merge_for<N, false>(op);
@@ -258,7 +258,7 @@ class ConsensusFast {
                     const Truth in_spite = stays & ~(negative ^ ballot.plainly_positive);
                     saved[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(in_spite)));
                 }
-                if (Normalize) mean = where(differ(weights, zero), mean / weights, mean);
+                if (op_.normalize) mean = where(differ(weights, zero), mean / weights, mean);
             } else if (How == Election::Sum) {
                 Floats weights = zero;
 #pragma GCC unroll 4
