@@ -4,6 +4,6 @@ The package is named after what it does, because ``merge_engine.search`` is the 
 """
 
 from merge_engine.searching.result import Comparison, SearchResult
-from merge_engine.searching.search import search
+from merge_engine.searching.loop import search
 
 __all__ = ["Comparison", "SearchResult", "search"]
