@@ -5,6 +5,7 @@
     me.run("recipe.yaml", "merged/")                                     # checkpoints to a checkpoint
     me.merge_tensors(base, [a, b], "ties", density=0.2, weight=[0.5, 0.5])  # tensors to a tensor
     me.merge_state_dicts(base_sd, [sd_a, sd_b], "ties", density=0.2)
+    me.load(base, [a, b]).merge("ties", density=0.3).into(model)          # inputs in memory, merged again and again
     me.plan("recipe.yaml")                                               # checks all inputs, merges nothing
     me.write_report("merged/")                                           # losses to the election, norms, angles
     me.verify("merged/")                                                 # its files against its manifest
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from merge_engine.report import write_report
     from merge_engine.searching import SearchResult, search
     from merge_engine.searching.lm_eval import LmEval
+    from merge_engine.session import Merge, Session, load
 
 # Each module is loaded on the first use of a name in it: a tool that imports this package but rarely merges starts
 # fast.
@@ -116,6 +118,7 @@ _HOMES = {
     "merge_engine.report": ("write_report",),
     "merge_engine.searching": ("SearchResult", "search"),
     "merge_engine.searching.lm_eval": ("LmEval",),
+    "merge_engine.session": ("Merge", "Session", "load"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -139,6 +142,7 @@ __all__ = [
     "ManifestError",
     "MaskedL1",
     "MaskedSquares",
+    "Merge",
     "MergeError",
     "MergePlan",
     "MergeResult",
@@ -160,6 +164,7 @@ __all__ = [
     "Scored",
     "SearchError",
     "SearchResult",
+    "Session",
     "Task",
     "TensorDifference",
     "TensorResult",
@@ -170,6 +175,7 @@ __all__ = [
     "Verification",
     "diff",
     "discards",
+    "load",
     "load_recipe",
     "merge_state_dicts",
     "merge_tensors",

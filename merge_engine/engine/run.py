@@ -180,7 +180,7 @@ def run(
 def _plan_options(shard_size: object, overwrite: object, lenient: object) -> dict[str, Any]:
     """Checked arguments of ``make_plan``. Raises ``OptionError``."""
     return {
-        "shard_size": _size(shard_size, "shard_size"),
+        "shard_size": size_of(shard_size, "shard_size"),
         "overwrite": switch_of("overwrite", overwrite),
         "lenient": switch_of("lenient", lenient),
     }
@@ -271,10 +271,11 @@ def _naming_memory() -> Iterator[None]:
 
 def parse_memory(memory: int | str | None) -> int | None:
     """Bytes of a memory budget, None for the default. Raises ``OptionError`` if it is no size."""
-    return None if memory is None else _size(memory, "memory")
+    return None if memory is None else size_of(memory, "memory")
 
 
-def _size(value: Any, name: str) -> int:
+def size_of(value: Any, name: str) -> int:
+    """Bytes of the argument ``name``, a number or text such as "400MB". Raises ``OptionError`` if it is no size."""
     try:
         return parse_size(value)
     except ValueError as error:

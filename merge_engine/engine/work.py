@@ -7,11 +7,13 @@ first is merged, so that a device measures them together, and the next batch may
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.backends.memory import identical
 from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, Line, Nearswap, Outcome
+from merge_engine.engine.kept import Kept
 from merge_engine.engine.measuring import Measurement, SharedAnswers
 from merge_engine.errors import NonFiniteError
 from merge_engine.methods import Action, Answers, Operation, Task
@@ -34,7 +36,8 @@ class Run:
     ``results`` has an entry for each merged tensor. ``trimmed_to`` has, by model, the number of entries that a trim
     over the whole model would have kept without slack. ``decided`` are the answers to the shared needs, once a tensor
     was merged with them. ``notes`` are messages for the user. ``answered`` is called
-    with each tensor that is only measured, and its answers. ``shared`` are known answers to the shared needs.
+    with each tensor that is only measured, and its answers. ``shared`` are known answers to the shared needs. ``kept``
+    has what was measured of the same tensors before, and takes what is measured.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Run:
         notes: list[str] | None = None,
         answered: Callable[[Task, Answers], None] | None = None,
         shared: SharedAnswers | None = None,
+        kept: Kept | None = None,
     ):
         self.plan: MergePlan = schedule.plan
         self.backend = backend
@@ -56,13 +60,23 @@ class Run:
         self.measurements: dict[str, Measurement] = {}  # of tensors that take several visits
         self.operations: dict[str, Solved] = {}
         self.measured: dict[str, tuple[Chunk, bool]] = {}
+        self._kept = kept
         self.shared: Measurement | None = None
         self.decided: SharedAnswers | None = None
         if schedule.shared_needs:
             tasks = [task for task in self.plan.tasks if task.action in (Action.MERGE, Action.MEASURE)]
             working = next(task.working for task in tasks if task.count)
             elements = sum(task.count for task in tasks)
-            self.shared = Measurement(backend, schedule.shared_needs, working, elements, known=shared)
+            of_all = None if kept is None else kept.of(sorted((t for t in tasks if t.count), key=_by_name))
+            self.shared = Measurement(
+                backend, schedule.shared_needs, working, elements, known=shared, kept=of_all
+            )
+
+    def beside(self, backend: Backend) -> Run:
+        """The part of the same run that another backend does."""
+        other = copy(self)
+        other.backend = backend
+        return other
 
     def add(self, visit: Visit) -> TensorResult:
         """Add a visit that has merged or copied its chunk to the results, and return that of the tensor."""
@@ -81,7 +95,8 @@ class Run:
             return Measurement(self.backend, visit.needs, task.working, visit.count)
         found = self.measurements.get(task.name)
         if found is None:
-            found = Measurement(self.backend, visit.needs, task.working, task.count, self.shared)
+            kept = None if self._kept is None else self._kept.of([task])
+            found = Measurement(self.backend, visit.needs, task.working, task.count, self.shared, kept=kept)
             if not (visit.whole and visit.merge):
                 self.measurements[task.name] = found
         return found
@@ -130,7 +145,7 @@ class Work:
             return
         self._measurement = run.measurement(visit)
         for step in visit.steps:
-            self._measurement.add(step, chunk, task, visit.last)
+            self._measurement.add(step, chunk, task, visit.last, run.backend)
 
     def merge(self, output: Any) -> None:
         """Merge into ``output``, an array of the backend with the visit's elements; None if the visit only measures.
@@ -161,6 +176,8 @@ class Work:
         run, visit = self._run, self.visit
         task = visit.task
         outcome = run.backend.fetch(self._handle)
+        if self._measurement is not None and visit.steps and visit.answers:
+            self._measurement.keep()
         if task.action is Action.MEASURE and visit.answers and not visit.shared:
             assert run.answered is not None and self._measurement is not None
             run.answered(task, self._measurement)
@@ -252,6 +269,10 @@ class Work:
             and all(operand.dtype == task.working for operand in task.inputs)
             and identical(self._hosts, task.working)
         )
+
+
+def _by_name(task: Task) -> str:
+    return task.name
 
 
 def check_finite(task: Task, outcome: Outcome, allowed: bool) -> None:
