@@ -78,9 +78,8 @@ def search(
     ``SearchError`` if the storage holds another search, or if ``evaluate`` raises or returns no score. The trials until
     then are kept, and the same call begins with the one that failed.
     """
-    _require_extra()
     merge = session.merge(start)
-    checked = _checked(merge.recipe, space, directions, trials, timeout, sampler, seed)
+    checked = check(merge.recipe, space, directions, trials, timeout, sampler, seed)
     folder = None if output is None else path_of("output", output)
     _probe(session, checked.candidates)
     if folder is not None:
@@ -99,7 +98,7 @@ def search(
 
 
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
     """The arguments of a search after their checks."""
 
     candidates: Candidates
@@ -114,7 +113,7 @@ class _Refused(Exception):
 class _Trying:
     """A search that is going on."""
 
-    def __init__(self, session: Session, evaluate: Scorer, checked: _Checked, study: Study):
+    def __init__(self, session: Session, evaluate: Scorer, checked: Checked, study: Study):
         self._session = session
         self._evaluate = evaluate
         self._candidates = checked.candidates
@@ -183,7 +182,7 @@ def _require_extra() -> None:
         raise SearchError('a search needs optuna; run: pip install "merge_engine[search]"') from None
 
 
-def _checked(
+def check(
     recipe: Recipe,
     space: object,
     directions: object,
@@ -191,8 +190,12 @@ def _checked(
     timeout: object,
     sampler: str | BaseSampler | None,
     seed: int,
-) -> _Checked:
-    """Raises ``OptionError`` with the problems of all arguments."""
+) -> Checked:
+    """The arguments of ``search`` with the recipe that it starts from, checked.
+
+    Raises ``OptionError`` with the problems of all of them, and ``SearchError`` if Optuna is not installed.
+    """
+    _require_extra()
     problems: list[str] = []
 
     def tried(step: Callable[[], T]) -> T | None:
@@ -212,7 +215,7 @@ def _checked(
     samplers = tried(lambda: Samplers(sampler, seed, len(objectives or [""]), read))
     if problems or candidates is None or objectives is None or samplers is None:
         raise OptionError(problems)
-    return _Checked(candidates, objectives, samplers)
+    return Checked(candidates, objectives, samplers)
 
 
 def _probe(session: Session, candidates: Candidates) -> None:
@@ -232,7 +235,7 @@ def _probe(session: Session, candidates: Candidates) -> None:
         raise PlanError(problems)
 
 
-def _fingerprint(checked: _Checked, plan: MergePlan) -> dict[str, object]:
+def _fingerprint(checked: Checked, plan: MergePlan) -> dict[str, object]:
     """What the trials of a search depend on, as JSON has it."""
     return {
         "space": checked.candidates.space.plain,
