@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WHOLE = Budget(memory=2**62, in_place=True, cached_piece=2**62)
 """A tensor is cut only if it has more elements than a chunk may have."""
 
-_UNDER_WAY = 64
+_UNDER_WAY = 16
 """Visits that a device has to do at most: what they use is let go of when they are done."""
 
 
@@ -115,13 +115,20 @@ def merge_in_memory(
 ) -> None:
     """Carry out a schedule.
 
-    ``lane_of`` says where a task is computed. ``target`` makes the contiguous tensor that it is merged into, on that
-    device. ``merged`` is called with it when all that fills it is under way: what is done with it then in the order of
-    the device's current stream finds the merged values. Raises ``NonFiniteError`` for NaN or infinity that the recipe
-    does not allow, when others are already merged, and ``PlanError`` for tensors that can only be copied and differ.
+    ``lane_of`` says where a task is computed. ``target`` makes the contiguous tensor that it is merged into, there, and
+    ``merged`` is called with it once it is known to be filled. Raises ``NonFiniteError`` for NaN or infinity that the
+    recipe does not allow, when others are already merged, and ``PlanError`` for tensors that can only be copied and
+    differ.
     """
     under_way: deque[Work] = deque()
     targets: dict[str, torch.Tensor] = {}
+
+    def finish(work: Work) -> None:
+        work.wait()
+        visit = work.visit
+        if visit.merge and visit.start + visit.count == visit.task.count:
+            merged(visit.task, targets.pop(visit.task.name))
+
     for task in schedule.plan.tasks:
         if not task.count:
             merged(task, target(task))
@@ -138,14 +145,11 @@ def merge_in_memory(
             by_lane.setdefault(id(lane), (lane, []))[1].append(visit)
         for lane, visits in by_lane.values():
             under_way += _begin(lane, visits, target, targets)
-        for visit in batch:
-            if visit.merge and visit.start + visit.count == visit.task.count:
-                merged(visit.task, targets.pop(visit.task.name))
         most = _UNDER_WAY if lane.run.backend.has_link else 0
         while len(under_way) > most:
-            under_way.popleft().wait()
+            finish(under_way.popleft())
     for each in under_way:
-        each.wait()
+        finish(each)
 
 
 def _begin(

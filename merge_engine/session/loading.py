@@ -78,7 +78,8 @@ def _of_files(
 ) -> Session:
     opened = open_all(recipe)
     places = places_of(device, backend, threads, memory)
-    return Session(Inputs(bring_all(opened, places), recipe, complete), places)
+    brought, goes_up = bring_all(opened, places)
+    return Session(Inputs(brought, recipe, complete, goes_up), places)
 
 
 def _of_state_dicts(
@@ -96,7 +97,7 @@ def _of_state_dicts(
         document["base_model"] = BASE
         given[_named(BASE)] = cast(Any, base)
     watched = Watched(given)
-    inputs = Inputs(watched.opened(), load_recipe(document), False, watched)
+    inputs = Inputs(watched.opened(), load_recipe(document), False, watched=watched)
     devices = {str(tensor.device) for tensor in inputs.tensors}
     if len(devices) > 1:
         raise OptionError(f"models: their tensors are on several devices ({', '.join(sorted(devices))})")

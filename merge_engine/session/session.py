@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from merge_engine.arguments import path_of, switch_of
 from merge_engine.checkpoint import DEFAULT_SHARD_SIZE, Checkpoint, parse_size
+from merge_engine.engine.collecting import seldom_collected
 from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_in_memory
 from merge_engine.engine.kept import Kept
 from merge_engine.engine.publishing import result_of
 from merge_engine.engine.run import merge_to_folder, size_of
-from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY, open_access, schedule_for
+from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.work import Run
 from merge_engine.errors import CheckpointError, OptionError
 from merge_engine.methods import find_method
@@ -25,7 +26,6 @@ from merge_engine.observe.result import MergeResult
 from merge_engine.operands import InMemory
 from merge_engine.planning import (
     DEVICE_PIECE,
-    PIECE,
     Budget,
     MergePlan,
     Schedule,
@@ -51,18 +51,23 @@ _SHARE = 8
 
 _LEAST = 256 << 20
 
+_LEAST_ROOM = 1 << 18
+"""Bytes of a GPU's memory for what goes up to it."""
+
 
 @dataclass
 class Inputs:
     """What a session merges.
 
     ``opened`` are the models with their tensors in memory. ``recipe`` names them; it is ``complete`` if it says how
-    they are merged as well. ``watched`` are the state dicts that they are, if they are no checkpoints.
+    they are merged as well. ``goes_up`` says that some tensors are not on the device that merges them, and go up to it
+    for each merge. ``watched`` are the state dicts that they are, if they are no checkpoints.
     """
 
     opened: Mapping[ModelReference, Checkpoint]
     recipe: Recipe
     complete: bool
+    goes_up: bool = False
     watched: Watched | None = None
 
     @property
@@ -129,6 +134,11 @@ class Session:
             held["answers"] = self._kept.nbytes
         return held
 
+    def forget(self) -> None:
+        """Let go of what was measured: the next merge measures anew."""
+        with self._lock:
+            self._kept.clear()
+
     def close(self) -> None:
         """Let go of all memory, once the merge under way is finished. What is closed stays closed."""
         with self._lock:
@@ -146,7 +156,7 @@ class Session:
 
     def plan(self, recipe: Recipe) -> Planned:
         """Plan a recipe over the session's models. Raises as ``merge`` does."""
-        with self._in_use() as inputs:
+        with seldom_collected, self._in_use() as inputs:
             if inputs.watched is not None:
                 return Planned(plan_state_dicts(recipe, inputs.opened), inputs.opened)
             shard_size = parse_size(DEFAULT_SHARD_SIZE)
@@ -165,7 +175,7 @@ class Session:
         addresses of the inputs' memory. Raises ``CheckpointError`` if the inputs are changed meanwhile, and else what
         ``merge_in_memory`` raises.
         """
-        with self._in_use() as inputs:
+        with seldom_collected, self._in_use() as inputs:
             if planned.opened is not inputs.opened:
                 planned = self.plan(planned.plan.recipe)
             plan = planned.plan
@@ -233,14 +243,11 @@ class Session:
 
     def _budget(self, inputs: Inputs) -> Budget:
         """The schedule's limits. Tensors that are brought up to a GPU to be merged are cut, if it has little room."""
-        backend = self._places[0].backend
-        devices = {place.device for place in self._places}
-        if all(str(tensor.device) in devices for tensor in inputs.tensors):
+        if not inputs.goes_up:
             return WHOLE
         free = min(place.backend.free_memory() or 0 for place in self._places)
-        return Budget(
-            max(free // 2, SMALLEST_DEVICE_MEMORY), piece=DEVICE_PIECE if backend.has_link else PIECE
-        )
+        room = min(place.room for place in self._places)
+        return Budget(max(min(free // 2, room), _LEAST_ROOM), piece=DEVICE_PIECE)
 
     def _division(self, plan: MergePlan) -> dict[str, int]:
         """The number of the place that computes each tensor: where its inputs are, or else the one with least to do."""
