@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -94,12 +94,8 @@ class SearchResult:
         file is complete or not there, and ``history.json``, which names the others, comes last. Raises ``OutputError``
         if the folder cannot be written, and ``ReportError`` if matplotlib is not installed.
         """
-        write_files(
-            Path(folder),
-            self.history,
-            list(zip(self.front, self.recipes, strict=True)),
-            [*self.summary, *self.notes],
-        )
+        shown = replace(self.history, summary=(*self.summary, *self.notes))
+        write_files(Path(folder), shown, list(zip(self.front, self.recipes, strict=True)))
 
     def _compared(self, i: int) -> Comparison:
         objective = self.history.objectives[i]
