@@ -20,12 +20,13 @@ from merge_engine.searching.samplers import Samplers
 from merge_engine.searching.scores import Unscored, read_objectives, read_scores
 from merge_engine.searching.space import read_space
 from merge_engine.searching.storage import open_study
-from merge_engine.searching.trials import Trials, is_baseline
+from merge_engine.searching.trials import Scores, Trials, is_baseline
 from merge_engine.searching.writing import STUDY_FILE, prepare_folder
 from merge_engine.text import shown
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna import Trial as Asked
     from optuna.samplers import BaseSampler
 
     from merge_engine.planning import MergePlan
@@ -36,7 +37,6 @@ Score: TypeAlias = "float | tuple[float, float | None]"
 Scorer: TypeAlias = "Callable[[Merge], Score | Sequence[Score] | Mapping[str, Score]]"
 
 T = TypeVar("T")
-_BASELINE = "trial 0 (the recipe without changes)"
 _KEPT = "the trials before it are kept, and the same call goes on"
 
 
@@ -65,7 +65,8 @@ def search(
 
     The recipe ``start`` without changes is scored first, as trial 0; by default that is the session's. It may be the
     name of a method, as for ``Session.merge``. ``trials`` proposals follow, one at a time,
-    because a merge uses all cores; none begins after ``timeout`` seconds. ``sampler``: ``tpe`` (the default for one
+    because a merge uses all cores; none begins after ``timeout`` seconds. Values that were scored before get the same
+    scores again, without a merge. ``sampler``: ``tpe`` (the default for one
     objective), ``nsga2`` (for several), ``cmaes``, or a sampler of Optuna. ``on_trial`` gets the history after each
     trial.
 
@@ -128,7 +129,7 @@ class _Trying:
         """Score the baseline and proposals until there are so many, or the time has come."""
         while len(self._trials.ended) <= trials and time.monotonic() < end:
             if self._trials.needs_baseline:
-                self._trials.add_baseline(*self._scored(self._candidates.recipe, _BASELINE))
+                self._trials.add_baseline(self._baseline())
             else:
                 self._propose()
             if on_trial is not None:
@@ -143,36 +144,42 @@ class _Trying:
         asked = self._trials.ask()
         try:
             if is_baseline(asked):
-                self._trials.tell(asked, *self._scored(self._candidates.recipe, _BASELINE))
-                return
-            values = self._candidates.values(asked.params)
-            text = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
-            try:
-                recipe = self._candidates.recipe_of(asked.params)
-                self._session.merge(recipe)
-            except (RecipeError, PlanError) as error:
-                self._trials.refuse(asked, error.problems[0])
-                return
-            self._trials.tell(asked, *self._scored(recipe, f"trial {len(self._trials.ended)} ({text})"))
+                self._trials.tell(asked, self._baseline())
+            elif (earlier := self._trials.scores_of(asked)) is not None:
+                self._trials.tell(asked, earlier)
+            else:
+                self._try(asked)
         except BaseException:
             self._trials.give_up(asked)
             raise
 
-    def _scored(
-        self, recipe: Recipe, trial: str
-    ) -> tuple[tuple[float, ...], tuple[float | None, ...], float]:
-        """Scores, standard errors and seconds. ``trial`` begins messages."""
+    def _try(self, asked: Asked) -> None:
         begun = time.monotonic()
-        merge = self._session.merge(recipe)
+        try:
+            merge = self._session.merge(self._candidates.recipe_of(asked.params))
+        except (RecipeError, PlanError) as error:
+            self._trials.refuse(asked, error.problems[0])
+            return
+        values = self._candidates.values(asked.params)
+        text = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
+        self._trials.tell(asked, self._scored(merge, f"trial {len(self._trials.ended)} ({text})", begun))
+
+    def _baseline(self) -> Scores:
+        begun = time.monotonic()
+        merge = self._session.merge(self._candidates.recipe)
+        return self._scored(merge, "trial 0 (the recipe without changes)", begun)
+
+    def _scored(self, merge: Merge, trial: str, begun: float) -> Scores:
+        """What the scorer says. ``trial`` begins messages, and ``begun`` is the time when it did."""
         try:
             returned = self._evaluate(merge)
         except Exception as error:
             raise SearchError(f"{trial}: {_raised(error)}; {_KEPT}") from error
         try:
-            scores, errors = read_scores(returned, self._objectives)
+            values, errors = read_scores(returned, self._objectives)
         except Unscored as error:
             raise SearchError(f"{trial}: evaluate returned {error}; {_KEPT}") from None
-        return scores, errors, time.monotonic() - begun
+        return Scores(values, errors, time.monotonic() - begun)
 
 
 def _require_extra() -> None:

@@ -54,9 +54,15 @@ class SearchResult:
 
     @property
     def front(self) -> tuple[Trial, ...]:
-        """The trials that no other one beats in all objectives; with one objective the first of the best."""
-        front = self.history.front
-        return front[:1] if len(self.history.objectives) == 1 else front
+        """The trials that no other one beats in all objectives, those with the same values once.
+
+        With one objective it is the first of the best.
+        """
+        distinct: list[Trial] = []
+        for trial in self.history.front:
+            if not any(trial.values == other.values for other in distinct):
+                distinct.append(trial)
+        return tuple(distinct[:1] if len(self.history.objectives) == 1 else distinct)
 
     @property
     def best(self) -> Trial:
