@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from merge_engine.searching import SearchResult, search
     from merge_engine.searching.lm_eval import LmEval
     from merge_engine.session import Merge, Session, load
+    from merge_engine.sweeps import SweepResult, grid, sweep
 
 # Each module is loaded on the first use of a name in it: a tool that imports this package but rarely merges starts
 # fast.
@@ -119,6 +120,7 @@ _HOMES = {
     "merge_engine.searching": ("SearchResult", "search"),
     "merge_engine.searching.lm_eval": ("LmEval",),
     "merge_engine.session": ("Merge", "Session", "load"),
+    "merge_engine.sweeps": ("SweepResult", "grid", "sweep"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -165,6 +167,7 @@ __all__ = [
     "SearchError",
     "SearchResult",
     "Session",
+    "SweepResult",
     "Task",
     "TensorDifference",
     "TensorResult",
@@ -175,6 +178,7 @@ __all__ = [
     "Verification",
     "diff",
     "discards",
+    "grid",
     "load",
     "load_recipe",
     "merge_state_dicts",
@@ -185,6 +189,7 @@ __all__ = [
     "run",
     "schedule",
     "search",
+    "sweep",
     "verify",
     "write_report",
 ]

@@ -17,9 +17,9 @@ from merge_engine.text import some
 class CheckpointWriter:
     """Writes the planned shards into ``folder``, which is created if needed. The checkpoint is complete or not there.
 
-    All shards are open at once, and none waits for another. As a context manager it calls ``abort`` unless ``finish``
-    succeeded. Check the folder with ``check_output_folder`` first: the writer replaces an earlier output without a
-    question.
+    No shard waits for another; each is open from its first write until it is on the disk. As a context manager it calls
+    ``abort`` unless ``finish`` succeeded. Check the folder with ``check_output_folder`` first: the writer replaces an
+    earlier output without a question.
     """
 
     def __init__(

@@ -31,6 +31,7 @@ from merge_engine.cli.options import (
     Threads,
 )
 from merge_engine.cli.search import search
+from merge_engine.cli.sweeping import sweep
 from merge_engine.cli.terminal import console
 from merge_engine.cli.verify import verify
 from merge_engine.engine.choosing import choose_device
@@ -158,6 +159,7 @@ app.command()(verify)
 app.command()(diff)
 app.command()(bench)
 app.command()(search)
+app.command()(sweep)
 app.command("mergekit-yaml")(mergekit_yaml)
 app.command("mergekit-multi")(mergekit_multi)
 app.command("mergekit-pytorch")(mergekit_pytorch)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from merge_engine.backends.memory import view_at
 from merge_engine.engine.batches import in_batches, is_copy
 from merge_engine.engine.copying import differing
-from merge_engine.engine.work import Run, Work
+from merge_engine.engine.work import Runs, Work
 from merge_engine.methods import Action, Task
 from merge_engine.operands import InMemory, Joined, Operand, Part, Rows, same_bytes
-from merge_engine.planning import Budget, Schedule, Visit
+from merge_engine.planning import Budget, JointTask, Schedule, Visit
 from merge_engine.storage import OpenFiles
 from merge_engine.tensors import new_tensor
 
@@ -101,15 +101,15 @@ def read_whole(operand: Operand) -> torch.Tensor:
 
 
 class Lane(NamedTuple):
-    """One of the devices that compute: its part of the run, and the operands as it sees them."""
+    """One of the devices that compute: its part of the runs, and the operands as it sees them."""
 
-    run: Run
+    runs: Runs
     values: Values
 
 
 def merge_in_memory(
     schedule: Schedule,
-    lane_of: Callable[[Task], Lane],
+    lane_of: Callable[[JointTask], Lane],
     target: Callable[[Task], torch.Tensor],
     merged: Callable[[Task, torch.Tensor], None],
 ) -> None:
@@ -126,8 +126,9 @@ def merge_in_memory(
     def finish(work: Work) -> None:
         work.wait()
         visit = work.visit
-        if visit.merge and visit.start + visit.count == visit.task.count:
-            merged(visit.task, targets.pop(visit.task.name))
+        if visit.ends:
+            for part in visit.parts:
+                merged(part.task, targets.pop(part.task.name))
 
     for task in schedule.plan.tasks:
         if not task.count:
@@ -135,9 +136,10 @@ def merge_in_memory(
     for batch in in_batches(schedule.visits(), 0, WHOLE.memory):
         if is_copy(batch[0]):
             for visit in batch:
-                run, values = lane_of(visit.task)
-                _copy(visit.task, values, target, merged)
-                run.add(visit)
+                runs, values = lane_of(visit.task)
+                for part in visit.parts:
+                    _copy(part.task, values, target, merged)
+                    runs.each[part.recipe].add(part.task, visit.count)
             continue
         by_lane: dict[int, tuple[Lane, list[Visit]]] = {}
         for visit in batch:
@@ -145,7 +147,7 @@ def merge_in_memory(
             by_lane.setdefault(id(lane), (lane, []))[1].append(visit)
         for lane, visits in by_lane.values():
             under_way += _begin(lane, visits, target, targets)
-        most = _UNDER_WAY if lane.run.backend.has_link else 0
+        most = _UNDER_WAY if lane.runs.backend.has_link else 0
         while len(under_way) > most:
             finish(under_way.popleft())
     for each in under_way:
@@ -159,27 +161,27 @@ def _begin(
     targets: dict[str, torch.Tensor],
 ) -> list[Work]:
     """Hand visits over to a device. ``targets`` has the tensors of those that are not merged to their end."""
-    backend = lane.run.backend
-    work = [Work(lane.run, visit, partial(_arrays, lane, visit)) for visit in visits]
+    backend = lane.runs.backend
+    work = [Work(lane.runs, visit, partial(_arrays, lane, visit)) for visit in visits]
     with backend.together():
         for each in work:
             each.measure()
         for each in work:
-            visit, output = each.visit, None
-            if visit.merge:
-                if (name := visit.task.name) not in targets:
-                    targets[name] = target(visit.task)
-                output = backend.tensor(targets[name].view(-1)[visit.start : visit.start + visit.count])
-            each.merge(output)
+            visit, outputs = each.visit, []
+            for part in visit.parts:
+                if (name := part.task.name) not in targets:
+                    targets[name] = target(part.task)
+                outputs.append(targets[name].view(-1)[visit.start : visit.start + visit.count])
+            each.merge(*map(backend.tensor, outputs))
     return work
 
 
 def _arrays(lane: Lane, visit: Visit, count: int) -> list[Any]:
     """The first inputs of a visit as arrays of the backend."""
     where = slice(visit.start, visit.start + visit.count)
-    run, values = lane
+    runs, values = lane
     return [
-        run.backend.tensor(values.here(values.of(operand)[where])) for operand in visit.task.inputs[:count]
+        runs.backend.tensor(values.here(values.of(operand)[where])) for operand in visit.task.inputs[:count]
     ]
 
 

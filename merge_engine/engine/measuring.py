@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from itertools import combinations_with_replacement
+from itertools import chain, combinations_with_replacement
 from typing import Any, NamedTuple
 
 from merge_engine.backends import Backend
@@ -35,7 +35,7 @@ from merge_engine.backends.operations import (
     TopShare,
     key_dtype,
 )
-from merge_engine.backends.statistics import BlockSums, KeyTable, LineTotals, lines_of_block
+from merge_engine.backends.statistics import BlockSums, KeyTable, LineTotals, levels, lines_of_block
 from merge_engine.dtypes import F32, DType
 from merge_engine.engine.kept import KeptOf, KeyCounts
 from merge_engine.errors import CheckpointError
@@ -122,17 +122,18 @@ class Measurement(Mapping[Need, Any]):
         self._shared = shared
         self._queries: list[list[Query]] | None = None
         self._found: dict[Query, Any] = {}
-        self._counts: dict[Backend, Any] = {}
+        self._counts: dict[DType, dict[Backend, Any]] = {}  # by the width of the keys
         self._places: dict[Split, Place] = {}
         self._wanted: dict[Split, tuple[int, int]] | None = None
         self._kept = kept
         self._recalled: dict[Need, Any] = {}
         self._exact: set[Query] = set()  # those of ``_found`` that are not measured
         self._first: dict[Subject, KeyCounts] = {}  # what level 0 would count
-        self._tables: list[_Table] = []
+        self._tables: dict[DType, list[_Table]] = {}  # by the width of the keys
         unknown = needs if kept is None else self._recall(kept)
         self._unknown = unknown
         self._steps = frozenset(steps(unknown, working))
+        self._to_do = set(self._steps) if kept is not None else set()
         self._norms = _rounds(need for need in unknown if isinstance(need, MaskedL1))
         self._squares = _rounds(need for need in unknown if isinstance(need, MaskedSquares))
         self._grams: dict[Gram, list[Any]] = {need: [] for need in unknown if isinstance(need, Gram)}
@@ -161,11 +162,14 @@ class Measurement(Mapping[Need, Any]):
             self._locate(chunk, task, last)
         else:
             self._sum(chunk, task)
+        if last:
+            self._to_do.discard(step)
 
     def keep(self) -> None:
-        """Keep what was measured. Waits for a device."""
-        if self._kept is None:
+        """Keep what was measured, once it is complete. Waits for a device."""
+        if self._kept is None or self._to_do or not self._steps:
             return
+        self._steps = frozenset()
         self._keep_tables()
         for need in self._unknown:
             if isinstance(need, KeyRanks):
@@ -341,16 +345,25 @@ class Measurement(Mapping[Need, Any]):
         return self._queries
 
     def _count(self, level: int, chunk: Chunk, task: Task, last: bool) -> None:
-        """Refine every key by its next bits. At level 0 the ranks of a model are looked up in one table."""
-        asked = self._asked()
-        if not asked:
-            return
-        if level == 0 and self._kept is not None:
-            self._count_all(
-                [queries for queries in asked if queries[0][0] not in self._first], chunk, task, last
-            )
-            return
-        groups = asked if level == 0 else [[query] for queries in asked for query in queries]
+        """Refine every key by its next bits. At level 0 the ranks of a model are looked up in one table.
+
+        Keys of another width, those of scores, are counted on their own.
+        """
+        by_width: dict[DType, list[list[Query]]] = {}
+        for queries in self._asked():
+            width = key_dtype(queries[0][0], self._working)
+            if level < levels(width) and not (level == 0 and queries[0][0] in self._first):
+                by_width.setdefault(width, []).append(queries)
+        for width, asked in by_width.items():
+            if level == 0 and self._kept is not None:
+                self._count_all(width, asked, chunk, task, last)
+            else:
+                groups = asked if level == 0 else [[query] for queries in asked for query in queries]
+                self._count_groups(level, width, groups, chunk, task, last)
+
+    def _count_groups(
+        self, level: int, width: DType, groups: list[list[Query]], chunk: Chunk, task: Task, last: bool
+    ) -> None:
         within = [self._found.get(queries[0]) for queries in groups]
         backend = self._backend
         if chunk.count == self._elements:
@@ -360,70 +373,69 @@ class Measurement(Mapping[Need, Any]):
             ]
             self._take(groups, backend.find_all(chunk, level, sought))
             return
-        if backend not in self._counts:
-            self._counts[backend] = backend.new_counts(level, within)
+        counts = self._counts.setdefault(width, {})
+        if backend not in counts:
+            counts[backend] = backend.new_counts(level, within)
         columns = [
             KeyColumn(slot, _place(task, queries[0][0]))
             for slot, queries in enumerate(groups)
             if _has(task, queries[0][0])
         ]
-        backend.count(chunk, columns, self._counts[backend])
+        backend.count(chunk, columns, counts[backend])
         if last:
-            self._take(groups, self._look_up(groups, within))
-            self._counts = {}
+            self._take(groups, self._look_up(self._counts.pop(width), groups, within))
 
-    def _look_up(self, groups: Sequence[Sequence[Query]], within: Sequence[Any]) -> list[list[Any]]:
+    def _look_up(
+        self, counts: Mapping[Backend, Any], groups: Sequence[Sequence[Query]], within: Sequence[Any]
+    ) -> list[list[Any]]:
         """Find ranks in what was counted: on the device, or in the tables of several added up."""
-        if len(self._counts) > 1:
-            tables = [each.fetch(counts) for each, counts in self._counts.items()]
+        backend = self._backend
+        if len(counts) > 1:
+            tables = [each.fetch(of_device) for each, of_device in counts.items()]
             added = [reduce(KeyTable.merge, of_slot) for of_slot in zip(*tables, strict=True)]
             return [
-                [table.find(rank, one) for _, rank in queries]
-                for table, queries, one in zip(added, groups, map(self._backend.fetch, within), strict=True)
+                [table.find(rank, backend.fetch(one)) for _, rank in queries]
+                for table, queries, one in zip(added, groups, within, strict=True)
             ]
         ranks = [Rank(slot, rank) for slot, queries in enumerate(groups) for _, rank in queries]
-        found = iter(self._backend.find(self._counts[self._backend], ranks))
+        found = iter(backend.find(counts[backend], ranks))
         return [[next(found) for _ in queries] for queries in groups]
 
     def _take(self, groups: Sequence[Sequence[Query]], found: Sequence[Sequence[Any]]) -> None:
         for queries, answers in zip(groups, found, strict=True):
             self._found.update(zip(queries, answers, strict=True))
 
-    def _count_all(self, asked: Sequence[Sequence[Query]], chunk: Chunk, task: Task, last: bool) -> None:
+    def _count_all(
+        self, width: DType, asked: Sequence[Sequence[Query]], chunk: Chunk, task: Task, last: bool
+    ) -> None:
         """Count the keys of a tensor in tables that will be kept, and look up ranks after the last one."""
-        if not asked:
-            return
-        backend = self._backend
-        if not self._tables or self._tables[-1].task is not task:
+        backend, tables = self._backend, self._tables.setdefault(width, [])
+        if not tables or tables[-1].task is not task:
             subjects = [queries[0][0] for queries in asked if _has(task, queries[0][0])]
-            self._tables.append(
-                _Table(backend, task, subjects, backend.new_counts(0, [None] * len(subjects)))
-            )
-        table = self._tables[-1]
+            tables.append(_Table(backend, task, subjects, backend.new_counts(0, [None] * len(subjects))))
+        table = tables[-1]
         columns = [KeyColumn(slot, _place(task, subject)) for slot, subject in enumerate(table.subjects)]
         if columns:
             backend.count(chunk, columns, table.counts)
-        if not last:
-            return
-        if chunk.count == self._elements or len(self._tables) == 1:
+        if last and len(tables) == 1:
             ranks = [Rank(slot, rank) for slot, queries in enumerate(asked) for _, rank in queries]
             found = iter(backend.find(table.counts, ranks))
             self._take(asked, [[next(found) for _ in queries] for queries in asked])
-            return
-        self._keep_tables()
-        assert self._kept is not None
-        for queries in asked:
-            counts = self._kept.counts(queries[0][0])
-            assert counts is not None, "those of all tensors were counted"
-            self._take([queries], [[counts.find(rank) for _, rank in queries]])
+        elif last:
+            self._keep_tables()
+            assert self._kept is not None
+            for queries in asked:
+                counts = self._kept.counts(queries[0][0])
+                assert counts is not None, "those of all tensors were counted"
+                self._take([queries], [[counts.find(rank) for _, rank in queries]])
 
     def _keep_tables(self) -> None:
         """Keep the counts of all keys. Waits for a device."""
         assert self._kept is not None
-        for backend, task, subjects, counts in self._tables:
+        for backend, task, subjects, counts in chain(*self._tables.values()):
             for subject, table in zip(subjects, backend.fetch(counts), strict=True):
                 self._kept.keep_counts(task, subject, KeyCounts.of(table))
-        self._tables = []
+        self._tables = {}
 
     def _locate(self, chunk: Chunk, task: Task, last: bool) -> None:
         """Find the n-th occurrence of each key whose ties are split by index, in the order of the elements."""

@@ -20,6 +20,7 @@ from merge_engine.engine.publishing import publish
 from merge_engine.engine.records import Collected, ShardResult, kept_if_useful, plan_key
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.side_files import side_files_of
+from merge_engine.engine.sinks import Target
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult
 from merge_engine.planning import MergePlan
@@ -49,7 +50,7 @@ def merge_shard(job: ShardJob) -> ShardResult:
     digests = Collected(job.plan).digests
     with open_access(job.plan, backend) as access, write_shard(job.drafts, shard) as writer:
         schedule = schedule_for(job.plan, access, backend, job.memory, job.shared is not None)
-        run = carry_out(schedule, backend, access, writer, digests, shared=job.shared)
+        (run,) = carry_out(schedule, backend, access, [Target(writer, digests)], known=[job.shared])
     return replace(ShardResult.of(shard, run, digests), shared=job.shared)
 
 
@@ -70,7 +71,7 @@ def merge_in_shards(
     side_files = side_files_of(plan)
     layouts = {shard.name: shard for shard in plan.shards}
     transaction = CheckpointTransaction(output, plan.shards, key=plan_key(plan), overwrite=overwrite)
-    with transaction, kept_if_useful(transaction, plan):
+    with transaction, kept_if_useful([transaction], [plan]):
         collected = Collected(plan)
         for record in transaction.complete.values():
             collected.add(ShardResult.decode(record))
@@ -91,4 +92,5 @@ def _decide(plan: MergePlan) -> SharedAnswers | None:
     """The answers to the shared needs of a plan."""
     backend = choose_backend(plan, None)
     with open_access(plan, backend) as access:
-        return decide_together(schedule_for(plan, access, backend), backend, access)
+        (shared,) = decide_together(schedule_for(plan, access, backend), backend, access)
+    return shared

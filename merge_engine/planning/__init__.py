@@ -3,6 +3,7 @@
 from merge_engine.planning.buffers import is_buffer
 from merge_engine.planning.inputs import Catalogue, Inputs
 from merge_engine.planning.intermediates import Intermediate, named
+from merge_engine.planning.joint import JointTask, Part
 from merge_engine.planning.plan import Input, MergePlan, check_recipe, make_plan, measuring, open_all
 from merge_engine.planning.schedule import (
     DEFAULT_MEMORY,
@@ -27,7 +28,9 @@ __all__ = [
     "Input",
     "Inputs",
     "Intermediate",
+    "JointTask",
     "MergePlan",
+    "Part",
     "Schedule",
     "Visit",
     "check_recipe",

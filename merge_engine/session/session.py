@@ -11,15 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from merge_engine.arguments import path_of, switch_of
+from merge_engine.arguments import path_of
 from merge_engine.checkpoint import DEFAULT_SHARD_SIZE, Checkpoint, parse_size
 from merge_engine.engine.collecting import seldom_collected
 from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_in_memory
 from merge_engine.engine.kept import Kept
 from merge_engine.engine.publishing import result_of
-from merge_engine.engine.run import merge_to_folder, size_of
+from merge_engine.engine.run import plan_options
 from merge_engine.engine.scheduling import open_access, schedule_for
-from merge_engine.engine.work import Run
+from merge_engine.engine.to_folders import merge_to_folders
+from merge_engine.engine.work import Runs
 from merge_engine.errors import CheckpointError, OptionError
 from merge_engine.methods import find_method
 from merge_engine.observe.result import MergeResult
@@ -184,9 +185,9 @@ class Session:
             memory = {tensor.untyped_storage().data_ptr() for tensor in inputs.tensors if tensor.nbytes}
             taking = targets(plan, devices, memory)
             schedule = Schedule(plan, self._budget(inputs))
-            run = Run(schedule, self._places[0].backend, kept=self._kept)
-            runs = [run, *(run.beside(place.backend) for place in self._places[1:])]
-            lanes = [Lane(*each) for each in zip(runs, self._values, strict=True)]
+            runs = Runs(schedule, self._places[0].backend, kept=self._kept)
+            run, others = runs.each[0], [runs.beside(place.backend) for place in self._places[1:]]
+            lanes = [Lane(*each) for each in zip((runs, *others), self._values, strict=True)]
             start = time.perf_counter()
             merge_in_memory(schedule, lambda task: lanes[of_task[task.name]], taking.target, taking.merged)
             run.ledger.seconds = time.perf_counter() - start
@@ -207,29 +208,25 @@ class Session:
         overwrite: bool = False,
     ) -> MergeResult:
         """Write the merge of a recipe to a folder: see ``Merge.save``."""
-        folder, overwrite = path_of("output", output), switch_of("overwrite", overwrite)
+        folder = path_of("output", output)
         with self._in_use() as inputs:
             if inputs.watched is not None:
                 raise OptionError(
                     "save: state dicts have neither config nor tokenizer; load the models from their folders"
                 )
-            plan = make_plan(
-                recipe,
-                folder,
-                shard_size=size_of(shard_size, "shard_size"),
-                overwrite=overwrite,
-                opened=inputs.opened,
-            )
+            options = plan_options(shard_size, overwrite, False)
+            plan = make_plan(recipe, folder, **options, opened=inputs.opened)
             backend = self._places[0].backend
             with open_access(plan, backend) as access:
-                return merge_to_folder(
+                (result,) = merge_to_folders(
                     schedule_for(plan, access, backend),
-                    folder,
+                    [folder],
                     backend,
                     access,
-                    overwrite=overwrite,
+                    overwrite=options["overwrite"],
                     resumable=False,
                 )
+                return result
 
     @contextmanager
     def _in_use(self) -> Iterator[Inputs]:
