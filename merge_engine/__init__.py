@@ -72,8 +72,8 @@ if TYPE_CHECKING:
     from merge_engine.planning import MergePlan, Schedule
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
-    from merge_engine.searching import SearchResult, search
-    from merge_engine.searching.lm_eval import LmEval
+    from merge_engine.searches import SearchResult, search
+    from merge_engine.searches.lm_eval import LmEval
     from merge_engine.session import Merge, Session, load
     from merge_engine.sweeps import SweepResult, grid, sweep
 
@@ -117,8 +117,8 @@ _HOMES = {
     "merge_engine.planning": ("MergePlan", "Schedule"),
     "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
     "merge_engine.report": ("write_report",),
-    "merge_engine.searching": ("SearchResult", "search"),
-    "merge_engine.searching.lm_eval": ("LmEval",),
+    "merge_engine.searches": ("SearchResult", "search"),
+    "merge_engine.searches.lm_eval": ("LmEval",),
     "merge_engine.session": ("Merge", "Session", "load"),
     "merge_engine.sweeps": ("SweepResult", "grid", "sweep"),
 }

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import merge_engine as me
 from merge_engine.methods import METHODS
 from merge_engine.recipe import Recipe
-from merge_engine.searching.space import read_space
+from merge_engine.searches.space import read_space
 
 TIES = """\
 merge_method: ties

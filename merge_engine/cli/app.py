@@ -30,7 +30,7 @@ from merge_engine.cli.options import (
     ShardSize,
     Threads,
 )
-from merge_engine.cli.search import search
+from merge_engine.cli.searching import search
 from merge_engine.cli.sweeping import sweep
 from merge_engine.cli.terminal import console
 from merge_engine.cli.verify import verify

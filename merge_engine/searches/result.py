@@ -11,8 +11,8 @@ from merge_engine.errors import OptionError
 from merge_engine.recipe import Recipe
 from merge_engine.report.history_data import Objective, SearchHistory, Trial
 from merge_engine.report.values import score_text
-from merge_engine.searching.candidates import Candidates
-from merge_engine.searching.writing import write_files
+from merge_engine.searches.candidates import Candidates
+from merge_engine.searches.writing import write_files
 from merge_engine.text import counted, some
 
 _CHANCE = 0.05

@@ -89,7 +89,7 @@ def search(
 
     The recipe itself is scored first. The same command goes on where an earlier one stopped.
     """
-    from merge_engine.searching.loop import check
+    from merge_engine.searches.loop import check
 
     values, directions = space_of(space), directions_of(direction)
     if (evaluate is None) == (lm_eval is None):
@@ -101,7 +101,7 @@ def search(
     check(checked, values, directions or "maximize", trials, timeout, sampler, seed)  # before models are read
     with merge_engine.load(checked, device=device, backend=backend, threads=threads) as session:
         if lm_eval is not None:
-            from merge_engine.searching.lm_eval import LmEval
+            from merge_engine.searches.lm_eval import LmEval
 
             harness = LmEval(
                 lm_eval.split(","),

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merge_engine.report.history_data import Objective, Trial
-from merge_engine.searching.candidates import Candidates
-from merge_engine.searching.samplers import Samplers, distributions
+from merge_engine.searches.candidates import Candidates
+from merge_engine.searches.samplers import Samplers, distributions
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -14,14 +14,14 @@ from merge_engine.arguments import path_of
 from merge_engine.errors import OptionError, PlanError, RecipeError, SearchError
 from merge_engine.recipe import Recipe, RecipeSource
 from merge_engine.report.history_data import Objective, SearchHistory
-from merge_engine.searching.candidates import Candidates
-from merge_engine.searching.result import SearchResult
-from merge_engine.searching.samplers import Samplers
-from merge_engine.searching.scores import Unscored, read_objectives, read_scores
-from merge_engine.searching.space import read_space
-from merge_engine.searching.storage import open_study
-from merge_engine.searching.trials import Scores, Trials, is_baseline
-from merge_engine.searching.writing import STUDY_FILE, prepare_folder
+from merge_engine.searches.candidates import Candidates
+from merge_engine.searches.result import SearchResult
+from merge_engine.searches.samplers import Samplers
+from merge_engine.searches.scores import Unscored, read_objectives, read_scores
+from merge_engine.searches.space import read_space
+from merge_engine.searches.storage import open_study
+from merge_engine.searches.trials import Scores, Trials, is_baseline
+from merge_engine.searches.writing import STUDY_FILE, prepare_folder
 from merge_engine.text import shown
 
 if TYPE_CHECKING:
