@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
@@ -16,8 +16,9 @@ from merge_engine.cli.options import BackendName, Device, Quiet, RecipeFile, Thr
 from merge_engine.cli.search_options import directions_of, function_named, space_of
 from merge_engine.cli.terminal import cell, console, say
 from merge_engine.errors import OptionError
-from merge_engine.report.history_data import SearchHistory, Trial
-from merge_engine.report.values import score_text
+
+if TYPE_CHECKING:
+    from merge_engine.report.history_data import SearchHistory, Trial
 
 _SHOWN = 12
 """Trials in the table while the search goes on."""
@@ -177,6 +178,8 @@ class _Table:
 
 def trial_table(history: SearchHistory, trials: Sequence[Trial]) -> Table:
     """A row for each trial: its values, its scores and its seconds."""
+    from merge_engine.report.values import score_text  # slow to load, and other commands do not need it
+
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("trial", justify="right")
     for name in history.parameters:
