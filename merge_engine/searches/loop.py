@@ -79,6 +79,8 @@ def search(
     ``SearchError`` if the storage holds another search, or if ``evaluate`` raises or returns no score. The trials until
     then are kept, and the same call begins with the one that failed.
     """
+    if not callable(evaluate):
+        raise OptionError(f"evaluate: must be a function that scores a merge, not {shown(evaluate)}")
     merge = session.merge(start)
     checked = check(merge.recipe, space, directions, trials, timeout, sampler, seed)
     folder = None if output is None else path_of("output", output)
