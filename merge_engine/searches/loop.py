@@ -17,10 +17,10 @@ from merge_engine.report.history_data import Objective, SearchHistory
 from merge_engine.searches.candidates import Candidates
 from merge_engine.searches.result import SearchResult
 from merge_engine.searches.samplers import Samplers
-from merge_engine.searches.scores import Unscored, read_objectives, read_scores
+from merge_engine.searches.scores import Scores, Unscored, read_objectives, read_scores
 from merge_engine.searches.space import read_space
 from merge_engine.searches.storage import open_study
-from merge_engine.searches.trials import Scores, Trials, is_baseline
+from merge_engine.searches.trials import Trials, is_baseline
 from merge_engine.searches.writing import STUDY_FILE, prepare_folder
 from merge_engine.text import shown
 
@@ -64,11 +64,10 @@ def search(
     ``minimize``, one for each objective; as a map it names the objectives.
 
     The recipe ``start`` without changes is scored first, as trial 0; by default that is the session's. It may be the
-    name of a method, as for ``Session.merge``. ``trials`` proposals follow, one at a time,
-    because a merge uses all cores; none begins after ``timeout`` seconds. Values that were scored before get the same
-    scores again, without a merge. ``sampler``: ``tpe`` (the default for one
-    objective), ``nsga2`` (for several), ``cmaes``, or a sampler of Optuna. ``on_trial`` gets the history after each
-    trial.
+    name of a method, as for ``Session.merge``. ``trials`` proposals follow, one at a time, because a merge uses all
+    cores; none begins after ``timeout`` seconds. Values that were scored before get the same scores again, without a
+    merge. ``sampler``: ``tpe`` (the default for one objective), ``nsga2`` (for several), ``cmaes``, or a sampler of
+    Optuna. ``on_trial`` gets the history after each trial.
 
     ``storage``: a file or a URL of Optuna's. The same call with the same storage goes on until there are ``trials``
     proposals. Without one the trials are kept in ``output``, if that is given, else in memory. ``output``: a folder for
@@ -107,10 +106,6 @@ class Checked:
     candidates: Candidates
     objectives: tuple[Objective, ...]
     samplers: Samplers
-
-
-class _Refused(Exception):
-    """The values of a trial do not go together."""
 
 
 class _Trying:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merge_engine.report.history_data import Objective, Trial
 from merge_engine.searches.candidates import Candidates
 from merge_engine.searches.samplers import Samplers, distributions
+from merge_engine.searches.scores import Scores
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -33,15 +33,6 @@ _SECONDS = "seconds"
 _REASON = "reason"
 _ENOUGH = 20
 """Fewer trials say nothing about importance."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a scorer says of a merge: a score for each objective, with standard errors where they are known."""
-
-    values: Sequence[float]
-    errors: Sequence[float | None]
-    seconds: float
 
 
 class Trials:
