@@ -10,7 +10,7 @@
 namespace merge_engine {
 namespace ME_ISA {
 
-// Steps 1 to 8 for dtypes that compute in float32, without rounding in between, slack or votes by count.
+// Steps 1 to 8 for dtypes that compute in float32, without rounding in between.
 //
 // A tile has two passes: which elements does each model keep, and what becomes of them. In the second, an element that
 // is kept has a vote that is not 0, and nothing is NaN or infinite. Tiles that are not like that are left to
@@ -20,12 +20,9 @@ class ConsensusFast {
   public:
     static bool serves(const Consensus& op) {
         const bool last = weighs_last(op.election);
-        const auto slack = [&](const Entry& entry) {
-            return entry.vote_slack != 0 || entry.retain_slack != 0 || (last && scales(entry));
-        };
-        return !(last && op.lambda != 1) && op.election != Election::Count && !op.storage_rounding && op.output.dtype == Working &&
-               !op.entries.empty() && op.entries.size() <= MANY &&
-               std::none_of(op.entries.begin(), op.entries.end(), slack);
+        const auto factors = [&](const Entry& entry) { return slack(entry) || scales(entry); };
+        return !(last && (op.lambda != 1 || std::any_of(op.entries.begin(), op.entries.end(), factors))) &&
+               !op.storage_rounding && op.output.dtype == Working && !op.entries.empty() && op.entries.size() <= MANY;
     }
 
     explicit ConsensusFast(const Consensus& op) : op_(op), merge_tile_(merge_for(op)) {
@@ -53,6 +50,7 @@ class ConsensusFast {
     using Bits = typename Storage<Working>::Bits;
     using Vectors = StorageLanes<Working>;
     static constexpr size_t MANY = 32;  // models, for which there are no loops of their own
+    static constexpr Election SLACK = Election::Count;  // stands for votes by count, and for both with slacks
 
     // What the task vector of a model is multiplied with: one factor, or one for each element of the tile, ordered.
     struct Factors {
@@ -81,6 +79,49 @@ class ConsensusFast {
         Factors rescale;
     };
 
+    // Steps 6 and 7: what the slacks make of an election.
+    template <size_t N>
+    struct Slacks {
+        struct Ballot {
+            Floats margin, magnitude;           // |S| and T
+            Truth positive, plainly_positive;  // the elected sign, with and without slack
+        };
+
+        explicit Slacks(const Consensus& op) : one(op.election == Election::Count ? (Words)every(1.0f) : Words{}) {
+            for (size_t i = 0; i < op.entries.size(); ++i) {
+                strength[i] = every(static_cast<float>(1.0 + op.entries[i].vote_slack));
+                const float slack = static_cast<float>(op.entries[i].retain_slack);
+                retain[i] = every(slack);
+                always[i] = at_least(retain[i], every(1.0f));
+                retains |= slack != 0;
+            }
+        }
+
+        ME_INLINE Ballot count(const Floats (&value)[N], size_t n) const {
+            Floats sum = {}, plain = {}, magnitude = {};
+#pragma GCC unroll 4
+            for (size_t i = 0; i < n; ++i) {
+                const Words sign = (Words)value[i] & 0x80000000u;
+                const Words by_count = ((Words)value[i] & 0x7FFFFFFFu) == 0 ? Words{} : one | sign;
+                const Floats vote = by_sum() ? value[i] : (Floats)by_count;
+                plain += vote;
+                sum += vote * strength[i];
+                magnitude += (Floats)((Words)vote & 0x7FFFFFFFu);
+            }
+            return {(Floats)((Words)sum & 0x7FFFFFFFu), magnitude, at_least(sum, Floats{}), at_least(plain, Floats{})};
+        }
+        // Where an entry is kept that lost narrowly.
+        ME_INLINE Truth narrow(size_t i, const Ballot& ballot) const {
+            return retains ? less(ballot.margin, retain[i] * ballot.magnitude) | always[i] : Truth{};
+        }
+        ME_INLINE bool by_sum() const { return one[0] == 0; }
+
+        Words one;  // the bits of 1 if votes are counted
+        Floats strength[N], retain[N];
+        Truth always[N];
+        bool retains = false;
+    };
+
     using MergeTile = bool (ConsensusFast::*)(uint64_t, uint64_t, int, Counts*) const;
     static MergeTile merge_for(const Consensus& op) {
         switch (op.entries.size()) {
@@ -92,10 +133,14 @@ class ConsensusFast {
         }
     }
     static bool scales(const Entry& entry) { return entry.rescale != 1 || by_probability(entry); }
+    static bool slack(const Entry& entry) { return entry.vote_slack != 0 || entry.retain_slack != 0; }
     template <size_t N>
     static MergeTile merge_for(const Consensus& op) {
         if (op.election == Election::Overlap) return &ConsensusFast::merge_tile<N, false, Election::Overlap, false>;
         if (op.election == Election::Deltas) return merge_for<N, false, Election::Deltas>(op);
+        if (op.election == Election::Count || std::any_of(op.entries.begin(), op.entries.end(), slack)) {
+            return &ConsensusFast::merge_tile<N, true, SLACK, true>;  // it looks itself whether to normalize
+        }
         return op.lambda != 1 || std::any_of(op.entries.begin(), op.entries.end(), scales) ? merge_for<N, true>(op)
                                                                                            : merge_for<N, false>(op);
     }
@@ -129,12 +174,13 @@ class ConsensusFast {
             if (needed && masks_[i].any_below(needed, part.bits, base, width)) return false;
             if (Scales) set_factors(i, at, width, part.rescale);
         }
-        uint64_t retained[N] = {};
+        uint64_t retained[N] = {}, saved[N] = {};
         if (any_at_least(largest, StorageLanes<DType::F32>::INFINITE)) return false;
-        if (!merge_groups<N, Scales, How, Normalize>(parts, base, width, merged, retained)) return false;
+        if (!merge_groups<N, Scales, How, Normalize>(parts, base, width, merged, retained, saved)) return false;
         for (size_t i = 0; i < n; ++i) {
             counts[i].kept += static_cast<uint64_t>(parts[i].kept.size());
             if (elects(How)) counts[i].lost += static_cast<uint64_t>(parts[i].votes->size()) - retained[i];
+            counts[i].saved += saved[i];
         }
         if (width % GROUP) {
             std::memcpy(static_cast<Bits*>(op_.output.data) + at, merged, static_cast<size_t>(width) * sizeof(Bits));
@@ -149,18 +195,19 @@ class ConsensusFast {
         }
     }
 
-    static constexpr bool elects(Election how) { return how == Election::Sum || how == Election::Deltas; }
+    static constexpr bool elects(Election how) { return how == Election::Sum || how == SLACK || how == Election::Deltas; }
 
     // Steps 5 to 8, or 21. False if there are values that are not finite.
     template <size_t N, bool Scales, Election How, bool Normalize>
     bool merge_groups(const Part (&parts)[N], const Bits* base, int width, Bits* merged,
-                      uint64_t (&retained)[N]) const {
+                      uint64_t (&retained)[N], [[maybe_unused]] uint64_t (&saved)[N]) const {
         const Floats zero = {};
         const Floats divisor = every(static_cast<float>(op_.divisor));
         [[maybe_unused]] const Floats lambda = every(static_cast<float>(op_.lambda));
         const size_t n = N == MANY ? op_.entries.size() : N;
         Floats weight[N];
         for (size_t i = 0; i < n; ++i) weight[i] = every(static_cast<float>(op_.entries[i].weight));
+        [[maybe_unused]] const Slacks<N> slacks(op_);
         const auto merged_lanes = [&](auto half, int at, int j) {
             const int place = at + half() * HALF + j;
             const Floats b = Vectors::template load<half()>(base + at, j);
@@ -197,6 +244,21 @@ class ConsensusFast {
                     retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));
                 }
                 if (Normalize) mean = where(differ(weights, zero), mean / weights, mean);
+            } else if (How == SLACK) {
+                Floats weights = zero;
+                const auto ballot = slacks.count(value, n);
+                mean = zero;
+#pragma GCC unroll 4
+                for (size_t i = 0; i < n; ++i) {
+                    const Truth votes = parts[i].votes->lanes(place), negative = less((Ints)value[i], Ints{});
+                    const Truth stays = votes & ((negative ^ ballot.positive) | slacks.narrow(i, ballot));
+                    mean = where(stays, mean + value[i], mean);
+                    weights = where(stays, weights + weight[i], weights);
+                    retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));
+                    const Truth in_spite = stays & ~(negative ^ ballot.plainly_positive);
+                    saved[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(in_spite)));
+                }
+                if (op_.normalize) mean = where(differ(weights, zero), mean / weights, mean);
             } else if (How == Election::Sum) {
                 Floats weights = zero;
 #pragma GCC unroll 4

@@ -108,6 +108,8 @@ static ME_INLINE Doubles high_doubles(Floats v) {
 #if defined(__AVX512F__)
 using Truth = __mmask16;
 static ME_INLINE Truth differ(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+static ME_INLINE Truth less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+static ME_INLINE Truth at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) {
     return _mm512_mask_cmpge_epi32_mask(among, (__m512i)((Ints)a ^ (Ints)b), __m512i{});
 }
@@ -126,6 +128,8 @@ static ME_INLINE Truth lanes_of_bits(uint32_t bits) { return static_cast<Truth>(
 #else
 using Truth = Ints;  // -1 where it holds, else 0
 static ME_INLINE Truth differ(Floats a, Floats b) { return a != b; }
+static ME_INLINE Truth less(Floats a, Floats b) { return a < b; }
+static ME_INLINE Truth at_least(Floats a, Floats b) { return a >= b; }
 static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) { return among & (((Ints)a ^ (Ints)b) >= 0); }
 static ME_INLINE Truth less(Words a, Words b) { return a < b; }
 static ME_INLINE Truth less(Ints a, Ints b) { return a < b; }
