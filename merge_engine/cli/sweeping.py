@@ -36,7 +36,6 @@ from merge_engine.sweeps import Grid, SweepResult, grid
 from merge_engine.sweeps import sweep as merge_all
 from merge_engine.sweeps.planning import SweepPlan, plan_sweep
 from merge_engine.sweeps.recipes import in_folders
-from merge_engine.sweeps.result import PAGE
 from merge_engine.text import size_text
 
 
@@ -170,8 +169,8 @@ def _show_result(result: SweepResult) -> None:
     rows = [*show.stages(ledger), *(("note", note) for note in result.notes)]
     if result.taken_over:
         rows.append(("complete before", ", ".join(result.taken_over)))
-    if (page := result.output and result.output / PAGE) and page.exists():
-        rows.append(("page", str(page)))
+    if result.page is not None:
+        rows.append(("page", str(result.page)))
     each = f", {ledger.seconds / count:.2f} s each" if count else ""
     rows.append(("merged", f"{count:,} recipe(s) into {result.output} in {ledger.seconds:.2f} s{each}"))
     show.pairs(console, rows)

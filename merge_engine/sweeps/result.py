@@ -26,7 +26,8 @@ class SweepResult:
     ``results`` has the result of each recipe by its label, ``recipes`` the recipe, and ``changes`` its values on the
     axes of a grid. ``ledger`` is that of all recipes together: bytes that were read once for all of them, bytes of all
     outputs. ``output`` is the folder that holds the outputs' folders, if there is one. ``taken_over`` are the labels
-    of the recipes whose outputs were complete before. ``notes`` are messages for the user.
+    of the recipes whose outputs were complete before. ``page`` shows the recipes side by side, if it was written.
+    ``notes`` are messages for the user.
     """
 
     results: Mapping[str, MergeResult]
@@ -35,6 +36,7 @@ class SweepResult:
     ledger: Ledger
     output: Path | None = None
     taken_over: tuple[str, ...] = ()
+    page: Path | None = None
     notes: list[str] = field(default_factory=list)
 
     def write_page(

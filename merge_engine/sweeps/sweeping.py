@@ -115,7 +115,7 @@ def sweep(
     )
     if report and home is not None:
         try:
-            result.write_page()
+            result.page, _ = result.write_page()
         except ReportError as error:  # matplotlib is an extra, and the models are there
             result.notes += error.problems
     return result
