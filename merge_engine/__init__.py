@@ -5,6 +5,7 @@
     me.run("recipe.yaml", "merged/")                                     # checkpoints to a checkpoint
     me.merge_tensors(base, [a, b], "ties", density=0.2, weight=[0.5, 0.5])  # tensors to a tensor
     me.merge_state_dicts(base_sd, [sd_a, sd_b], "ties", density=0.2)
+    me.load(base, [a, b]).merge("ties", density=0.3).into(model)          # inputs in memory, merged again and again
     me.plan("recipe.yaml")                                               # checks all inputs, merges nothing
     me.write_report("merged/")                                           # losses to the election, norms, angles
     me.verify("merged/")                                                 # its files against its manifest
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from merge_engine.planning import MergePlan, Schedule
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
+    from merge_engine.session import Merge, Session, load
     from merge_engine.sweeps import SweepResult, grid, sweep
 
 # Each module is loaded on the first use of a name in it: a tool that imports this package but rarely merges starts
@@ -112,6 +114,7 @@ _HOMES = {
     "merge_engine.planning": ("MergePlan", "Schedule"),
     "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
     "merge_engine.report": ("write_report",),
+    "merge_engine.session": ("Merge", "Session", "load"),
     "merge_engine.sweeps": ("SweepResult", "grid", "sweep"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -135,6 +138,7 @@ __all__ = [
     "ManifestError",
     "MaskedL1",
     "MaskedSquares",
+    "Merge",
     "MergeError",
     "MergePlan",
     "MergeResult",
@@ -154,6 +158,7 @@ __all__ = [
     "ReportError",
     "Schedule",
     "Scored",
+    "Session",
     "SweepResult",
     "Task",
     "TensorDifference",
@@ -166,6 +171,7 @@ __all__ = [
     "diff",
     "discards",
     "grid",
+    "load",
     "load_recipe",
     "merge_state_dicts",
     "merge_tensors",

@@ -23,7 +23,7 @@ GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 NAMES = ("auto", "cpu", "cuda", "reference", "triton")
 
-__all__ = ["NAMES", "Backend", "any_driver", "backend_or_kind", "create_backend"]
+__all__ = ["HEADROOM", "NAMES", "Backend", "any_driver", "backend_or_kind", "create_backend"]
 
 
 def create_backend(

@@ -51,6 +51,8 @@ class Backend(ABC):
     """Of this machine's own processor that compute at a time."""
     has_link: bool = False
     """Inputs and outputs cross a link to memory of a device, which only ``upload`` and ``download`` reach."""
+    tensors_on: str = "cpu"
+    """The device of the tensors that ``tensor`` takes, as torch names it."""
     reads_in_place: bool = False
     """Inputs may be read-only memory from anywhere, at any multiple of their elements' size."""
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import reprlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
-from merge_engine.engine.batches import in_batches, is_copy
-from merge_engine.engine.copying import differing
-from merge_engine.engine.work import Runs, Work
+from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_in_memory
+from merge_engine.engine.work import Runs
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
-from merge_engine.methods import Action, Method, Task, find_method
-from merge_engine.operands import InMemory, Joined, Operand, Part, same_bytes
-from merge_engine.planning import Budget, Catalogue, Input, Inputs, MergePlan, Schedule, Visit, make_tasks
+from merge_engine.methods import Method, Task, find_method
+from merge_engine.operands import InMemory
+from merge_engine.planning import Catalogue, Input, Inputs, MergePlan, Schedule, make_tasks
 from merge_engine.recipe import Recipe, load_recipe
 from merge_engine.tensors import demand_values, new_tensor
 
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 StateDict = Mapping[str, "torch.Tensor"]
 RECIPE_OPTIONS = ("dtype", "out_dtype", "arithmetic", "seed", "allow", "allow_nonfinite", "tensors")
-_WHOLE = Budget(memory=2**62, in_place=True, cached_piece=2**62)
-"""Nothing is streamed, and a tensor is cut only if it has more elements than a chunk may have."""
 
 
 def merge_tensors(
@@ -80,26 +76,25 @@ def merge_state_dicts(
     found = find_method(method)
     if found.uses_base and found.requires_base and base is None:
         raise RecipeError(f"{method} needs a base model")
+    import torch
+
     demand_values()
     plan = _plan(found, base if found.uses_base else None, _listed(models, "state dicts"), options)
     chosen = _backend_for(backend, plan)
-    schedule = Schedule(plan, _WHOLE)
-    runs = Runs(schedule, chosen)
-    merged = {task.name: _output(task) for task in plan.tasks}
-    under_way = []
-    computed = (visit for visit in schedule.visits() if not is_copy(visit))
-    for batch in in_batches(computed, 0, _WHOLE.memory):
-        work = [Work(runs, visit, partial(_arrays, chosen, visit)) for visit in batch]
-        with chosen.together():
-            for each in work:
-                each.measure()
-            for each in work:
-                visit = each.visit
-                each.merge(*(_target(chosen, visit, merged[part.task.name]) for part in visit.parts))
-        under_way += work
-    for each in under_way:  # not before everything is under way: a device need not wait for the host
-        each.wait()
-    return merged
+    schedule = Schedule(plan, WHOLE)
+    merged: dict[str, torch.Tensor] = {}
+
+    def target(task: Task) -> torch.Tensor:
+        return new_tensor(task.shape, getattr(torch, task.out.name), device_of(task.inputs[0]))
+
+    lane = Lane(Runs(schedule, chosen), Values())
+    merge_in_memory(
+        schedule,
+        lambda task: lane,
+        target,
+        lambda task, tensor: merged.update({task.name: tensor}),
+    )
+    return {task.name: merged[task.name] for task in plan.tasks}
 
 
 def _plan(
@@ -107,8 +102,8 @@ def _plan(
 ) -> MergePlan:
     """The plan of a merge into memory."""
     recipe = _recipe(method, len(models), options)
-    catalogue = None if base is None else _catalogue("the base model", base)
-    inputs = {i: _catalogue(f"model {i}", model) for i, model in enumerate(models)}
+    catalogue = None if base is None else catalogue_of("the base model", base)
+    inputs = {i: catalogue_of(f"model {i}", model) for i, model in enumerate(models)}
     reference = catalogue or next(iter(inputs.values()), None)
     planned = make_tasks(recipe, method, [Inputs(catalogue, inputs, reference)])
     if planned.problems:
@@ -125,47 +120,6 @@ def _plan(
         tuple(planned.notes),
         tuple(planned.warnings),
     )
-
-
-def _output(task: Task) -> torch.Tensor:
-    """A new tensor for the output. A tensor that can only be copied is copied; it must be the same in all inputs."""
-    import torch
-
-    first = _tensor(task, 0)
-    if task.action is Action.COPY:
-        for i in range(1, len(task.inputs)):
-            if not same_bytes(task.inputs[0], task.inputs[i]):
-                raise differing(task, task.inputs[0].owner, task.inputs[i].owner)
-        return first.contiguous().clone()
-    return new_tensor(task.shape, getattr(torch, task.out.name), first.device)
-
-
-def _tensor(task: Task, i: int) -> torch.Tensor:
-    return _values(task.inputs[i])
-
-
-def _values(operand: Operand) -> torch.Tensor:
-    """The tensor of an operand in memory, or the tensor that it is made of, which is new if it joins several."""
-    if isinstance(operand, Part):
-        flat = _values(operand.whole).contiguous().view(-1)
-        return flat[operand.first : operand.first + operand.count].view(operand.shape)
-    if isinstance(operand, Joined):
-        import torch
-
-        return torch.cat([_values(part).reshape(-1) for part in operand.parts]).view(operand.shape)
-    assert isinstance(operand, InMemory)
-    return operand.tensor
-
-
-def _arrays(backend: Backend, visit: Visit, count: int) -> list[Any]:
-    """The first inputs of a visit as arrays of the backend."""
-    where = slice(visit.start, visit.start + visit.count)
-    tensors = (_values(visit.task.inputs[i]).contiguous().view(-1) for i in range(count))
-    return [backend.tensor(tensor[where]) for tensor in tensors]
-
-
-def _target(backend: Backend, visit: Visit, output: torch.Tensor) -> Any:
-    return backend.tensor(output.view(-1)[visit.start : visit.start + visit.count])
 
 
 def _recipe(method: Method, models: int, options: Mapping[str, Any]) -> Recipe:
@@ -205,7 +159,7 @@ def _listed(models: object, of: str) -> list[Any]:
     return list(models)
 
 
-def _catalogue(label: str, tensors: object) -> Catalogue:
+def catalogue_of(label: str, tensors: object) -> Catalogue:
     """The tensors of a state dict. Raises ``PlanError`` that names each tensor that cannot be merged."""
     if not isinstance(tensors, Mapping):
         kind = type(tensors).__qualname__
@@ -241,7 +195,7 @@ def _backend_for(name: str | Backend, plan: MergePlan) -> Backend:
     """The backend for the device of the tensors; the reference backend if no other works on that device."""
     if isinstance(name, Backend):
         return name
-    devices = {str(_tensor(task, i).device) for task in plan.tasks for i in range(len(task.inputs))}
+    devices = {device for task in plan.tasks for device in map(device_of, task.inputs)}
     if len(devices) > 1:
         raise PlanError(
             f"the tensors are on several devices ({', '.join(sorted(devices))}); move them to one"

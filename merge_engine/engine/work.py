@@ -7,12 +7,14 @@ first is merged, so that a device measures them together, and the next batch may
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any, TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.backends.memory import identical
 from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, Line, Nearswap, Outcome
+from merge_engine.engine.kept import Kept
 from merge_engine.engine.measuring import Measurement, SharedAnswers
 from merge_engine.errors import NonFiniteError
 from merge_engine.methods import Action, Answers, Operation, Task
@@ -70,7 +72,8 @@ class Runs:
     """The runs of all recipes of a schedule, by their numbers, and what is measured for several of them together.
 
     ``answered`` is called with each tensor that is only measured, and its answers. ``known`` has each recipe's answers
-    to the shared needs, if they are known. ``labels`` are the names of several recipes.
+    to the shared needs, if they are known. ``labels`` are the names of several recipes. ``kept`` has what was measured
+    of the same tensors before, and takes what is measured.
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class Runs:
         answered: Callable[[Task, Answers], None] | None = None,
         known: Sequence[SharedAnswers | None] = (),
         labels: Sequence[str] = (),
+        kept: Kept | None = None,
     ):
         self.backend = backend
+        self._kept = kept
         self.ledger = ledger or Ledger()
         self.notes = notes if notes is not None else []
         self.answered = answered
@@ -97,7 +102,9 @@ class Runs:
         for group in schedule.shared:
             elements = sum(task.count for task in group.tasks)
             answers = _together([known[recipe] for recipe in group.recipes if recipe < len(known)])
-            measurement = Measurement(backend, group.needs, group.tasks[0].working, elements, known=answers)
+            of_all = None if kept is None else kept.of(group.tasks)
+            working = group.tasks[0].working
+            measurement = Measurement(backend, group.needs, working, elements, known=answers, kept=of_all)
             self.shared.append(measurement)
             of_recipes |= dict.fromkeys(group.recipes, measurement)
         self.each = tuple(
@@ -121,10 +128,20 @@ class Runs:
         found = self._measurements.get((visit.task, number))
         if found is None:
             shared = None if group.shared is None else self.shared[group.shared]
-            found = Measurement(self.backend, needs, task.working, task.count, shared)
+            kept = None if self._kept is None else self._kept.of([task])
+            found = Measurement(self.backend, needs, task.working, task.count, shared, kept=kept)
             if not (visit.whole and visit.parts):
                 self._measurements[visit.task, number] = found
         return found
+
+    def beside(self, backend: Backend) -> Runs:
+        """The part of the same runs that another backend does."""
+        other = copy(self)
+        other.backend = backend
+        other.each = tuple(copy(run) for run in self.each)
+        for run in other.each:
+            run.backend = backend
+        return other
 
     def forget(self, task: JointTask) -> None:
         """Let go of what was measured for a tensor."""
@@ -185,6 +202,8 @@ class Work:
         """
         for each in self._merged:
             each.wait()
+        for measured in self._measured:
+            measured.keep()
         if not self._merged:
             self._runs.backend.fetch(self._mark)
             self._answer()
@@ -234,10 +253,18 @@ class _Measured:
             if group.shared is not None:
                 last = visit.ends and group.task is runs.last_shared[group.shared]
                 for step in visit.steps[group.shared]:
-                    runs.shared[group.shared].add(step, self.chunk, group.task, last)
+                    runs.shared[group.shared].add(step, self.chunk, group.task, last, runs.backend)
         elif self.is_computed:
             for step in visit.steps[self._number]:
-                self.measurement.add(step, self.chunk, group.task, visit.last)
+                self.measurement.add(step, self.chunk, group.task, visit.last, runs.backend)
+
+    def keep(self) -> None:
+        """Keep what was measured for the group, once it is complete."""
+        if self.visit.shared:
+            if self.group.shared is not None:
+                self._runs.shared[self.group.shared].keep()
+        elif self.is_computed:
+            self.measurement.keep()
 
     @property
     def is_computed(self) -> bool:

@@ -35,20 +35,21 @@ def examine(
     """Compare the inputs of a merge: ``bases`` by role, ``models`` by recipe position. Most often the donor is a base.
 
     ``stacked`` says that the output has other layers than the donor. Of the tensors, it reads at most 16 MiB, or a few
-    hundred short pieces. Raises ``CheckpointError`` if it cannot.
+    hundred short pieces. A checkpoint that stands there several times is one object. Raises ``CheckpointError`` if it
+    cannot.
     """
     findings = Findings(allowed=recipe.allow)
     named = recipe.stacks.models
     references = recipe.stacks.bases
-    names = {base.file_ids: str(references[role]) for role, base in bases.items()}
-    names |= {model.file_ids: str(named[i]) for i, model in models.items()}
+    names = {id(base): str(references[role]) for role, base in bases.items()}
+    names |= {id(model): str(named[i]) for i, model in models.items()}
     if recipe.base_model is not None:
-        names[donor.file_ids] = str(recipe.base_model)
-    given = {each.file_ids: each for each in (donor, *bases.values(), *models.values())}
+        names[id(donor)] = str(recipe.base_model)
+    given = {id(each): each for each in (donor, *bases.values(), *models.values())}
     labels = short_labels([names[key] for key in given])
     inputs = [Candidate(label, each, findings) for label, each in zip(labels, given.values(), strict=True)]
-    is_merged = any(each.file_ids == donor.file_ids for each in (*bases.values(), *models.values()))
-    has_base = any(base.file_ids == donor.file_ids for base in bases.values())
+    is_merged = any(each is donor for each in (*bases.values(), *models.values()))
+    has_base = any(base is donor for base in bases.values())
     copies = _check(recipe, has_base, inputs, inputs if is_merged else inputs[1:], findings, stacked)
     findings.copies = frozenset(i for i, model in models.items() if any(model is copy for copy in copies))
     for lines in (findings.problems, findings.warnings, findings.notes):

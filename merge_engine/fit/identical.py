@@ -66,7 +66,7 @@ def _compare(one: Checkpoint, other: Checkpoint, files: OpenFiles) -> int | None
     if not _alike(one, other):
         return None
     names = [name for name, operand in one.tensors.items() if operand.count]
-    whole = sum(one.tensors[name].stored_bytes for name in names) <= _SMALL
+    whole = sum(_nbytes(one.tensors[name]) for name in names) <= _SMALL
     chosen = names if whole else [names[i * (len(names) - 1) // (_PLACES - 1)] for i in range(_PLACES)]
     for name in dict.fromkeys(chosen):
         pair = one.tensors[name], other.tensors[name]
@@ -76,6 +76,10 @@ def _compare(one: Checkpoint, other: Checkpoint, files: OpenFiles) -> int | None
         if _bytes(pair[0], start, count, files) != _bytes(pair[1], start, count, files):
             return None
     return 0 if whole else len(set(chosen))
+
+
+def _nbytes(operand: Operand) -> int:
+    return operand.count * operand.dtype.bits // 8
 
 
 def _alike(one: Checkpoint, other: Checkpoint) -> bool:

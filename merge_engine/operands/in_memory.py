@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class InMemory(Operand):
-    """A torch tensor with any strides, on any device. ``owner`` names the model that it belongs to."""
+    """A torch tensor with any strides, on any device. ``owner`` names the model that it belongs to.
+
+    ``origin`` names what it was read from, if that was a file.
+    """
 
     name: str
     tensor: torch.Tensor
     dtype: DType
     shape: tuple[int, ...]
     owner: str
+    origin: str = ""
 
     @classmethod
     def of(cls, name: str, given: object, owner: str) -> InMemory:
@@ -46,7 +50,7 @@ class InMemory(Operand):
     @property
     def label(self) -> str:
         """See ``Operand.label``."""
-        return f"{self.name}: {self.owner}"
+        return self.origin or f"{self.name}: {self.owner}"
 
     @property
     def stored_bytes(self) -> int:
@@ -66,8 +70,8 @@ class InMemory(Operand):
         return torch.equal(self.flat().view(torch.uint8), other.flat().view(torch.uint8))
 
     def range(self, start: int, count: int, access: Access) -> ByteRange:
-        """See ``Operand.range``. Only for tensors in host memory."""
-        return _Resident(self.flat()[start : start + count])
+        """See ``Operand.range``. Elements on a device are copied to the host's memory."""
+        return _Resident(self.flat()[start : start + count].cpu())
 
     def maps(self, access: Access) -> bool:
         """See ``Operand.maps``."""

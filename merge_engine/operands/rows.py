@@ -47,6 +47,12 @@ class RowMap:
     averages: tuple[tuple[tuple[int, int], ...], ...] = ()
     stepwise: bool = False
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowMap) and (self is other or self.digest == other.digest)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @classmethod
     def of(cls, own: Sequence[int], others: Mapping[int, RowSource], stepwise: bool = False) -> RowMap:
         """The map in which row i is row ``own[i]`` of the first operand, or comes from ``others[i]``."""
@@ -121,7 +127,7 @@ class _Run(NamedTuple):
     skipped: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Rows(Operand):
     """A tensor whose rows along dimension 0 come from ``operands``, the first of which is the model's own.
 

@@ -23,7 +23,7 @@ from merge_engine.checkpoint import (
     plan_shards,
     tie_flag,
 )
-from merge_engine.errors import CheckpointError, PlanError
+from merge_engine.errors import CheckpointError, PlanError, RecipeError
 from merge_engine.fit import Remarks, examine, unused_settings
 from merge_engine.methods import Action, Method, Task, find_method
 from merge_engine.planning.inputs import Inputs
@@ -126,17 +126,19 @@ def make_plan(
     overwrite: bool = False,
     lenient: bool = False,
     intermediates: Mapping[str, Intermediate] = MappingProxyType({}),
+    opened: Mapping[ModelReference, Checkpoint] | None = None,
 ) -> MergePlan:
     """Plan the merge of a recipe into a folder (None: into memory). ``shard_size`` in bytes.
 
     ``lenient`` ignores parameters that no method has, with a warning, as mergekit does without one. ``intermediates``
-    are outputs of other recipes that this one may name, by their names.
+    are outputs of other recipes that this one may name, by their names. ``opened`` has all models that it may name, if
+    they are open already: one object for each checkpoint.
 
     Raises ``RecipeError`` for an unknown method or wrong parameters, ``CheckpointError`` for inputs that cannot be
     read, and ``PlanError`` with every other problem at once.
     """
-    method, recipe, ignored = _checked(recipe, lenient)
-    opened = _open_all(recipe, intermediates)
+    method, recipe, ignored = checked(recipe, lenient)
+    opened = open_all(recipe, intermediates) if opened is None else among(recipe, opened)
     named_donor = recipe.base_model or recipe.stacks.models[0]
     donor = opened[named_donor]
     slices = slice_inputs(recipe, method, opened, donor)
@@ -199,7 +201,7 @@ def measuring(plan: MergePlan, method: Method) -> MergePlan:
     return replace(plan, method=method, tasks=tasks, shards=())
 
 
-def _checked(recipe: Recipe, lenient: bool) -> tuple[Method, Recipe, list[str]]:
+def checked(recipe: Recipe, lenient: bool) -> tuple[Method, Recipe, list[str]]:
     """The method, the recipe with only the settings that it has, and warnings about those that are left out.
 
     Raises all that is wrong without a look at the inputs.
@@ -223,14 +225,19 @@ def check_recipe(
 
     Raises as ``make_plan`` does.
     """
-    _checked(recipe, lenient)
-    _open_all(recipe, intermediates, unknown)
+    checked(recipe, lenient)
+    open_all(recipe, intermediates, unknown)
 
 
-def _open_all(
-    recipe: Recipe, intermediates: Mapping[str, Intermediate], unknown: Collection[str] = ()
+def open_all(
+    recipe: Recipe,
+    intermediates: Mapping[str, Intermediate] = MappingProxyType({}),
+    unknown: Collection[str] = (),
 ) -> dict[ModelReference, Checkpoint]:
-    """Open every input once, even if the recipe names it several times, or by several paths."""
+    """Open every input once, even if the recipe names it several times, or by several paths.
+
+    Those with the paths ``unknown`` are left out. Raises ``CheckpointError`` with all that cannot be opened.
+    """
     opened: dict[ModelReference, Checkpoint] = {}
     by_files: dict[object, Checkpoint] = {}
     problems = []
@@ -245,6 +252,13 @@ def _open_all(
     if problems:
         raise CheckpointError(problems)
     return opened
+
+
+def among(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]) -> dict[ModelReference, Checkpoint]:
+    """Those of the opened models that the recipe merges. Raises ``RecipeError`` for others."""
+    if strange := [str(reference) for reference in recipe.references if reference not in opened]:
+        raise RecipeError(f"the recipe names {some(strange)}, but loaded are {some(list(map(str, opened)))}")
+    return {reference: opened[reference] for reference in recipe.references}
 
 
 def _vocabulary(

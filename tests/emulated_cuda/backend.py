@@ -61,6 +61,7 @@ class EmulatedCudaBackend(CudaBackend):
 
     def __init__(self, native: Any = None) -> None:
         super().__init__(native=native if native is not None else load())
+        self.tensors_on = "cpu"
 
     def _here(self, tensor: torch.Tensor) -> bool:
         return tensor.device.type == "cpu"

@@ -74,6 +74,7 @@ class CudaBackend(Backend):
         self._native = native if native is not None else _module()
         self._structures = Structures(self._native)
         self.device = device
+        self.tensors_on = f"cuda:{device}"
         self.label = _examine(self._native, device)
         try:
             self._link = DeviceLink(self._native, device)

@@ -93,6 +93,7 @@ class TritonBackend(Backend):
             if index >= torch.cuda.device_count():
                 raise BackendError(f"there is no GPU {index}, only 0 to {torch.cuda.device_count() - 1}")
             self.device = torch.device("cuda", index)
+        self.tensors_on = str(self.device)
         if launching.INTERPRETED:
             self.depth, self.has_link = 1, False
         self._link: TorchLink | None = None
