@@ -194,7 +194,7 @@ def _changed() -> CheckpointError:
 
 
 class _Tally(Protocol[T]):
-    """Takes the chunks of a step (see ``work.Tally``)."""
+    """Takes the chunks of a step (see ``runs.Tally``)."""
 
     def add(self, chunk: Chunk, task: Task) -> None: ...
 
