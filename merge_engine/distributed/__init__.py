@@ -2,8 +2,3 @@
 
 Nothing of Ray is imported before a merge uses it, and none of this package computes: nodes do ordinary jobs.
 """
-
-from merge_engine.distributed.options import RayOptions
-from merge_engine.distributed.running import OnRay
-
-__all__ = ["OnRay", "RayOptions"]

@@ -25,7 +25,8 @@ from merge_engine.planning import MergePlan, Schedule, make_plan
 from merge_engine.recipe import Recipe, RecipeSource, load_recipes
 
 if TYPE_CHECKING:
-    from merge_engine.distributed import OnRay, RayOptions
+    from merge_engine.distributed.options import RayOptions
+    from merge_engine.distributed.running import OnRay
 
 
 def plan(
@@ -211,8 +212,8 @@ def _cluster(
             raise OptionError("ray: is for engine ray only")
         return None
     # The package stands above this one, and only such a merge uses it.
-    from merge_engine.distributed import OnRay
     from merge_engine.distributed.options import ray_options
+    from merge_engine.distributed.running import OnRay
 
     return OnRay(ray_options(ray), device, backend, threads, memory)
 
