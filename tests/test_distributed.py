@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merge_engine as me
+from merge_engine.cli.app import call
 from merge_engine.distributed.checks import differing, short_of_memory
 from merge_engine.distributed.connecting import connected
 from merge_engine.distributed.crew import nodes_of
@@ -142,6 +144,18 @@ def test_wrong_arguments(options: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(me.OptionError, match=said):
         me.run("no such recipe", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_several_recipes_need_a_folder_that_all_nodes_see(tmp_path: Path) -> None:
+    one = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n"
+    with pytest.raises(me.OptionError, match="intermediate_dir: with engine ray several recipes need one"):
+        me.run(f"name: first\n{one}---\n{one}", tmp_path / "out", engine="ray")
+
+
+def test_the_command_line_takes_paths_only_with_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    with patch("sys.argv", ["merge-engine", "run", "recipe.yaml", "out", "--ray-path", "/a=/b"]):
+        assert call() == 2
+    assert capsys.readouterr().err == "error: --ray-path: needs --ray\n"
 
 
 def test_an_address_without_a_cluster_is_found_in_seconds(
