@@ -38,7 +38,9 @@ class Values:
     """
 
     def __init__(self, place: str | None = None):
-        self._place = place
+        import torch
+
+        self._place = None if place is None else torch.device(place)
         self._made: dict[Operand, torch.Tensor] = {}
 
     def of(self, operand: Operand) -> torch.Tensor:
@@ -56,13 +58,18 @@ class Values:
 
     def here(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, or a copy of it on the device."""
-        if self._place is None or str(tensor.device) == self._place:
+        if self._place is None or tensor.device == self._place:
             return tensor
         return tensor.to(self._place, non_blocking=True)
 
     def keep_only(self, operands: set[Operand]) -> None:
         """Let go of what was composed, but for these operands."""
         self._made = {operand: tensor for operand, tensor in self._made.items() if operand in operands}
+
+    @property
+    def composed(self) -> bool:
+        """Whether anything that was composed is kept."""
+        return bool(self._made)
 
     @property
     def nbytes(self) -> int:
@@ -178,11 +185,11 @@ def _begin(
 
 def _arrays(lane: Lane, visit: Visit, count: int) -> list[Any]:
     """The first inputs of a visit as arrays of the backend."""
-    where = slice(visit.start, visit.start + visit.count)
     runs, values = lane
-    return [
-        runs.backend.tensor(values.here(values.of(operand)[where])) for operand in visit.task.inputs[:count]
-    ]
+    flat = [values.of(operand) for operand in visit.task.inputs[:count]]
+    if not visit.whole:
+        flat = [each[visit.start : visit.start + visit.count] for each in flat]
+    return [runs.backend.tensor(values.here(each)) for each in flat]
 
 
 def _copy(

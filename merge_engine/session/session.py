@@ -191,9 +191,10 @@ class Session:
             start = time.perf_counter()
             merge_in_memory(schedule, lambda task: lanes[of_task[task.name]], taking.target, taking.merged)
             run.ledger.seconds = time.perf_counter() - start
-            used = {operand for task in plan.tasks for operand in task.inputs}
-            for values in self._values:
-                values.keep_only(used)
+            if any(values.composed for values in self._values):
+                used = {operand for task in plan.tasks for operand in task.inputs}
+                for values in self._values:
+                    values.keep_only(used)
             if inputs.watched is not None and inputs.watched.changed():
                 raise CheckpointError("the inputs were changed while they were merged; merge them again")
             notes = [*taking.notes, *run.notes]
