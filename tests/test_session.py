@@ -262,6 +262,22 @@ def test_files_are_not_needed_any_more(checkpoints: dict[str, list[Path]], tmp_p
         assert_same(session.merge("ties", density=0.3).tensors(), expected)
 
 
+def test_models_may_be_named_by_another_path(
+    checkpoints: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *models = checkpoints["torch.bfloat16"]
+    monkeypatch.chdir(base.parent)
+    with me.load(base, models) as session:
+        merge = session.merge(
+            {
+                "merge_method": "linear",
+                "models": [{"model": f"./{m.name}", "parameters": {"weight": 1}} for m in models],
+            }
+        )
+        assert_equals_a_run(merge)
+        assert str(models[0]) in merge.recipe.to_yaml()
+
+
 def test_threads_share_a_session(checkpoints: dict[str, list[Path]]) -> None:
     base, *models = checkpoints["torch.bfloat16"]
     found: dict[float, Tensors] = {}

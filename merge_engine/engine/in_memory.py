@@ -148,17 +148,27 @@ def merge_in_memory(
                     _copy(part.task, values, target, merged)
                     runs.each[part.recipe].add(part.task, visit.count)
             continue
-        by_lane: dict[int, tuple[Lane, list[Visit]]] = {}
-        for visit in batch:
-            lane = lane_of(visit.task)
-            by_lane.setdefault(id(lane), (lane, []))[1].append(visit)
-        for lane, visits in by_lane.values():
+        for lane, visits in _by_lane(batch, lane_of):
             under_way += _begin(lane, visits, target, targets)
         most = _UNDER_WAY if lane.runs.backend.has_link else 0
         while len(under_way) > most:
             finish(under_way.popleft())
     for each in under_way:
         finish(each)
+
+
+def _by_lane(batch: Sequence[Visit], lane_of: Callable[[JointTask], Lane]) -> list[tuple[Lane, list[Visit]]]:
+    """The visits of each device. Where they only measure, maybe for all tensors together, they stay in order."""
+    found: list[tuple[Lane, list[Visit]]] = []
+    for visit in batch:
+        lane = lane_of(visit.task)
+        candidates = found if visit.parts else found[-1:]
+        there = next((visits for known, visits in candidates if known is lane), None)
+        if there is None:
+            there = []
+            found.append((lane, there))
+        there.append(visit)
+    return found
 
 
 def _begin(

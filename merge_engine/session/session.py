@@ -269,8 +269,20 @@ def _recipe_of(inputs: Inputs, what: RecipeSource | None) -> Recipe:
             raise OptionError("the session was loaded without a recipe; name a method, such as ties")
         return inputs.recipe
     if not isinstance(what, str) or not what.isidentifier():
-        return load_recipe(what)
+        return _as_loaded(load_recipe(what), inputs.opened)
     return with_method(inputs.recipe, what)
+
+
+def _as_loaded(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]) -> Recipe:
+    """The recipe with the names that the models were loaded by, in place of other paths to the same folders."""
+    known = {_place(reference): reference for reference in opened}
+    others = [each for each in recipe.references if each not in opened and _place(each) in known]
+    return recipe.replacing({each: known[_place(each)] for each in others}) if others else recipe
+
+
+def _place(reference: ModelReference) -> tuple[object, ...]:
+    lora = None if reference.lora is None else _place(reference.lora)
+    return Path(reference.path).expanduser().resolve(), reference.revision, lora
 
 
 def with_method(recipe: Recipe, name: str) -> Recipe:
