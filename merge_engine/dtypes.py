@@ -18,6 +18,9 @@ class DType:
     name: str
     bits: int
 
+    def __hash__(self) -> int:
+        return hash(self.code)  # which Python remembers: what was measured is looked up by types among others
+
     @property
     def itemsize(self) -> int:
         """Bytes per element, for types of whole bytes only."""

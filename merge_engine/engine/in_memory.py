@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from merge_engine.backends import Backend
 from merge_engine.backends.memory import view_at
 from merge_engine.engine.batches import in_batches, is_copy
 from merge_engine.engine.copying import differing
@@ -42,6 +43,7 @@ class Values:
 
         self._place = None if place is None else torch.device(place)
         self._made: dict[Operand, torch.Tensor] = {}
+        self._arrays: dict[Operand, Any] = {}
 
     def of(self, operand: Operand) -> torch.Tensor:
         """The elements in row-major order, of shape [count]: a view, or a copy of a tensor with another layout.
@@ -55,6 +57,16 @@ class Values:
         if operand not in self._made:
             self._made[operand] = self._make(operand)
         return self._made[operand]
+
+    def array(self, operand: Operand, backend: Backend) -> Any:
+        """An operand as an array of the backend that computes on the device, which takes no memory of its own."""
+        found = self._arrays.get(operand)
+        if found is None:
+            tensor = self.here(self.of(operand))
+            found = backend.tensor(tensor)
+            if isinstance(operand, InMemory) and tensor.data_ptr() == operand.tensor.data_ptr():
+                self._arrays[operand] = found
+        return found
 
     def here(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, or a copy of it on the device."""
@@ -196,10 +208,11 @@ def _begin(
 def _arrays(lane: Lane, visit: Visit, count: int) -> list[Any]:
     """The first inputs of a visit as arrays of the backend."""
     runs, values = lane
-    flat = [values.of(operand) for operand in visit.task.inputs[:count]]
-    if not visit.whole:
-        flat = [each[visit.start : visit.start + visit.count] for each in flat]
-    return [runs.backend.tensor(values.here(each)) for each in flat]
+    inputs = visit.task.inputs[:count]
+    if visit.whole:
+        return [values.array(operand, runs.backend) for operand in inputs]
+    where = slice(visit.start, visit.start + visit.count)
+    return [runs.backend.tensor(values.here(values.of(operand)[where])) for operand in inputs]
 
 
 def _copy(

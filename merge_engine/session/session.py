@@ -237,6 +237,7 @@ class Session:
                 raise OptionError("the session is closed; load the models again")
             if self._inputs.watched is not None and self._inputs.watched.changed():
                 self._inputs = replace(self._inputs, opened=self._inputs.watched.opened())
+                self._values = [Values(place.device) for place in self._places]
             yield self._inputs
 
     def _budget(self, inputs: Inputs) -> Budget:
