@@ -29,6 +29,7 @@ from merge_engine.planning import (
     DEVICE_PIECE,
     Budget,
     MergePlan,
+    Planner,
     Schedule,
     make_plan,
     plan_state_dicts,
@@ -77,6 +78,14 @@ class Inputs:
         every = [operand for each in self.opened.values() for operand in each.tensors.values()]
         return list({id(o.tensor): o.tensor for o in every if isinstance(o, InMemory)}.values())
 
+    def plan(self, recipe: Recipe, taking: Callable[[Any], object]) -> MergePlan:
+        """The plan of a recipe. ``taking`` gets what its tasks were made of."""
+        if self.watched is not None:
+            return plan_state_dicts(recipe, self.opened, taking)
+        return make_plan(
+            recipe, None, shard_size=parse_size(DEFAULT_SHARD_SIZE), opened=self.opened, taking=taking
+        )
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -98,6 +107,7 @@ class Session:
         self._inputs: Inputs | None = inputs
         self._places = list(places)
         self._values = [Values(place.device) for place in places]
+        self._planner = Planner(inputs.plan)
         held = sum(tensor.nbytes for tensor in inputs.tensors)
         self._kept = Kept(max(held // _SHARE, _LEAST))
         self._lock = threading.RLock()
@@ -141,11 +151,17 @@ class Session:
             self._kept.clear()
 
     def close(self) -> None:
-        """Let go of all memory, once the merge under way is finished. What is closed stays closed."""
+        """Let go of all memory, once the merge under way is finished. What is closed stays closed.
+
+        The tensors of state dicts stay. Those that the session has read are gone for its merges, too.
+        """
         with self._lock:
-            self._inputs = None
+            inputs, self._inputs = self._inputs, None
             self._values = [Values(place.device) for place in self._places]
             self._kept.clear()
+            if inputs is not None and inputs.watched is None:
+                for tensor in inputs.tensors:
+                    tensor.untyped_storage().resize_(0)
 
     def __enter__(self) -> Session:
         return self
@@ -158,12 +174,7 @@ class Session:
     def plan(self, recipe: Recipe) -> Planned:
         """Plan a recipe over the session's models. Raises as ``merge`` does."""
         with seldom_collected, self._in_use() as inputs:
-            if inputs.watched is not None:
-                return Planned(plan_state_dicts(recipe, inputs.opened), inputs.opened)
-            shard_size = parse_size(DEFAULT_SHARD_SIZE)
-            return Planned(
-                make_plan(recipe, None, shard_size=shard_size, opened=inputs.opened), inputs.opened
-            )
+            return Planned(self._planner.plan(recipe), inputs.opened)
 
     def carry_out(
         self,
@@ -238,6 +249,7 @@ class Session:
             if self._inputs.watched is not None and self._inputs.watched.changed():
                 self._inputs = replace(self._inputs, opened=self._inputs.watched.opened())
                 self._values = [Values(place.device) for place in self._places]
+                self._planner = Planner(self._inputs.plan)
             yield self._inputs
 
     def _budget(self, inputs: Inputs) -> Budget:
