@@ -29,9 +29,9 @@ from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.operations import Chunk, Combine
 from merge_engine.dtypes import F32
 from merge_engine.engine.carrying import carry_out
+from merge_engine.engine.runs import Run
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.sinks import MemorySink, Target
-from merge_engine.engine.work import Run
 
 NAMES = [
     name

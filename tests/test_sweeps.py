@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -198,3 +200,189 @@ def digests(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
         if tensor.nbytes:
             found.add(name, 0, memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return found.by_name()
+
+
+def ties(inputs: Inputs, **parameters: Any) -> dict[str, Any]:
+    given = {"merge_method": "ties", "base_model": "o", "models": [{"model": "a"}, {"model": "b"}]}
+    return inputs.recipe({**given, "parameters": {"weight": 0.5, "density": 0.3, **parameters}})
+
+
+def test_inputs_are_read_once(inputs: Inputs) -> None:
+    read = me.run(ties(inputs)).ledger.compute.bytes
+    grid = me.grid(ties(inputs), density=[0.1, 0.2, 0.3], sign_slack=[0, 2])
+    assert me.sweep(grid, lambda *_: None).ledger.compute.bytes == read
+
+
+def test_an_interrupted_sweep_goes_on(inputs: Inputs, tmp_path: Path) -> None:
+    """After complete outputs and complete shards, with shared needs; others of the same inputs may be added."""
+    grid = me.grid(ties(inputs, trim_scope="model"), density=[0.2, 0.5])
+    expected = {label: me.run(recipe).tensors for label, recipe in grid.items()}
+    options: dict[str, Any] = {"report": False, "shard_size": "10KB", "device": "cpu"}
+    me.sweep({"density=0.2": grid["density=0.2"]}, tmp_path, **options)
+    finished = (tmp_path / "density=0.2" / "merge_manifest.json").stat()
+
+    class Stop(Exception):
+        pass
+
+    def stop(nbytes: int) -> None:
+        time.sleep(0.02)
+        if list(tmp_path.glob("*/*.record.part")):
+            raise Stop
+
+    with pytest.raises(Stop):
+        me.sweep(grid, tmp_path, progress=stop, memory="150KB", **options)
+    kept = len(list(tmp_path.glob("*/*.record.part")))
+    result = me.sweep(me.grid(ties(inputs, trim_scope="model"), density=[0.2, 0.5, 0.7]), tmp_path, **options)
+    assert result.taken_over == ("density=0.2",)
+    assert (tmp_path / "density=0.2" / "merge_manifest.json").stat() == finished
+    assert kept and any(f"{kept} of" in note for note in result.results["density=0.5"].notes)
+    for label, tensors in expected.items():
+        assert tensors is not None
+        written = manifest(tmp_path / label)["tensors"]
+        assert digests(dict(tensors)) == {name: one["digest"] for name, one in written.items()}
+        assert result.results[label].counts == me.run(grid[label]).counts
+
+
+def test_a_value_too_large_names_its_recipe_and_costs_the_others_nothing(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    grid = me.grid(ties(inputs) | {"out_dtype": "float16"}, **{"lambda": [1.0, 1e9]})
+    with pytest.raises(me.NonFiniteError, match=r"^lambda=1000000000.0: .* too large for float16"):
+        me.sweep(grid, tmp_path, shard_size="10KB", report=False)
+    kept = {path.parent.name for path in tmp_path.glob("*/*.record.part")}
+    assert kept <= {"lambda=1.0"} and not list(tmp_path.glob("*/merge_manifest.json"))
+    fine = {"lambda=1.0": grid["lambda=1.0"]}
+    assert me.sweep(fine, tmp_path, shard_size="10KB", report=False).results.keys() == fine.keys()
+
+
+def test_an_exception_of_the_function_ends_the_sweep(inputs: Inputs) -> None:
+    class Mine(Exception):
+        pass
+
+    calls = []
+
+    def fail(label: str, name: str, tensor: torch.Tensor) -> None:
+        calls.append(name)
+        raise Mine(name)
+
+    with pytest.raises(Mine):
+        me.sweep(me.grid(ties(inputs), density=[0.2, 0.5]), fail)
+    assert len(calls) == 1
+
+
+def test_few_whole_tensors_are_in_memory_at_a_time(inputs: Inputs) -> None:
+    """A tensor whose outputs do not fit into the memory budget together is read for a part of the recipes at a time."""
+    grid = me.grid(ties(inputs), density=[i / 10 for i in range(1, 10)])
+    found: dict[Any, torch.Tensor] = {}
+    order: list[str] = []
+
+    def take(label: str, name: str, tensor: torch.Tensor) -> None:
+        found[label, name] = tensor
+        if name == "embed.weight":
+            order.append(label)
+
+    for backend in ("cpu", CUDA):
+        order.clear()
+        result = me.sweep(grid, take, memory="150KB", backend=backend)
+        rounds = [sorted(order[at : at + 3]) for at in (0, 3, 6)]
+        assert [label for each in rounds for label in each] == list(grid)  # four of them would not fit
+        assert result.ledger.compute.bytes >= 3 * 2 * 6 * 4096
+        for label in ("density=0.1", "density=0.9"):
+            expected = me.run(grid[label]).tensors
+            assert expected is not None
+            assert all(torch.equal(found[label, name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("list_of_folders", [False, True])
+def test_places_of_the_outputs(inputs: Inputs, tmp_path: Path, list_of_folders: bool) -> None:
+    recipes = {"a/b": ties(inputs), ".c": ties(inputs, density=0.4)}
+    places = [tmp_path / "x", tmp_path / "y"] if list_of_folders else tmp_path
+    result = me.sweep(recipes, places, report=False)
+    folders = [merged.output for merged in result.results.values()]
+    assert folders == (
+        [tmp_path / "x", tmp_path / "y"] if list_of_folders else [tmp_path / "a_b", tmp_path / "_c"]
+    )
+    assert all(me.verify(folder).complete for folder in folders if folder is not None)
+
+
+def problems(kind: type[me.MergeError], *arguments: Any, **options: Any) -> list[str]:
+    with pytest.raises(kind) as caught:
+        me.sweep(*arguments, **options)
+    return caught.value.problems
+
+
+def test_recipes_that_cannot_be_swept(inputs: Inputs, tmp_path: Path) -> None:
+    one, out = ties(inputs), tmp_path / "out"
+    documents = tmp_path / "two.yaml"
+    documents.write_text(
+        "merge_method: linear\nmodels: [{model: a}]\nname: x\n---\nmerge_method: linear\nmodels: [{model: x}]"
+    )
+    assert problems(me.OptionError, {}, out) == ["recipes: a sweep has 1 to 4,096 recipes, not 0"]
+    assert problems(me.OptionError, [one] * 4097, out)[0].endswith("not 4,097")
+    assert problems(me.OptionError, "recipe.yaml", out)[0].startswith("recipes: must be a mapping")
+    assert problems(me.OptionError, {1: one}, out) == ["recipes: a label must be text, not 1"]
+    assert problems(me.OptionError, [one, one], [out]) == [
+        "outputs: 1 folder for 2 recipes; give one for each"
+    ]
+    assert problems(me.OptionError, [one, one], [out, out])[0].startswith(f"{out}: is the output of")
+    assert problems(me.OptionError, {"a/b": one, "a_b": one}, out)[0].startswith(f"{out / 'a_b'}: is the")
+    assert problems(me.OptionError, {"x" * 300: one}, out)[0].endswith("choose another label")
+    assert problems(me.RecipeError, [documents], out)[0].endswith("give it a file of its own")
+    assert problems(me.RecipeError, {"x": one, "y": one | {"sed": 1}}, out)[0].startswith("y: unknown key")
+    assert not out.exists()
+
+
+def test_all_problems_of_all_recipes_are_named_at_once(inputs: Inputs, tmp_path: Path) -> None:
+    copy = shutil.copytree(inputs.paths["b"], tmp_path / "copy")
+    strange = {"merge_method": "linear", "models": [{"model": str(copy), "parameters": {"weight": 1}}]}
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    recipes = {"full": ties(inputs), "wrong": ties(inputs, density=2), "fine": ties(inputs)}
+    assert problems(me.PlanError, recipes, tmp_path) == [
+        f"full: {tmp_path / 'full'}: is not empty; choose another folder or pass --overwrite",
+        "wrong: parameters.density: must be a number with 0 <= density <= 1, not 2",
+    ]
+    assert problems(me.PlanError, {"fine": ties(inputs), "strange": strange}, tmp_path) == [
+        f"strange: merges {copy}, which fine does not; the recipes of a sweep share their inputs: merge this one on "
+        "its own"
+    ]
+    missing = {label: ties(inputs) | {"base_model": "nowhere/at/all"} for label in "xy"}
+    assert len(problems(me.CheckpointError, missing, tmp_path)) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "full"]
+
+
+def test_a_grid_has_every_combination() -> None:
+    recipe = {"merge_method": "ties", "base_model": "o", "models": [{"model": "a"}, {"model": "b"}]}
+    grid = me.grid(recipe, density=[0.2, [0.1, 0.5]], **{"weight[1]": [1], "dtype": ["float32", None]})
+    assert list(grid) == [
+        "density=0.2,weight[1]=1,dtype=float32",
+        "density=0.2,weight[1]=1,dtype=null",
+        "density=[0.1,0.5],weight[1]=1,dtype=float32",
+        "density=[0.1,0.5],weight[1]=1,dtype=null",
+    ]
+    last = grid["density=[0.1,0.5],weight[1]=1,dtype=null"]
+    assert last.dtype is None and last.models is not None
+    assert [entry.parameters for entry in last.models] == [{"density": 0.1}, {"density": 0.5, "weight": 1}]
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [
+        ({}, "the grid has no axes"),
+        ({"density": []}, "density: has no values"),
+        ({"density": 0.2}, "density: must be a list of values, not 0.2"),
+        ({"density": [0.2, 0.2]}, "density: has the value 0.2 twice"),
+        ({"density": [i / 100 for i in range(100)], "seed": list(range(50))}, "the grid has 5,000 recipes"),
+        ({"densty": [0.2, 0.5]}, "densty: is no parameter of ties"),
+        ({"density": [0.2, 1.5]}, "density: must be a number with 0 <= density <= 1, not 1.5"),
+        (
+            {"merge_method": ["ties", "linear"], "density": [1]},
+            "merge_method=linear,density=1: density: is no",
+        ),
+    ],
+)
+def test_grids_that_cannot_be(axes: dict[str, Any], expected: str) -> None:
+    recipe = {"merge_method": "ties", "base_model": "o", "models": [{"model": "a"}]}
+    with pytest.raises(me.RecipeError) as caught:
+        me.grid(recipe, **axes)
+    assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith(expected)

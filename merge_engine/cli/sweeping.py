@@ -169,6 +169,8 @@ def _show_result(result: SweepResult) -> None:
     rows = [*show.stages(ledger), *(("note", note) for note in result.notes)]
     if result.taken_over:
         rows.append(("complete before", ", ".join(result.taken_over)))
+    if result.page is not None:
+        rows.append(("page", str(result.page)))
     each = f", {ledger.seconds / count:.2f} s each" if count else ""
     rows.append(("merged", f"{count:,} recipe(s) into {result.output} in {ledger.seconds:.2f} s{each}"))
     show.pairs(console, rows)

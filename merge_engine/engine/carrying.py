@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from merge_engine.backends import Backend
 from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.pipeline import Pipeline
+from merge_engine.engine.runs import Run, Runs
 from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY
 from merge_engine.engine.sinks import Target
-from merge_engine.engine.work import Run, Runs
 from merge_engine.errors import DeviceMemoryError, PlanError
 from merge_engine.methods import Answers, Method, Need, Operation, Task
 from merge_engine.methods.needs import is_shared

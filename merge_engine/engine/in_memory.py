@@ -15,7 +15,8 @@ from merge_engine.backends import Backend
 from merge_engine.backends.memory import view_at
 from merge_engine.engine.batches import in_batches, is_copy
 from merge_engine.engine.copying import differing
-from merge_engine.engine.work import Runs, Work
+from merge_engine.engine.runs import Runs
+from merge_engine.engine.work import Work
 from merge_engine.methods import Action, Task
 from merge_engine.operands import InMemory, Joined, Operand, Part, Rows, same_bytes
 from merge_engine.planning import Budget, JointTask, Schedule, Visit

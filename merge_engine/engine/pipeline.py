@@ -27,8 +27,9 @@ from merge_engine.engine.in_host_memory import InHostMemory
 from merge_engine.engine.mover import Mover
 from merge_engine.engine.over_link import STAGING, OverLink
 from merge_engine.engine.ring import Ring, RingClosed
+from merge_engine.engine.runs import Runs
 from merge_engine.engine.sinks import Target
-from merge_engine.engine.work import Runs, Work
+from merge_engine.engine.work import Work
 from merge_engine.observe.ledger import Ledger
 from merge_engine.operands import Access
 from merge_engine.planning import Schedule, Visit

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from merge_engine.checkpoint import CheckpointTransaction, CheckpointWriter, ShardLayout
 from merge_engine.engine.measuring import SharedAnswers
-from merge_engine.engine.work import Run
+from merge_engine.engine.runs import Run
 from merge_engine.errors import CheckpointError, MergeError, NonFiniteError, OutputError, PlanError
 from merge_engine.observe.digests import Digests
 from merge_engine.observe.result import TensorResult

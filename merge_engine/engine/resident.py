@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
 from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_in_memory
-from merge_engine.engine.work import Runs
+from merge_engine.engine.runs import Runs
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
 from merge_engine.methods import Method, Task, find_method
 from merge_engine.operands import InMemory

@@ -61,22 +61,20 @@ class SharedGroup(NamedTuple):
 class JointTask:
     """One tensor, of ``count`` elements, and all that recipes make of it.
 
-    ``inputs`` are the operands of all parts. ``copied`` says that the dtype is not mergeable.
+    ``inputs`` are the operands of all parts, ``parts`` those of all groups. ``written`` are the parts that have an
+    output: all, or none if they are only measured. ``input_bits`` and ``output_bits`` are those of an element in all
+    inputs and in all outputs. ``copied`` says that the dtype is not mergeable.
     """
 
     name: str
     count: int
     inputs: tuple[Operand, ...]
     groups: tuple[Group, ...]
+    parts: tuple[Part, ...]
+    written: tuple[Part, ...]
     input_bits: int
+    output_bits: int
     copied: bool
-
-    @property
-    def parts(self) -> Sequence[Part]:
-        """The parts of all groups."""
-        if len(self.groups) == 1:
-            return self.groups[0].parts
-        return [part for group in self.groups for part in group.parts]
 
 
 @dataclass(frozen=True)
@@ -114,10 +112,9 @@ def measured_tasks(plan: MergePlan) -> list[Task]:
 
 def _alone(task: Task, shared: int | None) -> JointTask:
     """The task of the only recipe."""
-    group = Group((Part(0, task),), range(len(task.inputs)), shared)
-    return JointTask(
-        task.name, task.count, task.inputs, (group,), task.input_bits, task.action is Action.COPY
-    )
+    parts = (Part(0, task),)
+    group = Group(parts, range(len(task.inputs)), shared)
+    return _task_of(task, task.inputs, (group,), parts, task.input_bits, task.out.bits)
 
 
 def _put_together(plans: Sequence[MergePlan], shared: Sequence[int | None]) -> list[JointTask]:
@@ -140,8 +137,25 @@ def _joint(groups: Sequence[Sequence[tuple[int, Task]]], shared: Sequence[int | 
         parts = tuple(Part(*pair, number) for pair in pairs)
         own = [places.setdefault(operand, len(places)) for operand in task.inputs]
         made.append(Group(parts, own, shared[recipe]))
-    bits = sum(operand.dtype.bits for operand in places)
-    return JointTask(task.name, task.count, tuple(places), tuple(made), bits, task.action is Action.COPY)
+    every = tuple(part for group in made for part in group.parts)
+    input_bits = sum(operand.dtype.bits for operand in places)
+    output_bits = sum(part.task.out.bits for part in every)
+    return _task_of(task, tuple(places), tuple(made), every, input_bits, output_bits)
+
+
+def _task_of(
+    task: Task,
+    inputs: tuple[Operand, ...],
+    groups: tuple[Group, ...],
+    parts: tuple[Part, ...],
+    input_bits: int,
+    output_bits: int,
+) -> JointTask:
+    """The joint task of some parts, of which ``task`` is one."""
+    only_measured = task.action is Action.MEASURE
+    written, output_bits = ((), 0) if only_measured else (parts, output_bits)
+    copied = task.action is Action.COPY
+    return JointTask(task.name, task.count, inputs, groups, parts, written, input_bits, output_bits, copied)
 
 
 def _has_shared_needs(plan: MergePlan) -> bool:

@@ -157,7 +157,7 @@ class Schedule:
                 ]
             )
 
-    @property
+    @cached_property
     def plans(self) -> tuple[MergePlan, ...]:
         """The plans of all recipes, by their numbers in ``Part``."""
         return (self.plan, *self.beside)
@@ -222,7 +222,7 @@ class Schedule:
         for task in self._computed:
             count = min(self.chunk_elements(task), task.count)
             inputs = max(inputs, self._input_bits(task) * count // 8)
-            outputs = max(outputs, self._output_bytes(task, count))
+            outputs = max(outputs, task.output_bits * count // 8)
         return RingBytes(inputs, outputs)
 
     @cached_property
@@ -266,7 +266,7 @@ class Schedule:
     @cached_property
     def bytes_down(self) -> int:
         """Output bytes that cross the link from a device, if there is one."""
-        return sum(self._output_bytes(task, task.count) for task in self._computed)
+        return sum(task.output_bits * task.count // 8 for task in self._computed)
 
     def visits(self) -> Iterator[Visit]:
         """Every visit of a run, in order."""
@@ -278,7 +278,7 @@ class Schedule:
         division, total = self._division(task), task.count
         needs = [self.own_needs(group) for group in task.groups]
         wanted = [steps(each, group.task.working) for each, group in zip(needs, task.groups, strict=True)]
-        parts = _merged(task)
+        parts = task.written
         readings = _all_steps(wanted)
         if not total or not (parts or readings):
             return
@@ -319,7 +319,7 @@ class Schedule:
 
     def _rounds(self, task: JointTask) -> Sequence[Sequence[Part]]:
         """The parts of a tensor that is cut, in the order of their merging: those of a round are merged together."""
-        parts = _merged(task)
+        parts = task.written
         if not self.budget.whole_outputs:
             return [parts] if parts else []
         rounds: list[list[Part]] = []
@@ -436,11 +436,11 @@ class Schedule:
 
     def _mask_bytes(self, task: JointTask, count: int) -> int:
         """Bytes of the masks of so many elements."""
-        return count * sum(
-            self.plans[recipe].method.scratch_bytes(len(each.models))
-            for recipe, each, _ in task.parts
-            if each.action is Action.MERGE
-        )
+        result = 0
+        for recipe, each, _ in task.parts:
+            if each.action is Action.MERGE:
+                result += self.plans[recipe].method.scratch_bytes(len(each.models))
+        return result * count
 
     def _sums_bytes(self, task: JointTask, count: int) -> int:
         """Bytes of the sums of lines over the blocks of so many elements."""
@@ -460,9 +460,15 @@ class Schedule:
                 result += 8 * (pairs + 2 * vectors) * -(-count // line.length)
         return result
 
+    @cached_property
+    def _sums_lines(self) -> bool:
+        return any(plan.method.sums_lines for plan in self.plans)
+
     def _line_grams(self, task: JointTask) -> Sequence[tuple[Task, Gram, Line]]:
         """The needs that each line of a tensor answers, the tasks that have them, and the lines."""
         result: list[tuple[Task, Gram, Line]] = []
+        if not self._sums_lines:
+            return result
         for recipe, each, _ in task.parts:
             method = self.plans[recipe].method
             if method.sums_lines and each.action is Action.MERGE and each.count:
@@ -480,21 +486,13 @@ class Schedule:
 
     def _span_bytes(self, task: JointTask, count: int) -> int:
         """Bytes of ``count`` elements in all inputs and all outputs."""
-        return self._input_bits(task) * count // 8 + self._output_bytes(task, count)
+        return self._input_bits(task) * count // 8 + task.output_bits * count // 8
 
     def _input_bits(self, task: JointTask) -> int:
         return 0 if self.budget.in_place else task.input_bits
 
-    def _output_bytes(self, task: JointTask, count: int) -> int:
-        return sum(part.task.out.bits for part in _merged(task)) * count // 8
-
 
 _MEASURED = (Action.MERGE, Action.MEASURE)
-
-
-def _merged(task: JointTask) -> Sequence[Part]:
-    """The parts that are written. Those of a plan that only measures are not."""
-    return () if task.groups[0].task.action is Action.MEASURE else task.parts
 
 
 def _all_steps(of_groups: Sequence[Sequence[Step]]) -> Sequence[Step]:

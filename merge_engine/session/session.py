@@ -18,9 +18,9 @@ from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_
 from merge_engine.engine.kept import Kept
 from merge_engine.engine.publishing import result_of
 from merge_engine.engine.run import plan_options
+from merge_engine.engine.runs import Runs
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.to_folders import merge_to_folders
-from merge_engine.engine.work import Runs
 from merge_engine.errors import CheckpointError, OptionError
 from merge_engine.methods import find_method
 from merge_engine.observe.result import MergeResult

@@ -19,6 +19,7 @@ from merge_engine.engine.run import naming_memory, parse_memory, plan_options
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.sinks import FunctionSink, Receiver, Target
 from merge_engine.engine.to_folders import merge_to_folders
+from merge_engine.errors import ReportError
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult
 from merge_engine.operands import Access
@@ -104,7 +105,7 @@ def sweep(
                 )
             found |= dict(zip(missing, done, strict=True))
             ledger = _together(done)
-    return SweepResult(
+    result = SweepResult(
         {member.label: found[number] for number, member in enumerate(members)},
         read,
         recipes.changes if isinstance(recipes, Grid) else {},
@@ -112,6 +113,12 @@ def sweep(
         home,
         tuple(members[number].label for number in sorted(planned.complete)),
     )
+    if report and home is not None:
+        try:
+            result.page, _ = result.write_page()
+        except ReportError as error:  # matplotlib is an extra, and the models are there
+            result.notes += error.problems
+    return result
 
 
 def _members(recipes: Mapping[str, Recipe], outputs: Outputs) -> tuple[list[Member], Path | None]:
