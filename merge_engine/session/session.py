@@ -22,7 +22,6 @@ from merge_engine.engine.runs import Runs
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.to_folders import merge_to_folders
 from merge_engine.errors import CheckpointError, OptionError
-from merge_engine.methods import find_method
 from merge_engine.observe.result import MergeResult
 from merge_engine.operands import InMemory
 from merge_engine.planning import (
@@ -34,10 +33,10 @@ from merge_engine.planning import (
     make_plan,
     plan_state_dicts,
 )
-from merge_engine.recipe import ModelReference, Recipe, RecipeSource, load_recipe
-from merge_engine.recipe.changes import changed
+from merge_engine.recipe import ModelReference, Recipe, RecipeSource
 from merge_engine.session.merge import Merge
 from merge_engine.session.places import Place
+from merge_engine.session.recipes import recipe_of
 from merge_engine.session.targets import Targets
 from merge_engine.session.watching import Watched
 
@@ -125,10 +124,9 @@ class Session:
         session is closed or was loaded without a recipe.
         """
         with self._in_use() as inputs:
-            recipe = _recipe_of(inputs, what)
-            if changes:
-                recipe = changed(recipe, changes, find_method)
-            return Merge(self, self.plan(recipe))
+            if what is None and not inputs.complete:
+                raise OptionError("the session was loaded without a recipe; name a method, such as ties")
+            return Merge(self, self.plan(recipe_of(inputs.recipe, inputs.opened, what, changes)))
 
     @property
     def memory(self) -> Mapping[str, int]:
@@ -273,37 +271,3 @@ class Session:
             work[number] += task.count
             division[task.name] = number
         return division
-
-
-def _recipe_of(inputs: Inputs, what: RecipeSource | None) -> Recipe:
-    """The recipe that ``Session.merge`` is asked for, before changes."""
-    if what is None:
-        if not inputs.complete:
-            raise OptionError("the session was loaded without a recipe; name a method, such as ties")
-        return inputs.recipe
-    if not isinstance(what, str) or not what.isidentifier():
-        return _as_loaded(load_recipe(what), inputs.opened)
-    return with_method(inputs.recipe, what)
-
-
-def _as_loaded(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]) -> Recipe:
-    """The recipe with the names that the models were loaded by, in place of other paths to the same folders."""
-    known = {_place(reference): reference for reference in opened}
-    others = [each for each in recipe.references if each not in opened and _place(each) in known]
-    return recipe.replacing({each: known[_place(each)] for each in others}) if others else recipe
-
-
-def _place(reference: ModelReference) -> tuple[object, ...]:
-    lora = None if reference.lora is None else _place(reference.lora)
-    return Path(reference.path).expanduser().resolve(), reference.revision, lora
-
-
-def with_method(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with another method, and with those of its parameters that the method has. Weights default to 1."""
-    declared = {parameter.name for parameter in find_method(name).parameters}
-    scopes = list(recipe.stacks.scopes)
-    given = {setting for scope in scopes for setting in scope.settings}
-    recipe = recipe.without({scope.place: scope.settings.keys() - declared for scope in scopes})
-    if "weight" in declared - given:
-        recipe = recipe.setting({"parameters": {"weight": 1.0}})
-    return recipe.model_copy(update={"merge_method": name})
