@@ -101,8 +101,8 @@ class Session:
     each uses all cores. ``notes`` are messages for the user.
     """
 
-    def __init__(self, inputs: Inputs, places: Sequence[Place]):
-        self.notes: list[str] = []
+    def __init__(self, inputs: Inputs, places: Sequence[Place], notes: Sequence[str] = ()):
+        self.notes = list(notes)
         self._inputs: Inputs | None = inputs
         self._places = list(places)
         self._values = [Values(place.device) for place in places]
