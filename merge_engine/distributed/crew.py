@@ -240,6 +240,4 @@ def _cause(error: Exception) -> str:
     """What kept a worker from starting: Ray's text ends with the error itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
-    if "No module named 'merge_engine" in last:
-        return "merge_engine is not installed there"
-    return f"its worker does not start: {last}"
+    return f"no worker starts: {last}; install the same version of merge_engine there"
