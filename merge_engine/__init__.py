@@ -31,6 +31,7 @@ from merge_engine.errors import (
     PlanError,
     RecipeError,
     ReportError,
+    SearchError,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
     from merge_engine.planning import MergePlan, Schedule
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
+    from merge_engine.searches import SearchResult, search
+    from merge_engine.searches.lm_eval import LmEval
     from merge_engine.session import Merge, Session, load
     from merge_engine.sweeps import SweepResult, grid, sweep
 
@@ -114,6 +117,8 @@ _HOMES = {
     "merge_engine.planning": ("MergePlan", "Schedule"),
     "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
     "merge_engine.report": ("write_report",),
+    "merge_engine.searches": ("SearchResult", "search"),
+    "merge_engine.searches.lm_eval": ("LmEval",),
     "merge_engine.session": ("Merge", "Session", "load"),
     "merge_engine.sweeps": ("SweepResult", "grid", "sweep"),
 }
@@ -135,6 +140,7 @@ __all__ = [
     "Finding",
     "Gram",
     "KeyRanks",
+    "LmEval",
     "ManifestError",
     "MaskedL1",
     "MaskedSquares",
@@ -158,6 +164,8 @@ __all__ = [
     "ReportError",
     "Schedule",
     "Scored",
+    "SearchError",
+    "SearchResult",
     "Session",
     "SweepResult",
     "Task",
@@ -180,6 +188,7 @@ __all__ = [
     "register",
     "run",
     "schedule",
+    "search",
     "sweep",
     "verify",
     "write_report",

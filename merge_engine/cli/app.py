@@ -30,6 +30,7 @@ from merge_engine.cli.options import (
     ShardSize,
     Threads,
 )
+from merge_engine.cli.searching import search
 from merge_engine.cli.sweeping import sweep
 from merge_engine.cli.terminal import console
 from merge_engine.cli.verify import verify
@@ -157,6 +158,7 @@ def doctor(
 app.command()(verify)
 app.command()(diff)
 app.command()(bench)
+app.command()(search)
 app.command()(sweep)
 app.command("mergekit-yaml")(mergekit_yaml)
 app.command("mergekit-multi")(mergekit_multi)
