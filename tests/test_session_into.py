@@ -142,6 +142,22 @@ def test_targets_of_any_layout(backend: str) -> None:
         assert_same(frozen, expected)
 
 
+def test_buffers_of_a_target_stay_as_they_are() -> None:
+    """Those that loaders compute anew: a module may have them, or the merge, or both."""
+    base, *models = state_dicts()
+    positions = torch.arange(4).view(1, 4)
+    for state in (base, *models):
+        state["embeddings.position_ids"] = positions
+    with me.load(base, models) as session:
+        merge = session.merge("ties", density=0.3)
+        expected = merge.tensors()
+        target = {f"bert.{name}": torch.zeros_like(base[name]) for name in ("a.weight", "b.weight")}
+        merge.into({**target, "bert.other.inv_freq": torch.ones(2)})
+        assert all(raw(target[f"bert.{name}"]) == raw(expected[name]) for name in ("a.weight", "b.weight"))
+        with pytest.raises(me.PlanError, match=r"the merge has no c, which the target has"):
+            merge.into({**{n: torch.zeros_like(t) for n, t in base.items()}, "c": torch.ones(2)})
+
+
 def test_wrong_targets_are_refused_before_anything_is_written() -> None:
     base, *models = state_dicts()
     with me.load(base, models) as session:
@@ -151,11 +167,11 @@ def test_wrong_targets_are_refused_before_anything_is_written() -> None:
         for target, message in (
             (
                 {"a.weight": a.T, "b.weight": b},
-                r"a\.weight: the target has the shape \[100, 30\], the merge \[30, 100\]",
+                r"other shapes: a\.weight \(\[100, 30\], the merge \[30, 100\]\)",
             ),
             (
                 {"a.weight": a, "b.weight": b.int()},
-                r"b\.weight: the target has torch\.int32, the merge bfloat16",
+                r"types that cannot take .*: b\.weight \(torch\.int32, the merge bfloat16\)",
             ),
             ({"a.weight": a, "b.weight": b.to("meta")}, r"b\.weight: the target has it on the meta device"),
             (

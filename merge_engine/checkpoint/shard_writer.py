@@ -286,10 +286,8 @@ class ShardWriter:
         while data.nbytes:
             whole = data.nbytes // PAGE * PAGE if direct >= 0 and position % PAGE == 0 else 0
             try:
-                if whole:
-                    written = os.pwrite(direct, data[:whole], position)
-                else:
-                    written = os.pwrite(self.open(), data, position)
+                descriptor, piece = (direct, data[:whole]) if whole else (self.open(), data)
+                written = os.pwrite(descriptor, piece, position)
             except OSError as error:
                 if not whole or error.errno not in _UNSUPPORTED:
                     raise

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from merge_engine.backends import Backend
 from merge_engine.backends.memory import view_at
 from merge_engine.engine.batches import in_batches, is_copy
 from merge_engine.engine.copying import differing
@@ -39,8 +40,11 @@ class Values:
     """
 
     def __init__(self, place: str | None = None):
-        self._place = place
+        import torch
+
+        self._place = None if place is None else torch.device(place)
         self._made: dict[Operand, torch.Tensor] = {}
+        self._arrays: dict[Operand, Any] = {}
 
     def of(self, operand: Operand) -> torch.Tensor:
         """The elements in row-major order, of shape [count]: a view, or a copy of a tensor with another layout.
@@ -55,15 +59,30 @@ class Values:
             self._made[operand] = self._make(operand)
         return self._made[operand]
 
+    def array(self, operand: Operand, backend: Backend) -> Any:
+        """An operand as an array of the backend that computes on the device, which takes no memory of its own."""
+        found = self._arrays.get(operand)
+        if found is None:
+            tensor = self.here(self.of(operand))
+            found = backend.tensor(tensor)
+            if isinstance(operand, InMemory) and tensor.data_ptr() == operand.tensor.data_ptr():
+                self._arrays[operand] = found
+        return found
+
     def here(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, or a copy of it on the device."""
-        if self._place is None or str(tensor.device) == self._place:
+        if self._place is None or tensor.device == self._place:
             return tensor
         return tensor.to(self._place, non_blocking=True)
 
     def keep_only(self, operands: set[Operand]) -> None:
         """Let go of what was composed, but for these operands."""
         self._made = {operand: tensor for operand, tensor in self._made.items() if operand in operands}
+
+    @property
+    def composed(self) -> bool:
+        """Whether anything that was composed is kept."""
+        return bool(self._made)
 
     @property
     def nbytes(self) -> int:
@@ -142,17 +161,27 @@ def merge_in_memory(
                     _copy(part.task, values, target, merged)
                     runs.each[part.recipe].add(part.task, visit.count)
             continue
-        by_lane: dict[int, tuple[Lane, list[Visit]]] = {}
-        for visit in batch:
-            lane = lane_of(visit.task)
-            by_lane.setdefault(id(lane), (lane, []))[1].append(visit)
-        for lane, visits in by_lane.values():
+        for lane, visits in _by_lane(batch, lane_of):
             under_way += _begin(lane, visits, target, targets)
         most = _UNDER_WAY if lane.runs.backend.has_link else 0
         while len(under_way) > most:
             finish(under_way.popleft())
     for each in under_way:
         finish(each)
+
+
+def _by_lane(batch: Sequence[Visit], lane_of: Callable[[JointTask], Lane]) -> list[tuple[Lane, list[Visit]]]:
+    """The visits of each device. Where they only measure, maybe for all tensors together, they stay in order."""
+    found: list[tuple[Lane, list[Visit]]] = []
+    for visit in batch:
+        lane = lane_of(visit.task)
+        candidates = found if visit.parts else found[-1:]
+        there = next((visits for known, visits in candidates if known is lane), None)
+        if there is None:
+            there = []
+            found.append((lane, there))
+        there.append(visit)
+    return found
 
 
 def _begin(
@@ -179,11 +208,12 @@ def _begin(
 
 def _arrays(lane: Lane, visit: Visit, count: int) -> list[Any]:
     """The first inputs of a visit as arrays of the backend."""
-    where = slice(visit.start, visit.start + visit.count)
     runs, values = lane
-    return [
-        runs.backend.tensor(values.here(values.of(operand)[where])) for operand in visit.task.inputs[:count]
-    ]
+    inputs = visit.task.inputs[:count]
+    if visit.whole:
+        return [values.array(operand, runs.backend) for operand in inputs]
+    where = slice(visit.start, visit.start + visit.count)
+    return [runs.backend.tensor(values.here(values.of(operand)[where])) for operand in inputs]
 
 
 def _copy(

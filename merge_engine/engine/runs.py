@@ -10,7 +10,8 @@ from merge_engine.backends import Backend
 from merge_engine.backends.operations import Chunk
 from merge_engine.engine.kept import Kept
 from merge_engine.engine.measuring import Measurement, SharedAnswers
-from merge_engine.methods import Answers, Operation, Task
+from merge_engine.engine.remembering import Remembering
+from merge_engine.methods import Answers, Need, Operation, Task
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import TensorResult
 from merge_engine.planning import JointTask, MergePlan, Schedule, Visit
@@ -97,11 +98,8 @@ class Runs:
         self._measurements: dict[tuple[JointTask, int], Measurement] = {}  # of tensors with several visits
         of_recipes: dict[int, Measurement] = {}
         for group in schedule.shared:
-            elements = sum(task.count for task in group.tasks)
             answers = _together([known[recipe] for recipe in group.recipes if recipe < len(known)])
-            of_all = None if kept is None else kept.of(group.tasks)
-            working = group.tasks[0].working
-            measurement = Measurement(backend, group.needs, working, elements, known=answers, kept=of_all)
+            measurement = self._measuring(group.tasks, group.needs, known=answers)
             self.shared.append(measurement)
             of_recipes |= dict.fromkeys(group.recipes, measurement)
         self.each = tuple(
@@ -125,11 +123,23 @@ class Runs:
         found = self._measurements.get((visit.task, number))
         if found is None:
             shared = None if group.shared is None else self.shared[group.shared]
-            kept = None if self._kept is None else self._kept.of([task])
-            found = Measurement(self.backend, needs, task.working, task.count, shared, kept=kept)
+            found = self._measuring([task], needs, shared)
             if not (visit.whole and visit.parts):
                 self._measurements[visit.task, number] = found
         return found
+
+    def _measuring(
+        self,
+        tasks: Sequence[Task],
+        needs: Sequence[Need],
+        shared: Measurement | None = None,
+        known: SharedAnswers | None = None,
+    ) -> Measurement:
+        """A measurement of one tensor, or of several together."""
+        working, elements = tasks[0].working, sum([task.count for task in tasks])
+        if self._kept is None:
+            return Measurement(self.backend, needs, working, elements, shared, known)
+        return Remembering(self._kept.of(tasks), self.backend, needs, working, elements, shared, known)
 
     def beside(self, backend: Backend) -> Runs:
         """The part of the same runs that another backend does."""

@@ -1,5 +1,6 @@
 """Tasks, plan and schedule: the work of a merge and its order, known before the first byte is read."""
 
+from merge_engine.planning.again import Planner
 from merge_engine.planning.budget import DEFAULT_MEMORY, DEVICE_PIECE, PIECE, SIDE_BY_SIDE, Budget
 from merge_engine.planning.buffers import is_buffer
 from merge_engine.planning.inputs import Catalogue, Inputs
@@ -25,6 +26,7 @@ __all__ = [
     "JointTask",
     "MergePlan",
     "Part",
+    "Planner",
     "Schedule",
     "Visit",
     "check_recipe",

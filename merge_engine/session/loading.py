@@ -77,9 +77,10 @@ def _of_files(
     memory: int | None,
 ) -> Session:
     opened = open_all(recipe)
-    places = places_of(device, backend, threads, memory)
+    notes: list[str] = []
+    places = places_of(device, backend, threads, memory, notes)
     brought, goes_up = bring_all(opened, places)
-    return Session(Inputs(brought, recipe, complete, goes_up), places)
+    return Session(Inputs(brought, recipe, complete, goes_up), places, notes)
 
 
 def _of_state_dicts(
@@ -104,7 +105,8 @@ def _of_state_dicts(
     there = next(iter(devices), "cpu")
     if device not in ("auto", there):
         raise OptionError(f"device: the tensors of the state dicts are on {there}, not on {device}")
-    return Session(inputs, places_of(there, backend, threads, memory))
+    notes: list[str] = []
+    return Session(inputs, places_of(there, backend, threads, memory, notes), notes)
 
 
 BASE = "the base model"

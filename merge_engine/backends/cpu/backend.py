@@ -44,7 +44,7 @@ from merge_engine.backends.statistics import (
     sum_block,
 )
 from merge_engine.backends.structures import Structures
-from merge_engine.dtypes import BY_NAME, DType
+from merge_engine.dtypes import DType, of_torch
 from merge_engine.errors import BackendError
 from merge_engine.storage.machine import cores
 
@@ -118,7 +118,8 @@ class CpuBackend(Backend):
         """Wrap a contiguous CPU tensor (see ``Backend.tensor``)."""
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise BackendError(f"the cpu backend needs a contiguous CPU tensor, got one on {tensor.device}")
-        dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+        dtype = of_torch(tensor.dtype)
+        assert dtype is not None, "operands have types of checkpoints"
         return _native.HostArray(
             address=tensor.data_ptr(), count=tensor.numel(), dtype=_STRUCTURES.dtype(dtype), owner=tensor
         )
