@@ -176,7 +176,8 @@ def _show_result(result: SweepResult) -> None:
         table.add_row(cell(label), *_shares(merged))
     console.print(table)
     count, ledger = len(result.results) - len(result.taken_over), result.ledger
-    rows = [*show.stages(ledger), *(("note", note) for note in result.notes)]
+    said = with_labels(list(result.results), {i: m.notes for i, m in enumerate(result.results.values())})
+    rows = [*show.stages(ledger), *(("note", note) for note in (*said, *result.notes))]
     if result.taken_over:
         rows.append(("complete before", ", ".join(result.taken_over)))
     if result.page is not None:
