@@ -66,7 +66,7 @@ class HostCounts:
     def __init__(self, level: int, within: Sequence[Any]):
         self.level = level
         self.within = within
-        self.memory = array("Q", bytes(8 * len(within) * level_bins(level)))
+        self.memory = array("Q", (0,)) * (len(within) * level_bins(level))
 
     def of_slot(self, slot: int) -> memoryview:
         """The counts of a slot."""
@@ -80,8 +80,15 @@ class HostCounts:
 
     def tables(self) -> list[KeyTable]:
         """A copy of the counts of each slot."""
+        bins = level_bins(self.level)
         return [
-            KeyTable(self.level, self.prefix(slot) if self.level else None, array("Q", self.of_slot(slot)))
+            KeyTable(
+                self.level,
+                self.prefix(slot) if self.level else None,
+                self.memory[
+                    slot * bins : (slot + 1) * bins
+                ],  # of an array, which takes a hundredth of a view's time
+            )
             for slot in range(len(self.within))
         ]
 
