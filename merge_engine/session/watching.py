@@ -56,6 +56,8 @@ class Watched:
 
 def _seen(tensors: object) -> dict[str, _Seen]:
     """What shows that tensors are as they were."""
+    import torch
+
     if not isinstance(tensors, Mapping):
         return {}
     return {
@@ -66,11 +68,5 @@ def _seen(tensors: object) -> dict[str, _Seen]:
             tuple(tensor.shape),
         )
         for name, tensor in tensors.items()
-        if _is_tensor(tensor)
+        if isinstance(tensor, torch.Tensor)
     }
-
-
-def _is_tensor(value: object) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
