@@ -5,6 +5,9 @@
 All cases take turns; the table has medians. ``first`` and ``again`` are merges into tensors that are there, at two
 densities (slerp: at two values of t): for ``first`` the session has nothing kept. ``copy`` is torch's ``copy_`` of as
 many bytes as a merge reads and writes in memory. ``plan`` is ``Session.merge`` alone.
+
+On a machine that other programs keep busy, torch's threads wait for each other, and a copy took ten times as long as on
+a quiet one: ``--processor`` takes one thread for everything, and seconds of the processor.
 """
 
 from __future__ import annotations
@@ -45,19 +48,24 @@ def main() -> None:
     parser.add_argument("--methods", default=";".join(METHODS), help="separated by ;")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--processor", action="store_true", help="one thread, and seconds of the processor")
     options = parser.parse_args()
+    threads, clock = None, time.perf_counter
+    if options.processor:
+        threads, clock = 1, time.process_time
+        torch.set_num_threads(threads)
     print(" | ".join(COLUMNS))
     for models in map(int, options.models.split(",")):
         base, tuned = Family(cache_folder(), options.size).make(models)
         for dtype in options.dtypes.split(","):
-            with session_of([base, *tuned], dtype, options.device) as session:
-                measure(session, models, dtype, options.methods.split(";"), options.rounds)
+            with session_of([base, *tuned], dtype, options.device, threads) as session:
+                measure(session, models, dtype, options.methods.split(";"), options.rounds, clock)
 
 
-def session_of(paths: list[Any], dtype: str, device: str) -> me.Session:
+def session_of(paths: list[Any], dtype: str, device: str, threads: int | None) -> me.Session:
     """The models in memory. They are stored in bfloat16; in another dtype they are state dicts."""
     start = time.perf_counter()
-    session = me.load(paths[0], paths[1:], device=device)
+    session = me.load(paths[0], paths[1:], device=device, threads=threads)
     print(f"# loaded in {time.perf_counter() - start:.2f} s: {dict(session.memory)}", flush=True)
     if dtype == "bfloat16":
         return session
@@ -66,10 +74,17 @@ def session_of(paths: list[Any], dtype: str, device: str) -> me.Session:
         for path in paths:
             recipe = {"merge_method": "passthrough", "models": [{"model": str(path)}], "out_dtype": dtype}
             states.append(session.merge(recipe).tensors())
-    return me.load(states[0], states[1:])
+    return me.load(states[0], states[1:], threads=threads)
 
 
-def measure(session: me.Session, models: int, dtype: str, methods: list[str], rounds: int) -> None:
+def measure(
+    session: me.Session,
+    models: int,
+    dtype: str,
+    methods: list[str],
+    rounds: int,
+    clock: Callable[[], float],
+) -> None:
     """Print the rows of one session."""
     target = session.merge("linear").tensors()
     size = sum(tensor.nbytes for tensor in target.values())
@@ -77,12 +92,12 @@ def measure(session: me.Session, models: int, dtype: str, methods: list[str], ro
     for _ in range(rounds):
         for name in methods:
             session.forget()
-            plan, first = timed(partial(merge_of, session, name, 0))
-            once, _ = timed(partial(first.into, target))
+            plan, first = timed(partial(merge_of, session, name, 0), clock)
+            once, _ = timed(partial(first.into, target), clock)
             again = merge_of(session, name, 1)
-            twice, _ = timed(partial(again.into, target))
+            twice, _ = timed(partial(again.into, target), clock)
             read = len(again.plan.models) + len(again.plan.bases)
-            taken[name].append((plan, once, twice, copying(target, (read + 1) * size)))
+            taken[name].append((plan, once, twice, copying(target, (read + 1) * size, clock)))
     for name, rows in taken.items():
         plan, once, twice, copy = (statistics.median(column) for column in zip(*rows, strict=True))
         print(
@@ -107,16 +122,16 @@ def merge_of(session: me.Session, name: str, which: int) -> me.Merge:
     return session.merge(recipe, **changes)
 
 
-def timed(work: Callable[[], T]) -> tuple[float, T]:
+def timed(work: Callable[[], T], clock: Callable[[], float]) -> tuple[float, T]:
     """Seconds that it takes, the work of a GPU included, and what comes out."""
-    start = time.perf_counter()
+    start = clock()
     result = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start, result
+    return clock() - start, result
 
 
-def copying(target: dict[str, torch.Tensor], moved: int) -> float:
+def copying(target: dict[str, torch.Tensor], moved: int, clock: Callable[[], float]) -> float:
     """Seconds of copies in memory that read and write so many bytes together."""
     tensors = list(target.values())
     largest = max(tensors, key=torch.Tensor.numel)
@@ -132,7 +147,7 @@ def copying(target: dict[str, torch.Tensor], moved: int) -> float:
                 if 2 * done >= moved:
                     return
 
-    return timed(copy)[0]
+    return timed(copy, clock)[0]
 
 
 if __name__ == "__main__":
