@@ -31,6 +31,7 @@ from merge_engine.errors import (
     PlanError,
     RecipeError,
     ReportError,
+    SearchError,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
     from merge_engine.planning import MergePlan, Schedule
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
+    from merge_engine.searching import SearchResult, search
+    from merge_engine.searching.lm_eval import LmEval
     from merge_engine.session import Merge, Session, load
 
 # Each module is loaded on the first use of a name in it: a tool that imports this package but rarely merges starts
@@ -113,6 +116,8 @@ _HOMES = {
     "merge_engine.planning": ("MergePlan", "Schedule"),
     "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
     "merge_engine.report": ("write_report",),
+    "merge_engine.searching": ("SearchResult", "search"),
+    "merge_engine.searching.lm_eval": ("LmEval",),
     "merge_engine.session": ("Merge", "Session", "load"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -133,6 +138,7 @@ __all__ = [
     "Finding",
     "Gram",
     "KeyRanks",
+    "LmEval",
     "ManifestError",
     "MaskedL1",
     "MaskedSquares",
@@ -156,6 +162,8 @@ __all__ = [
     "ReportError",
     "Schedule",
     "Scored",
+    "SearchError",
+    "SearchResult",
     "Session",
     "Task",
     "TensorDifference",
@@ -176,6 +184,7 @@ __all__ = [
     "register",
     "run",
     "schedule",
+    "search",
     "verify",
     "write_report",
 ]

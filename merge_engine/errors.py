@@ -59,6 +59,10 @@ class ReportError(MergeError):
     """The merge has no task vectors, or matplotlib is not installed."""
 
 
+class SearchError(MergeError):
+    """A search cannot go on: its scorer failed, its storage holds another search, or Optuna is not installed."""
+
+
 class OutputError(MergeError):
     """The output cannot be written: folder in use, disk full, write failed."""
 

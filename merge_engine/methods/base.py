@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from merge_engine.backends.operations import Combine, Consensus, Nearswap
+from merge_engine.backends.operations import Combine, Consensus, Mask, Nearswap
 from merge_engine.methods.needs import Need
 from merge_engine.methods.task import Task
 from merge_engine.recipe import Parameter, Recipe, declared
@@ -71,6 +71,13 @@ class Method(ABC):
         The same task always has the same needs, in the same order.
         """
         return ()
+
+    def masks(self, task: Task) -> Mapping[int, Mask]:
+        """The mask of each model's task vector, by recipe position. By default none.
+
+        A method has masks where each task vector is sparsified by itself. The method's needs include theirs.
+        """
+        return {}
 
     @abstractmethod
     def solve(self, task: Task, answers: Answers) -> Operation:

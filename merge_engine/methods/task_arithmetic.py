@@ -85,7 +85,7 @@ class TaskArithmetic(Method):
 
     def needs(self, task: Task) -> list[Need]:
         """The magnitudes at the ranks of the masks, the norms with ``rescale: true``, and whole lines for DELLA."""
-        masks = self._masks(task)
+        masks = self.masks(task)
         needs = [need for model, mask in masks.items() for need in mask_needs(model, mask)]
         if self._keeps_norms(task):
             needs += [MaskedL1(model, mask) for model, mask in masks.items()]
@@ -94,13 +94,26 @@ class TaskArithmetic(Method):
             needs.append(Together(line.length * line.stride))
         return needs
 
+    def masks(self, task: Task) -> dict[int, Mask]:
+        """The mask of each model, by recipe position."""
+        common: Common = task.common
+        return {
+            model: self.sparsifier.mask(
+                settings,
+                common,
+                task.elements[model] if common.trim_scope == "model" else task.count,
+                task.random_key(model),
+            )
+            for model, settings in zip(task.models, task.settings, strict=True)
+        }
+
     def solve(self, task: Task, answers: Answers) -> Consensus:
         """The consensus with every model's mask, weight, scale and slack."""
         common: Common = task.common
         retains = common.sign_slack_mode == "retain"
         keeps_norms = self._keeps_norms(task)
         entries = []
-        for (model, mask), settings in zip(self._masks(task).items(), task.settings, strict=True):
+        for (model, mask), settings in zip(self.masks(task).items(), task.settings, strict=True):
             slack = settings.sign_slack if self.elects else 0.0
             entries.append(
                 Entry(
@@ -128,19 +141,6 @@ class TaskArithmetic(Method):
 
     def _keeps_norms(self, task: Task) -> bool:
         return task.common.rescale == "true" and not isinstance(self.sparsifier, Everything)
-
-    def _masks(self, task: Task) -> dict[int, Mask]:
-        """The mask of each model, by recipe position."""
-        common: Common = task.common
-        return {
-            model: self.sparsifier.mask(
-                settings,
-                common,
-                task.elements[model] if common.trim_scope == "model" else task.count,
-                task.random_key(model),
-            )
-            for model, settings in zip(task.models, task.settings, strict=True)
-        }
 
 
 def _norm_ratio(task: Task, norms: tuple[float, float]) -> float:

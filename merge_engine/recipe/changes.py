@@ -48,11 +48,11 @@ def changed(recipe: Recipe, changes: Mapping[str, object], find_method: Callable
     problems: list[str] = []
     method_name: Any = changes.get("merge_method", recipe.merge_method)
     declared = {each.name: each for each in find_method(method_name).parameters}
-    settings = {name: value for name, value in changes.items() if _parameter(name) in declared}
+    settings = {name: value for name, value in changes.items() if parameter_of(name) in declared}
     keys = {name: value for name, value in changes.items() if name not in settings and name in KEYS}
     problems += [
         f"{name}: is no parameter of {method_name} and no key of a recipe"
-        f"{suggestion(_parameter(name), [*declared, *KEYS])}"
+        f"{suggestion(parameter_of(name), [*declared, *KEYS])}"
         for name in changes
         if name not in settings and name not in keys
     ]
@@ -109,7 +109,7 @@ class _Changer:
         self._of_models = [merged[position] for position in sorted(merged)]
 
     def change(self, name: str, value: object) -> None:
-        parameter = self._declared[_parameter(name)]
+        parameter = self._declared[parameter_of(name)]
         if name in self._declared:
             self._change_all(name, parameter, value)
         elif parameter.scope == "tensor":
@@ -147,7 +147,7 @@ class _Changer:
         self.recipe = self.recipe.setting({place: {parameter.name: setting} for place in places})
 
 
-def _parameter(name: str) -> str:
+def parameter_of(name: str) -> str:
     """The name of the parameter in ``density`` and in ``density[1]``."""
     found = _OF_ONE_MODEL.fullmatch(name)
     return found[1] if found else name

@@ -8,7 +8,9 @@ from typing import Any
 
 from merge_engine.observe.result import ModelCounts
 from merge_engine.report import plots
+from merge_engine.report.drawing import colour
 from merge_engine.report.record import Record
+from merge_engine.report.templates import fill, plot
 from merge_engine.report.vectors import TaskVectors
 
 _MOST_PAIRS = 6  # lines in one plot
@@ -16,19 +18,10 @@ _MOST_PAIRS = 6  # lines in one plot
 
 def render(record: Record, vectors: TaskVectors | None, missing: str) -> str:
     """The page as HTML. ``missing`` is the reason why there are no ``vectors``, else ""."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("merge_engine.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     models = list(record.labels)
     totals = record.discards.total.values()
-    return environment.get_template("page.html.jinja").render(
+    return fill(
+        "page.html.jinja",
         title=record.folder.name,
         folder=str(record.folder),
         method=record.recipe.merge_method,
@@ -38,8 +31,8 @@ def render(record: Record, vectors: TaskVectors | None, missing: str) -> str:
         notes=record.notes,
         elects=record.elects,
         models=[_model(record, vectors, models, position) for position in range(len(models))],
-        losses=_plot(plots.losses(record.discards, models) if record.elects else None),
-        kinds=_plot(plots.kinds(record.discards, models) if record.elects else None),
+        losses=plot(plots.losses(record.discards, models) if record.elects else None),
+        kinds=plot(plots.kinds(record.discards, models) if record.elects else None),
         smallest_kind=f"{plots.SMALLEST_KIND:.1%}",
         slack_saved=any(c.saved_by_sign or c.saved_by_trim for c in totals),
         trim_slack_is_in_total_only=record.trims_whole_model and any(c.saved_by_trim for c in totals),
@@ -57,7 +50,7 @@ def _model(
     counts = record.discards.total[model]
     shown = {
         "label": record.labels[model],
-        "colour": plots.colour(position),
+        "colour": colour(position),
         "bar": _bar(counts),
         "kept": _share(counts.kept, record.elements),
         "lost": _share(counts.lost, counts.kept),
@@ -95,21 +88,14 @@ def _agreement(record: Record, vectors: TaskVectors, models: Sequence[int]) -> d
         "pairs": [
             {
                 "label": f"{record.labels[one]} and {record.labels[other]}",
-                "colour": plots.colour(position),
+                "colour": colour(position),
                 "cosine": _number(vectors.total.cosine(one, other), "+.3f"),
             }
             for position, (one, other) in enumerate(pairs)
         ],
-        "cosines": _plot(plots.cosines(vectors, pairs) if 0 < len(pairs) <= _MOST_PAIRS else None),
-        "norms": _plot(plots.norms(vectors, models)),
+        "cosines": plot(plots.cosines(vectors, pairs) if 0 < len(pairs) <= _MOST_PAIRS else None),
+        "norms": plot(plots.norms(vectors, models)),
     }
-
-
-def _plot(svg: str | None) -> Any:
-    """A plot that the template does not escape."""
-    from markupsafe import Markup
-
-    return None if svg is None else Markup(svg)
 
 
 def _share(part: int, whole: int) -> str:

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from merge_engine.engine.carrying import carry_out
-from merge_engine.engine.choosing import choose_backend
-from merge_engine.engine.scheduling import open_access, schedule_for
-from merge_engine.errors import ReportError
 from merge_engine.methods import Answers, Gram, Method, Operation, Task
 from merge_engine.observe.discards import Place
-from merge_engine.planning import Schedule, make_plan, measuring
-from merge_engine.recipe import ModelReference, Recipe
+from merge_engine.planning import Schedule
 from merge_engine.report.record import Record
-from merge_engine.text import some
+from merge_engine.report.rereading import measure_all, plan_again
 
 _NOTHING = 1e-13  # a product below this share of the squared norms in it is rounding error, and counts as 0
 
@@ -68,26 +62,17 @@ def measure(
     result = TaskVectors()
 
     def add(task: Task, answers: Answers) -> None:
-        products = _products(task, answers[Gram()])
+        products = products_of(task, answers[Gram()])
         result.total.add(products)
         place = Place.of(task.name)
         if place.layer is not None:
             result.by_layer.setdefault((place.stack, place.layer), Products()).add(products)
 
-    merge = make_plan(_at_paths(record), None, shard_size=2**62)
-    for given in (*merge.bases.values(), *merge.models.values()):
-        if record.inputs[given.label].fingerprint != given.fingerprint:
-            raise ReportError(f"{given.label}: has been rewritten since it was merged")
-    plan = measuring(merge, _InnerProducts())
-    backend = choose_backend(plan, None)
-    with open_access(plan, backend) as access:
-        schedule = schedule_for(plan, access, backend)
-        on_schedule(schedule)
-        carry_out(schedule, backend, access, None, None, progress, add)
+    measure_all(plan_again(record), InnerProducts(), add, on_schedule, progress)
     return result
 
 
-class _InnerProducts(Method):
+class InnerProducts(Method):
     """Measures the inner products of all inputs, and merges nothing."""
 
     name = "inner products"
@@ -101,37 +86,7 @@ class _InnerProducts(Method):
         raise NotImplementedError
 
 
-def _at_paths(record: Record) -> Recipe:
-    """The recipe with the local paths of its inputs, so that a name on the hub is not downloaded again."""
-    labels = {role: label for label, entry in record.inputs.items() for role in entry.roles}
-    paths = {role: record.inputs[label].paths(label) for role, label in labels.items()}
-    if removed := sorted({pair[0] for pair in paths.values()} & record.removed):
-        raise ReportError(f"{some(removed)}: made by other recipes and removed; --intermediate-dir keeps it")
-    missing = [
-        path for pair in paths.values() for path in pair if path is not None and not Path(path).exists()
-    ]
-    if missing:
-        raise ReportError(
-            f"{missing[0]}: no longer there, seen from the folder that this command is started in"
-        )
-    stacks = record.recipe.stacks
-    if not {*stacks.bases, *map(str, record.labels)} <= paths.keys():
-        raise ReportError("the manifest does not say which input was what")
-    # A model without a role of its own is a base, which the recipe also lists as a model.
-    base = _reference(*paths["base"])
-    models = {
-        model: _reference(*paths[str(i)]) if str(i) in paths else base
-        for i, model in enumerate(stacks.models)
-    }
-    bases = {model: _reference(*paths[role]) for role, model in stacks.bases.items()}
-    return record.recipe.replacing(models | bases)
-
-
-def _reference(path: str, lora: str | None) -> ModelReference:
-    return ModelReference(path=path, lora=None if lora is None else ModelReference(path=lora))
-
-
-def _products(task: Task, gram: Sequence[Sequence[float]]) -> Products:
+def products_of(task: Task, gram: Sequence[Sequence[float]]) -> Products:
     """From the Gram matrix of all inputs: <x - b, y - b> = <x, y> - <x, b> - <y, b> + <b, b>.
 
     The matrix is summed in float64, where each product of two 32-bit values is exact. For a task vector of a

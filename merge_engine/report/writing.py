@@ -10,11 +10,12 @@ from typing import Any
 
 from merge_engine.arguments import path_of
 from merge_engine.checkpoint import REPORT_NAMES
-from merge_engine.errors import MergeError, OutputError, ReportError
+from merge_engine.errors import MergeError
 from merge_engine.observe.result import ModelCounts
 from merge_engine.planning import Schedule
 from merge_engine.report.page import render
 from merge_engine.report.record import Record
+from merge_engine.report.templates import require_extra, write
 from merge_engine.report.vectors import Products, TaskVectors, measure
 
 
@@ -35,7 +36,7 @@ def write_report(
     merge has no task vectors, or matplotlib is not installed, and ``OutputError`` if the files cannot be
     written.
     """
-    _require_extra()
+    require_extra()
     record = Record(path_of("output", output))
     vectors, missing = None, ""
     try:
@@ -43,20 +44,9 @@ def write_report(
     except MergeError as error:
         missing = error.problems[0].rstrip(".")
     page, numbers = (record.folder / name for name in REPORT_NAMES)
-    try:
-        # The name of a folder may have bytes that are not UTF-8.
-        page.write_text(render(record, vectors, missing), encoding="utf-8", errors="backslashreplace")
-        numbers.write_text(json.dumps(_numbers(record, vectors, missing), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    write(page, render(record, vectors, missing))
+    write(numbers, json.dumps(_numbers(record, vectors, missing), indent=1) + "\n")
     return page, numbers
-
-
-def _require_extra() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ReportError('a report needs matplotlib; run: pip install "merge_engine[report]"') from None
 
 
 def _numbers(record: Record, vectors: TaskVectors | None, missing: str) -> dict[str, Any]:

@@ -1,0 +1,272 @@
+"""``merge-engine search``: look for the values with which a merge scores best."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+import merge_engine
+from merge_engine.cli import INTERRUPTED, show, terminal
+from merge_engine.cli.options import BackendName, Device, Quiet, RecipeFile, Threads
+from merge_engine.cli.terminal import cell, console, say
+from merge_engine.errors import OptionError, RecipeError
+from merge_engine.recipe.changes import parse_change
+from merge_engine.report.history_data import SearchHistory, Trial
+from merge_engine.report.values import score_text
+from merge_engine.text import shown
+
+_RANGE = re.compile(r"(?P<low>[^,:]+?)\.\.(?P<high>[^,:]+?)(:(?P<how>[^,:]+))?")
+_SHOWN = 12
+"""Trials in the table while the search goes on."""
+
+
+def search(
+    recipe: RecipeFile,
+    output: Annotated[
+        Path,
+        typer.Argument(readable=False, help="The folder for the best recipes, the history and the trials."),
+    ],
+    space: Annotated[
+        list[str],
+        typer.Option(
+            help="What varies, once for each name: density=0.1..0.9, lambda=0.1..10:log, sign_slack=0..4:0.5, "
+            "or choices such as merge_method=ties,dare_ties."
+        ),
+    ],
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="The function that scores a merge; modules of this folder are found.",
+        ),
+    ] = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            "--lm-eval",
+            metavar="TASKS",
+            help="Tasks of lm-evaluation-harness that score a merge, such as arc_easy,piqa.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task for --lm-eval.", show_default="all")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items in a batch for --lm-eval.")] = 8,
+    trials: Annotated[int, typer.Option(help="Proposals to score after the recipe itself.")] = 50,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which no trial begins.", show_default="none")
+    ] = None,
+    direction: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="maximize or minimize; with several objectives once for each, as NAME=minimize.",
+            show_default="maximize",
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="tpe, nsga2 or cmaes.", show_default="tpe; nsga2 with several objectives"),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="A file or a URL of Optuna's for the trials.", show_default="study.db in the folder"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed gives other proposals.")] = 0,
+    device: Device = "auto",
+    backend: BackendName = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Look for the values with which a merge scores best.
+
+    The recipe itself is scored first. The same command goes on where an earlier one stopped.
+    """
+    values, directions = space_of(space), _directions(direction)
+    if (evaluate is None) == (lm_eval is None):
+        raise OptionError(
+            "give either --evaluate, a function of yours, or --lm-eval, tasks of lm-evaluation-harness"
+        )
+    scorer: Callable[[Any], Any]
+    with merge_engine.load(recipe, device=device, backend=backend, threads=threads) as session:
+        if evaluate is not None:
+            scorer = function_named(evaluate)
+        else:
+            from merge_engine.searching.lm_eval import LmEval
+
+            assert lm_eval is not None
+            os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would cut our table
+            donor = session.recipe.references[0].path
+            harness = LmEval(
+                lm_eval.split(","), donor, limit=limit, batch_size=batch_size, device=_place(device)
+            )
+            scorer, directions = harness, directions or harness.directions
+        with _Table(trials, shown=not quiet) as table:
+            try:
+                found = merge_engine.search(
+                    session,
+                    scorer,
+                    values,
+                    trials=trials,
+                    timeout=timeout,
+                    directions=directions or "maximize",
+                    sampler=sampler,
+                    storage=storage,
+                    seed=seed,
+                    output=output,
+                    on_trial=table.update,
+                )
+            except KeyboardInterrupt:
+                say(
+                    "error",
+                    [f"interrupted; {output} has what was found, and the same command goes on from there"],
+                )
+                raise typer.Exit(INTERRUPTED) from None
+    terminal.result_is_on_disk()
+    show.warnings(found.notes)
+    if not quiet:
+        console.print(trial_table(found.history, found.front))
+        show.lines(console, [*found.summary, f"wrote {output}"])
+
+
+def space_of(texts: list[str]) -> dict[str, object]:
+    """The space from options: ``NAME=LOW..HIGH``, with ``:STEP`` or ``:log`` behind it, or ``NAME=VALUE,VALUE``.
+
+    Raises ``OptionError`` with all texts that are neither.
+    """
+    space: dict[str, object] = {}
+    problems: list[str] = []
+    for text in texts:
+        name, _, values = text.partition("=")
+        name = name.strip()
+        if name in space:
+            problems.append(f"--space: {name} is there twice; give all its values at once")
+        try:
+            found = _RANGE.fullmatch(values.strip())
+            if found:
+                space[name] = _range_of(**found.groupdict())
+            else:
+                name, choices = parse_change(text)
+                space[name] = choices if len(choices) > 1 else choices[0]
+        except (RecipeError, ValueError) as error:
+            problems.append(f"--space: {error}")
+    if problems:
+        raise OptionError(problems)
+    return space
+
+
+def _range_of(low: str, high: str, how: str | None) -> dict[str, object]:
+    ends: dict[str, object] = {"low": _number(low), "high": _number(high)}
+    if how == "log":
+        return ends | {"log": True}
+    return ends if how is None else ends | {"step": _number(how)}
+
+
+def _number(text: str) -> float:
+    """Raises ``ValueError`` for no number."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"{shown(text)} is no number; write a range as 0.1..0.9, 0..4:0.5 or 0.1..10:log"
+        ) from None
+
+
+def function_named(name: str) -> Callable[[Any], Any]:
+    """The function ``MODULE:FUNCTION``; modules in the current folder come first. Raises ``OptionError``."""
+    module, colon, function = name.partition(":")
+    if not colon or not module or not function:
+        raise OptionError(f"--evaluate: must be MODULE:FUNCTION, such as scorer:evaluate, not {shown(name)}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # whatever the module does when it is loaded
+        said = f"{type(error).__name__}: {error}"
+        raise OptionError(f"--evaluate: the module {shown(module)} cannot be loaded: {said}") from error
+    if not callable(found):
+        raise OptionError(f"--evaluate: the module {shown(module)} has no function {shown(function)}")
+    return cast("Callable[[Any], Any]", found)
+
+
+def _directions(given: list[str] | None) -> str | dict[str, str] | None:
+    """Raises ``OptionError`` for several directions of which one has no name."""
+    if not given:
+        return None
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    pairs = [text.partition("=") for text in given]
+    if unnamed := [name for name, equals, _ in pairs if not equals]:
+        raise OptionError(f"--direction: with several objectives each needs a name: NAME={unnamed[0]}")
+    return {name: direction for name, _, direction in pairs}
+
+
+def _place(device: str) -> str | None:
+    return None if device == "auto" else device
+
+
+class _Table:
+    """The last trials in a table that grows on a terminal; nothing elsewhere."""
+
+    def __init__(self, trials: int, shown: bool):
+        self._trials = trials
+        self._live = (
+            Live(console=console, transient=True, auto_refresh=False)
+            if shown and console.is_terminal
+            else None
+        )
+
+    def update(self, history: SearchHistory) -> None:
+        """Show the history after one more trial."""
+        if self._live is not None:
+            done = len(history.trials) - 1
+            table = trial_table(history, [*history.front[:1], *history.trials[-_SHOWN:]])
+            table.caption = f"{done:,} of {self._trials:,} trials"
+            self._live.update(table, refresh=True)
+
+    def __enter__(self) -> _Table:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def trial_table(history: SearchHistory, trials: Sequence[Trial]) -> Table:
+    """A row for each trial: its values, its scores and its seconds."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("trial", justify="right")
+    for name in history.parameters:
+        table.add_column(cell(name), justify="right", overflow="fold")
+    for objective in history.objectives:
+        table.add_column(cell(objective.name), justify="right", overflow="fold")
+    table.add_column("", justify="right")
+    for trial in {trial.number: trial for trial in trials}.values():
+        values = (trial.values.get(name, "") for name in history.parameters)
+        scores = (
+            map(score_text, trial.scores, trial.errors)
+            if trial.scores
+            else ("refused" for _ in history.objectives)
+        )
+        table.add_row(
+            "recipe" if trial.number == history.baseline else str(trial.number),
+            *(cell(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in values),
+            *map(cell, scores),
+            "" if trial.seconds is None else f"{trial.seconds:.1f} s",
+        )
+    return table
