@@ -142,7 +142,7 @@ def merged(
                 "base_model": str(save_checkpoint(f"base {density}", base)),
                 "parameters": {"density": density},
             }
-        label = f"{method}%,{density}"
+        label = f"{method}%20?#{density}"
         outcome = me.run(recipe, tmp_path / "out" / label)
         entries.append(SweepEntry(label, {"density": density}, outcome, tmp_path / "out" / label))
     return entries, base
