@@ -58,6 +58,15 @@ base_model: models/base
 models: [{model: both}, {model: models/code, revision: main}]
 parameters: {weight: 0.5, density: 0.2, t: 0.5}
 """
+SCORER = """\
+def evaluate(merge):
+    return merge.recipe.parameters["density"], 0.2
+
+
+def evaluate_both(merge):
+    return dict.fromkeys(["large", "small"], merge.recipe.parameters["density"])
+"""
+SEARCH = "search recipe.yaml found --device cpu --space density=0.1..0.9 --evaluate scorer:evaluate"
 SUBSTITUTIONS = [
     (r" +$", ""),
     (r"^(read +)(nothing|.*busy.*)", r"\1_"),
@@ -92,6 +101,7 @@ CASES = {
     "help-verify": Case("verify --help", columns=80),
     "help-diff": Case("diff --help", columns=80),
     "help-bench": Case("bench --help", columns=80),
+    "help-search": Case("search --help", columns=80),
     "help-narrow": Case("report --help", columns=40),
     "help-ascii": Case("report --help", columns=80, encoding="ascii"),
     "help-mergekit-yaml": Case("mergekit-yaml --help", columns=100),
@@ -133,6 +143,12 @@ CASES = {
     "diff-json": Case("diff models/base models/code --json"),
     "diff-of-the-same": Case("diff models/base models/base"),
     "diff-without-a-model": Case("diff models/base ./models/coed"),
+    "search": Case(f"{SEARCH} --trials 4"),
+    "search-front": Case(f"{SEARCH}_both --direction large=maximize --direction small=minimize --trials 2"),
+    "search-with-problems": Case(
+        f"{SEARCH} --space densty=0..1 --space weight=4..9 --space lambda=-1..nan --direction up"
+    ),
+    "search-of-another-space": Case(f"{SEARCH} --space seed=0..9", after=f"{SEARCH} --trials 1"),
     "three-problems": Case("plan recipe.yaml", recipe=THREE_PROBLEMS),
     "no-recipe": Case("plan recpe.yaml"),
     "no-model": Case("plan recipe.yaml", recipe=RECIPE.replace("models/code", "./models/coed")),
@@ -160,6 +176,7 @@ def folder(save_checkpoint: SaveCheckpoint, tmp_path: Path) -> Path:
 def transcript(case: Case, folder: Path) -> str:
     """The output of a case, marked if it is not stdout, and its exit code if it is not 0."""
     (folder / "recipe.yaml").write_text(case.recipe)
+    (folder / "scorer.py").write_text(SCORER)
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     environment |= {
         "COLUMNS": str(case.columns),

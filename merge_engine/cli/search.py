@@ -106,7 +106,7 @@ def search(
 
             assert lm_eval is not None
             os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would cut our table
-            donor = session.recipe.references[0].path
+            donor = session.merge().recipe.references[0].path
             harness = LmEval(
                 lm_eval.split(","), donor, limit=limit, batch_size=batch_size, device=_place(device)
             )

@@ -3,7 +3,7 @@
 The package is named after what it does, because ``merge_engine.search`` is the function.
 """
 
-from merge_engine.searching.result import Comparison, SearchResult
 from merge_engine.searching.loop import search
+from merge_engine.searching.result import Comparison, SearchResult
 
 __all__ = ["Comparison", "SearchResult", "search"]

@@ -1,7 +1,7 @@
 """The recipes of a space: whether each name and value means something, and what a proposal makes of a recipe.
 
 If a search varies the method, a proposal has values for the parameters of all methods. Those that its own method does
-not have are left out of its recipe. So are the recipe's own settings that only its own method has.
+not have are left out of its recipe. So are the recipe's own settings that this method does not have.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from merge_engine.recipe import Parameter, Recipe, Scalar
 from merge_engine.recipe.changes import KEYS, changed, parameter_of
 from merge_engine.recipe.problems import suggestion
 from merge_engine.searching.space import Choices, Range, Space
+from merge_engine.session.session import with_method
 from merge_engine.text import shown
 
 METHOD = "merge_method"
@@ -138,11 +139,7 @@ class Candidates:
         return name in KEYS or parameter_of(name) in self._declared[method]
 
     def _for_method(self, method: str) -> Recipe:
-        """The recipe without those of its settings that its own method has, and this one has not."""
-        if method == self.recipe.merge_method:
-            return self.recipe
-        lost = _parameters_of(self.recipe.merge_method).keys() - self._declared[method].keys()
-        return self.recipe.without({scope.place: lost for scope in self.recipe.stacks.scopes})
+        return self.recipe if method == self.recipe.merge_method else with_method(self.recipe, method)
 
     def _value(self, name: str) -> Scalar | None:
         """The one value that the recipe has for a name; None if it has several, or none."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from merge_engine.arguments import path_of
 from merge_engine.errors import OptionError, PlanError, RecipeError, SearchError
-from merge_engine.recipe import Recipe
+from merge_engine.recipe import Recipe, RecipeSource
 from merge_engine.report.history_data import Objective, SearchHistory
 from merge_engine.searching.candidates import Candidates
 from merge_engine.searching.result import SearchResult
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.samplers import BaseSampler
 
+    from merge_engine.planning import MergePlan
     from merge_engine.session import Merge, Session
 
 Score: TypeAlias = "float | tuple[float, float | None]"
@@ -49,6 +50,7 @@ def search(
     sampler: str | BaseSampler | None = None,
     storage: str | Path | None = None,
     seed: int = 0,
+    start: str | RecipeSource | None = None,
     output: str | Path | None = None,
     timeout: float | None = None,
     on_trial: Callable[[SearchHistory], None] | None = None,
@@ -57,11 +59,12 @@ def search(
 
     ``evaluate`` gets a planned merge of the session (``merge.into(model)``, ``merge.tensors()``) and returns a score:
     a finite number, or a pair of a number and its standard error; with several objectives a sequence of scores, or a
-    map by names. ``space``: names of changes of the session's recipe, with a range ``(low, high)``, a map with ``low``,
+    map by names. ``space``: names of changes of the recipe, with a range ``(low, high)``, a map with ``low``,
     ``high``, and ``log`` or ``step``, a list of choices, or one fixed value. ``directions``: ``maximize`` or
     ``minimize``, one for each objective; as a map it names the objectives.
 
-    The session's recipe without changes is scored first, as trial 0. ``trials`` proposals follow, one at a time,
+    The recipe ``start`` without changes is scored first, as trial 0; by default that is the session's. It may be the
+    name of a method, as for ``Session.merge``. ``trials`` proposals follow, one at a time,
     because a merge uses all cores; none begins after ``timeout`` seconds. ``sampler``: ``tpe`` (the default for one
     objective), ``nsga2`` (for several), ``cmaes``, or a sampler of Optuna. ``on_trial`` gets the history after each
     trial.
@@ -76,13 +79,14 @@ def search(
     then are kept, and the same call begins with the one that failed.
     """
     _require_extra()
-    checked = _checked(session.recipe, space, directions, trials, timeout, sampler, seed)
+    merge = session.merge(start)
+    checked = _checked(merge.recipe, space, directions, trials, timeout, sampler, seed)
     folder = None if output is None else path_of("output", output)
     _probe(session, checked.candidates)
     if folder is not None:
         prepare_folder(folder)
         storage = folder / STUDY_FILE if storage is None else storage
-    with open_study(storage, checked.objectives, _fingerprint(checked)) as study:
+    with open_study(storage, checked.objectives, _fingerprint(checked, merge.plan)) as study:
         trying = _Trying(session, evaluate, checked, study)
         try:
             trying.until(trials, math.inf if timeout is None else time.monotonic() + timeout, on_trial)
@@ -125,7 +129,7 @@ class _Trying:
         """Score the baseline and proposals until there are so many, or the time has come."""
         while len(self._trials.ended) <= trials and time.monotonic() < end:
             if self._trials.needs_baseline:
-                self._trials.add_baseline(*self._scored(self._session.recipe, _BASELINE))
+                self._trials.add_baseline(*self._scored(self._candidates.recipe, _BASELINE))
             else:
                 self._propose()
             if on_trial is not None:
@@ -140,7 +144,7 @@ class _Trying:
         asked = self._trials.ask()
         try:
             if is_baseline(asked):
-                self._trials.tell(asked, *self._scored(self._session.recipe, _BASELINE))
+                self._trials.tell(asked, *self._scored(self._candidates.recipe, _BASELINE))
                 return
             values = self._candidates.values(asked.params)
             text = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
@@ -203,15 +207,11 @@ def _checked(
     if timeout is not None and (not isinstance(timeout, int | float) or not timeout > 0):
         problems.append(f"timeout: must be a number of seconds above 0, not {shown(timeout)}")
     objectives = tried(lambda: read_objectives(directions))
-    read = tried(lambda: read_space(space))
-    candidates = samplers = None
-    if read is not None:
-        checked_space = read
-        candidates = tried(lambda: Candidates(recipe, checked_space))
-        samplers = tried(lambda: Samplers(sampler, seed, len(objectives or [""]), checked_space))
-    if problems:
+    read = read_space(space, problems)
+    candidates = tried(lambda: Candidates(recipe, read))
+    samplers = tried(lambda: Samplers(sampler, seed, len(objectives or [""]), read))
+    if problems or candidates is None or objectives is None or samplers is None:
         raise OptionError(problems)
-    assert candidates is not None and objectives is not None and samplers is not None
     return _Checked(candidates, objectives, samplers)
 
 
@@ -232,12 +232,13 @@ def _probe(session: Session, candidates: Candidates) -> None:
         raise PlanError(problems)
 
 
-def _fingerprint(checked: _Checked) -> dict[str, object]:
+def _fingerprint(checked: _Checked, plan: MergePlan) -> dict[str, object]:
     """What the trials of a search depend on, as JSON has it."""
     return {
         "space": checked.candidates.space.plain,
         "directions": {each.name: each.direction for each in checked.objectives},
         "recipe": checked.candidates.recipe.to_plain(),
+        "inputs": {each.label: each.fingerprint for each in plan.inputs},
     }
 
 

@@ -81,7 +81,7 @@ def _cmaes_notes(objectives: int, space: Space) -> list[str]:
     if objectives > 1:
         raise OptionError("sampler: cmaes has one objective; nsga2 and tpe take several")
     choices = [name for name, domain in space.varied.items() if isinstance(domain, Choices)]
-    if len(choices) == len(space.varied):
+    if space.varied and len(choices) == len(space.varied):
         raise OptionError(
             "sampler: cmaes needs a range of numbers, and the space has choices only; tpe takes them"
         )

@@ -18,7 +18,6 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any, TypeAlias
 
-from merge_engine.errors import OptionError
 from merge_engine.recipe import Scalar
 from merge_engine.recipe.problems import suggestion
 from merge_engine.text import shown
@@ -112,13 +111,14 @@ class Space:
         return {name: both[name] for name in sorted(both)}
 
 
-def read_space(raw: object) -> Space:
-    """The space from what a caller gives; see the module's text. Raises ``OptionError`` with all problems."""
+def read_space(raw: object, problems: list[str]) -> Space:
+    """The space from what a caller gives; see the module's text. ``problems`` gets a line for each that has none."""
     if not isinstance(raw, Mapping):
-        raise OptionError(f"space: must be a map of names to values, not {shown(raw)}")
+        problems.append(f"space: must be a map of names to values, not {shown(raw)}")
+        raw = {}
     varied: dict[str, Domain] = {}
     fixed: dict[str, Scalar] = {}
-    problems: list[str] = []
+    before = len(problems)
     for name, given in raw.items():
         if not isinstance(name, str):
             problems.append(f"space: names must be text, not {shown(name)}")
@@ -132,10 +132,8 @@ def read_space(raw: object) -> Space:
             varied[name] = read
         else:
             fixed[name] = read
-    if not varied and not problems:
+    if not varied and len(problems) == before and isinstance(raw, Mapping):
         problems.append("space: varies nothing; give a name a range (low, high) or a list of choices")
-    if problems:
-        raise OptionError(problems)
     return Space(varied, fixed)
 
 

@@ -106,11 +106,9 @@ def _check(study: Study, fingerprint: Mapping[str, object], place: str) -> None:
 
 def _difference(name: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """Which part of a search differs, with the names in it: ``another space (density)``."""
-    theirs, mine = found.get(name), ours[name]
-    if not isinstance(theirs, dict) or not isinstance(mine, dict):
-        return f"other {name}"
+    theirs, mine = found.get(name) or {}, ours[name]
     names = [each for each in {**mine, **theirs} if mine.get(each) != theirs.get(each)]
-    return f"another {name} ({some(names)})"
+    return f"{'other' if name.endswith('s') else 'another'} {name} ({some(names)})"
 
 
 @contextlib.contextmanager

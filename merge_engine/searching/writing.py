@@ -10,6 +10,7 @@ from pathlib import Path
 
 from merge_engine.checkpoint.durable import sync, sync_all
 from merge_engine.checkpoint.output_folder import naming
+from merge_engine.checkpoint.staged_files import refuse_taken
 from merge_engine.errors import OutputError, SearchError
 from merge_engine.recipe import Recipe
 from merge_engine.report.history_data import SearchHistory, Trial
@@ -61,6 +62,8 @@ def write_files(
     parts = {name: folder / f".{name}.part" for name in (*names, _PAGE, _NUMBERS)}
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for name in parts:
+            refuse_taken(folder, name)
         try:
             for name, text in texts.items():
                 parts[name].write_text(text, encoding="utf-8")
