@@ -15,11 +15,11 @@ pytest.importorskip("transformers")
 
 import merge_engine as me
 from examples.low_resource import search, search_tables, settings, tables
-from examples.low_resource.comparing import Judged, compared
+from examples.low_resource.comparing import Judged, best_within, compared
 from examples.low_resource.errors import ExampleError
 from examples.low_resource.evaluate import answered, bits, by_length, in_batches
-from examples.low_resource.fronts import Measured, best_within, hypervolume, resampled, weights_of_texts
-from examples.low_resource.halves import BITS, ENGLISH, Half, choosing, half_of, judging
+from examples.low_resource.fronts import Measured, hypervolume, resampled, weights_of_texts
+from examples.low_resource.halves import BITS, ENGLISH, TAMIL, Half, choosing, half_of, judging
 from examples.low_resource.merging import Variant, recipe_for
 from examples.low_resource.split import same
 from examples.low_resource.tasks import every_held_out_item
@@ -115,10 +115,12 @@ def test_a_seed_gives_the_same_trials_and_a_page(session: me.Session, tmp_path: 
     assert (tmp_path / "history.html").is_file() and len(list(tmp_path.glob("front-*.yaml"))) == len(
         one.front
     )
-    model = load_model(search.TRIO["base"])
-    judged = search.judged(session, one, half, model)  # by the half that chose: the same scores
+    judges = Half(
+        half.texts, {**half.items, TAMIL: half.items[ENGLISH][:4]}
+    )  # the half that chose: the same scores
+    judged = search.judged(session, one, judges, load_model(search.TRIO["base"]))
     for each in judged:
-        assert {name: found.value for name, found in each.judged.items()} == pytest.approx(each.chosen)
+        assert {name: each.judged[name].value for name in each.chosen} == pytest.approx(each.chosen)
     assert [each.chosen[BITS] for each in judged] == sorted(each.chosen[BITS] for each in judged)
 
 
@@ -131,6 +133,7 @@ def planted(accuracies: list[float], rng: np.random.Generator) -> list[Judged]:
         judged = {
             BITS: Measured(np.full(300, chosen[BITS]), np.ones(300)),
             ENGLISH: Measured(rng.permutation(right), np.ones(300)),
+            TAMIL: Measured(right, np.ones(300)),
         }
         front.append(Judged(number, {}, chosen, judged))
     return front
@@ -145,15 +148,16 @@ def test_fronts_are_compared_on_the_same_samples() -> None:
     value, error = areas["ties_elect"]["minus task_arithmetic"]
     assert value == pytest.approx(0.1 * 0.45) and 0 < error < 0.02
     by_budget = {each.pop("bits per byte"): each for each in found["budgets"]}
-    assert by_budget[0.7]["ties_elect"]["value"][0] == pytest.approx(0.4)
-    assert by_budget[1.0]["ties"]["value"][0] == pytest.approx(0.5)
+    assert by_budget[0.7]["ties_elect"][ENGLISH]["value"][0] == pytest.approx(0.4)
+    assert by_budget[1.0]["ties"][ENGLISH]["value"][0] == pytest.approx(0.5)
     lucky = compared({"task_arithmetic": [plain, plain], "ties": [plain, better]})["hypervolume"]["ties"]
     assert lucky["minus task_arithmetic"][1] > 0.02  # seeds that differ show in the error
 
 
 def test_nothing_is_chosen_beyond_its_budget() -> None:
-    assert best_within(0.8, [0.7, 0.8, 0.9], [0.3, 0.4, 0.9]) == 1
-    assert best_within(0.6, [0.7], [0.3]) is None
+    front = [{BITS: 0.7, ENGLISH: 0.3}, {BITS: 0.8, ENGLISH: 0.4}, {BITS: 0.9, ENGLISH: 0.9}]
+    assert best_within(0.8, front) == 1
+    assert best_within(0.6, front) is None
 
 
 def test_trials_of_other_texts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from examples.low_resource.fronts import Measured, best_within, hypervolume, resampled, weights_of_texts
-from examples.low_resource.halves import BITS, ENGLISH
+from examples.low_resource.fronts import Measured, hypervolume, resampled, weights_of_texts
+from examples.low_resource.halves import BITS, ENGLISH, TAMIL
 from examples.low_resource.settings import SEARCH_BUDGETS, SEARCH_REFERENCE, SEARCH_RESAMPLES
 
 RIVALS = ("task_arithmetic", "ties")
@@ -67,21 +67,28 @@ def compared(fronts: Fronts) -> dict[str, Any]:
     }
 
 
+def best_within(budget: float, front: Sequence[Mapping[str, float]]) -> int | None:
+    """The number of the recipe with the best English among those within a budget of Tamil; None if none is."""
+    within = [number for number, scores in enumerate(front) if scores[BITS] <= budget]
+    return max(within, key=lambda number: front[number][ENGLISH], default=None)
+
+
 def _within(
-    budget: float, fronts: Fronts, scored: Mapping[str, Sequence[Mapping[str, Any]]]
+    budget: float, fronts: Fronts, scored: Mapping[str, Sequence[Mapping[str, np.ndarray]]]
 ) -> dict[str, Any]:
-    """By method, the English accuracy and the bits per byte of the recipes chosen; without those that have none."""
-    english, tamil = {}, {}
+    """By method, the scores of the recipes chosen; without methods for which a seed has none."""
+    english, others = {}, {}
     for method, seeds in fronts.items():
-        best = [
-            best_within(budget, [e.chosen[BITS] for e in front], [e.chosen[ENGLISH] for e in front])
-            for front in seeds
-        ]
-        if None not in best:
-            pairs = list(zip(scored[method], best, strict=True))
-            english[method] = np.stack([each[ENGLISH][:, number] for each, number in pairs])
-            tamil[method] = np.stack([each[BITS][:, number] for each, number in pairs])
-    return {method: {**_beside(method, english), BITS: _with_error(tamil[method])} for method in english}
+        best = [best_within(budget, [each.chosen for each in front]) for front in seeds]
+        numbers = [number for number in best if number is not None]
+        if len(numbers) == len(seeds):
+            columns = list(zip(scored[method], numbers, strict=True))
+            english[method] = np.stack([each[ENGLISH][:, number] for each, number in columns])
+            picks = [front[number].judged for front, number in zip(seeds, numbers, strict=True)]
+            others[method] = {
+                name: rounded([np.mean([pick[name].value for pick in picks])]) for name in (BITS, TAMIL)
+            }
+    return {method: {ENGLISH: _beside(method, english), **others[method]} for method in english}
 
 
 def _beside(method: str, found: Mapping[str, np.ndarray]) -> dict[str, Any]:

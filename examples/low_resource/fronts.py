@@ -55,9 +55,3 @@ def hypervolume(tamil: np.ndarray, english: np.ndarray, reference: tuple[float, 
     widths = np.diff(tamil, axis=-1, append=np.full((*tamil.shape[:-1], 1), worst_tamil))
     area: np.ndarray = (widths * (np.maximum.accumulate(english, axis=-1) - worst_english)).sum(-1)
     return area
-
-
-def best_within(budget: float, tamil: Sequence[float], english: Sequence[float]) -> int | None:
-    """The number of the recipe with the best English among those within a budget of Tamil; None if none is."""
-    within = [number for number, bits in enumerate(tamil) if bits <= budget]
-    return max(within, key=lambda number: english[number], default=None)

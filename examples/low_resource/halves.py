@@ -7,7 +7,7 @@ punctuation alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -33,13 +33,14 @@ class Half:
     texts: Sequence[str]
     items: Mapping[str, Sequence[Item]]
 
-    def measured(self, model: LlamaForCausalLM) -> dict[str, Measured]:
-        """Tamil bits per byte, and each accuracy over the items of both tasks together."""
+    def measured(self, model: LlamaForCausalLM, leave_out: Collection[str] = ()) -> dict[str, Measured]:
+        """Tamil bits per byte, and each accuracy over the items of both tasks together, but for some."""
         model.eval()
         with torch.inference_mode():
             sizes = np.array([len(text.encode()) for text in self.texts], float)
             found = {BITS: Measured(bits(model, self.texts).numpy(), sizes)}
-            for name, questions in self._questions.items():
+            for name in self.items.keys() - set(leave_out):
+                questions = self._questions[name]
                 right = answered(model, questions.batches).cpu().numpy()
                 found[name] = Measured(np.bincount(questions.sentence, right), questions.asked)
         return found

@@ -6,7 +6,7 @@ python -m examples.low_resource.search_tables
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,15 @@ def area_table(results: Results) -> str:
 
 
 def budget_table(results: Results) -> str:
-    """The best English accuracy within budgets of Tamil."""
-    budgets = results["budgets"]
-    head = ["English accuracy", *(f"Tamil at most {each['bits per byte']:.2f}" for each in budgets)]
-    rows = [
-        [NAMES[method], *(_within(each, method) for each in budgets)] for method in results["hypervolume"]
-    ]
-    return markdown(head, rows)
+    """The English accuracy of what each method chooses within budgets of Tamil."""
+    return _by_budget(results, "English accuracy", _english)
+
+
+def chosen_table(results: Results) -> str:
+    """What the same recipes have in Tamil."""
+    return _by_budget(
+        results, "Tamil bits per byte; accuracy", lambda found: f"{found[BITS][0]:.3f}; {found[TAMIL][0]:.3f}"
+    )
 
 
 def baseline_table(results: Results) -> str:
@@ -77,7 +79,7 @@ def baseline_table(results: Results) -> str:
     return markdown(["not searched", *measures], rows)
 
 
-TABLES = {"search": area_table, "budgets": budget_table, "baselines": baseline_table}
+TABLES = {"search": area_table, "budgets": budget_table, "chosen": chosen_table, "baselines": baseline_table}
 
 
 def write() -> Path:
@@ -88,12 +90,20 @@ def write() -> Path:
     return PAGE
 
 
-def _within(budget: Mapping[str, Any], method: str) -> str:
-    if method not in budget:
-        return ""
-    found = budget[method]
-    beside = found.get(f"minus {RIVALS[0]}")
-    return f"{found['value'][0]:.3f}" + (f" ({_signed(beside)})" if beside else "")
+def _by_budget(results: Results, title: str, cell: Callable[[Mapping[str, Any]], str]) -> str:
+    """A column for each budget; nothing where a method has no recipe within it."""
+    budgets = results["budgets"]
+    head = [title, *(f"at most {each['bits per byte']:.2f}" for each in budgets)]
+    rows = [
+        [NAMES[method], *(cell(each[method]) if method in each else "" for each in budgets)]
+        for method in results["hypervolume"]
+    ]
+    return markdown(head, rows)
+
+
+def _english(found: Mapping[str, Any]) -> str:
+    beside = found[ENGLISH].get(f"minus {RIVALS[0]}")
+    return f"{found[ENGLISH]['value'][0]:.3f}" + (f" ({_signed(beside)})" if beside else "")
 
 
 def _number(found: Sequence[float]) -> str:

@@ -128,6 +128,8 @@ SEARCH_TRIALS = 50
 """Proposals for each recipe, after its own values."""
 SEARCH_SENTENCES, SEARCH_TEXTS = 200, 100
 """English sentences, with an item of each task, and Tamil texts that score a trial, of the half that chooses."""
+SEARCH_JUDGING_TEXTS = 150
+"""Tamil texts of the half that judges; it has items for all its sentences."""
 SEARCH_REFERENCE = (1.1, 0.25)
 """Tamil bits per byte and English accuracy that count for nothing: no better than about the base, and chance."""
 SEARCH_BUDGETS = (0.7, 0.75, 0.8, 0.9, 1.0)
