@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +103,11 @@ def run(trials: int, seeds: list[int]) -> dict[str, Any]:
                 fronts[method].append(judged(session, result, judges, model))
                 print(
                     f"{method}, seed {seed}: {len(fronts[method][-1])} recipes in the front, "
-                    f"{time.perf_counter() - start:.0f} s so far; {folder / 'history.html'}",
+                    f"{time.perf_counter() - start:.0f} s so far; see {folder.relative_to(HERE)}/history.html",
                     flush=True,
                 )
+    about = describe({"disk": HERE}, None)
+    about["versions"]["optuna"] = version("optuna")
     return {
         "settings": {
             "trials": trials,
@@ -113,7 +117,7 @@ def run(trials: int, seeds: list[int]) -> dict[str, Any]:
             "choosing": _size(chooses),
             "judging": _size(judges),
         },
-        **describe({"disk": HERE}, None),
+        **about,
         "seconds": {"elapsed": round(time.perf_counter() - start), "cpu": round(time.process_time() - used)},
         "baselines": baselines,
         **compared(fronts),
@@ -156,6 +160,12 @@ def _front_row(each: Judged) -> dict[str, Any]:
     return {"trial": each.trial, "values": values, "choosing": chosen, "judging": _numbers(dict(each.judged))}
 
 
+def _text(content: dict[str, Any]) -> str:
+    """JSON with what holds no lists or maps in one line."""
+    text = json.dumps(content, indent=1)
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda inner: " ".join(inner[0].split()), text) + "\n"
+
+
 def main() -> None:
     """Search with what the command line says, then write numbers, tables and figure."""
     parser = argparse.ArgumentParser(
@@ -165,7 +175,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="searches of each method")
     options = parser.parse_args()
     content = run(options.trials, options.seeds)
-    search_tables.RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    search_tables.RESULTS.write_text(_text(content))
     print(
         f"numbers in {search_tables.RESULTS}, tables in {search_tables.write()}, figure in {search_plot.draw()}"
     )

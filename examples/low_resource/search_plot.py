@@ -63,7 +63,7 @@ def _draw_fronts(axes: Axes, results: Results) -> None:
             axes.plot(x, y, "x", color=COLOURS[name], markersize=7, markeredgewidth=1.8)
         else:
             axes.errorbar(x, y, error, color="#20252d", marker="D", markersize=4, elinewidth=0.7)
-            axes.annotate(name, (x, y), (6, -3), textcoords="offset points")
+            axes.annotate(name, (x, y), (6, -12), textcoords="offset points")
     axes.axhline(0.25, color="#9aa2ad", linewidth=0.8, linestyle=(0, (1, 3)))
     axes.set_title("Fronts on the half that judges")
     axes.set_xlabel("Tamil: bits per byte (less is better)")

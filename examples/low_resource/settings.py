@@ -131,7 +131,7 @@ SEARCH_SENTENCES, SEARCH_TEXTS = 200, 100
 SEARCH_JUDGING_TEXTS = 150
 """Tamil texts of the half that judges; it has items for all its sentences."""
 SEARCH_REFERENCE = (1.1, 0.25)
-"""Tamil bits per byte and English accuracy that count for nothing: no better than about the base, and chance."""
+"""Tamil bits per byte and English accuracy that count for nothing: about those of the base in the study, and chance."""
 SEARCH_BUDGETS = (0.7, 0.75, 0.8, 0.9, 1.0)
 """Tamil bits per byte that a merge may take."""
 SEARCH_RESAMPLES = 4000
