@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from merge_engine.errors import (
     BackendError,
     CheckpointError,
+    ClusterError,
     ManifestError,
     MergeError,
     NonFiniteError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         TopShare,
         Variance,
     )
+    from merge_engine.distributed.options import RayOptions
     from merge_engine.engine.resident import merge_state_dicts, merge_tensors
     from merge_engine.engine.run import plan, run, schedule
     from merge_engine.inspect.diff import Difference, TensorDifference, TensorType, diff
@@ -72,9 +74,10 @@ if TYPE_CHECKING:
     from merge_engine.planning import MergePlan, Schedule
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
-    from merge_engine.searching import SearchResult, search
-    from merge_engine.searching.lm_eval import LmEval
+    from merge_engine.searches import SearchResult, search
+    from merge_engine.searches.lm_eval import LmEval
     from merge_engine.session import Merge, Session, load
+    from merge_engine.sweeps import SweepResult, grid, sweep
 
 # Each module is loaded on the first use of a name in it: a tool that imports this package but rarely merges starts
 # fast.
@@ -94,6 +97,7 @@ _HOMES = {
         "TopShare",
         "Variance",
     ),
+    "merge_engine.distributed.options": ("RayOptions",),
     "merge_engine.engine.resident": ("merge_state_dicts", "merge_tensors"),
     "merge_engine.engine.run": ("plan", "run", "schedule"),
     "merge_engine.inspect.diff": ("Difference", "TensorDifference", "TensorType", "diff"),
@@ -116,9 +120,10 @@ _HOMES = {
     "merge_engine.planning": ("MergePlan", "Schedule"),
     "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
     "merge_engine.report": ("write_report",),
-    "merge_engine.searching": ("SearchResult", "search"),
-    "merge_engine.searching.lm_eval": ("LmEval",),
+    "merge_engine.searches": ("SearchResult", "search"),
+    "merge_engine.searches.lm_eval": ("LmEval",),
     "merge_engine.session": ("Merge", "Session", "load"),
+    "merge_engine.sweeps": ("SweepResult", "grid", "sweep"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -127,6 +132,7 @@ __all__ = [
     "BackendError",
     "Band",
     "CheckpointError",
+    "ClusterError",
     "Combine",
     "Consensus",
     "Dense",
@@ -157,6 +163,7 @@ __all__ = [
     "PlanError",
     "RankMask",
     "Ranked",
+    "RayOptions",
     "Recipe",
     "RecipeError",
     "ReportError",
@@ -165,6 +172,7 @@ __all__ = [
     "SearchError",
     "SearchResult",
     "Session",
+    "SweepResult",
     "Task",
     "TensorDifference",
     "TensorResult",
@@ -175,6 +183,7 @@ __all__ = [
     "Verification",
     "diff",
     "discards",
+    "grid",
     "load",
     "load_recipe",
     "merge_state_dicts",
@@ -185,6 +194,7 @@ __all__ = [
     "run",
     "schedule",
     "search",
+    "sweep",
     "verify",
     "write_report",
 ]

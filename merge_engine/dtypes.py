@@ -7,6 +7,7 @@ the size in bits. Torch itself is not needed to read, merge and write checkpoint
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,9 @@ class DType:
     code: str
     name: str
     bits: int
+
+    def __hash__(self) -> int:
+        return hash(self.code)  # which Python remembers: what was measured is looked up by types among others
 
     @property
     def itemsize(self) -> int:
@@ -74,3 +78,9 @@ def promote(*dtypes: DType) -> DType:
     if distinct == {BF16, F16}:
         return F32
     return max(distinct, key=lambda dtype: dtype.bits)
+
+
+@cache
+def of_torch(dtype: object) -> DType | None:
+    """The type that torch calls by the same name; None if no checkpoint can hold it."""
+    return BY_NAME.get(str(dtype).removeprefix("torch."))

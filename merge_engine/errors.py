@@ -75,6 +75,10 @@ class BackendChoiceError(BackendError, OptionError):
     """There is no such backend or device, or the two do not go together."""
 
 
+class ClusterError(MergeError):
+    """The Ray cluster is not there, its nodes cannot do the merge, or all of them were lost."""
+
+
 class NoDeviceError(BackendError):
     """A backend has no device here: there is none, its driver is missing, or the native code was built without it."""
 

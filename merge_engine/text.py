@@ -39,7 +39,7 @@ def without_common_folder(paths: Sequence[str]) -> list[str]:
     """The paths without the folders that all of them begin with. The rest of each is not empty."""
     parts = [path.split("/") for path in paths]
     shared = 0
-    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+    while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1
     return ["/".join(p[shared:]) for p in parts]
 

@@ -29,9 +29,9 @@ from merge_engine.backends import Backend, create_backend
 from merge_engine.backends.operations import Chunk, Combine
 from merge_engine.dtypes import F32
 from merge_engine.engine.carrying import carry_out
+from merge_engine.engine.runs import Run
 from merge_engine.engine.scheduling import open_access, schedule_for
-from merge_engine.engine.sinks import MemorySink
-from merge_engine.engine.work import Run
+from merge_engine.engine.sinks import MemorySink, Target
 
 NAMES = [
     name
@@ -87,7 +87,7 @@ def done(recipe: dict[str, Any], backend: Backend) -> Run:
     plan = me.plan(recipe)
     with open_access(plan, backend) as access:
         return carry_out(
-            schedule_for(plan, access, backend, 200_000), backend, access, MemorySink(plan), None
+            schedule_for(plan, access, backend, 200_000), backend, access, [Target(MemorySink(plan))]
         )
 
 

@@ -26,7 +26,7 @@ import merge_engine as me
 from merge_engine.backends import create_backend
 from merge_engine.checkpoint import CheckpointWriter
 from merge_engine.engine.ring import Ring
-from merge_engine.engine.run import merge_to_folder
+from merge_engine.engine.to_folders import merge_to_folders
 from merge_engine.engine.work import Work
 from merge_engine.errors import BackendChoiceError
 from merge_engine.observe.digests import Digests
@@ -74,7 +74,7 @@ class Setup:
         plan = me.plan(self.recipe(), self.output, overwrite=overwrite)
         with OpenFiles() as files:
             access = Access(files, way, in_place)
-            merge_to_folder(Schedule(plan, Budget(memory)), self.output, create_backend("cpu"), access)
+            merge_to_folders(Schedule(plan, Budget(memory)), [self.output], create_backend("cpu"), access)
 
     def refused(self, kind: type[me.MergeError], *said: object, **options: Any) -> str:
         """Runs and checks that it raises this error, with all these texts in its message, and leaves no output.

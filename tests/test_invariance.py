@@ -18,7 +18,7 @@ from safetensors import safe_open
 import merge_engine as me
 from merge_engine.backends import create_backend
 from merge_engine.engine.carrying import carry_out
-from merge_engine.engine.sinks import MemorySink
+from merge_engine.engine.sinks import MemorySink, Target
 from merge_engine.operands import Access
 from merge_engine.planning import Budget, Schedule
 from merge_engine.storage import OpenFiles, Way
@@ -157,8 +157,8 @@ def carried_out(
     schedule = Schedule(plan, budget)
     sink = MemorySink(plan)
     with OpenFiles() as files:
-        carry_out(schedule, create_backend("cpu", threads), Access(files, way, in_place), sink, None)
-    pieces = sum(len(schedule.chunks(task)) for task in plan.tasks)
+        carry_out(schedule, create_backend("cpu", threads), Access(files, way, in_place), [Target(sink)])
+    pieces = sum(len(schedule.chunks(task)) for task in schedule.tasks)
     return {name: digest(tensor) for name, tensor in sink.tensors.items()}, pieces
 
 
@@ -249,7 +249,7 @@ def test_small_memory_takes_more_than_one_visit(save_checkpoint: SaveCheckpoint)
         plan = me.plan(recipe_of(title, folders))
         for memory in (400_000, 384_000_000):
             schedule = Schedule(plan, Budget(memory))
-            pieces[memory] = max(len(schedule.chunks(task)) for task in plan.tasks)
+            pieces[memory] = max(len(schedule.chunks(task)) for task in schedule.tasks)
         assert pieces[400_000] > 1 == pieces[384_000_000]
 
 

@@ -306,6 +306,7 @@ def test_options_are_those_of_the_command_line() -> None:
 def test_nothing_is_imported_before_it_is_used() -> None:
     program = (
         "import sys; import merge_engine; assert 'merge_engine.integrations' not in sys.modules;"
+        "from merge_engine.integrations import evolve, mergenetic;"
         "from merge_engine.integrations.mergekit import merge_tensors, run_merge; assert 'mergekit' not in sys.modules;"
         "from merge_engine.integrations import mergekit; mergekit.uninstall()\n"
         "try: mergekit.install()\n"

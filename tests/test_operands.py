@@ -17,7 +17,7 @@ import merge_engine as me
 from merge_engine.backends import create_backend
 from merge_engine.dtypes import BF16, F32, DType
 from merge_engine.engine.carrying import carry_out
-from merge_engine.engine.sinks import MemorySink
+from merge_engine.engine.sinks import MemorySink, Target
 from merge_engine.operands import Access, InMemory, Operand
 from merge_engine.planning import Budget, MergePlan, Schedule
 from merge_engine.storage import ByteRange, File, OpenFiles, Way
@@ -97,7 +97,7 @@ def merged(plan: MergePlan, way: Way, in_place: bool, memory: int) -> dict[str, 
     sink = MemorySink(plan)
     with OpenFiles() as files:
         schedule = Schedule(plan, Budget(memory))
-        carry_out(schedule, create_backend("cpu", 2), Access(files, way, in_place), sink, None)
+        carry_out(schedule, create_backend("cpu", 2), Access(files, way, in_place), [Target(sink)])
     return sink.tensors
 
 

@@ -41,10 +41,10 @@ def test_what_must_be_measured_is_held_whole_beside_the_next(
 ) -> None:
     plan = me.plan(recipe(save_checkpoint, method))
     schedule = Schedule(plan, Budget(needed))
-    assert schedule.chunk_elements(plan.tasks[0]) == ELEMENTS
+    assert schedule.chunk_elements(schedule.tasks[0]) == ELEMENTS
     assert schedule.bytes_read == 3 * 2 * ELEMENTS
     schedule = Schedule(plan, Budget(needed - 1))
-    assert schedule.chunk_elements(plan.tasks[0]) < ELEMENTS
+    assert schedule.chunk_elements(schedule.tasks[0]) < ELEMENTS
     assert schedule.bytes_read == 2 * 3 * 2 * ELEMENTS  # once to be measured, once to be merged
 
 
@@ -66,7 +66,7 @@ def test_short_lines_are_measured_and_merged_at_once(
         visits = list(schedule.visits())
         assert len(visits) > 1
         assert schedule.bytes_read == 3 * 2 * plan.tasks[0].count
-        assert all(visit.alone and visit.merge and visit.start % lines[-1] == 0 for visit in visits)
+        assert all(visit.alone and visit.parts and visit.start % lines[-1] == 0 for visit in visits)
         assert 8 * 3 * visits[0].count // lines[-1] < schedule.scratch_bytes
         assert sum(schedule.largest_chunk) + schedule.scratch_bytes <= 12_000_000
 
@@ -87,7 +87,7 @@ def test_what_need_not_be_measured_is_cut(save_checkpoint: SaveCheckpoint) -> No
     plan = me.plan(recipe(save_checkpoint, "task_arithmetic"))
     schedule = Schedule(plan, Budget(2 * SPAN))
     assert (
-        schedule.chunk_elements(plan.tasks[0]) == ELEMENTS // 5
+        schedule.chunk_elements(schedule.tasks[0]) == ELEMENTS // 5
     )  # at most an eighth of the memory, in blocks
     assert schedule.bytes_read == 3 * 2 * ELEMENTS
     assert sum(schedule.ring_bytes) < 2 * SPAN
@@ -113,7 +113,7 @@ def test_what_is_in_place_is_measured_whole_if_notes_of_it_are_small(
 ) -> None:
     plan = me.plan(recipe(save_checkpoint, method))
     schedule = Schedule(plan, Budget(memory, in_place=True, cached_piece=1))
-    assert schedule.chunk_elements(plan.tasks[0]) == 4096
+    assert schedule.chunk_elements(schedule.tasks[0]) == 4096
     assert schedule.bytes_read == readings * 3 * 2 * ELEMENTS
     assert sum(schedule.ring_bytes) <= memory + 7 * PAGE
 
@@ -137,9 +137,9 @@ def test_what_is_visited_and_how_often(
     measured: dict[Any, Any] = {}
     for visit in schedule.visits():
         read += 3 * 2 * visit.count
-        if visit.merge:
+        if visit.parts:
             merged.append((visit.start, visit.count))
-        for step in visit.steps:
+        for step in visit.steps[0]:
             measured.setdefault(step, []).append((visit.start, visit.count))
         assert 4 * 2 * visit.count <= sum(schedule.ring_bytes)
     for visits in (merged, *measured.values()):

@@ -16,7 +16,7 @@ import torch
 from conftest import SaveCheckpoint
 
 import merge_engine as me
-from merge_engine.cli.search import function_named, space_of
+from merge_engine.cli.search_options import function_named, space_of
 
 RECIPE = """\
 merge_method: ties

@@ -22,6 +22,7 @@ from vocabularies import save_llama, tokenizer_json, words
 import merge_engine as me
 from merge_engine.backends import Backend
 from merge_engine.backends.cpu import CpuBackend
+from merge_engine.operands import InMemory
 
 SHAPES = {
     "model.embed_tokens.weight": (40, 64),
@@ -126,7 +127,7 @@ def fits(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in given.items() if name in declared | {"dtype", "arithmetic", "seed"}}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(SESSIONS)),
     st.sampled_from(["torch.bfloat16", "torch.float16", "torch.float32"]),
@@ -262,6 +263,22 @@ def test_files_are_not_needed_any_more(checkpoints: dict[str, list[Path]], tmp_p
         assert_same(session.merge("ties", density=0.3).tensors(), expected)
 
 
+def test_models_may_be_named_by_another_path(
+    checkpoints: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *models = checkpoints["torch.bfloat16"]
+    monkeypatch.chdir(base.parent)
+    with me.load(base, models) as session:
+        merge = session.merge(
+            {
+                "merge_method": "linear",
+                "models": [{"model": f"./{m.name}", "parameters": {"weight": 1}} for m in models],
+            }
+        )
+        assert_equals_a_run(merge)
+        assert str(models[0]) in merge.recipe.to_yaml()
+
+
 def test_threads_share_a_session(checkpoints: dict[str, list[Path]]) -> None:
     base, *models = checkpoints["torch.bfloat16"]
     found: dict[float, Tensors] = {}
@@ -288,9 +305,12 @@ def test_memory_is_stated_and_released(checkpoints: dict[str, list[Path]]) -> No
     merge = session.merge("ties", density=0.5)
     merge.tensors()
     assert session.memory["answers"] > 0
+    operand = merge.plan.tasks[0].inputs[0]
+    assert isinstance(operand, InMemory)
     session.close()
     session.close()
     assert session.memory == {"cpu": 0, "answers": 0}
+    assert operand.tensor.untyped_storage().nbytes() == 0  # although somebody has the merge
     for use in (merge.tensors, lambda: session.merge("ties"), lambda: merge.into({})):
         with pytest.raises(me.OptionError, match="the session is closed; load the models again"):
             use()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import json
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import merge_engine as me
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult, ModelCounts, TensorResult
 from merge_engine.report import SweepEntry, write_sweep_page
+from merge_engine.report.drawing import COLOURS
 from merge_engine.report.sweep_data import Sweep
 from merge_engine.report.values import in_order, score_text, text_of
 
@@ -173,6 +176,9 @@ def test_norms_are_those_of_the_merged_tensors_and_links_lead_to_the_merges(
     text = page.read_text(encoding="utf-8")
     reader = read(text)
     assert "linear, which has no task vectors" in text
+    nowhere = [replace(entry, folder=None) for entry in entries]
+    page, _ = write_sweep_page(nowhere, ["density"], home / "other.html", norms=True)
+    assert "its tensors are in no folder" in page.read_text(encoding="utf-8")
     assert {"Norm of what was kept", "Norm of the merged task vector"} <= set(reader.headings)
     links = [unquote(link) for link in reader.links if link.startswith("./")]
     assert sorted(links) == sorted(
@@ -229,6 +235,17 @@ def test_panels_and_lines_follow_the_axes(tmp_path: Path) -> None:
     assert "From 1.1 to 3.5" in reader.alternatives[3] and "From 3.1 to 5.5" in reader.alternatives[5]
 
 
+def test_every_point_is_drawn_once_also_where_a_value_is_none(tmp_path: Path) -> None:
+    axes = {"x": [1, 2, 3], "dtype": [None, "float32"]}
+    entries = [
+        SweepEntry(str(i), e.values, result(), None, {"s": float(i)}) for i, e in enumerate(grid(axes))
+    ]
+    text = write_sweep_page(entries, axes, tmp_path / "sweep.html")[0].read_text(encoding="utf-8")
+    for colour in COLOURS[:2]:
+        assert len(re.findall(rf'<use [^>]*style="fill: {colour}', text)) == 3
+    assert "dtype = null" in text
+
+
 def test_a_list_becomes_bars_and_what_is_no_number_a_dash(tmp_path: Path) -> None:
     entries = [
         SweepEntry(f"recipe {i}", {}, result(ModelCounts(i)), None, {"s": float("nan") if i else 3.0})
@@ -240,7 +257,13 @@ def test_a_list_becomes_bars_and_what_is_no_number_a_dash(tmp_path: Path) -> Non
     assert reader.alternatives[0].startswith("Bars: Kept, one for each recipe")
     assert [row[-1] for row in reader.rows[-3:]] == ["3", "–", "–"]
     assert json.loads(numbers.read_text())["recipes"][1]["scores"]["s"] == {"score": None, "error": None}
-    assert "0 in all recipes, and not drawn: lost to the election, saved by slack" in text
+    assert "0 in all recipes: Lost to the election, Saved by slack" in text
+
+
+def test_recipes_without_task_vectors_and_scores(tmp_path: Path) -> None:
+    entries = [SweepEntry("mean", {}, result()), SweepEntry("sum", {}, result())]
+    text = write_sweep_page(entries, [], tmp_path / "sweep.html")[0].read_text(encoding="utf-8")
+    assert "nothing is drawn" in text and read(text).rows == [["recipe"], ["mean"], ["sum"]]
 
 
 @pytest.mark.parametrize(

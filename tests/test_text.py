@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import merge_engine as me
 from merge_engine.recipe.problems import suggestion
-from merge_engine.text import did_you_mean, printable, some
+from merge_engine.text import did_you_mean, printable, some, without_common_folder
 
 NAMES = st.lists(st.text("abc", min_size=1, max_size=8), unique=True)
 
@@ -74,3 +74,12 @@ def test_where_none_is_near_all_are_named() -> None:
     assert suggestion("seed", []) == ""
     with pytest.raises(me.RecipeError, match='there is no method "average"; known here: arcee_fusion, '):
         me.run({"merge_method": "average", "models": [{"model": "a"}]})
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "b", ""]), min_size=1, max_size=4).map("/".join)))
+def test_what_all_paths_begin_with_is_left_out(paths: list[str]) -> None:
+    rest = without_common_folder(paths)
+    begins = {path.removesuffix(end) for path, end in zip(paths, rest, strict=True)}
+    assert len(begins) <= 1 and all(begin == "" or begin.endswith("/") for begin in begins)
+    firsts = {end.split("/")[0] for end in rest if "/" in end}
+    assert not paths or len(firsts) > 1 or any("/" not in end for end in rest)

@@ -23,7 +23,7 @@ GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 NAMES = ("auto", "cpu", "cuda", "reference", "triton")
 
-__all__ = ["HEADROOM", "NAMES", "Backend", "any_driver", "backend_or_kind", "create_backend"]
+__all__ = ["HEADROOM", "NAMES", "Backend", "any_driver", "backend_or_kind", "create_backend", "known_backend"]
 
 
 def create_backend(
@@ -38,9 +38,7 @@ def create_backend(
     ``engine.choosing``. Raises ``BackendChoiceError`` for what does not exist, other ``BackendError`` for what
     cannot be used, and ``OptionError`` for no number of threads.
     """
-    name, device, threads = str(name), str(device), threads_of(threads)
-    if name not in NAMES:
-        raise BackendChoiceError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')
+    name, device, threads = known_backend(name), str(device), threads_of(threads)
     index = _device_index(device)
     if name == "reference":
         from merge_engine.backends.reference import ReferenceBackend
@@ -76,6 +74,13 @@ def create_backend(
     from merge_engine.backends.cpu import CpuBackend
 
     return CpuBackend(threads)
+
+
+def known_backend(name: object) -> str:
+    """The name of a backend. Raises ``BackendChoiceError`` if there is no such backend."""
+    if str(name) not in NAMES:
+        raise BackendChoiceError(f'there is no backend "{name}"; choose one of {", ".join(NAMES)}')
+    return str(name)
 
 
 def backend_or_kind(name: str, threads: int | None, device: str, notes: list[str]) -> Backend | type[Backend]:

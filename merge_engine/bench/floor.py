@@ -48,9 +48,8 @@ def resources(
 
     Raises ``OSError`` if an input file is not accessible.
     """
-    plan = schedule.plan
     by_file: dict[Path, int] = {}
-    for task in plan.tasks:
+    for task in schedule.tasks:
         readings = schedule.readings(task)
         for operand in task.inputs:
             for file in operand.files:
@@ -64,11 +63,13 @@ def resources(
             through, "storage", stored, limits.reading(by_file, "direct" if way == "direct" else "read")
         ),
         Resource("page cache", "page cache", copied, limits.reading(by_file, "cached")),
-        Resource("memory", "memory", read + plan.bytes_written, limits.memory),
+        Resource("memory", "memory", read + schedule.bytes_written, limits.memory),
     ]
     if backend.has_link:
         result.append(Resource("link", "link", schedule.bytes_up, limits.link))
     if output is not None:
         disk = limits.disk(output)
-        result.append(Resource("disk write", "disk write", plan.bytes_written, disk.write if disk else None))
+        result.append(
+            Resource("disk write", "disk write", schedule.bytes_written, disk.write if disk else None)
+        )
     return tuple(result)

@@ -6,7 +6,7 @@ from merge_engine.checkpoint.config import encode_config, merged_config
 from merge_engine.checkpoint.config_layers import LayerOrigin, is_about_layers, stacked_config
 from merge_engine.checkpoint.header import Header, OutputTensor, TensorInfo, encode_header, read_header
 from merge_engine.checkpoint.hub import locate
-from merge_engine.checkpoint.output_check import check_output_folder
+from merge_engine.checkpoint.output_check import check_disk_space, check_output_folder
 from merge_engine.checkpoint.shard_writer import ShardWriter, write_shard
 from merge_engine.checkpoint.shards import DEFAULT_SHARD_SIZE, ShardLayout, parse_size, plan_shards
 from merge_engine.checkpoint.sidecar import (
@@ -38,6 +38,7 @@ __all__ = [
     "ShardWriter",
     "TensorInfo",
     "carried_files",
+    "check_disk_space",
     "check_output_folder",
     "encode_config",
     "encode_header",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from merge_engine.checkpoint.output_folder import HEADS, OUR_SHARD, listed_files
@@ -63,6 +63,27 @@ def _problems(folder: Path, inputs: Sequence[Path], overwrite: bool, needed_byte
         problems.append(
             f"{folder}: the output needs {needed_bytes / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB free"
         )
+    return problems
+
+
+def check_disk_space(needed: Mapping[Path, int]) -> list[str]:
+    """The disks that have too little room for several outputs together, one line each.
+
+    ``needed`` has the bytes of each output by its folder. Raises ``OSError``.
+    """
+    by_disk: dict[int, list[Path]] = {}
+    for folder in needed:
+        by_disk.setdefault(_nearest_existing(folder.resolve()).stat().st_dev, []).append(folder)
+    problems = []
+    for folders in by_disk.values():
+        place = _nearest_existing(folders[0].resolve())
+        free = shutil.disk_usage(place).free + sum(map(_bytes_of_parts, folders))
+        total = sum(needed[folder] for folder in folders)
+        if total > free:
+            problems.append(
+                f"{place}: {len(folders)} outputs need {total / 1e9:.2f} GB together, its disk has {free / 1e9:.2f} GB "
+                "free; merge fewer recipes at a time, or choose another place"
+            )
     return problems
 
 

@@ -41,6 +41,8 @@ def write_shard(drafts: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
         draft = new_draft(drafts, layout.name)
     shard = ShardWriter(draft, layout)
     try:
+        with naming(part):
+            shard.open()  # another process may remove the file before the first write
         yield shard
         shard.finish()
         with naming(part):
@@ -81,16 +83,30 @@ class ShardWriter:
         self._state = threading.Condition(threading.Lock())
         self._under_way = 0  # writes
         self._open = True
-        self._direct: int | None = None  # a second descriptor: None until needed, -1 if there can be none
-        self._direct_lock = threading.Lock()
+        # Descriptors for writes through the page cache and past it: None until needed, -1 after the end, or if there
+        # can be none. A sweep has many files, of which few are written at a time.
+        self._descriptor: int | None = None
+        self._direct: int | None = None
+        self._opening = threading.Lock()
         with naming(part):
-            self._descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
-                self._prepare()
+                self._prepare(descriptor)
             except BaseException:
-                self.close()
                 part.unlink(missing_ok=True)
                 raise
+            finally:
+                os.close(descriptor)
+
+    def open(self) -> int:
+        """The descriptor for writes through the page cache. Opens the file, unless it is open or was closed.
+
+        Raises ``OSError``.
+        """
+        with self._opening:
+            if self._descriptor is None:
+                self._descriptor = os.open(self.part, os.O_WRONLY | os.O_CLOEXEC)
+            return self._descriptor
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
         """Write ``data`` (C-contiguous) as the tensor's bytes from byte ``offset`` on.
@@ -149,7 +165,7 @@ class ShardWriter:
                         f"{self.part}: internal error: not completely written: {some(unwritten)}"
                     )
                 with naming(self.part):
-                    os.fsync(self._descriptor)
+                    os.fsync(self.open())
             finally:
                 with self._state:
                     self._under_way -= 1
@@ -167,16 +183,18 @@ class ShardWriter:
             if descriptor is not None and descriptor >= 0:
                 os.close(descriptor)
 
-    def _prepare(self) -> None:
+    def _prepare(self, descriptor: int) -> None:
         # A RAM disk would provide all pages at once, which delays the start.
         if mount_of(self.part.parent).kind != "tmpfs":
             try:
-                os.posix_fallocate(self._descriptor, 0, self.layout.size)
+                os.posix_fallocate(descriptor, 0, self.layout.size)
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
-        os.ftruncate(self._descriptor, self.layout.size)
-        self._write_all(memoryview(self.layout.header), 0, direct=-1)
+        os.ftruncate(descriptor, self.layout.size)
+        header = memoryview(self.layout.header)
+        while header.nbytes:
+            header = header[os.pwrite(descriptor, header, len(self.layout.header) - header.nbytes) :]
 
     def _position(self, name: str, offset: int, nbytes: int) -> int:
         """The position in the file of a piece of a tensor. Raises ``OutputError`` if the tensor has no such bytes."""
@@ -253,7 +271,7 @@ class ShardWriter:
         self._state.wait_for(lambda: self._under_way == 0)
 
     def _open_direct(self) -> int:
-        with self._direct_lock:
+        with self._opening:
             if self._direct is None:
                 try:
                     flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0)
@@ -268,10 +286,8 @@ class ShardWriter:
         while data.nbytes:
             whole = data.nbytes // PAGE * PAGE if direct >= 0 and position % PAGE == 0 else 0
             try:
-                if whole:
-                    written = os.pwrite(direct, data[:whole], position)
-                else:
-                    written = os.pwrite(self._descriptor, data, position)
+                descriptor, piece = (direct, data[:whole]) if whole else (self.open(), data)
+                written = os.pwrite(descriptor, piece, position)
             except OSError as error:
                 if not whole or error.errno not in _UNSUPPORTED:
                     raise

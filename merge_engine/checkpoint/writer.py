@@ -17,9 +17,9 @@ from merge_engine.text import some
 class CheckpointWriter:
     """Writes the planned shards into ``folder``, which is created if needed. The checkpoint is complete or not there.
 
-    All shards are open at once, and none waits for another. As a context manager it calls ``abort`` unless ``finish``
-    succeeded. Check the folder with ``check_output_folder`` first: the writer replaces an earlier output without a
-    question.
+    No shard waits for another; each is open from its first write until it is on the disk. As a context manager it calls
+    ``abort`` unless ``finish`` succeeded. Check the folder with ``check_output_folder`` first: the writer replaces an
+    earlier output without a question.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CheckpointWriter:
         # Threads of its own, because an executor starts none any more once the main thread has ended.
         self._syncs: list[threading.Thread] = []
         self._synced: set[ShardWriter] = set()  # or a thread is at it
-        self._failures: list[Exception] = []
+        self._failures: dict[ShardWriter, Exception] = {}
         if len(shards) > 1:
             allow_many_files()
         try:
@@ -120,8 +120,9 @@ class CheckpointWriter:
                 self._synced.add(shard)
                 self._complete(shard)
         self._wait_for_syncs()
-        if self._failures:
-            raise self._failures[0]
+        for shard in self._shards:
+            if shard in self._failures:
+                raise self._failures[shard]
 
     def finish(self) -> None:
         """Flush, and give all files their names, the index last.
@@ -159,7 +160,7 @@ class CheckpointWriter:
             if self._record is not None:
                 self._transaction.record(shard.layout, self._record(shard.layout))
         except Exception as error:  # raised by flush
-            self._failures.append(error)
+            self._failures[shard] = error
 
     def _wait_for_syncs(self) -> None:
         for thread in list(self._syncs):

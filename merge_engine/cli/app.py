@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,13 +26,17 @@ from merge_engine.cli.options import (
     Memory,
     Overwrite,
     Quiet,
+    Ray,
+    RayPath,
     RecipeFile,
     ShardSize,
     Threads,
 )
-from merge_engine.cli.search import search
+from merge_engine.cli.searching import search
+from merge_engine.cli.sweeping import sweep
 from merge_engine.cli.terminal import console
 from merge_engine.cli.verify import verify
+from merge_engine.distributed.options import RayOptions, parse_paths
 from merge_engine.engine.choosing import choose_device
 from merge_engine.engine.run import parse_memory, plans
 from merge_engine.engine.scheduling import open_access, schedule_for
@@ -76,6 +80,8 @@ def run(
     overwrite: Overwrite = False,
     lenient: Lenient = False,
     intermediate_dir: IntermediateDir = None,
+    ray: Ray = None,
+    ray_path: RayPath = None,
     quiet: Quiet = False,
 ) -> None:
     """Merge checkpoints as a recipe says."""
@@ -91,7 +97,17 @@ def run(
         lenient=lenient,
         intermediate_dir=intermediate_dir,
         quiet=quiet,
+        **_engine(ray, ray_path or []),
     )
+
+
+def _engine(ray: str | None, paths: list[str]) -> dict[str, Any]:
+    """The arguments of ``run`` that say where to merge."""
+    if ray is None:
+        if paths:
+            raise OptionError("--ray-path: needs --ray")
+        return {}
+    return {"engine": "ray", "ray": RayOptions(ray, parse_paths(paths))}
 
 
 @app.command()
@@ -158,6 +174,7 @@ app.command()(verify)
 app.command()(diff)
 app.command()(bench)
 app.command()(search)
+app.command()(sweep)
 app.command("mergekit-yaml")(mergekit_yaml)
 app.command("mergekit-multi")(mergekit_multi)
 app.command("mergekit-pytorch")(mergekit_pytorch)

@@ -48,6 +48,21 @@ IntermediateDir = Annotated[
         help="Keep in this folder what other recipes of the file make, by name.",
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Merge on a Ray cluster: auto (the one that runs on this machine), HOST:PORT, or local.",
+    ),
+]
+RayPath = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HERE=THERE",
+        help="With --ray: what is below the folder HERE on this machine is below THERE on the nodes; "
+        "NODE:HERE=THERE is for one of them.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and errors.")]
 
 SHARD_SIZE = "5GB"

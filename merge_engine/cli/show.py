@@ -16,7 +16,7 @@ from rich.text import Text
 from merge_engine.backends import Backend
 from merge_engine.cli.terminal import cell, say
 from merge_engine.engine.over_link import STAGING
-from merge_engine.observe.ledger import Stage
+from merge_engine.observe.ledger import Ledger, Stage
 from merge_engine.observe.result import MergeResult
 from merge_engine.planning import Input, MergePlan, Schedule, named
 from merge_engine.storage import Way
@@ -101,7 +101,7 @@ def plan(
     """Print a schedule: inputs, output, bytes, memory and the floor."""
     planned = schedule.plan
     elements = sum(task.count for task in planned.tasks)
-    streamed = sum(schedule.chunk_elements(task) < task.count for task in planned.tasks)
+    streamed = sum(schedule.chunk_elements(task) < task.count for task in schedule.tasks)
     past = " past the page cache" if way == "direct" else " in place" if schedule.budget.in_place else ""
     rows = [
         *([("recipe", planned.recipe.name)] if planned.recipe.name is not None else []),
@@ -140,11 +140,16 @@ def result(console: Console, merged: MergeResult) -> None:
             )
         console.print(table)
     ledger = merged.ledger
-    rows = [(name, _stage(stage)) for name, stage in ledger.stages().items()]
+    rows = stages(ledger)
     rows += [("note", note) for note in merged.notes]
     rows.append(("bound by", ledger.bound_by or "nothing alone"))
     rows.append(("merged", f"{merged.output} in {ledger.seconds:.2f} s"))
     pairs(console, rows)
+
+
+def stages(ledger: Ledger) -> list[tuple[str, str]]:
+    """Rows for the stages of a merge."""
+    return [(name, _stage(stage)) for name, stage in ledger.stages().items()]
 
 
 def limits(console: Console, folder: Path, found: Limits) -> None:

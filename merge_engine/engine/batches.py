@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from merge_engine.engine.ring import Span
-from merge_engine.methods import Action
 from merge_engine.planning import Visit
 from merge_engine.storage import PAGE, ByteRange, aligned
 
@@ -17,31 +17,34 @@ BATCH = 4 << 20
 
 @dataclass
 class Piece:
-    """A visit, and the memory of its inputs and its output where the backend computes.
+    """A visit, and the memory of its inputs and its outputs where the backend computes.
 
-    ``ranges`` are the byte ranges of the inputs, if they are used in this host's memory. ``output`` is empty when
-    nothing is merged.
+    ``ranges`` are the byte ranges of the inputs, if they are used in this host's memory. ``outputs`` are those of the
+    visit's parts.
     """
 
     visit: Visit
     inputs: list[memoryview]
     ranges: Sequence[ByteRange] = ()
-    output: memoryview = field(default_factory=lambda: memoryview(b""))
+    outputs: Sequence[memoryview] = ()
+
+
+class Merged(NamedTuple):
+    """The merged bytes of a chunk for one recipe: its number, the tensor, and the offset of the first byte in it.
+
+    ``last`` says that the chunk ends with the tensor.
+    """
+
+    recipe: int
+    name: str
+    offset: int
+    data: memoryview
+    last: bool
 
     @property
-    def name(self) -> str:
-        """The tensor's name."""
-        return self.visit.task.name
-
-    @property
-    def offset(self) -> int:
-        """The offset of the output's first byte in the tensor."""
-        return self.visit.task.out.bits * self.visit.start // 8
-
-    @property
-    def last(self) -> bool:
-        """Whether the visit ends with the tensor."""
-        return self.visit.start + self.visit.count == self.visit.task.count
+    def piece(self) -> tuple[str, int, memoryview]:
+        """What a sink takes."""
+        return self.name, self.offset, self.data
 
 
 @dataclass
@@ -68,14 +71,18 @@ class Batch:
         """Whether its tensors are only copied."""
         return is_copy(self.pieces[0].visit)
 
-    def merged(self) -> list[Piece]:
-        """The pieces with an output."""
-        return [piece for piece in self.pieces if piece.visit.merge]
+    def merged(self) -> list[Merged]:
+        """What was merged, visit by visit and part by part."""
+        return [
+            Merged(recipe, task.name, task.out.bits * piece.visit.start // 8, data, piece.visit.ends)
+            for piece in self.pieces
+            for (recipe, task, _), data in zip(piece.visit.parts, piece.outputs, strict=True)
+        ]
 
 
 def is_copy(visit: Visit) -> bool:
     """Whether a visit copies its tensor."""
-    return visit.task.action is Action.COPY
+    return visit.task.copied
 
 
 def in_batches(visits: Iterable[Visit], inputs: int, outputs: int) -> Iterator[list[Visit]]:
@@ -90,7 +97,7 @@ def in_batches(visits: Iterable[Visit], inputs: int, outputs: int) -> Iterator[l
         size = visit.task.input_bits * visit.count // 8
         if inputs:
             size += len(visit.task.inputs) * PAGE  # each may end within a page
-        output = aligned(output_size(visit))
+        output = sum(map(aligned, output_sizes(visit)))
         read, written = read + size, written + output
         crowded = read + written > BATCH or 2 * written > outputs or (inputs > 0 and 2 * read > inputs)
         if batch and (crowded or _kind(visit) != _kind(batch[-1])):
@@ -101,10 +108,10 @@ def in_batches(visits: Iterable[Visit], inputs: int, outputs: int) -> Iterator[l
         yield batch
 
 
-def output_size(visit: Visit) -> int:
-    """Bytes of a visit's output, 0 if it is only measured."""
-    return visit.task.out.bits * visit.count // 8 if visit.merge else 0
+def output_sizes(visit: Visit) -> list[int]:
+    """Bytes of the outputs of a visit's parts."""
+    return [part.task.out.bits * visit.count // 8 for part in visit.parts]
 
 
 def _kind(visit: Visit) -> tuple[bool, bool, bool]:
-    return is_copy(visit), visit.merge, visit.inputs_stay
+    return is_copy(visit), bool(visit.parts), visit.inputs_stay

@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 from merge_engine.backends import Backend
 from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.pipeline import Pipeline
-from merge_engine.engine.records import Recorder
+from merge_engine.engine.runs import Run, Runs, Tally
 from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY
-from merge_engine.engine.sinks import Sink
-from merge_engine.engine.work import Run
+from merge_engine.engine.sinks import Target
 from merge_engine.errors import DeviceMemoryError, PlanError
 from merge_engine.methods import Answers, Method, Need, Operation, Task
 from merge_engine.methods.needs import is_shared
-from merge_engine.observe.digests import Digests
 from merge_engine.observe.ledger import Ledger, reading_counted
 from merge_engine.operands import Access
 from merge_engine.planning import Schedule, measuring
@@ -27,18 +25,19 @@ def carry_out(
     scheduled: Schedule,
     backend: Backend,
     access: Access,
-    sink: Sink | None,
-    digests: Digests | None,
+    targets: Sequence[Target],
     progress: Progress | None = None,
     answered: Callable[[Task, Answers], None] | None = None,
-    shared: SharedAnswers | None = None,
-    recorder: Recorder | None = None,
-) -> Run:
-    """Carry out a schedule.
+    known: Sequence[SharedAnswers | None] = (),
+    labels: Sequence[str] = (),
+    tally: Tally | None = None,
+) -> tuple[Run, ...]:
+    """Carry out a schedule, and return the runs of its recipes.
 
-    ``sink`` takes the merged bytes. ``answered`` is called with each tensor that is only measured, and its answers.
-    ``shared`` has the answers to the shared needs, if they are known already. ``recorder`` gets the run before it
-    begins. If the device has too little memory, the plan is scheduled again for half of it, and so on. Raises as
+    ``targets`` take the merged bytes, one for each recipe. ``answered`` is called with each tensor that is only
+    measured, and its answers. ``known`` has each recipe's answers to the shared needs, if they are known already.
+    ``labels`` are the names of several recipes, for messages, and ``tally`` takes what is measured together (see
+    ``Runs``). If the device has too little memory, the plan is scheduled again for half of it, and so on. Raises as
     ``run`` does.
     """
     ledger = Ledger()
@@ -46,11 +45,12 @@ def carry_out(
     start = time.perf_counter()
     with reading_counted(ledger):
         while True:
-            run = Run(scheduled, backend, ledger, notes, answered, shared)
-            if recorder is not None:
-                recorder.run = run
+            runs = Runs(scheduled, backend, ledger, notes, answered, known, labels, tally=tally)
+            for target, run in zip(targets, runs.each, strict=True):
+                if target.recorder is not None:
+                    target.recorder.run = run
             try:
-                pipeline = Pipeline(scheduled, run, access, sink, digests, progress or (lambda nbytes: None))
+                pipeline = Pipeline(scheduled, runs, access, targets, progress or (lambda nbytes: None))
             except DeviceMemoryError as short:
                 memory = scheduled.budget.memory // 2
                 if memory < SMALLEST_DEVICE_MEMORY:
@@ -67,17 +67,17 @@ def carry_out(
             access.files.check_unchanged()
             break
     ledger.seconds = time.perf_counter() - start
-    return run
+    return runs.each
 
 
-def decide_together(scheduled: Schedule, backend: Backend, access: Access) -> SharedAnswers | None:
-    """The answers to the shared needs of a plan, as data; None if it has none. Raises as ``run`` does."""
-    if not scheduled.shared_needs:
-        return None
-    shared = measuring(scheduled.plan, _Together(scheduled.plan.method))
-    run = carry_out(Schedule(shared, scheduled.budget), backend, access, None, None)
-    assert run.shared is not None
-    return run.shared.data()
+def decide_together(scheduled: Schedule, backend: Backend, access: Access) -> list[SharedAnswers | None]:
+    """The answers to the shared needs of each plan, as data; None if it has none. Raises as ``run`` does."""
+    if not scheduled.shared:
+        return [None] * len(scheduled.plans)
+    first, *others = (measuring(plan, _Together(plan.method)) for plan in scheduled.plans)
+    alone = Schedule(first, scheduled.budget, beside=tuple(others))
+    runs = carry_out(alone, backend, access, [Target()] * len(alone.plans))
+    return [None if run.shared is None else run.shared.data() for run in runs]
 
 
 class _Together(Method):

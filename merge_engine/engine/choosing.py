@@ -117,12 +117,8 @@ def choose_device(
 
 def facts_of(plan: MergePlan, output: Path | None, threads: int | None = None) -> Facts:
     """The facts of a plan on this machine, now."""
-    by_file: dict[Path, int] = {}
-    for task in plan.tasks:
-        for operand in task.inputs:
-            for file in operand.files[:1]:  # it holds nearly all bytes: those of a LoRA are few
-                by_file[file.path] = by_file.get(file.path, 0) + operand.stored_bytes
-    disk = sum((1 - _in_memory(path, len(by_file))) * nbytes for path, nbytes in by_file.items())
+    by_file = plan.bytes_by_file
+    disk = sum((1 - _in_memory(file.path, len(by_file))) * nbytes for file, nbytes in by_file.items())
     if output is not None and not mount_of(output).in_memory:
         disk += plan.bytes_written
     rate = link_rate()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from merge_engine.backends.memory import identical
 from merge_engine.backends.statistics import SUM_BLOCK
-from merge_engine.engine.sinks import Sink
+from merge_engine.engine.sinks import Target
 from merge_engine.errors import PlanError
 from merge_engine.methods import Task
-from merge_engine.observe.digests import Digests
 from merge_engine.observe.ledger import Ledger
 from merge_engine.operands import Access, Operand
 from merge_engine.recipe import exclude_key
@@ -17,12 +18,11 @@ ELEMENTS = 32 * SUM_BLOCK
 """Elements that are compared at a time: 1 MiB of 64-bit integers."""
 
 
-def copy(task: Task, access: Access, sink: Sink | None, digests: Digests | None, ledger: Ledger) -> None:
-    """Copy a tensor, piece by piece.
+def copy(task: Task, access: Access, targets: Sequence[Target], ledger: Ledger) -> None:
+    """Copy a tensor, piece by piece, to all targets.
 
     Raises ``PlanError`` unless all inputs hold the same bytes, and ``CheckpointError`` and ``OutputError``.
     """
-    assert sink is not None
     first, *others = task.inputs
     room = min(ELEMENTS, task.count) * task.out.bits // 8 + 2 * PAGE
     memory = allocate(2 * room)
@@ -34,11 +34,13 @@ def copy(task: Task, access: Access, sink: Sink | None, digests: Digests | None,
         for operand in others:
             if not identical([data, _read(operand, start, count, access, compared, ledger)], None):
                 raise differing(task, first.owner, operand.owner)
-        if digests is not None:
-            with ledger.timed(ledger.digest, len(data)):
-                digests.add(task.name, offset, data)
-        with ledger.timed(ledger.write, len(data)):
-            sink.write_batch([(task.name, offset, data)])
+        for target in targets:
+            if target.digests is not None:
+                with ledger.timed(ledger.digest, len(data)):
+                    target.digests.add(task.name, offset, data)
+            assert target.sink is not None
+            with ledger.timed(ledger.write, len(data)):
+                target.sink.write_batch([(task.name, offset, data)])
 
 
 def _read(

@@ -7,7 +7,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from merge_engine.engine.batches import Batch, Piece
-from merge_engine.engine.mover import Mover
+from merge_engine.engine.mover import WRITE_THREADS, Mover
+from merge_engine.engine.sinks import Sink
+from merge_engine.observe.digests import Digests
 from merge_engine.planning import Visit
 from merge_engine.storage import ByteRange, aligned
 from merge_engine.workers import Workers
@@ -17,16 +19,17 @@ READ_PIECE = 16 << 20
 
 
 class InHostMemory(Mover):
-    """Readers fill the input ring, or bring mapped pages into the page cache. One thread digests, in order."""
+    """Readers fill the input ring, or bring mapped pages into the page cache. One thread digests a recipe, in order."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self._digester = Workers(1, "digest")
+        self._digesters = [Workers(1, "digest") for _ in range(min(len(self.targets), WRITE_THREADS))]
 
     def start(self) -> None:
         """See ``Mover.start``."""
         super().start()
-        self._digester.start()
+        for digester in self._digesters:
+            digester.start()
 
     def load(self, visits: Sequence[Visit]) -> Batch:
         """See ``Mover.load``. Inputs lie side by side, each from the start of a page."""
@@ -55,21 +58,30 @@ class InHostMemory(Mover):
 
     def take_away(self, batch: Batch) -> list[Future[None]]:
         """See ``Mover.take_away``."""
-        pieces = [(piece.name, piece.offset, piece.output) for piece in batch.merged()]
-        under_way = [self.writers.submit(self._write, pieces)]
-        if self.digests is not None:
-            under_way.append(self._digester.submit(self._digest, pieces))
+        by_recipe: dict[int, list[tuple[str, int, memoryview]]] = {}
+        for each in batch.merged():
+            by_recipe.setdefault(each.recipe, []).append(each.piece)
+        under_way = []
+        for recipe, pieces in by_recipe.items():
+            target = self.targets[recipe]
+            assert target.sink is not None
+            under_way.append(self.writers.submit(self._write, target.sink, pieces))
+            if target.digests is not None:
+                digester = self._digesters[recipe % len(self._digesters)]
+                under_way.append(digester.submit(self._digest, target.digests, pieces))
         return under_way
 
     def finish(self) -> None:
         """See ``Mover.finish``."""
         super().finish()
-        self._digester.finish()
+        for digester in self._digesters:
+            digester.finish()
 
     def close(self) -> None:
         """See ``Mover.close``."""
         super().close()
-        self._digester.close()
+        for digester in self._digesters:
+            digester.close()
 
     def _start_reading(self, work: list[tuple[ByteRange, memoryview]], together: bool) -> list[Future[None]]:
         """Start reads: one thread for all ranges of small visits, several threads for those of a large one."""
@@ -92,16 +104,14 @@ class InHostMemory(Mover):
         with self.ledger.timed(self.ledger.read, last - first):
             each.read(memory, first, last)
 
-    def _write(self, pieces: list[tuple[str, int, memoryview]]) -> None:
-        assert self.sink is not None
+    def _write(self, sink: Sink, pieces: list[tuple[str, int, memoryview]]) -> None:
         with self.ledger.timed(self.ledger.write, sum(len(data) for _, _, data in pieces)):
-            self.sink.write_batch(pieces)
+            sink.write_batch(pieces)
 
-    def _digest(self, pieces: list[tuple[str, int, memoryview]]) -> None:
-        assert self.digests is not None
+    def _digest(self, digests: Digests, pieces: list[tuple[str, int, memoryview]]) -> None:
         with self.ledger.timed(self.ledger.digest, sum(len(data) for _, _, data in pieces)):
             for name, offset, data in pieces:
-                self.digests.add(name, offset, data)
+                digests.add(name, offset, data)
 
 
 def _release(pieces: list[Piece]) -> None:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from merge_engine.backends import Backend
 from merge_engine.backends.memory import view_at
 from merge_engine.engine.batches import in_batches, is_copy
 from merge_engine.engine.copying import differing
-from merge_engine.engine.work import Run, Work
+from merge_engine.engine.runs import Runs
+from merge_engine.engine.work import Work
 from merge_engine.methods import Action, Task
 from merge_engine.operands import InMemory, Joined, Operand, Part, Rows, same_bytes
-from merge_engine.planning import Budget, Schedule, Visit
+from merge_engine.planning import Budget, JointTask, Schedule, Visit
 from merge_engine.storage import OpenFiles
 from merge_engine.tensors import new_tensor
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 WHOLE = Budget(memory=2**62, in_place=True, cached_piece=2**62)
 """A tensor is cut only if it has more elements than a chunk may have."""
 
-_UNDER_WAY = 64
+_UNDER_WAY = 16
 """Visits that a device has to do at most: what they use is let go of when they are done."""
 
 
@@ -38,8 +40,11 @@ class Values:
     """
 
     def __init__(self, place: str | None = None):
-        self._place = place
+        import torch
+
+        self._place = None if place is None else torch.device(place)
         self._made: dict[Operand, torch.Tensor] = {}
+        self._arrays: dict[Operand, Any] = {}
 
     def of(self, operand: Operand) -> torch.Tensor:
         """The elements in row-major order, of shape [count]: a view, or a copy of a tensor with another layout.
@@ -54,15 +59,30 @@ class Values:
             self._made[operand] = self._make(operand)
         return self._made[operand]
 
+    def array(self, operand: Operand, backend: Backend) -> Any:
+        """An operand as an array of the backend that computes on the device, which takes no memory of its own."""
+        found = self._arrays.get(operand)
+        if found is None:
+            tensor = self.here(self.of(operand))
+            found = backend.tensor(tensor)
+            if isinstance(operand, InMemory) and tensor.data_ptr() == operand.tensor.data_ptr():
+                self._arrays[operand] = found
+        return found
+
     def here(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, or a copy of it on the device."""
-        if self._place is None or str(tensor.device) == self._place:
+        if self._place is None or tensor.device == self._place:
             return tensor
         return tensor.to(self._place, non_blocking=True)
 
     def keep_only(self, operands: set[Operand]) -> None:
         """Let go of what was composed, but for these operands."""
         self._made = {operand: tensor for operand, tensor in self._made.items() if operand in operands}
+
+    @property
+    def composed(self) -> bool:
+        """Whether anything that was composed is kept."""
+        return bool(self._made)
 
     @property
     def nbytes(self) -> int:
@@ -101,51 +121,67 @@ def read_whole(operand: Operand) -> torch.Tensor:
 
 
 class Lane(NamedTuple):
-    """One of the devices that compute: its part of the run, and the operands as it sees them."""
+    """One of the devices that compute: its part of the runs, and the operands as it sees them."""
 
-    run: Run
+    runs: Runs
     values: Values
 
 
 def merge_in_memory(
     schedule: Schedule,
-    lane_of: Callable[[Task], Lane],
+    lane_of: Callable[[JointTask], Lane],
     target: Callable[[Task], torch.Tensor],
     merged: Callable[[Task, torch.Tensor], None],
 ) -> None:
     """Carry out a schedule.
 
-    ``lane_of`` says where a task is computed. ``target`` makes the contiguous tensor that it is merged into, on that
-    device. ``merged`` is called with it when all that fills it is under way: what is done with it then in the order of
-    the device's current stream finds the merged values. Raises ``NonFiniteError`` for NaN or infinity that the recipe
-    does not allow, when others are already merged, and ``PlanError`` for tensors that can only be copied and differ.
+    ``lane_of`` says where a task is computed. ``target`` makes the contiguous tensor that it is merged into, there, and
+    ``merged`` is called with it once it is known to be filled. Raises ``NonFiniteError`` for NaN or infinity that the
+    recipe does not allow, when others are already merged, and ``PlanError`` for tensors that can only be copied and
+    differ.
     """
     under_way: deque[Work] = deque()
     targets: dict[str, torch.Tensor] = {}
+
+    def finish(work: Work) -> None:
+        work.wait()
+        visit = work.visit
+        if visit.ends:
+            for part in visit.parts:
+                merged(part.task, targets.pop(part.task.name))
+
     for task in schedule.plan.tasks:
         if not task.count:
             merged(task, target(task))
     for batch in in_batches(schedule.visits(), 0, WHOLE.memory):
         if is_copy(batch[0]):
             for visit in batch:
-                run, values = lane_of(visit.task)
-                _copy(visit.task, values, target, merged)
-                run.add(visit)
+                runs, values = lane_of(visit.task)
+                for part in visit.parts:
+                    _copy(part.task, values, target, merged)
+                    runs.each[part.recipe].add(part.task, visit.count)
             continue
-        by_lane: dict[int, tuple[Lane, list[Visit]]] = {}
-        for visit in batch:
-            lane = lane_of(visit.task)
-            by_lane.setdefault(id(lane), (lane, []))[1].append(visit)
-        for lane, visits in by_lane.values():
+        for lane, visits in _by_lane(batch, lane_of):
             under_way += _begin(lane, visits, target, targets)
-        for visit in batch:
-            if visit.merge and visit.start + visit.count == visit.task.count:
-                merged(visit.task, targets.pop(visit.task.name))
-        most = _UNDER_WAY if lane.run.backend.has_link else 0
+        most = _UNDER_WAY if lane.runs.backend.has_link else 0
         while len(under_way) > most:
-            under_way.popleft().wait()
+            finish(under_way.popleft())
     for each in under_way:
-        each.wait()
+        finish(each)
+
+
+def _by_lane(batch: Sequence[Visit], lane_of: Callable[[JointTask], Lane]) -> list[tuple[Lane, list[Visit]]]:
+    """The visits of each device. Where they only measure, maybe for all tensors together, they stay in order."""
+    found: list[tuple[Lane, list[Visit]]] = []
+    for visit in batch:
+        lane = lane_of(visit.task)
+        candidates = found if visit.parts else found[-1:]
+        there = next((visits for known, visits in candidates if known is lane), None)
+        if there is None:
+            there = []
+            found.append((lane, there))
+        there.append(visit)
+    return found
 
 
 def _begin(
@@ -155,28 +191,29 @@ def _begin(
     targets: dict[str, torch.Tensor],
 ) -> list[Work]:
     """Hand visits over to a device. ``targets`` has the tensors of those that are not merged to their end."""
-    backend = lane.run.backend
-    work = [Work(lane.run, visit, partial(_arrays, lane, visit)) for visit in visits]
+    backend = lane.runs.backend
+    work = [Work(lane.runs, visit, partial(_arrays, lane, visit)) for visit in visits]
     with backend.together():
         for each in work:
             each.measure()
         for each in work:
-            visit, output = each.visit, None
-            if visit.merge:
-                if (name := visit.task.name) not in targets:
-                    targets[name] = target(visit.task)
-                output = backend.tensor(targets[name].view(-1)[visit.start : visit.start + visit.count])
-            each.merge(output)
+            visit, outputs = each.visit, []
+            for part in visit.parts:
+                if (name := part.task.name) not in targets:
+                    targets[name] = target(part.task)
+                outputs.append(targets[name].view(-1)[visit.start : visit.start + visit.count])
+            each.merge(*map(backend.tensor, outputs))
     return work
 
 
 def _arrays(lane: Lane, visit: Visit, count: int) -> list[Any]:
     """The first inputs of a visit as arrays of the backend."""
+    runs, values = lane
+    inputs = visit.task.inputs[:count]
+    if visit.whole:
+        return [values.array(operand, runs.backend) for operand in inputs]
     where = slice(visit.start, visit.start + visit.count)
-    run, values = lane
-    return [
-        run.backend.tensor(values.here(values.of(operand)[where])) for operand in visit.task.inputs[:count]
-    ]
+    return [runs.backend.tensor(values.here(values.of(operand)[where])) for operand in inputs]
 
 
 def _copy(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from merge_engine.checkpoint import MANIFEST_NAME
-from merge_engine.engine.publishing import OF_EVERY_OUTPUT
+from merge_engine.engine.publishing import OF_EVERY_OUTPUT, result_of
 from merge_engine.engine.records import plan_key
 from merge_engine.engine.side_files import add_side_files, side_files_of
 from merge_engine.errors import ManifestError
 from merge_engine.observe.digests import digest_of
+from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.recorded import read_manifest
+from merge_engine.observe.result import MergeResult, TensorResult
 from merge_engine.observe.versions import versions
 from merge_engine.planning import MergePlan
 
@@ -42,6 +44,24 @@ def is_made(planned: MergePlan, folder: Path) -> bool:
         == beside.digests
         and all(_size(folder / name) == nbytes for name, nbytes in sizes.items())
     )
+
+
+def result_of_made(planned: MergePlan, folder: Path) -> MergeResult:
+    """The result of an earlier merge that made the output of this plan. Raises ``ManifestError``."""
+    manifest = read_manifest(folder)
+    results = {
+        name: TensorResult(name, each.elements, {model: c.plain() for model, c in each.counts.items()})
+        for name, each in manifest.tensors.items()
+    }
+    result = result_of(planned, results, {}, Ledger(), manifest.notes[len(planned.notes) :])
+    # What a trim over a whole model has saved is not known by tensor.
+    result.trimmed_to = {
+        model: counts.kept - counts.saved_by_trim
+        for model, counts in manifest.counts.items()
+        if counts.saved_by_trim != result.counts[model].saved_by_trim
+    }
+    result.output = folder
+    return result
 
 
 class _Digests:

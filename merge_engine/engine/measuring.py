@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations_with_replacement
-from typing import Any, NamedTuple
+from typing import Any
 
 from merge_engine.backends import Backend
 from merge_engine.backends.operations import (
@@ -35,9 +35,8 @@ from merge_engine.backends.operations import (
     TopShare,
     key_dtype,
 )
-from merge_engine.backends.statistics import BlockSums, KeyTable, LineTotals, lines_of_block
+from merge_engine.backends.statistics import BlockSums, KeyTable, LineTotals, levels, lines_of_block
 from merge_engine.dtypes import F32, DType
-from merge_engine.engine.kept import KeptOf, KeyCounts
 from merge_engine.errors import CheckpointError
 from merge_engine.methods import (
     Gram,
@@ -51,7 +50,7 @@ from merge_engine.methods import (
     Task,
     TiePlaces,
 )
-from merge_engine.methods.needs import Kind, Step, steps
+from merge_engine.methods.needs import Kind, Step
 from merge_engine.methods.rounding import rounded
 
 Query = tuple[Subject, int]
@@ -60,7 +59,7 @@ Query = tuple[Subject, int]
 Split = tuple[Subject, RankMask, int]
 """A model's recipe position or a score, a mask whose ties are split by index, and one of its ranks."""
 
-_EVERY_KEY = 2**63 - 1
+EVERY_KEY = 2**63 - 1
 """More keys than a tensor has."""
 
 _SUMS_AHEAD = 2
@@ -86,22 +85,12 @@ class _Round:
     handles: list[Any] = field(default_factory=list)
 
 
-class _Table(NamedTuple):
-    """Counts of all keys of a tensor's subjects, to be kept: one slot for each."""
-
-    backend: Backend
-    task: Task
-    subjects: list[Subject]
-    counts: Any
-
-
 class Measurement(Mapping[Need, Any]):
     """Answers to ``needs``, complete once every step has had all chunks.
 
     The needs may be those of several recipes: each subject's keys are counted once for all ranks. ``elements`` is the
     number of elements in all chunks together. ``shared`` has the answers to shared needs;
-    ``known`` are answers that are not measured again. ``kept`` has what was measured of the same tensors before, which
-    is not measured again either, and takes what is. It is a mapping from needs to answers; a look-up waits until
+    ``known`` are answers that are not measured again. It is a mapping from needs to answers; a look-up waits until
     the device has the answer, and raises ``KeyError`` for a need that is not among ``needs``.
     """
 
@@ -113,7 +102,6 @@ class Measurement(Mapping[Need, Any]):
         elements: int,
         shared: Measurement | None = None,
         known: SharedAnswers | None = None,
-        kept: KeptOf | None = None,
     ):
         self._backend = backend
         self._needs = needs
@@ -122,20 +110,9 @@ class Measurement(Mapping[Need, Any]):
         self._shared = shared
         self._queries: list[list[Query]] | None = None
         self._found: dict[Query, Any] = {}
-        self._counts: dict[Backend, Any] = {}
+        self._counts: dict[DType, dict[Backend, Any]] = {}  # by the width of the keys
         self._places: dict[Split, Place] = {}
         self._wanted: dict[Split, tuple[int, int]] | None = None
-        self._kept = kept
-        self._recalled: dict[Need, Any] = {}
-        self._exact: set[Query] = set()  # those of ``_found`` that are not measured
-        self._first: dict[Subject, KeyCounts] = {}  # what level 0 would count
-        self._tables: list[_Table] = []
-        unknown = needs if kept is None else self._recall(kept)
-        self._unknown = unknown
-        self._steps = frozenset(steps(unknown, working))
-        self._norms = _rounds(need for need in unknown if isinstance(need, MaskedL1))
-        self._squares = _rounds(need for need in unknown if isinstance(need, MaskedSquares))
-        self._grams: dict[Gram, list[Any]] = {need: [] for need in unknown if isinstance(need, Gram)}
         self._lines: dict[Gram, LineTotals] = {}
         self._zeros: dict[Score, int] = {}
         self._overlaps: dict[Overlaps, list[Any]] = {}  # handles to tuples, one a chunk
@@ -143,6 +120,14 @@ class Measurement(Mapping[Need, Any]):
         if known is not None:
             self._found = dict(known.found)
             self._places = dict(known.places)
+        self._measure(needs)
+
+    def _measure(self, needs: Sequence[Need]) -> None:
+        """Measure these of the needs."""
+        self._measured = needs
+        self._norms = _rounds(need for need in needs if isinstance(need, MaskedL1))
+        self._squares = _rounds(need for need in needs if isinstance(need, MaskedSquares))
+        self._grams: dict[Gram, list[Any]] = {need: [] for need in needs if isinstance(need, Gram)}
 
     def add(self, step: Step, chunk: Chunk, task: Task, last: bool, backend: Backend | None = None) -> None:
         """Measure a chunk of a tensor; after the ``last`` one the step is complete. Chunks come in order.
@@ -150,8 +135,6 @@ class Measurement(Mapping[Need, Any]):
         ``backend`` has the chunk, if several devices measure shared needs together.
         Raises ``CheckpointError`` if the inputs changed since an earlier step.
         """
-        if step not in self._steps:
-            return
         self._backend = backend or self._backend
         if step.kind is Kind.COUNTS:
             self._tally(chunk)
@@ -163,19 +146,7 @@ class Measurement(Mapping[Need, Any]):
             self._sum(chunk, task)
 
     def keep(self) -> None:
-        """Keep what was measured. Waits for a device."""
-        if self._kept is None:
-            return
-        self._keep_tables()
-        for need in self._unknown:
-            if isinstance(need, KeyRanks):
-                for rank, found in self[need].items():
-                    self._kept.keep_found(need.model, rank, found)
-            elif isinstance(need, TiePlaces):
-                if (mask := self._as_ranks(need)) is not None:
-                    self._kept.keep_places(need.model, mask, self[need])
-            elif _is_kept_whole(need):
-                self._kept.keep_answer(need, self[need])
+        """Keep what was measured, where that is wanted, once it is complete. Waits for a device."""
 
     def data(self) -> SharedAnswers:
         """The keys and places that were found, for use in another process. Waits for a device."""
@@ -207,8 +178,6 @@ class Measurement(Mapping[Need, Any]):
         return result
 
     def __getitem__(self, need: Need) -> Any:
-        if need in self._recalled:
-            return self._recalled[need]
         if need not in self._needs:
             if self._shared is None:
                 raise KeyError(f"{need} is not among the needs")
@@ -247,58 +216,10 @@ class Measurement(Mapping[Need, Any]):
     def __len__(self) -> int:
         return len(self._needs)
 
-    def _recall(self, kept: KeptOf) -> list[Need]:
-        """Take what is known, and return the needs that must be measured.
-
-        Sums under masks are taken of all models together, so they are all known, or none is.
-        """
-        for need in self._needs:
-            if _is_kept_whole(need) and (answer := kept.answer(need)) is not None:
-                self._recalled[need] = answer
-        for kind in (MaskedL1, MaskedSquares):
-            of_kind = [need for need in self._needs if isinstance(need, kind)]
-            if any(need not in self._recalled for need in of_kind):
-                for need in of_kind:
-                    self._recalled.pop(need, None)
-        return [need for need in self._needs if need not in self._recalled and not self._recalls(need, kept)]
-
-    def _recalls(self, need: Need, kept: KeptOf) -> bool:
-        """Whether a need about ranks is known; then its answer is taken."""
-        if not isinstance(need, KeyRanks | TiePlaces) or not self._has_number(need):
-            return False
-        if isinstance(need, TiePlaces):
-            mask = self._as_ranks(need)
-            places = {} if mask is None else kept.places(need.model, mask)
-            for rank, place in (places or {}).items():
-                assert mask is not None
-                self._places[need.model, mask, rank] = place
-            return places is not None
-        ranks = [rank for rank in self._ranks(need) if rank]
-        if not ranks:
-            return True
-        counts = self._first.get(need.model) or kept.counts(need.model)
-        if counts is not None:
-            self._first[need.model] = counts
-        for rank in ranks:
-            query = need.model, rank
-            if (exact := kept.found(*query, counts)) is not None:
-                self._exact.add(query)
-                self._found[query] = exact
-            elif counts is not None:
-                self._found[query] = counts.find(rank)
-        return all((need.model, rank) in self._exact for rank in ranks)
-
-    def _has_number(self, need: KeyRanks | TiePlaces) -> bool:
-        """Whether the ranks of a need are numbers: shares are once the keys that are not 0 were counted."""
-        asked = need.ranks if isinstance(need, KeyRanks) else (need.mask,)
-        return not any(isinstance(each, TopShare) for each in asked) or (
-            not isinstance(need.model, int) and NonZero(need.model) in self._recalled
-        )
-
     def _tally(self, chunk: Chunk) -> None:
-        for need in self._unknown:
+        for need in self._measured:
             if isinstance(need, NonZero):
-                zeros, _ = self._backend.locate(chunk, need.score, 0, _EVERY_KEY)
+                zeros, _ = self._backend.locate(chunk, need.score, 0, EVERY_KEY)
                 self._zeros[need.score] = self._zeros.get(need.score, 0) + zeros.total
             elif isinstance(need, Overlaps):
                 handles = self._overlaps.setdefault(need, [])
@@ -331,113 +252,85 @@ class Measurement(Mapping[Need, Any]):
         """The queries of each subject. Shares are known once their counts are."""
         if self._queries is None:
             by_subject: dict[Subject, dict[Query, None]] = {}
-            for need in self._unknown:
+            for need in self._measured:
                 if isinstance(need, KeyRanks):
-                    asked = ((need.model, rank) for rank in self._ranks(need) if rank)
-                    queries = {query: None for query in asked if query not in self._exact}
+                    queries = {(need.model, rank): None for rank in self._ranks(need) if rank}
                     if queries:
                         by_subject.setdefault(need.model, {}).update(queries)
             self._queries = [list(queries) for queries in by_subject.values()]
         return self._queries
 
     def _count(self, level: int, chunk: Chunk, task: Task, last: bool) -> None:
-        """Refine every key by its next bits. At level 0 the ranks of a model are looked up in one table."""
-        asked = self._asked()
-        if not asked:
-            return
-        if level == 0 and self._kept is not None:
-            self._count_all(
-                [queries for queries in asked if queries[0][0] not in self._first], chunk, task, last
-            )
-            return
-        groups = asked if level == 0 else [[query] for queries in asked for query in queries]
+        """Refine every key by its next bits. At level 0 the ranks of a model are looked up in one table.
+
+        Keys of another width, those of scores, are counted on their own.
+        """
+        by_width: dict[DType, list[list[Query]]] = {}
+        for queries in self._asked():
+            width = key_dtype(queries[0][0], self._working)
+            if level < levels(width):
+                by_width.setdefault(width, []).append(queries)
+        for width, asked in by_width.items():
+            groups = asked if level == 0 else [[query] for queries in asked for query in queries]
+            self._count_groups(level, width, groups, chunk, task, last)
+
+    def _count_groups(
+        self, level: int, width: DType, groups: list[list[Query]], chunk: Chunk, task: Task, last: bool
+    ) -> None:
         within = [self._found.get(queries[0]) for queries in groups]
         backend = self._backend
         if chunk.count == self._elements:
             sought = [
-                Sought(_place(task, queries[0][0]), tuple([rank for _, rank in queries]), found)
+                Sought(place_of(task, queries[0][0]), tuple([rank for _, rank in queries]), found)
                 for queries, found in zip(groups, within, strict=True)
             ]
             self._take(groups, backend.find_all(chunk, level, sought))
             return
-        if backend not in self._counts:
-            self._counts[backend] = backend.new_counts(level, within)
+        counts = self._counts.setdefault(width, {})
+        if backend not in counts:
+            counts[backend] = backend.new_counts(level, within)
         columns = [
-            KeyColumn(slot, _place(task, queries[0][0]))
+            KeyColumn(slot, place_of(task, queries[0][0]))
             for slot, queries in enumerate(groups)
-            if _has(task, queries[0][0])
+            if has_subject(task, queries[0][0])
         ]
-        backend.count(chunk, columns, self._counts[backend])
+        backend.count(chunk, columns, counts[backend])
         if last:
-            self._take(groups, self._look_up(groups, within))
-            self._counts = {}
+            self._take(groups, self._look_up(self._counts.pop(width), groups, within))
 
-    def _look_up(self, groups: Sequence[Sequence[Query]], within: Sequence[Any]) -> list[list[Any]]:
+    def _look_up(
+        self, counts: Mapping[Backend, Any], groups: Sequence[Sequence[Query]], within: Sequence[Any]
+    ) -> list[list[Any]]:
         """Find ranks in what was counted: on the device, or in the tables of several added up."""
-        if len(self._counts) > 1:
-            tables = [each.fetch(counts) for each, counts in self._counts.items()]
+        backend = self._backend
+        if len(counts) > 1:
+            tables = [each.fetch(of_device) for each, of_device in counts.items()]
             added = [reduce(KeyTable.merge, of_slot) for of_slot in zip(*tables, strict=True)]
             return [
-                [table.find(rank, one) for _, rank in queries]
-                for table, queries, one in zip(added, groups, map(self._backend.fetch, within), strict=True)
+                [table.find(rank, backend.fetch(one)) for _, rank in queries]
+                for table, queries, one in zip(added, groups, within, strict=True)
             ]
         ranks = [Rank(slot, rank) for slot, queries in enumerate(groups) for _, rank in queries]
-        found = iter(self._backend.find(self._counts[self._backend], ranks))
+        found = iter(backend.find(counts[backend], ranks))
         return [[next(found) for _ in queries] for queries in groups]
 
     def _take(self, groups: Sequence[Sequence[Query]], found: Sequence[Sequence[Any]]) -> None:
         for queries, answers in zip(groups, found, strict=True):
             self._found.update(zip(queries, answers, strict=True))
 
-    def _count_all(self, asked: Sequence[Sequence[Query]], chunk: Chunk, task: Task, last: bool) -> None:
-        """Count the keys of a tensor in tables that will be kept, and look up ranks after the last one."""
-        if not asked:
-            return
-        backend = self._backend
-        if not self._tables or self._tables[-1].task is not task:
-            subjects = [queries[0][0] for queries in asked if _has(task, queries[0][0])]
-            self._tables.append(
-                _Table(backend, task, subjects, backend.new_counts(0, [None] * len(subjects)))
-            )
-        table = self._tables[-1]
-        columns = [KeyColumn(slot, _place(task, subject)) for slot, subject in enumerate(table.subjects)]
-        if columns:
-            backend.count(chunk, columns, table.counts)
-        if not last:
-            return
-        if chunk.count == self._elements or len(self._tables) == 1:
-            ranks = [Rank(slot, rank) for slot, queries in enumerate(asked) for _, rank in queries]
-            found = iter(backend.find(table.counts, ranks))
-            self._take(asked, [[next(found) for _ in queries] for queries in asked])
-            return
-        self._keep_tables()
-        assert self._kept is not None
-        for queries in asked:
-            counts = self._kept.counts(queries[0][0])
-            assert counts is not None, "those of all tensors were counted"
-            self._take([queries], [[counts.find(rank) for _, rank in queries]])
-
-    def _keep_tables(self) -> None:
-        """Keep the counts of all keys. Waits for a device."""
-        assert self._kept is not None
-        for backend, task, subjects, counts in self._tables:
-            for subject, table in zip(subjects, backend.fetch(counts), strict=True):
-                self._kept.keep_counts(task, subject, KeyCounts.of(table))
-        self._tables = []
-
     def _locate(self, chunk: Chunk, task: Task, last: bool) -> None:
         """Find the n-th occurrence of each key whose ties are split by index, in the order of the elements."""
         if self._wanted is None:
             self._wanted = {}
-            for need in self._unknown:
+            for need in self._measured:
                 if isinstance(need, TiePlaces) and (mask := self._as_ranks(need)) is not None:
                     found = {rank: self._backend.fetch(self._found[need.model, rank]) for rank in mask.ranks}
-                    for rank, nth in _deciding_ties(mask, found).items():
+                    for rank, nth in deciding_ties(mask, found).items():
                         self._wanted[need.model, mask, rank] = found[rank].key, nth
         for split, (key, nth) in list(self._wanted.items()):
-            if not _has(task, split[0]):
+            if not has_subject(task, split[0]):
                 continue
-            passed, offset = self._backend.locate(chunk, _place(task, split[0]), key, nth)
+            passed, offset = self._backend.locate(chunk, place_of(task, split[0]), key, nth)
             if offset is None:
                 self._wanted[split] = key, nth - passed.total
             else:
@@ -495,16 +388,6 @@ class Measurement(Mapping[Need, Any]):
         )
 
 
-def _is_kept_whole(need: Need) -> bool:
-    """Whether the answer to a need follows from it and from the tensor.
-
-    Ranks are kept otherwise, and what a mask of the whole model keeps depends on other tensors.
-    """
-    if isinstance(need, MaskedL1 | MaskedSquares):
-        return not (isinstance(need.mask, RankMask) and need.mask.whole_model)
-    return isinstance(need, NonZero | Overlaps | Gram)
-
-
 def _rounds(needs: Iterable[MaskedL1 | MaskedSquares]) -> list[_Round]:
     """The masks of the needs, as few rounds as possible. A model with fewer masks than others repeats its first."""
     by_model: dict[int, dict[Mask, None]] = {}
@@ -519,11 +402,12 @@ def _rounds(needs: Iterable[MaskedL1 | MaskedSquares]) -> list[_Round]:
     ]
 
 
-def _has(task: Task, subject: Subject) -> bool:
+def has_subject(task: Task, subject: Subject) -> bool:
+    """Whether a model has the tensor; a score is of all that have it."""
     return not isinstance(subject, int) or subject in task.models
 
 
-def _place(task: Task, subject: Subject) -> Subject:
+def place_of(task: Task, subject: Subject) -> Subject:
     """What a chunk calls it: a model's number among those that have the tensor, or the score."""
     return task.models.index(subject) if isinstance(subject, int) else subject
 
@@ -537,7 +421,7 @@ def _symmetric(products: Sequence[float]) -> list[list[float]]:
     return rows
 
 
-def _deciding_ties(mask: RankMask, found: Mapping[int, Found]) -> dict[int, int]:
+def deciding_ties(mask: RankMask, found: Mapping[int, Found]) -> dict[int, int]:
     """For each rank whose ties are split by index: the occurrence of the key, from 0, at the split."""
     counts = {}
     low = found[mask.last]

@@ -12,8 +12,7 @@ from concurrent.futures import Future
 from merge_engine.engine.batches import Batch, Piece
 from merge_engine.engine.copying import copy
 from merge_engine.engine.ring import Ring
-from merge_engine.engine.sinks import Sink
-from merge_engine.observe.digests import Digests
+from merge_engine.engine.sinks import Target
 from merge_engine.observe.ledger import Ledger
 from merge_engine.operands import Access
 from merge_engine.planning import Visit
@@ -31,15 +30,12 @@ WRITE_THREADS = min(max(2, cores() // 2), 8)
 
 
 class Mover(ABC):
-    """Reads with some threads into the ring ``inputs``, and writes with others to ``sink`` and ``digests``."""
+    """Reads with some threads into the ring ``inputs``, and writes with others to ``targets``, one for each recipe."""
 
-    def __init__(
-        self, access: Access, inputs: Ring, sink: Sink | None, digests: Digests | None, ledger: Ledger
-    ):
+    def __init__(self, access: Access, inputs: Ring, targets: Sequence[Target], ledger: Ledger):
         self.access = access
         self.inputs = inputs
-        self.sink = sink
-        self.digests = digests
+        self.targets = targets
         self.ledger = ledger
         self.readers = Workers(READ_THREADS, "read")
         self.writers = Workers(WRITE_THREADS, "write")
@@ -62,7 +58,9 @@ class Mover(ABC):
 
         def copy_all() -> None:
             for visit in visits:
-                copy(visit.task, self.access, self.sink, self.digests, self.ledger)
+                for group in visit.task.groups:
+                    targets = [self.targets[part.recipe] for part in group.parts]
+                    copy(group.task, self.access, targets, self.ledger)
 
         return Batch([Piece(visit, []) for visit in visits], [self.readers.submit(copy_all)])
 

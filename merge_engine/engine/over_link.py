@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from merge_engine.backends import Backend
 from merge_engine.backends.statistics import SUM_BLOCK
-from merge_engine.engine.batches import BATCH, Batch, Piece
+from merge_engine.engine.batches import BATCH, Batch, Merged, Piece
 from merge_engine.engine.mover import READ_THREADS, WRITE_THREADS, Mover
 from merge_engine.observe.digests import BLOCK
 from merge_engine.operands import Operand
@@ -47,7 +47,9 @@ class OverLink(Mover):
         super().__init__(*arguments)
         self._backend = backend
         self._buffers = deque(staging[at : at + BUFFER] for at in range(0, len(staging), BUFFER))
-        self._last: dict[str, Future[None]] = {}  # what digests the begun block of a tensor
+        self._last: dict[
+            tuple[int, str], Future[None]
+        ] = {}  # what digests the begun block of a recipe's tensor
 
     def load(self, visits: Sequence[Visit]) -> Batch:
         """See ``Mover.load``. Inputs lie side by side, each from the start of a page: small ones go up as one."""
@@ -68,22 +70,30 @@ class OverLink(Mover):
     def take_away(self, batch: Batch) -> list[Future[None]]:
         """See ``Mover.take_away``. Blocks of a digest are independent; the pieces of one are kept in order."""
         assert batch.outputs is not None
-        pieces = batch.merged()
-        before = [self._last.pop(piece.name) for piece in pieces if piece.name in self._last]
-        if len(pieces) > 1:
-            under_way = [self.writers.submit(self._fetch_all, pieces, batch.outputs.memory, before)]
-        else:
-            under_way, piece = [], pieces[0]
-            first, end = piece.offset, piece.offset + len(piece.output)
+        merged = batch.merged()
+        if len(batch.pieces) > 1:
+            before = [self._last.pop(key) for each in merged if (key := _tensor(each)) in self._last]
+            under_way = [self.writers.submit(self._fetch_all, merged, batch.outputs.memory, before)]
+            for each in merged:
+                self._note(each, under_way[-1])
+            return under_way
+        under_way = []
+        for each in merged:
+            before = [self._last.pop(_tensor(each))] if _tensor(each) in self._last else []
+            first, end = each.offset, each.offset + len(each.data)
             while first < end:
                 last = min((first // BLOCK + 1) * BLOCK, end)
-                data = piece.output[first - piece.offset : last - piece.offset]
-                under_way.append(self.writers.submit(self._fetch, piece.name, first, data, before))
+                data = each.data[first - each.offset : last - each.offset]
+                part = each._replace(offset=first, data=data)
+                under_way.append(self.writers.submit(self._fetch, part, before))
                 first, before = last, []
-        for piece in pieces:
-            if not piece.last and (piece.offset + len(piece.output)) % BLOCK:
-                self._last[piece.name] = under_way[-1]
+            self._note(each, under_way[-1])
         return under_way
+
+    def _note(self, merged: Merged, digesting: Future[None]) -> None:
+        """Remember what digests the begun block at the end of a piece, for the piece after it."""
+        if not merged.last and (merged.offset + len(merged.data)) % BLOCK:
+            self._last[_tensor(merged)] = digesting
 
     @contextmanager
     def _buffer(self) -> Iterator[memoryview]:
@@ -111,38 +121,49 @@ class OverLink(Mover):
             with self.ledger.timed(self.ledger.up, nbytes):
                 self._backend.upload(buffer[: len(target)], target)
 
-    def _fetch(self, name: str, offset: int, source: memoryview, before: Sequence[Future[None]]) -> None:
+    def _fetch(self, merged: Merged, before: Sequence[Future[None]]) -> None:
         """Copy bytes of a block from the device, digest and write them."""
         _wait_for(before)
-        for at in range(0, len(source), BUFFER):
+        for at in range(0, len(merged.data), BUFFER):
             with self._buffer() as buffer:
-                part = source[at : at + BUFFER]
-                self._come_down(part, buffer, [(name, offset + at, buffer[: len(part)])])
+                part = merged.data[at : at + BUFFER]
+                self._come_down(
+                    part, buffer, [merged._replace(offset=merged.offset + at, data=buffer[: len(part)])]
+                )
 
-    def _fetch_all(self, pieces: Sequence[Piece], source: memoryview, before: Sequence[Future[None]]) -> None:
+    def _fetch_all(
+        self, merged: Sequence[Merged], source: memoryview, before: Sequence[Future[None]]
+    ) -> None:
         """Copy the outputs of small visits from the device as one, digest and write them."""
         _wait_for(before)
         with self._buffer() as buffer:
             at, outputs = 0, []
-            for piece in pieces:
-                outputs.append((piece.name, piece.offset, buffer[at : at + len(piece.output)]))
-                at += aligned(len(piece.output))
+            for each in merged:
+                outputs.append(each._replace(data=buffer[at : at + len(each.data)]))
+                at += aligned(len(each.data))
             self._come_down(source, buffer, outputs)
 
-    def _come_down(
-        self, source: memoryview, buffer: memoryview, outputs: list[tuple[str, int, memoryview]]
-    ) -> None:
+    def _come_down(self, source: memoryview, buffer: memoryview, outputs: Sequence[Merged]) -> None:
         """Copy to a buffer, and digest and write the outputs in it."""
-        assert self.sink is not None
-        nbytes = sum(len(data) for _, _, data in outputs)
-        with self.ledger.timed(self.ledger.down, nbytes):
+        with self.ledger.timed(self.ledger.down, sum(len(each.data) for each in outputs)):
             self._backend.download(source, buffer[: len(source)])
-        if self.digests is not None:
-            with self.ledger.timed(self.ledger.digest, nbytes):
-                for name, offset, data in outputs:
-                    self.digests.add(name, offset, data)
-        with self.ledger.timed(self.ledger.write, nbytes):
-            self.sink.write_batch(outputs)
+        by_recipe: dict[int, list[tuple[str, int, memoryview]]] = {}
+        for each in outputs:
+            by_recipe.setdefault(each.recipe, []).append(each.piece)
+        for recipe, pieces in by_recipe.items():
+            target = self.targets[recipe]
+            nbytes = sum(len(data) for _, _, data in pieces)
+            if target.digests is not None:
+                with self.ledger.timed(self.ledger.digest, nbytes):
+                    for name, offset, data in pieces:
+                        target.digests.add(name, offset, data)
+            assert target.sink is not None
+            with self.ledger.timed(self.ledger.write, nbytes):
+                target.sink.write_batch(pieces)
+
+
+def _tensor(merged: Merged) -> tuple[int, str]:
+    return merged.recipe, merged.name
 
 
 def _wait_for(before: Sequence[Future[None]]) -> None:

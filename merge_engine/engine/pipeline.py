@@ -15,21 +15,21 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.dtypes import DType
-from merge_engine.engine.batches import Batch, Piece, in_batches, is_copy, output_size
+from merge_engine.engine.batches import Batch, Piece, in_batches, is_copy, output_sizes
 from merge_engine.engine.in_host_memory import InHostMemory
 from merge_engine.engine.mover import Mover
 from merge_engine.engine.over_link import STAGING, OverLink
 from merge_engine.engine.ring import Ring, RingClosed
-from merge_engine.engine.sinks import Sink
-from merge_engine.engine.work import Run, Work
-from merge_engine.observe.digests import Digests
+from merge_engine.engine.runs import Runs
+from merge_engine.engine.sinks import Target
+from merge_engine.engine.work import Work
 from merge_engine.observe.ledger import Ledger
 from merge_engine.operands import Access
 from merge_engine.planning import Schedule, Visit
@@ -45,23 +45,22 @@ _Queue: TypeAlias = "queue.SimpleQueue[Batch | BaseException | None]"
 class Pipeline:
     """One run over a schedule, whose inputs are read as ``access`` says.
 
-    ``progress`` is called with the input bytes of each finished batch. Raises ``DeviceMemoryError`` when the
-    backend's device has too little memory for the schedule.
+    ``targets`` take the outputs of the recipes. ``progress`` is called with the input bytes of each finished batch.
+    Raises ``DeviceMemoryError`` when the backend's device has too little memory for the schedule.
     """
 
     def __init__(
         self,
         schedule: Schedule,
-        run: Run,
+        runs: Runs,
         access: Access,
-        sink: Sink | None,
-        digests: Digests | None,
+        targets: Sequence[Target],
         progress: Callable[[int], None],
     ):
         self._schedule = schedule
-        self._run = run
-        self._backend: Backend = run.backend
-        self._ledger: Ledger = run.ledger
+        self._runs = runs
+        self._backend: Backend = runs.backend
+        self._ledger: Ledger = runs.ledger
         self._progress = progress
         has_link = self._backend.has_link
         staging = allocate(STAGING) if has_link else memoryview(b"")
@@ -69,7 +68,7 @@ class Pipeline:
         memory = self._backend.attach(sum(sizes), schedule.scratch_bytes, staging)
         self._inputs, self._outputs = Ring(memory[: sizes.inputs]), Ring(memory[sizes.inputs :])
         way = partial(OverLink, self._backend, staging) if has_link else InHostMemory
-        self._mover: Mover = way(access, self._inputs, sink, digests, self._ledger)
+        self._mover: Mover = way(access, self._inputs, targets, self._ledger)
         self._lock = threading.Lock()
         # An interrupt inside of queue.Queue would leave its lock behind in a wrong state; SimpleQueue has none.
         self._loaded: _Queue = queue.SimpleQueue()
@@ -146,14 +145,17 @@ class Pipeline:
         """Start to read a batch, and take memory for its outputs."""
         if is_copy(visits[0]):
             for visit in visits:  # before the last byte is written, for then the shard is recorded
-                self._run.add(visit)
+                for part in visit.task.parts:
+                    self._runs.each[part.recipe].add(part.task, visit.count)
             return self._mover.copy(visits)
         batch = self._mover.load(visits)
-        if any(visit.merge for visit in visits):
-            sizes = [output_size(visit) for visit in visits]
-            batch.outputs = self._outputs.acquire(sum(map(aligned, sizes)))
-            for piece, view in zip(batch.pieces, batch.outputs.cut(sizes), strict=True):
-                piece.output = view
+        sizes = [output_sizes(visit) for visit in visits]
+        if any(sizes):
+            every = [size for of_visit in sizes for size in of_visit]
+            batch.outputs = self._outputs.acquire(sum(map(aligned, every)))
+            views = batch.outputs.cut(every)
+            for piece, of_visit in zip(batch.pieces, sizes, strict=True):
+                piece.outputs = [next(views) for _ in of_visit]
         return batch
 
     def _merge_all(self) -> None:
@@ -193,7 +195,7 @@ class Pipeline:
         with self._ledger.timed(self._ledger.compute, batch.nbytes), self._backend.together():
             work = [
                 Work(
-                    self._run,
+                    self._runs,
                     piece.visit,
                     _Arrays(self._backend, piece),
                     piece.inputs if hosts else None,
@@ -203,12 +205,15 @@ class Pipeline:
             for each in work:
                 each.measure()
             for each, piece in zip(work, batch.pieces, strict=True):
-                each.merge(self._target(piece))
+                each.merge(*self._outputs_of(piece))
         return work
 
-    def _target(self, piece: Piece) -> Any:
-        """The array of the backend that a visit merges into; None if it is only measured."""
-        return self._backend.output(piece.output, piece.visit.task.out) if piece.visit.merge else None
+    def _outputs_of(self, piece: Piece) -> list[Any]:
+        """The arrays of the backend that a visit merges into."""
+        return [
+            self._backend.output(view, part.task.out)
+            for part, view in zip(piece.visit.parts, piece.outputs, strict=True)
+        ]
 
     def _complete(self, batch: Batch, work: list[Work]) -> None:
         with self._ledger.timed(self._ledger.compute, 0):

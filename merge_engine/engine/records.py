@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from merge_engine.checkpoint import CheckpointTransaction, CheckpointWriter, ShardLayout
 from merge_engine.engine.measuring import SharedAnswers
-from merge_engine.engine.work import Run
+from merge_engine.engine.runs import Run
 from merge_engine.errors import CheckpointError, MergeError, NonFiniteError, OutputError, PlanError
 from merge_engine.observe.digests import Digests
 from merge_engine.observe.result import TensorResult
@@ -81,16 +81,21 @@ class ShardResult:
 class Recorder:
     """Makes the record of a shard of ``run`` once it is on the disk. The counts are there before the bytes."""
 
-    run: Run
-
     def __init__(self, digests: Digests):
         self._digests = digests
+        self.run: Run | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the recipe of the run was the reason for an error."""
+        return self.run is not None and self.run.failed
 
     def __call__(self, shard: ShardLayout) -> bytes:
         """Wait until the shard is digested, and return its record.
 
         Raises ``OutputError`` if the run has failed before.
         """
+        assert self.run is not None
         self._digests.wait_for(shard.tensors)
         return ShardResult.of(shard, self.run, self._digests).encode()
 
@@ -175,19 +180,28 @@ def _label(label: str, made: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def kept_if_useful(writer: CheckpointWriter | CheckpointTransaction, plan: MergePlan) -> Iterator[None]:
+def kept_if_useful(
+    writers: Sequence[CheckpointWriter | CheckpointTransaction],
+    plans: Sequence[MergePlan],
+    failed: Callable[[int], bool] = lambda number: False,
+) -> Iterator[None]:
     """After an error give up, and keep the complete shards if the same merge can go on from them.
 
-    The message of the error, or of the interrupt, then says so.
+    ``failed`` says which of several recipes was the reason. The message of the error, or of the interrupt, then says
+    what is kept.
     """
     try:
         yield
     except BaseException as error:
-        if isinstance(error, (NonFiniteError, PlanError)) or not all(map(_is_unchanged, plan.files)):
-            writer.forget()
-        writer.abort()
-        if writer.kept:
-            said = f"{len(writer.kept)} of {len(plan.shards)} shards are complete: the same command goes on from there"
+        cause = [number for number in range(len(plans)) if failed(number)]
+        for number, (writer, plan) in enumerate(zip(writers, plans, strict=True)):
+            ends = isinstance(error, (NonFiniteError, PlanError)) and (number in cause or not cause)
+            if ends or not all(map(_is_unchanged, plan.files)):
+                writer.forget()
+            writer.abort()
+        if kept := sum(len(writer.kept) for writer in writers):
+            shards = sum(len(plan.shards) for plan in plans)
+            said = f"{kept} of {shards} shards are complete: the same command goes on from there"
             if isinstance(error, MergeError):
                 MergeError.__init__(error, [*error.problems[:-1], f"{error.problems[-1]}; {said}"])
             elif isinstance(error, (KeyboardInterrupt, MemoryError)):

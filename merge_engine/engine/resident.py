@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
 from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_in_memory
-from merge_engine.engine.work import Run
+from merge_engine.engine.runs import Runs
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
 from merge_engine.methods import Method, Task, find_method
 from merge_engine.operands import InMemory
@@ -87,7 +87,7 @@ def merge_state_dicts(
     def target(task: Task) -> torch.Tensor:
         return new_tensor(task.shape, getattr(torch, task.out.name), device_of(task.inputs[0]))
 
-    lane = Lane(Run(schedule, chosen), Values())
+    lane = Lane(Runs(schedule, chosen), Values())
     merge_in_memory(
         schedule,
         lambda task: lane,

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+import reprlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from merge_engine.arguments import path_of, switch_of, threads_of
 from merge_engine.backends import Backend
-from merge_engine.checkpoint import DEFAULT_SHARD_SIZE, CheckpointWriter, parse_size
-from merge_engine.engine.carrying import Progress, carry_out, decide_together
+from merge_engine.checkpoint import DEFAULT_SHARD_SIZE, parse_size
+from merge_engine.engine.carrying import Progress, carry_out
 from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.collecting import seldom_collected
-from merge_engine.engine.measuring import SharedAnswers
-from merge_engine.engine.publishing import publish, result_of
-from merge_engine.engine.records import Collected, Recorder, ShardResult, kept_if_useful, plan_key
+from merge_engine.engine.publishing import result_of
 from merge_engine.engine.scheduling import open_access, schedule_for
-from merge_engine.engine.side_files import side_files_of
-from merge_engine.engine.sinks import MemorySink
+from merge_engine.engine.sinks import MemorySink, Target
+from merge_engine.engine.to_folders import merge_to_folders
 from merge_engine.errors import BackendError, OptionError
 from merge_engine.methods import find_method
 from merge_engine.observe.result import MergeResult
-from merge_engine.operands import Access
-from merge_engine.planning import SIDE_BY_SIDE, MergePlan, Schedule, make_plan
+from merge_engine.planning import MergePlan, Schedule, make_plan
 from merge_engine.recipe import Recipe, RecipeSource, load_recipes
-from merge_engine.storage import mount_of
+
+if TYPE_CHECKING:
+    from merge_engine.distributed.options import RayOptions
+    from merge_engine.distributed.running import OnRay
 
 
 def plan(
@@ -61,7 +61,7 @@ def plans(
 
     For the arguments see ``run``. Raises as ``plan`` does.
     """
-    options = _plan_options(shard_size, overwrite, lenient)
+    options = plan_options(shard_size, overwrite, lenient)
     folder = None if output is None else path_of("output", output)
     recipes = load_recipes(recipe, lenient=lenient, check_method=find_method)
     if len(recipes) == 1:
@@ -108,6 +108,8 @@ def run(
     lazy: bool = True,
     on_schedule: Callable[[Schedule], None] | None = None,
     progress: Progress | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray: RayOptions | str | None = None,
 ) -> MergeResult:
     """Merge checkpoints as a recipe says.
 
@@ -126,17 +128,29 @@ def run(
     others make is removed at the end, or kept in ``intermediate_dir`` under their names; ``lazy`` then takes over what
     is there from an earlier run of the same recipe over the same inputs. ``on_schedule`` is called for each recipe.
 
-    Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError`` or ``BackendError``
-    before anything is written, ``CheckpointError`` for an input that changes or cannot be read, ``NonFiniteError``
-    for NaN or infinity in an input or output, ``OutputError`` when writing fails. After an error the output folder
-    holds its earlier output or no model.
+    ``engine="ray"`` merges shard by shard on the nodes of a Ray cluster, with the same bytes. ``ray`` is its address,
+    or ``RayOptions``; by default it is the cluster that runs on this machine. ``threads`` and ``memory`` are then those
+    of each worker, and several recipes need an ``intermediate_dir`` that all nodes see.
+
+    Raises ``MergeError``: ``OptionError``, ``RecipeError``, ``CheckpointError``, ``PlanError``, ``BackendError`` or
+    ``ClusterError`` before anything is written, ``CheckpointError`` for an input that changes or cannot be read,
+    ``NonFiniteError`` for NaN or infinity in an input or output, ``OutputError`` when writing fails, ``ClusterError``
+    when all nodes are lost. After an error the output folder holds its earlier output or no model.
     """
-    with seldom_collected, _naming_memory():
+    with seldom_collected, naming_memory(), ExitStack() as stack:
         threads, budget = threads_of(threads), parse_memory(memory)  # before inputs are looked at
         folder = None if output is None else path_of("output", output)
         keep = None if intermediate_dir is None else path_of("intermediate_dir", intermediate_dir)
 
+        nodes = _cluster(engine, ray, device, backend, threads, budget)
+        if nodes is not None:
+            stack.enter_context(nodes)
+
         def merge(planned: MergePlan, folder: Path | None, *, resumable: bool = True) -> MergeResult:
+            if nodes is not None:
+                return nodes.merge(
+                    planned, folder, overwrite=overwrite, on_schedule=on_schedule, progress=progress
+                )
             notes: list[str] = []
             chosen = (
                 backend
@@ -148,11 +162,12 @@ def run(
                 if on_schedule is not None:
                     on_schedule(scheduled)
                 if folder is not None:
-                    return merge_to_folder(
-                        scheduled, folder, chosen, access, notes, progress, overwrite, resumable
+                    (result,) = merge_to_folders(
+                        scheduled, [folder], chosen, access, notes, progress, overwrite, resumable
                     )
+                    return result
                 sink = MemorySink(planned)
-                done = carry_out(scheduled, chosen, access, sink, None, progress)
+                (done,) = carry_out(scheduled, chosen, access, [Target(sink)], progress)
                 result = result_of(planned, done.results, done.trimmed_to, done.ledger, [*notes, *done.notes])
                 result.tensors = sink.tensors
                 return result
@@ -161,7 +176,7 @@ def run(
             if any(each.digest is None for each in recipe.intermediates):
                 raise OptionError("recipe: a plan of several recipes cannot be run; give the recipes instead")
             return merge(recipe, folder)
-        options = _plan_options(shard_size, overwrite, lenient)
+        options = plan_options(shard_size, overwrite, lenient)
         lazy = switch_of("lazy", lazy)
         recipes = (
             recipe
@@ -170,6 +185,10 @@ def run(
         )
         if len(recipes) == 1:
             return merge(make_plan(recipes[0], folder, **options), folder)
+        if nodes is not None and keep is None:
+            raise OptionError(
+                "intermediate_dir: with engine ray several recipes need one, a folder that all nodes see"
+            )
         from merge_engine.engine import documents
 
         settings = documents.DocumentOptions(**options, keep=keep, lazy=lazy)
@@ -177,88 +196,39 @@ def run(
         return documents.merge_documents(recipes, folder, settings, merge)
 
 
-def _plan_options(shard_size: object, overwrite: object, lenient: object) -> dict[str, Any]:
+def _cluster(
+    engine: object,
+    ray: RayOptions | str | None,
+    device: str,
+    backend: str | Backend,
+    threads: int | None,
+    memory: int | None,
+) -> OnRay | None:
+    """What merges on a cluster; None for a merge in this process. Raises ``OptionError`` and ``ClusterError``."""
+    if engine not in ("local", "ray"):
+        raise OptionError(f"engine: must be local or ray, not {reprlib.repr(engine)}")
+    if engine == "local":
+        if ray is not None:
+            raise OptionError("ray: is for engine ray only")
+        return None
+    # The package stands above this one, and only such a merge uses it.
+    from merge_engine.distributed.options import ray_options
+    from merge_engine.distributed.running import OnRay
+
+    return OnRay(ray_options(ray), device, backend, threads, memory)
+
+
+def plan_options(shard_size: object, overwrite: object, lenient: object) -> dict[str, Any]:
     """Checked arguments of ``make_plan``. Raises ``OptionError``."""
     return {
-        "shard_size": size_of(shard_size, "shard_size"),
+        "shard_size": _size(shard_size, "shard_size"),
         "overwrite": switch_of("overwrite", overwrite),
         "lenient": switch_of("lenient", lenient),
     }
 
 
-def merge_to_folder(
-    scheduled: Schedule,
-    output: Path,
-    backend: Backend,
-    access: Access,
-    notes: Sequence[str] = (),
-    progress: Progress | None = None,
-    overwrite: bool = False,
-    resumable: bool = True,
-) -> MergeResult:
-    """Carry out a schedule, write the output, and publish it. Raises as ``run`` does.
-
-    Shards that an interrupted merge of the same plan left complete are not merged again, if it was ``resumable``.
-    """
-    scheduled = _in_few_shards(scheduled, output)
-    planned = scheduled.plan
-    side_files = side_files_of(planned)
-    collected = Collected(planned)
-    recorder = Recorder(collected.digests)
-    writer = CheckpointWriter(
-        output,
-        planned.shards,
-        key=plan_key(planned) if resumable else "",
-        overwrite=overwrite,
-        record=recorder,
-    )
-    with writer, kept_if_useful(writer, planned):
-        try:
-            for record in writer.complete.values():
-                collected.add(ShardResult.decode(record))
-            rest, shared = _rest_of(scheduled, writer.complete, collected.shared, backend, access)
-            if progress is not None and rest is not scheduled:
-                progress(scheduled.bytes_read - rest.bytes_read)
-            run = carry_out(
-                rest, backend, access, writer, collected.digests, progress, shared=shared, recorder=recorder
-            )
-        except BaseException:
-            collected.digests.give_up()
-            raise
-        collected.add_run(run)
-        return publish(planned, output, collected, run.ledger, writer, side_files, notes)
-
-
-def _rest_of(
-    scheduled: Schedule,
-    complete: Collection[str],
-    shared: SharedAnswers | None,
-    backend: Backend,
-    access: Access,
-) -> tuple[Schedule, SharedAnswers | None]:
-    """The schedule for the shards that are not complete, and the answers to its shared needs, if they must be known."""
-    if not complete:
-        return scheduled, None
-    planned = scheduled.plan
-    missing = [number for number, shard in enumerate(planned.shards) if shard.name not in complete]
-    if missing and shared is None:
-        shared = decide_together(scheduled, backend, access)
-    return Schedule(planned.only(*missing), scheduled.budget, shared is not None), shared
-
-
-def _in_few_shards(scheduled: Schedule, output: Path) -> Schedule:
-    """The schedule for an output on a disk: an interrupted merge loses what it has of shards that are not complete.
-
-    Two files at a time take all that a disk can write.
-    """
-    if mount_of(output).in_memory:
-        return scheduled
-    few = max(2, len(scheduled.plan.shards) // 10)
-    return replace(scheduled, budget=replace(scheduled.budget, side_by_side=min(few, SIDE_BY_SIDE)))
-
-
 @contextmanager
-def _naming_memory() -> Iterator[None]:
+def naming_memory() -> Iterator[None]:
     """Turn ``MemoryError`` into an error that says what to do."""
     try:
         yield
@@ -271,11 +241,10 @@ def _naming_memory() -> Iterator[None]:
 
 def parse_memory(memory: int | str | None) -> int | None:
     """Bytes of a memory budget, None for the default. Raises ``OptionError`` if it is no size."""
-    return None if memory is None else size_of(memory, "memory")
+    return None if memory is None else _size(memory, "memory")
 
 
-def size_of(value: Any, name: str) -> int:
-    """Bytes of the argument ``name``, a number or text such as "400MB". Raises ``OptionError`` if it is no size."""
+def _size(value: Any, name: str) -> int:
     try:
         return parse_size(value)
     except ValueError as error:

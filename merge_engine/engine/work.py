@@ -7,198 +7,246 @@ first is merged, so that a device measures them together, and the next batch may
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any
 
-from merge_engine.backends import Backend
 from merge_engine.backends.memory import identical
 from merge_engine.backends.operations import Chunk, Combine, Consensus, Entry, Line, Nearswap, Outcome
-from merge_engine.engine.kept import Kept
-from merge_engine.engine.measuring import Measurement, SharedAnswers
+from merge_engine.engine.measuring import Measurement
+from merge_engine.engine.runs import Before, Run, Runs, Solved
 from merge_engine.errors import NonFiniteError
-from merge_engine.methods import Action, Answers, Operation, Task
+from merge_engine.methods import Action, Task
 from merge_engine.methods.needs import needs_reading
-from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import ModelCounts, TensorResult
-from merge_engine.planning import MergePlan, Schedule, Visit
-
-Solved: TypeAlias = tuple[Operation, dict[int, Any]]
-"""An operation whose masks the backend has solved, and for each model a handle to the number of entries that its mask
-would keep without trim slack."""
+from merge_engine.planning import Part, Visit
 
 COPY = Combine((1.0,))
 """Copies every finite value bit for bit, converted to the output's type."""
 
 
-class Run:
-    """The state that all visits of one run share.
-
-    ``results`` has an entry for each merged tensor. ``trimmed_to`` has, by model, the number of entries that a trim
-    over the whole model would have kept without slack. ``decided`` are the answers to the shared needs, once a tensor
-    was merged with them. ``notes`` are messages for the user. ``answered`` is called
-    with each tensor that is only measured, and its answers. ``shared`` are known answers to the shared needs. ``kept``
-    has what was measured of the same tensors before, and takes what is measured.
-    """
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        backend: Backend,
-        ledger: Ledger | None = None,
-        notes: list[str] | None = None,
-        answered: Callable[[Task, Answers], None] | None = None,
-        shared: SharedAnswers | None = None,
-        kept: Kept | None = None,
-    ):
-        self.plan: MergePlan = schedule.plan
-        self.backend = backend
-        self.ledger = ledger or Ledger()
-        self.notes = notes if notes is not None else []
-        self.answered = answered
-        self.results: dict[str, TensorResult] = {}
-        self.trimmed_to: dict[int, int] = {}
-        self.measurements: dict[str, Measurement] = {}  # of tensors that take several visits
-        self.operations: dict[str, Solved] = {}
-        self.measured: dict[str, tuple[Chunk, bool]] = {}
-        self._kept = kept
-        self.shared: Measurement | None = None
-        self.decided: SharedAnswers | None = None
-        if schedule.shared_needs:
-            tasks = [task for task in self.plan.tasks if task.action in (Action.MERGE, Action.MEASURE)]
-            working = next(task.working for task in tasks if task.count)
-            elements = sum(task.count for task in tasks)
-            of_all = None if kept is None else kept.of(sorted((t for t in tasks if t.count), key=_by_name))
-            self.shared = Measurement(
-                backend, schedule.shared_needs, working, elements, known=shared, kept=of_all
-            )
-
-    def beside(self, backend: Backend) -> Run:
-        """The part of the same run that another backend does."""
-        other = copy(self)
-        other.backend = backend
-        return other
-
-    def add(self, visit: Visit) -> TensorResult:
-        """Add a visit that has merged or copied its chunk to the results, and return that of the tensor."""
-        name = visit.task.name
-        result = self.results.setdefault(name, TensorResult(name, 0))
-        result.elements += visit.count
-        return result
-
-    def measurement(self, visit: Visit) -> Measurement:
-        """The measurement that a visit belongs to."""
-        if visit.shared:
-            assert self.shared is not None
-            return self.shared
-        task = visit.task
-        if visit.alone:
-            return Measurement(self.backend, visit.needs, task.working, visit.count)
-        found = self.measurements.get(task.name)
-        if found is None:
-            kept = None if self._kept is None else self._kept.of([task])
-            found = Measurement(self.backend, visit.needs, task.working, task.count, self.shared, kept=kept)
-            if not (visit.whole and visit.merge):
-                self.measurements[task.name] = found
-        return found
-
-
 class Work:
     """One visit.
 
-    ``arrays`` returns its first so many inputs as arrays of the backend, the base first. ``hosts`` are the same
+    ``arrays`` returns its first so many inputs as arrays of the backend. ``hosts`` are the same
     inputs, if the backend computes in the host's memory. Call ``measure``, ``merge`` and ``wait``, each once and in
     the order of the visits.
     """
 
     def __init__(
         self,
-        run: Run,
+        runs: Runs,
         visit: Visit,
         arrays: Callable[[int], list[Any]],
         hosts: Sequence[memoryview] | None = None,
     ):
-        self._run = run
+        self._runs = runs
         self.visit = visit
-        self._arrays = arrays
-        self._hosts = hosts
-        self._chunk: Chunk | None = None
-        self._unchanged = False
-        self._measurement: Measurement | None = None
-        self._solved: Solved | None = None
-        self._handle: Any = None
+        self._measured = [
+            _Measured(runs, visit, number, arrays, hosts) for number in range(len(visit.task.groups))
+        ]
+        self._merged = [
+            _Merged(runs.each[part.recipe], part, self._measured[part.group]) for part in visit.parts
+        ]
+        self._mark: Any = None
 
     def measure(self) -> None:
         """Measure the steps of the visit.
 
         Raises ``CheckpointError`` for inputs that changed since an earlier step.
         """
-        run, visit = self._run, self.visit
-        task = visit.task
-        before = run.measured.get(task.name)
-        self._unchanged = before[1] if before is not None else self._is_unchanged()
-        self._chunk = chunk = self._make_chunk()
-        if before is not None:
-            chunk.part_of = before[0]
-        if visit.inputs_stay:
-            run.measured[task.name] = chunk, self._unchanged
-        if task.action is Action.ROUND or self._unchanged:
-            return
-        self._measurement = run.measurement(visit)
-        for step in visit.steps:
-            self._measurement.add(step, chunk, task, visit.last, run.backend)
+        for each in self._measured:
+            each.measure()
 
-    def merge(self, output: Any) -> None:
-        """Merge into ``output``, an array of the backend with the visit's elements; None if the visit only measures.
+    def merge(self, *outputs: Any) -> None:
+        """Merge into ``outputs``: for each part of the visit an array of the backend with the visit's elements.
 
-        Waits if the operation depends on an answer that the device has not found yet.
+        Waits if an operation depends on an answer that the device has not found yet.
         """
-        visit, backend = self.visit, self._run.backend
-        task = visit.task
-        assert self._chunk is not None
-        if not visit.merge:
-            self._handle = backend.mark()
-        elif task.action is Action.ROUND or self._unchanged:
-            self._handle = backend.combine(self._chunk, COPY, output)
-        else:
-            operation, _ = self._operation()
-            if isinstance(operation, Consensus):
-                self._handle = backend.consensus(self._chunk, operation, output)
-            elif isinstance(operation, Nearswap):
-                self._handle = backend.nearswap(self._chunk, operation, output)
-            else:
-                self._handle = backend.combine(self._chunk, operation, output)
+        if not self._merged:
+            self._mark = self._runs.backend.mark()
+        for each, output in zip(self._merged, outputs, strict=True):
+            each.merge(output)
 
     def wait(self) -> None:
-        """Wait until inputs and output are no longer in use, and add the counts to the run's results.
+        """Wait until inputs and outputs are no longer in use, and add the counts to the results of the runs.
 
         Raises ``NonFiniteError`` for NaN or infinity that the recipe does not allow.
         """
-        run, visit = self._run, self.visit
-        task = visit.task
-        outcome = run.backend.fetch(self._handle)
-        if self._measurement is not None and visit.steps and visit.answers:
-            self._measurement.keep()
-        if task.action is Action.MEASURE and visit.answers and not visit.shared:
-            assert run.answered is not None and self._measurement is not None
-            run.answered(task, self._measurement)
-            run.measurements.pop(task.name, None)
-        if not visit.merge:
+        for each in self._merged:
+            each.wait()
+        for measured in self._measured:
+            measured.keep()
+        if not self._merged:
+            self._runs.backend.fetch(self._mark)
+            self._answer()
+        elif self.visit.final:
+            self._runs.forget(self.visit.task)
+
+    def _answer(self) -> None:
+        """Give the answers of tensors that are only measured away."""
+        visit, runs = self.visit, self._runs
+        if visit.shared or runs.answered is None:
             return
-        result = run.add(visit)
-        check_finite(task, outcome, run.plan.recipe.allow_nonfinite)
+        for number, each in enumerate(self._measured):
+            if visit.answers(number):
+                runs.answered(each.group.task, each.measurement)
+                runs.forget(visit.task)
+
+
+class _Measured:
+    """One visit for a group of parts: its chunk, what is measured, and the parts that copy the base."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        visit: Visit,
+        number: int,
+        arrays: Callable[[int], list[Any]],
+        hosts: Sequence[memoryview] | None,
+    ):
+        self.visit = visit
+        self.group = visit.task.groups[number]
+        self.unchanged: frozenset[int] = frozenset()
+        self._runs = runs
+        self._number = number
+        self._arrays = arrays
+        self._hosts = hosts
+
+    def measure(self) -> None:
+        """Measure the steps of the visit for the group. See ``Work.measure``."""
+        runs, visit, group = self._runs, self.visit, self.group
+        before = runs.before.get((visit.task, self._number))
+        self.unchanged = self._unchanged() if before is None else before.unchanged
+        if before is not None and before.chunk is not None:
+            self.chunk.part_of = before.chunk
+        if visit.inputs_stay and not visit.parts:
+            chunk = self.chunk if self.is_computed else None
+            runs.before[visit.task, self._number] = Before(chunk, self.unchanged)
+        if visit.shared and runs.tally is not None:
+            runs.tally.add(self.chunk, group.task)
+        elif visit.shared:
+            if group.shared is not None:
+                last = visit.ends and group.task is runs.last_shared[group.shared]
+                for step in visit.steps[group.shared]:
+                    runs.shared[group.shared].add(step, self.chunk, group.task, last, runs.backend)
+        elif self.is_computed:
+            for step in visit.steps[self._number]:
+                self.measurement.add(step, self.chunk, group.task, visit.last, runs.backend)
+
+    def keep(self) -> None:
+        """Keep what was measured for the group, once it is complete."""
+        if self.visit.shared:
+            if self.group.shared is not None:
+                self._runs.shared[self.group.shared].keep()
+        elif self.is_computed:
+            self.measurement.keep()
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether a method looks at the inputs for at least one part."""
+        return self.group.task.action is not Action.ROUND and len(self.unchanged) < len(self.group.parts)
+
+    @cached_property
+    def measurement(self) -> Measurement:
+        """What is measured for the group in this visit and in others."""
+        return self._runs.measurement(self.visit, self._number)
+
+    @cached_property
+    def chunk(self) -> Chunk:
+        """All inputs of the group."""
+        places = self.group.places
+        arrays = self._arrays(max(places) + 1)
+        return self._chunk([arrays[place] for place in places], self.group.task.has_base)
+
+    @cached_property
+    def first(self) -> Chunk:
+        """The first input alone, which is to be copied."""
+        place = self.group.places[0]
+        return self._chunk([self._arrays(place + 1)[place]], False)
+
+    def _chunk(self, arrays: list[Any], has_base: bool) -> Chunk:
+        """A chunk for the backend. One that answers alone begins with a line, and looks like a tensor."""
+        visit, task = self.visit, self.group.task
+        start = 0 if visit.alone else visit.start
+        return Chunk(arrays, has_base, task.working, start, visit.count, Line.of(task.shape))
+
+    def _unchanged(self) -> frozenset[int]:
+        """The recipes that copy the base, because no model changed this chunk.
+
+        This is exact only if nothing is rounded, no zero is negative and no value infinite (docs/arithmetic.md,
+        step 14). A chunk of a tensor that was measured in another visit is computed, because its counts are needed.
+        """
+        visit, task = self.visit, self.group.task
+        if (
+            self._hosts is None
+            or task.action is not Action.MERGE
+            or not task.has_base
+            or visit.shared
+            or not (
+                visit.whole or visit.alone or (visit.parts and not needs_reading(visit.needs[self._number]))
+            )
+            or not all(operand.dtype == task.working for operand in task.inputs)
+        ):
+            return frozenset()
+        plans = [(part.recipe, self._runs.each[part.recipe].plan) for part in self.group.parts]
+        copying = [
+            recipe
+            for recipe, plan in plans
+            if plan.method.keeps_unchanged and not plan.recipe.allow_nonfinite
+        ]
+        same = copying and identical([self._hosts[place] for place in self.group.places], task.working)
+        return frozenset(copying) if same else frozenset()
+
+
+class _Merged:
+    """One visit for one part."""
+
+    def __init__(self, run: Run, part: Part, measured: _Measured):
+        self._run = run
+        self._task = part.task
+        self._recipe = part.recipe
+        self._measured = measured
+        self._visit = measured.visit
+        self._solved: Solved | None = None
+        self._handle: Any = None
+
+    @property
+    def _unchanged(self) -> bool:
+        return self._recipe in self._measured.unchanged
+
+    def merge(self, output: Any) -> None:
+        """See ``Work.merge``."""
+        backend = self._run.backend
+        if self._task.action is Action.ROUND or self._unchanged:
+            self._handle = backend.combine(self._measured.first, COPY, output)
+            return
+        chunk, (operation, _) = self._measured.chunk, self._operation()
+        if isinstance(operation, Consensus):
+            self._handle = backend.consensus(chunk, operation, output)
+        elif isinstance(operation, Nearswap):
+            self._handle = backend.nearswap(chunk, operation, output)
+        else:
+            self._handle = backend.combine(chunk, operation, output)
+
+    def wait(self) -> None:
+        """See ``Work.wait``."""
+        run, task = self._run, self._task
+        outcome = run.backend.fetch(self._handle)
+        result = run.add(task, self._visit.count)
+        try:
+            check_finite(task, outcome, run.plan.recipe.allow_nonfinite, run.label)
+        except NonFiniteError:
+            run.failed = True
+            raise
         if task.action is Action.MERGE:
             self._count(result, outcome)
-        if visit.start + visit.count == task.count:
-            run.measurements.pop(task.name, None)
-            run.operations.pop(task.name, None)
-            run.measured.pop(task.name, None)
 
     def _count(self, result: TensorResult, outcome: Outcome) -> None:
         """Add a chunk's counts to its tensor's.
 
         The count without trim slack is of the tensor: the first chunk takes it.
         """
-        run, visit, task = self._run, self.visit, self.visit.task
+        run, task = self._run, self._task
         if self._unchanged:
             for model in task.models:
                 result.counts.setdefault(model, ModelCounts())
@@ -213,14 +261,14 @@ class Work:
             before = result.counts.get(model, ModelCounts())
             saved = 0
             if model in plain:
-                saved = counts.kept - (plain[model] if visit.start == 0 else 0)
+                saved = counts.kept - (plain[model] if self._visit.start == 0 else 0)
             result.counts[model] = before + ModelCounts(counts.kept, counts.lost, saved, counts.saved)
 
     def _operation(self) -> Solved:
-        run, task = self._run, self.visit.task
+        run, task = self._run, self._task
         found = self._solved or run.operations.get(task.name)
         if found is None:
-            measurement = self._measurement if self._measurement is not None else run.measurement(self.visit)
+            measurement = self._measured.measurement
             operation, trimmed_to = run.plan.method.solve(task, measurement), {}
             if isinstance(operation, Consensus):
                 masks = {model: e.mask for model, e in zip(task.models, operation.entries, strict=True)}
@@ -236,47 +284,16 @@ class Work:
                     if kept is not None
                 }
             found = self._solved = operation, trimmed_to
-            if not self.visit.alone:
+            if not self._visit.alone:
                 run.operations[task.name] = found
         return found
 
-    def _make_chunk(self) -> Chunk:
-        """The chunk for the backend. For an unchanged tensor it has one input and no base.
 
-        One that answers alone begins with a line, and looks like a tensor.
-        """
-        visit, task = self.visit, self.visit.task
-        arrays = self._arrays(1 if self._unchanged else len(task.inputs))
-        has_base = task.has_base and not self._unchanged
-        start = 0 if visit.alone else visit.start
-        return Chunk(arrays, has_base, task.working, start, visit.count, Line.of(task.shape))
+def check_finite(task: Task, outcome: Outcome, allowed: bool, label: str = "") -> None:
+    """Raise ``NonFiniteError`` for NaN or infinity in an input or the output, unless they are ``allowed``.
 
-    def _is_unchanged(self) -> bool:
-        """Whether no model changed this chunk, so that the base's values are the result and need no computing.
-
-        This is exact only if nothing is rounded, no zero is negative and no value infinite (docs/arithmetic.md,
-        step 14). A chunk of a tensor that was measured in another visit is computed, because its counts are needed.
-        """
-        visit, task = self.visit, self.visit.task
-        return (
-            self._hosts is not None
-            and task.action is Action.MERGE
-            and task.has_base
-            and not visit.shared
-            and self._run.plan.method.keeps_unchanged
-            and (visit.whole or visit.alone or (visit.merge and not needs_reading(visit.needs)))
-            and not self._run.plan.recipe.allow_nonfinite
-            and all(operand.dtype == task.working for operand in task.inputs)
-            and identical(self._hosts, task.working)
-        )
-
-
-def _by_name(task: Task) -> str:
-    return task.name
-
-
-def check_finite(task: Task, outcome: Outcome, allowed: bool) -> None:
-    """Raise ``NonFiniteError`` for NaN or infinity in an input or the output, unless they are ``allowed``."""
+    ``label`` names the recipe, if there are several.
+    """
     if allowed:
         return
     for operand, found in zip(task.inputs, outcome.non_finite, strict=False):
@@ -291,7 +308,8 @@ def check_finite(task: Task, outcome: Outcome, allowed: bool) -> None:
                 "which it is merged in; choose a wider dtype, or set allow_nonfinite: true to merge it all the same"
             )
     if outcome.non_finite_output:
+        place = f"{label}: {task.name}" if label else task.name
         raise NonFiniteError(
-            f"{task.name}: {outcome.non_finite_output} merged value(s) are too large for {task.out}; choose a wider "
+            f"{place}: {outcome.non_finite_output} merged value(s) are too large for {task.out}; choose a wider "
             "out_dtype or smaller weights, or set allow_nonfinite: true to write infinity"
         )

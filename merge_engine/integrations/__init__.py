@@ -1,1 +1,1 @@
-"""merge_engine inside other tools. Each tool has a package of its own, and is not imported before it is used."""
+"""merge_engine inside other tools. Each tool has a module of its own, and is not imported before it is used."""

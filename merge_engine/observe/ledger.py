@@ -31,7 +31,8 @@ class Ledger:
     device, if one computes. ``digest`` computes the digests of the output, ``publish`` adds other files and flushes
     all of them to disk; both only in a merge to a folder.
     ``from_storage`` is the number of bytes that the system read from storage for this process, not from the page
-    cache; None if the system does not count them. ``seconds`` is the time of the run.
+    cache; None if the system does not count them. ``seconds`` is the time of the run. ``workers`` is the number of
+    processes, on one machine or on many, whose bytes and busy seconds are added up here.
     """
 
     read: Stage = field(default_factory=Stage)
@@ -43,6 +44,7 @@ class Ledger:
     publish: Stage = field(default_factory=Stage)
     seconds: float = 0.0
     from_storage: int | None = None
+    workers: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __getstate__(self) -> dict[str, object]:
@@ -68,17 +70,33 @@ class Ledger:
                 if stage._busy == 0:
                     stage.seconds += time.perf_counter() - stage._since
 
+    def add(self, other: Ledger) -> None:
+        """Add the stages of another process. The time of the run stays that of this one."""
+        with self._lock:
+            for name in _STAGES:
+                mine, others = getattr(self, name), getattr(other, name)
+                mine.bytes += others.bytes
+                mine.seconds += others.seconds
+            if other.from_storage is not None:
+                self.from_storage = (self.from_storage or 0) + other.from_storage
+
     def stages(self) -> dict[str, Stage]:
         """The stages by name, in the order of a run; ``up`` and ``down`` only if anything was copied."""
         stages = {name: getattr(self, name) for name in _STAGES}
         return {name: stage for name, stage in stages.items() if stage.bytes or name not in ("up", "down")}
 
     @property
+    def busiest(self) -> float:
+        """The seconds of the busiest stage."""
+        return max(stage.seconds for stage in self.stages().values())
+
+    @property
     def bound_by(self) -> str | None:
-        """The name of the busiest stage; None if it was busy for less than half of the time."""
+        """The name of the busiest stage; None if it was busy for less than half of the time, in the mean of workers."""
         stages = self.stages()
         name = max(stages, key=lambda name: stages[name].seconds)
-        return name if self.seconds and stages[name].seconds >= self.seconds / 2 else None
+        time = self.seconds * self.workers
+        return name if time and stages[name].seconds >= time / 2 else None
 
     def as_dict(self) -> dict[str, object]:
         """Plain numbers for the manifest: bytes and seconds."""
@@ -90,6 +108,7 @@ class Ledger:
             "seconds": round(self.seconds, 3),
             "bytes_from_storage": self.from_storage,
             "bound_by": self.bound_by,
+            **({"workers": self.workers} if self.workers > 1 else {}),
             **rows,
         }
 

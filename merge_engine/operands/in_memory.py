@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from merge_engine.dtypes import BY_NAME, DType
+from merge_engine.dtypes import DType, of_torch
 from merge_engine.errors import PlanError
 from merge_engine.operands.base import Access, Operand
 from merge_engine.storage import ByteRange
@@ -40,7 +41,7 @@ class InMemory(Operand):
             tensor = plain(given)
         except ValueError as error:
             raise PlanError(f"{name}: {owner} has it {error}") from None
-        dtype = BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
+        dtype = of_torch(tensor.dtype)
         if dtype is None:
             raise PlanError(
                 f"{name}: {owner} has it as {tensor.dtype}, which no checkpoint can hold; convert it first"
@@ -59,7 +60,11 @@ class InMemory(Operand):
 
     def flat(self) -> torch.Tensor:
         """The elements in row-major order, of shape [count]: a view, or a copy of a tensor with another layout."""
-        return self.tensor.contiguous().view(-1)
+        return self._view if self.tensor.is_contiguous() else self.tensor.contiguous().view(-1)
+
+    @cached_property
+    def _view(self) -> torch.Tensor:
+        return self.tensor.view(-1)
 
     def same_bytes(self, other: InMemory) -> bool:
         """Whether two tensors of one dtype and shape hold the same bytes."""

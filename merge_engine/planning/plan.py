@@ -6,7 +6,7 @@ changes. It holds no open file and can be sent to another process. Memory and de
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from merge_engine.planning.intermediates import Intermediate, open_model, used_b
 from merge_engine.planning.loadable import check_loadable
 from merge_engine.planning.side_edits import OutputFiles, SideEdits
 from merge_engine.planning.sources import slice_inputs, stack_config
-from merge_engine.planning.tasks import make_tasks
+from merge_engine.planning.tasks import Planned, make_tasks
 from merge_engine.planning.templates import edit_template
 from merge_engine.planning.tolerance import without_ignored_settings
 from merge_engine.recipe import ModelReference, Recipe, resolvers
@@ -104,18 +104,29 @@ class MergePlan:
         return frozenset(by_id.values())
 
     @cached_property
+    def bytes_by_file(self) -> Mapping[File, int]:
+        """Bytes that each input file gives, read once. Of a tensor with a LoRA the base's file gives all."""
+        found: dict[File, int] = {}
+        for task in self.tasks:
+            for operand in task.inputs:
+                for file in operand.files[:1]:  # it holds nearly all bytes: those of a LoRA are few
+                    found[file] = found.get(file, 0) + operand.stored_bytes
+        return found
+
+    @cached_property
     def shard_of(self) -> Mapping[str, int]:
         """The number of the shard, from 0, by the name of a tensor in it."""
         return {name: number for number, shard in enumerate(self.shards) for name in shard.tensors}
 
     def only(self, *shards: int) -> MergePlan:
-        """The part of the plan that makes some shards.
+        """The part of the plan that makes some shards, without the files beside the weights.
 
         ``shards`` are their numbers, from 0; ``IndexError`` if there is none.
         """
         made = tuple(self.shards[shard] for shard in shards)
         names = {name for shard in made for name in shard.tensors}
-        return replace(self, tasks=tuple(task for task in self.tasks if task.name in names), shards=made)
+        tasks = tuple(task for task in self.tasks if task.name in names)
+        return replace(self, tasks=tasks, shards=made, edits=SideEdits())
 
 
 def make_plan(
@@ -127,12 +138,13 @@ def make_plan(
     lenient: bool = False,
     intermediates: Mapping[str, Intermediate] = MappingProxyType({}),
     opened: Mapping[ModelReference, Checkpoint] | None = None,
+    taking: Callable[[Planned], object] | None = None,
 ) -> MergePlan:
     """Plan the merge of a recipe into a folder (None: into memory). ``shard_size`` in bytes.
 
     ``lenient`` ignores parameters that no method has, with a warning, as mergekit does without one. ``intermediates``
     are outputs of other recipes that this one may name, by their names. ``opened`` has all models that it may name, if
-    they are open already: one object for each checkpoint.
+    they are open already: one object for each checkpoint. ``taking`` gets what the plan's tasks were made of.
 
     Raises ``RecipeError`` for an unknown method or wrong parameters, ``CheckpointError`` for inputs that cannot be
     read, and ``PlanError`` with every other problem at once.
@@ -176,6 +188,8 @@ def make_plan(
         problems += check_output_folder(output, folders, overwrite, sum(shard.size for shard in shards))
     if problems:
         raise PlanError(problems)
+    if taking is not None:
+        taking(planned)
     unused = unused_settings(recipe, method, planned.names)
     inputs = {id(checkpoint): _input(checkpoint) for checkpoint in opened.values()}
     return MergePlan(

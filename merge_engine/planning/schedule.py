@@ -23,28 +23,19 @@ from merge_engine.backends.statistics import SUM_BLOCK, lines_of_block, sum_bloc
 from merge_engine.errors import PlanError
 from merge_engine.methods import Action, Gram, MaskedL1, MaskedSquares, Need, Task, Together
 from merge_engine.methods.needs import Step, is_shared, line_elements, steps
+from merge_engine.planning.budget import Budget
+from merge_engine.planning.joint import Group, Joint, JointTask, Part, SharedGroup, joined
 from merge_engine.planning.plan import MergePlan
+from merge_engine.planning.visits import Visit
 from merge_engine.storage import PAGE, aligned
-
-DEFAULT_MEMORY = 400_000_000
-"""Bytes of tensor data that a run holds in the host's memory at a time by default."""
-
-PIECE = 16 << 20
-"""Bytes of inputs and output in a chunk: large enough for disk throughput, small enough for the processor's cache."""
-
-DEVICE_PIECE = 64 << 20
-"""The same for a device, which has no such cache, and where each chunk takes launches."""
-
-CACHED_PIECE = 8 << 20
-"""Bytes of output in a chunk whose inputs are used in place."""
 
 MOST_ELEMENTS = 1 << 30
 """Elements of a chunk: native code counts those of a chunk in 32 bits."""
 
-SIDE_BY_SIDE = 8
-"""Most shards that are written at a time: one file on a RAM disk takes 2.4 GB/s however many threads write to it."""
-
 _PIECES = 8  # A chunk takes at most this part of the memory, so that the first one is soon read.
+_PIECES_OF_SEVERAL = 4
+"""Pieces in a chunk of several outputs: each call of a backend takes 40 us, and ten recipes took a tenth less time."""
+
 _HELD = 2  # Room for so many tensors that are held whole: while one is merged, the next is read.
 _SUMS_HELD = 3  # Chunks whose sums of lines are held: their totals wait for a device.
 _PIECES_AT_ONCE = (
@@ -52,60 +43,11 @@ _PIECES_AT_ONCE = (
 )
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Limits of a run: ``memory`` in bytes of tensor data, of the host or of the device that computes.
-
-    ``in_place`` says that inputs are used in the page cache and take none of the memory. ``piece`` and
-    ``cached_piece`` are the bytes of a chunk, see ``PIECE``, ``DEVICE_PIECE`` and ``CACHED_PIECE``. ``side_by_side``
-    shards are written at a time.
-    """
-
-    memory: int = DEFAULT_MEMORY
-    in_place: bool = False
-    piece: int = PIECE
-    cached_piece: int = CACHED_PIECE
-    side_by_side: int = SIDE_BY_SIDE
-
-
 class RingBytes(NamedTuple):
     """Bytes of memory for inputs and for outputs."""
 
     inputs: int
     outputs: int
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One chunk of one tensor: elements [start, start + count).
-
-    ``steps`` are the readings of the ``needs`` that are measured in this visit; ``last`` says that they are
-    complete after it. ``merge`` says that the chunk is merged. ``alone`` says that the chunk answers the needs for
-    itself, as if it were a tensor, ``shared`` that all tensors of a model answer them together. ``inputs_are_there``
-    says that an earlier visit brought the inputs into memory, ``inputs_stay`` that a later one will use them.
-    """
-
-    task: Task
-    start: int
-    count: int
-    needs: Sequence[Need]
-    steps: Sequence[Step]
-    last: bool
-    merge: bool
-    alone: bool = False
-    shared: bool = False
-    inputs_are_there: bool = False
-    inputs_stay: bool = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether the chunk is all of the tensor."""
-        return self.count == self.task.count
-
-    @property
-    def answers(self) -> bool:
-        """Whether all needs of the tensor are answered after this visit."""
-        return self.last and (not self.steps or self.steps[-1] == steps(self.needs, self.task.working)[-1])
 
 
 class _Division(NamedTuple):
@@ -125,14 +67,16 @@ class _Division(NamedTuple):
 class Schedule:
     """A plan cut into visits that fit in the budget.
 
-    ``shared_known`` says that the answers to the shared needs are known and are not measured. Raises ``PlanError``
-    for a budget that is too small.
+    ``shared_known`` says that the answers to the shared needs are known and are not measured. ``beside`` are the plans
+    of other recipes over the same inputs: what all of them make of a tensor is made in the same visits. Raises
+    ``PlanError`` for a budget that is too small.
     """
 
     plan: MergePlan
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     shared_known: bool = False
-    _divisions: dict[str, _Division] = field(default_factory=dict, init=False, repr=False, compare=False)
+    beside: tuple[MergePlan, ...] = ()
+    _divisions: dict[int, _Division] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         needed = sum(self.largest_chunk) + self.scratch_bytes
@@ -145,50 +89,63 @@ class Schedule:
                 ]
             )
 
+    @cached_property
+    def plans(self) -> tuple[MergePlan, ...]:
+        """The plans of all recipes, by their numbers in ``Part``."""
+        return (self.plan, *self.beside)
+
+    @cached_property
+    def _joint(self) -> Joint:
+        return joined(self.plans)
+
+    @property
+    def tasks(self) -> Sequence[JointTask]:
+        """The tensors of all plans, each with all that is made of it."""
+        return self._joint.tasks
+
+    @property
+    def shared(self) -> Sequence[SharedGroup]:
+        """The recipes that answer shared needs together."""
+        return self._joint.shared
+
     def within(self, memory: int) -> Schedule:
         """The schedule of the same plan for another memory budget, in bytes.
 
         Raises ``PlanError`` if it is too small.
         """
-        return Schedule(self.plan, replace(self.budget, memory=memory), self.shared_known)
+        return replace(self, budget=replace(self.budget, memory=memory))
 
-    @cached_property
-    def shared_needs(self) -> Sequence[Need]:
-        """The needs that all tensors of a model answer together, each once."""
-        merged = [task for task in self.plan.tasks if task.action in _MEASURED and task.count]
-        found = {
-            need: None for task in merged[:1] for need in self.plan.method.needs(task) if is_shared(need)
-        }
-        if found:
-            found = {
-                need: None for task in merged for need in self.plan.method.needs(task) if is_shared(need)
-            }
-        return tuple(found)
-
-    def own_needs(self, task: Task) -> Sequence[Need]:
-        """The needs that a tensor answers alone."""
+    def own_needs(self, group: Group) -> Sequence[Need]:
+        """The needs of all parts of a group that the tensor answers alone, each once."""
+        task = group.task
         if task.action not in _MEASURED or not task.count:
             return ()
-        return [need for need in self.plan.method.needs(task) if not is_shared(need)]
+        needs = [
+            need
+            for part in group.parts
+            for need in self.plans[part.recipe].method.needs(part.task)
+            if not is_shared(need)
+        ]
+        return needs if len(group.parts) == 1 else list(dict.fromkeys(needs))
 
-    def chunk_elements(self, task: Task) -> int:
+    def chunk_elements(self, task: JointTask) -> int:
         """Elements of a chunk: all of a small tensor, otherwise a multiple of the elements that must stay together."""
         return self._division(task).elements
 
-    def chunks(self, task: Task) -> Sequence[tuple[int, int]]:
+    def chunks(self, task: JointTask) -> Sequence[tuple[int, int]]:
         """(start, count) in elements of each chunk that is merged. Empty for a tensor without elements."""
         total, step = task.count, self.chunk_elements(task)
         if total <= step:
             return ((0, total),) if total else ()
         return [(start, min(step, total - start)) for start in range(0, total, step)]
 
-    def readings(self, task: Task) -> int:
+    def readings(self, task: JointTask) -> int:
         """The number of times that a tensor's inputs are read, merging included."""
         division = self._division(task)
-        once = division.elements >= task.count or division.measured_whole or division.alone
-        shared = len(self._shared_steps) if task.action in _MEASURED else 0
-        merged = task.action is not Action.MEASURE
-        return shared + (1 if once else merged + division.steps)
+        shared = len({step for number in self._shared_of(task) for step in self._shared_steps[number]})
+        if division.elements >= task.count or division.measured_whole or division.alone:
+            return shared + 1
+        return shared + division.steps + len(self._rounds(task))
 
     @cached_property
     def largest_chunk(self) -> RingBytes:
@@ -197,7 +154,7 @@ class Schedule:
         for task in self._computed:
             count = min(self.chunk_elements(task), task.count)
             inputs = max(inputs, self._input_bits(task) * count // 8)
-            outputs = max(outputs, task.out.bits * count // 8)
+            outputs = max(outputs, task.output_bits * count // 8)
         return RingBytes(inputs, outputs)
 
     @cached_property
@@ -214,7 +171,7 @@ class Schedule:
         """
         pages = 2 * PAGE * max((len(task.inputs) for task in self._computed), default=0)
         largest = self.largest_chunk
-        inputs, outputs = largest.inputs + pages, largest.outputs + PAGE
+        inputs, outputs = largest.inputs + pages, largest.outputs + PAGE * len(self.plans)
         least = inputs + outputs
         whole = sum(self._span_bytes(task, task.count) + 2**16 for task in self._computed)
         wanted = min(max(_HELD * least, _PIECES_AT_ONCE * self._piece), whole)
@@ -225,8 +182,13 @@ class Schedule:
     def bytes_read(self) -> int:
         """Input bytes that all readings of all tensors move together."""
         return sum(
-            self.readings(task) * operand.stored_bytes for task in self.plan.tasks for operand in task.inputs
+            self.readings(task) * operand.stored_bytes for task in self.tasks for operand in task.inputs
         )
+
+    @cached_property
+    def bytes_written(self) -> int:
+        """Bytes of tensor data in all outputs."""
+        return sum(plan.bytes_written for plan in self.plans)
 
     @cached_property
     def bytes_up(self) -> int:
@@ -236,9 +198,7 @@ class Schedule:
     @cached_property
     def bytes_down(self) -> int:
         """Output bytes that cross the link from a device, if there is one."""
-        return sum(
-            task.out.bits * task.count // 8 for task in self._computed if task.action is not Action.MEASURE
-        )
+        return sum(task.output_bits * task.count // 8 for task in self._computed)
 
     def visits(self) -> Iterator[Visit]:
         """Every visit of a run, in order."""
@@ -246,82 +206,128 @@ class Schedule:
         for task in self._in_writing_order():
             yield from self._visits_of(task)
 
-    def _visits_of(self, task: Task) -> Iterator[Visit]:
-        division, merge = self._division(task), task.action is not Action.MEASURE
-        total, needs = task.count, self.own_needs(task)
-        readings = steps(needs, task.working)
-        if not merge and not readings:
+    def _visits_of(self, task: JointTask) -> Iterator[Visit]:
+        division, total = self._division(task), task.count
+        needs = [self.own_needs(group) for group in task.groups]
+        wanted = [steps(each, group.task.working) for each, group in zip(needs, task.groups, strict=True)]
+        parts = task.written
+        readings = _all_steps(wanted)
+        if not total or not (parts or readings):
             return
         if total <= division.elements:
-            if total:
-                yield Visit(task, 0, total, needs, readings, True, merge)
+            yield Visit(task, 0, total, needs, wanted, True, parts)
             return
         chunks = self.chunks(task)
         if division.alone:
             for start, count in chunks:
-                yield Visit(task, start, count, needs, readings, True, merge, alone=True)
+                yield Visit(task, start, count, needs, wanted, True, parts, alone=True)
             return
-        if division.measured_whole:
-            for number, step in enumerate(readings):
+        held = division.measured_whole
+        for number, step in enumerate(readings):
+            now = [[step] if step in each else [] for each in wanted]
+            if held:
                 there = number > 0
-                yield Visit(
-                    task, 0, total, needs, (step,), True, False, inputs_are_there=there, inputs_stay=merge
-                )
-        else:
-            for step in readings:
+                yield Visit(task, 0, total, needs, now, True, inputs_are_there=there, inputs_stay=bool(parts))
+            else:
                 for start, count in chunks:
-                    yield Visit(task, start, count, needs, (step,), start + count == total, False)
-        for start, count in chunks if merge else ():
-            there = division.measured_whole
-            yield Visit(task, start, count, needs, (), False, True, inputs_are_there=there)
+                    yield Visit(task, start, count, needs, now, start + count == total)
+        nothing: list[list[Step]] = [[] for _ in wanted]
+        rounds = self._rounds(task)
+        for together in rounds:
+            stay = held and together is not rounds[-1]
+            for start, count in chunks:
+                yield Visit(
+                    task,
+                    start,
+                    count,
+                    needs,
+                    nothing,
+                    False,
+                    together,
+                    inputs_are_there=held,
+                    inputs_stay=stay,
+                    final=together is rounds[-1] and start + count == total,
+                )
+
+    def _rounds(self, task: JointTask) -> Sequence[Sequence[Part]]:
+        """The parts of a tensor that is cut, in the order of their merging: those of a round are merged together."""
+        parts = task.written
+        if not self.budget.whole_outputs:
+            return [parts] if parts else []
+        rounds: list[list[Part]] = []
+        begun = 0
+        for part in parts:
+            nbytes = part.task.out.bits * task.count // 8
+            if not rounds or begun + nbytes > self.budget.memory:
+                rounds.append([])
+                begun = 0
+            rounds[-1].append(part)
+            begun += nbytes
+        return rounds
 
     def _shared_visits(self) -> Iterator[Visit]:
-        tasks = sorted(self._measured_together, key=lambda task: task.name)
-        for step in self._shared_steps:
+        tasks = sorted((task for task in self.tasks if self._shared_of(task)), key=lambda task: task.name)
+        for step in _all_steps(self._shared_steps):
             for task in tasks:
-                for start, count in self.chunks(task):
-                    last = task is tasks[-1] and start + count == task.count
-                    yield Visit(task, start, count, self.shared_needs, (step,), last, False, shared=True)
+                of_task = self._shared_of(task)
+                now = [
+                    [step] if number in of_task and step in each else []
+                    for number, each in enumerate(self._shared_steps)
+                ]
+                if any(now):
+                    for start, count in self.chunks(task):
+                        yield Visit(task, start, count, (), now, False, shared=True)
+
+    def _shared_of(self, task: JointTask) -> list[int]:
+        """The numbers of the shared groups that a tensor is measured for."""
+        if not self.shared or self.shared_known or not task.count:
+            return []
+        return [
+            group.shared
+            for group in task.groups
+            if group.shared is not None and group.task.action in _MEASURED
+        ]
 
     @cached_property
-    def _measured_together(self) -> Sequence[Task]:
-        return [task for task in self.plan.tasks if task.action in _MEASURED and task.count]
+    def _shared_steps(self) -> Sequence[Sequence[Step]]:
+        """The readings of each shared group."""
+        return [steps(group.needs, group.tasks[0].working) for group in self.shared]
 
     @cached_property
-    def _shared_steps(self) -> Sequence[Step]:
-        if not self.shared_needs or self.shared_known:
-            return ()
-        return steps(self.shared_needs, self._measured_together[0].working)
-
-    @cached_property
-    def _computed(self) -> Sequence[Task]:
+    def _computed(self) -> Sequence[JointTask]:
         """The tasks that the backend works on: all but copies."""
-        return [task for task in self.plan.tasks if task.action is not Action.COPY]
+        return [task for task in self.tasks if not task.copied]
 
-    def _in_writing_order(self) -> Sequence[Task]:
-        """Tasks in the order of their output. Shards take turns, so that several files are written side by side."""
-        if len(self.plan.shards) < 2:
-            return self.plan.tasks
-        by_shard: list[list[Task]] = [[] for _ in self.plan.shards]
-        for task in self.plan.tasks:
-            by_shard[self.plan.shard_of[task.name]].append(task)
-        result: list[Task] = []
-        for first in range(0, len(by_shard), self.budget.side_by_side):
-            result += _in_turns(by_shard[first : first + self.budget.side_by_side])
+    def _in_writing_order(self) -> Sequence[JointTask]:
+        """Tasks in the order of their output. Shards take turns, so that several files are written side by side.
+
+        The shards are those of the first recipe that has the tensor.
+        """
+        if all(len(plan.shards) < 2 for plan in self.plans):
+            return self.tasks
+        by_shard: dict[tuple[int, int], list[JointTask]] = {}
+        for task in self.tasks:
+            first = min(part.recipe for part in task.parts)
+            by_shard.setdefault((first, self.plans[first].shard_of[task.name]), []).append(task)
+        lists = [by_shard[shard] for shard in sorted(by_shard)]
+        result: list[JointTask] = []
+        for begin in range(0, len(lists), self.budget.side_by_side):
+            result += _in_turns(lists[begin : begin + self.budget.side_by_side])
         return result
 
-    def _division(self, task: Task) -> _Division:
-        division = self._divisions.get(task.name)
+    def _division(self, task: JointTask) -> _Division:
+        division = self._divisions.get(id(task))
         if division is None:
-            division = self._divisions[task.name] = self._divide(task)
+            division = self._divisions[id(task)] = self._divide(task)
         return division
 
-    def _divide(self, task: Task) -> _Division:
+    def _divide(self, task: JointTask) -> _Division:
         total, budget = task.count, self.budget
-        if task.action is Action.COPY:
+        if task.copied:
             return _Division(max(total, 1))
         grams = self._line_grams(task)
-        own = line_elements(self.own_needs(task)) if grams else 0
+        # Every part must be solved for a chunk alone: draws depend on where in the tensor an element is.
+        own = line_elements(self._all_needs(task)) if len(grams) == len(task.parts) else 0
         scratch = self._mask_bytes(task, SUM_BLOCK) + _SUMS_HELD * self._sums_bytes(task, SUM_BLOCK)
         if own:
             scratch += _SUMS_HELD * self._lines_bytes(task, SUM_BLOCK)
@@ -333,22 +339,25 @@ class Schedule:
             return _Division(max(total, 1))
         if own and (unit := math.lcm(SUM_BLOCK, own)) <= fitting:
             return _Division(fitting // unit * unit, alone=True)
-        needs = self.own_needs(task)
-        readings = len(steps(needs, task.working))
+        needs = self._all_needs(task)
+        readings = len(_all_steps([steps(self.own_needs(g), g.task.working) for g in task.groups]))
         lines = self._sums_bytes(task, total) + self._lines_bytes(task, total)
         held = _HELD * self._span_bytes(task, total) + self._mask_bytes(task, total) + lines
         if readings and total <= MOST_ELEMENTS and not budget.in_place and held <= budget.memory:
             return _Division(total)
-        together = max((need.elements for need in needs if isinstance(need, Together)), default=1)
+        together = math.lcm(*(need.elements for need in needs if isinstance(need, Together)))
         unit = min(math.lcm(SUM_BLOCK, together), total)
         # A backend may keep one bit of notes for every element of every model whose norms are summed.
         noted = any(isinstance(need, MaskedL1 | MaskedSquares) for need in needs)
-        notes = total * len(task.models) // 8 if noted else 0
+        notes = total * sum(len(group.task.models) for group in task.groups) // 8 if noted else 0
         whole = budget.in_place and total <= MOST_ELEMENTS and notes + lines <= budget.memory // _PIECES
         return _Division(max(fitting // unit, 1) * unit, readings, readings > 0 and whole)
 
-    def _scratch_bytes(self, task: Task) -> int:
-        """Bytes that the backend and the answers need beside inputs and output."""
+    def _all_needs(self, task: JointTask) -> list[Need]:
+        return [need for group in task.groups for need in self.own_needs(group)]
+
+    def _scratch_bytes(self, task: JointTask) -> int:
+        """Bytes that the backend and the answers need beside inputs and outputs."""
         division, total = self._division(task), task.count
         count = min(division.elements, total)
         masks = self._mask_bytes(task, count)
@@ -357,52 +366,72 @@ class Schedule:
         at_once = total if division.measured_whole else min(_SUMS_HELD * count, total)
         return masks + self._sums_bytes(task, at_once) + self._lines_bytes(task, total)
 
-    def _mask_bytes(self, task: Task, count: int) -> int:
+    def _mask_bytes(self, task: JointTask, count: int) -> int:
         """Bytes of the masks of so many elements."""
-        return self.plan.method.scratch_bytes(len(task.models)) * count if task.action is Action.MERGE else 0
+        result = 0
+        for recipe, each, _ in task.parts:
+            if each.action is Action.MERGE:
+                result += self.plans[recipe].method.scratch_bytes(len(each.models))
+        return result * count
 
-    def _sums_bytes(self, task: Task, count: int) -> int:
+    def _sums_bytes(self, task: JointTask, count: int) -> int:
         """Bytes of the sums of lines over the blocks of so many elements."""
         return sum(
-            -(-8 * _pairs(task, need) * lines_of_block(line) * count // sum_block(line))
-            for need, line in self._line_grams(task)
+            -(-8 * _pairs(each, need) * lines_of_block(line) * count // sum_block(line))
+            for each, need, line in self._line_grams(task)
         )
 
-    def _lines_bytes(self, task: Task, count: int) -> int:
+    def _lines_bytes(self, task: JointTask, count: int) -> int:
         """Bytes of the totals and coefficients of the lines of so many elements."""
         result = 0
-        for need, line in self._line_grams(task):
-            pairs, vectors = _pairs(task, need), _vectors(task, need)
+        for each, need, line in self._line_grams(task):
+            pairs, vectors = _pairs(each, need), _vectors(each, need)
             if line.stride > 1:
                 result += 8 * (pairs + vectors) * line.stride
             else:  # a chunk has a copy of its coefficients
                 result += 8 * (pairs + 2 * vectors) * -(-count // line.length)
         return result
 
-    def _line_grams(self, task: Task) -> Sequence[tuple[Gram, Line]]:
-        """The needs that each line of a tensor answers, and the lines."""
-        if not self.plan.method.sums_lines or task.action is not Action.MERGE:
-            return ()
-        needs = self.own_needs(task)
-        return [(need, need.line) for need in needs if isinstance(need, Gram) and need.line is not None]
+    @cached_property
+    def _sums_lines(self) -> bool:
+        return any(plan.method.sums_lines for plan in self.plans)
 
-    def _least_bytes(self, task: Task) -> int:
+    def _line_grams(self, task: JointTask) -> Sequence[tuple[Task, Gram, Line]]:
+        """The needs that each line of a tensor answers, the tasks that have them, and the lines."""
+        result: list[tuple[Task, Gram, Line]] = []
+        if not self._sums_lines:
+            return result
+        for recipe, each, _ in task.parts:
+            method = self.plans[recipe].method
+            if method.sums_lines and each.action is Action.MERGE and each.count:
+                needs = (need for need in method.needs(each) if isinstance(need, Gram))
+                result += [(each, need, need.line) for need in needs if need.line is not None]
+        return result
+
+    def _least_bytes(self, task: JointTask) -> int:
         """Bytes of a chunk of a tensor, with what it takes beside."""
         return self._span_bytes(task, min(self.chunk_elements(task), task.count)) + self._scratch_bytes(task)
 
     @property
     def _piece(self) -> int:
-        return self.budget.cached_piece if self.budget.in_place else self.budget.piece
+        if not self.budget.in_place:
+            return self.budget.piece
+        return self.budget.cached_piece * min(len(self.plans), _PIECES_OF_SEVERAL)
 
-    def _span_bytes(self, task: Task, count: int) -> int:
-        """Bytes of ``count`` elements in all inputs and the output."""
-        return (self._input_bits(task) + task.out.bits) * count // 8
+    def _span_bytes(self, task: JointTask, count: int) -> int:
+        """Bytes of ``count`` elements in all inputs and all outputs."""
+        return self._input_bits(task) * count // 8 + task.output_bits * count // 8
 
-    def _input_bits(self, task: Task) -> int:
+    def _input_bits(self, task: JointTask) -> int:
         return 0 if self.budget.in_place else task.input_bits
 
 
 _MEASURED = (Action.MERGE, Action.MEASURE)
+
+
+def _all_steps(of_groups: Sequence[Sequence[Step]]) -> Sequence[Step]:
+    """The readings of all groups in order, each once."""
+    return of_groups[0] if len(of_groups) == 1 else sorted({step for each in of_groups for step in each})
 
 
 def _vectors(task: Task, need: Gram) -> int:
@@ -414,7 +443,7 @@ def _pairs(task: Task, need: Gram) -> int:
     return vectors * (vectors + 1) // 2
 
 
-def _in_turns(lists: Sequence[Sequence[Task]]) -> Iterator[Task]:
+def _in_turns(lists: Sequence[Sequence[JointTask]]) -> Iterator[JointTask]:
     """The tasks of all lists, so mixed that every list is at the same share of its elements at any time."""
     placed = []
     for tasks in lists:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from merge_engine.checkpoint import Checkpoint
 from merge_engine.errors import PlanError, RecipeError
+from merge_engine.fit import unused_settings
 from merge_engine.planning.plan import Input, MergePlan, among, checked
 from merge_engine.planning.sources import slice_inputs
-from merge_engine.planning.tasks import make_tasks
+from merge_engine.planning.tasks import Planned, make_tasks
 from merge_engine.recipe import ModelReference, Recipe
 from merge_engine.vocabulary import plan_vocabulary
 
 
-def plan_state_dicts(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]) -> MergePlan:
+def plan_state_dicts(
+    recipe: Recipe,
+    opened: Mapping[ModelReference, Checkpoint],
+    taking: Callable[[Planned], object],
+) -> MergePlan:
     """Plan the merge of a recipe over state dicts, which stand for opened checkpoints without config and files.
 
-    Raises as ``make_plan`` does, and ``RecipeError`` if the recipe needs tokenizers.
+    ``taking`` gets what the plan's tasks were made of. Raises as ``make_plan`` does, and ``RecipeError`` if the recipe
+    needs tokenizers.
     """
     method, recipe, ignored = checked(recipe, False)
     opened = among(recipe, opened)
@@ -28,6 +34,7 @@ def plan_state_dicts(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]
     planned = make_tasks(recipe, method, slices, plan_vocabulary(recipe, opened, named_donor))
     if planned.problems:
         raise PlanError(planned.problems)
+    taking(planned)
     nowhere = Input(Path(), "", {})
     return MergePlan(
         recipe,
@@ -38,5 +45,5 @@ def plan_state_dicts(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]
         tuple(planned.tasks),
         (),
         tuple(planned.notes),
-        (*recipe.remarks, *ignored, *planned.warnings),
+        (*recipe.remarks, *ignored, *planned.warnings, *unused_settings(recipe, method, planned.names)),
     )

@@ -33,11 +33,13 @@ from merge_engine.vocabulary import Alignment
 class Planned(Remarks):
     """All output tensors, in the order of the inputs' names, and what is said about them.
 
-    ``untied`` says that some input has a head of its own. ``origins`` are those of the layers that are not of whole
-    models. ``names`` has for each slice the names that settings are for.
+    ``makings`` are what they are made of, whatever the settings say. ``untied`` says that some input has a head of its
+    own. ``origins`` are those of the layers that are not of whole models. ``names`` has for each slice the names that
+    settings are for.
     """
 
     tasks: list[Task] = field(default_factory=list)
+    makings: list[Making | Task] = field(default_factory=list)
     untied: bool = False
     origins: Mapping[Stack, Sequence[LayerOrigin]] = field(default_factory=dict)
     names: list[SliceNames] = field(default_factory=list)
@@ -54,7 +56,6 @@ def make_tasks(
     Raises ``CheckpointError`` if the bytes of a head that may be tied cannot be read.
     """
     planned = Planned(allowed=recipe.allow)
-    make = _TaskMaker(recipe, method)
     planned.problems += count_problems(recipe, method, slices)
     named = _named(recipe, slices, planned)
     problems: list[str] = []
@@ -75,17 +76,16 @@ def make_tasks(
     for cut in slicing.cuts(ties.sources):
         inputs = cut.inputs
         gatherer.begin(inputs, examine_names(inputs, planned, told))
-        make.begin(cut)
         for name in cut.positions:
             if name in passed:
                 continue
             if buffers.has(name, inputs):
                 operand = None if inputs.reference is None else inputs.reference.tensors.get(name)
                 if operand is not None:
-                    planned.tasks.append(_copy(name, operand))
+                    planned.makings.append(_copy(name, operand))
             elif (gathered := gatherer.gather(name)) is not None:
                 of_slices.setdefault(cut.number, {})[name] = gathered.operands[0]
-                planned.tasks += [make(one, gathered, name) for one in (name, *twins.get(name, ()))]
+                planned.makings += [Making(cut, one, gathered, name) for one in (name, *twins.get(name, ()))]
         planned.names.append(SliceNames(cut.positions, _own_names(cut), cut.layers))
     planned.untied = ties.untied
     planned.origins = slicing.origins()
@@ -94,11 +94,24 @@ def make_tasks(
     planned.problems += [*gatherer.lacking.problems(), *gatherer.disagreements.problems()]
     if len(of_slices) > 1:
         planned.problems += stacked_vocabularies(of_slices, named)
-    merged = [task for task in planned.tasks if task.action is Action.MERGE]
-    if recipe.arithmetic == "mergekit" and any(task.working.name == "float64" for task in merged):
-        planned.problems.append("arithmetic: mergekit is for bfloat16, float16 and float32, not for float64")
-    planned.problems += method.check(recipe, merged)
+    planned.tasks = with_settings(recipe, method, planned.makings, planned.problems)
     return planned
+
+
+def with_settings(
+    recipe: Recipe, method: Method, makings: Sequence[Making | Task], problems: list[str]
+) -> list[Task]:
+    """The tasks of a recipe, from what they are made of. Adds to ``problems`` what its settings make impossible.
+
+    Raises ``RecipeError`` if a parameter is wrong, or has no value for a tensor.
+    """
+    make = _TaskMaker(recipe, method)
+    tasks = [making if isinstance(making, Task) else make(making) for making in makings]
+    merged = [task for task in tasks if task.action is Action.MERGE]
+    if recipe.arithmetic == "mergekit" and any(task.working.name == "float64" for task in merged):
+        problems.append("arithmetic: mergekit is for bfloat16, float16 and float32, not for float64")
+    problems += method.check(recipe, merged)
+    return tasks
 
 
 def _named(recipe: Recipe, given: Sequence[Inputs], planned: Planned) -> list[Inputs]:
@@ -132,6 +145,15 @@ class _Gathered(NamedTuple):
     operands: list[Operand]
     has_base: bool
     found: list[int]
+
+
+class Making(NamedTuple):
+    """What an output tensor is made of, with the parameters and the draws of ``same``, which may be another name."""
+
+    cut: Cut
+    name: str
+    gathered: _Gathered
+    same: str
 
 
 class _Gatherer:
@@ -192,7 +214,7 @@ class _Gatherer:
 
 
 class _TaskMaker:
-    """Makes tasks, with the parameters that the recipe gives each. ``begin`` says which slice the next ones are of."""
+    """Makes tasks, with the parameters that the recipe gives each."""
 
     def __init__(self, recipe: Recipe, method: Method):
         self._recipe = recipe
@@ -201,17 +223,14 @@ class _TaskMaker:
         self._common = _typed(method.Common, method.parameters)
         self._elements: dict[int, int] = {}  # complete when the last task is made
 
-    def begin(self, cut: Cut) -> None:
-        """Take the parameters of this slice from now on."""
-        self._cut = cut
-        self._resolver = self._resolvers[cut.number]
-
-    def __call__(self, name: str, gathered: _Gathered, same: str) -> Task:
-        """The task for a tensor, with the parameters and the draws of ``same``, which may be another name."""
+    def __call__(self, making: Making) -> Task:
+        """The task for a tensor."""
+        cut, name, gathered, same = making
+        resolver = self._resolvers[cut.number]
         operands, found = tuple(gathered.operands), gathered.found
         shape, kind = operands[0].shape, operands[0].dtype
-        at = self._cut.positions[same]
-        common = self._common(self._resolver.for_tensor(same, at))
+        at = cut.positions[same]
+        common = self._common(resolver.for_tensor(same, at))
         kinds = [kind, *(operand.dtype for operand in operands if operand.dtype is not kind)]
         if not all(each.mergeable for each in kinds):
             return Task(name, shape, kind, kind, Action.COPY, operands)
@@ -219,8 +238,8 @@ class _TaskMaker:
         out = self._recipe.output_dtype or working
         if not found:
             return Task(name, shape, working, out, Action.ROUND, operands)
-        own = self._cut.own_names
-        settings = (self._resolver.for_model(i, own.get(i, {}).get(same, same), at) for i in found)
+        own = cut.own_names
+        settings = (resolver.for_model(i, own.get(i, {}).get(same, same), at) for i in found)
         task = Task(
             name,
             shape,

@@ -47,8 +47,9 @@ class SearchHistory:
     """The trials of a search in the order of their numbers.
 
     ``parameters`` are the names that the search varies. ``baseline`` is the number of the trial that is the recipe
-    without changes, None if there is none. ``importance`` has, by objective and parameter, the share from 0 to 1 of
-    the score's variation that the parameter explains.
+    without changes, None if there is none. ``importance`` has, by objective and parameter, how much the parameter
+    decides whether a trial is among the best tenth, as a share from 0 to 1. ``summary`` says in sentences what came
+    out.
     """
 
     parameters: tuple[str, ...]
@@ -56,6 +57,7 @@ class SearchHistory:
     trials: tuple[Trial, ...]
     baseline: int | None = None
     importance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    summary: tuple[str, ...] = ()
 
     @property
     def scored(self) -> tuple[Trial, ...]:

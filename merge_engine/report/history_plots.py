@@ -115,7 +115,7 @@ def parallel(history: SearchHistory, objective: int) -> str:
 
 
 def importances(shares: Mapping[str, float]) -> str:
-    """A bar for each parameter: the share of the score's variation that it explains, the largest first."""
+    """A bar for each parameter: its share in the importance of all, the largest first."""
     from matplotlib import rc_context
 
     names = sorted(shares, key=lambda name: -shares[name])
@@ -127,7 +127,7 @@ def importances(shares: Mapping[str, float]) -> str:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.tick_params(length=0)
-        axes.set_xlabel("% of the score's variation")
+        axes.set_xlabel("% of the importance of all")
         return svg(drawn)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from merge_engine.engine.carrying import carry_out
 from merge_engine.engine.choosing import choose_backend
 from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.engine.sinks import Target
 from merge_engine.errors import ReportError
 from merge_engine.methods import Answers, Method, Task
 from merge_engine.planning import MergePlan, Schedule, make_plan, measuring
@@ -45,7 +46,7 @@ def measure_all(
     with open_access(plan, backend) as access:
         schedule = schedule_for(plan, access, backend)
         on_schedule(schedule)
-        carry_out(schedule, backend, access, None, None, progress, answered)
+        carry_out(schedule, backend, access, [Target()], progress, answered)
 
 
 def at_paths(record: Record) -> Recipe:

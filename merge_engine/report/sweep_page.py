@@ -10,12 +10,13 @@ from typing import Any
 from urllib.parse import quote
 
 from merge_engine.checkpoint import REPORT_NAMES
-from merge_engine.errors import MergeError
+from merge_engine.errors import MergeError, ReportError
 from merge_engine.report.merged_norms import Norms, measure_norms
 from merge_engine.report.sweep_data import Measure, Sweep, SweepEntry, count_shares, score_of
-from merge_engine.report.sweep_plots import MOST_BARS, MOST_PANELS, bars, legend, panels
+from merge_engine.report.sweep_plots import MOST_BARS, MOST_PANELS, bars, combinations, legend, panels
 from merge_engine.report.templates import fill, plot, require_extra, write
 from merge_engine.report.values import score_text, text_of
+from merge_engine.text import some
 
 
 def write_sweep_page(
@@ -36,7 +37,7 @@ def write_sweep_page(
     measured, missing = _measure(entries) if norms else ([None] * len(entries), [])
     sweep = Sweep(entries, axes, measured)
     numbers = file.with_suffix(".json")
-    write(file, _render(sweep, file.parent, missing))
+    write(file, _render(sweep, file.absolute().parent, missing))
     write(numbers, json.dumps(_numbers(sweep), indent=1, default=str) + "\n")
     return file, numbers
 
@@ -47,7 +48,9 @@ def _measure(entries: Sequence[SweepEntry]) -> tuple[list[Norms | None], list[st
     missing: dict[str, None] = {}
     for entry in entries:
         try:
-            found.append(None if entry.folder is None else measure_norms(entry.folder))
+            if entry.folder is None:
+                raise ReportError(f"{entry.label}: its tensors are in no folder")
+            found.append(measure_norms(entry.folder))
         except MergeError as error:
             found.append(None)
             missing[error.problems[0].rstrip(".")] = None
@@ -69,7 +72,7 @@ def _render(sweep: Sweep, home: Path, missing: Sequence[str]) -> str:
         models=list(sweep.models.values()),
         measures=[_section(sweep, measure) for measure in drawn],
         zero=[measure.title for measure in zero],
-        missing=missing,
+        missing=some(missing, 3),
         has_kept_norms=any(sweep.kept_norms),
         has_merged_norms=any(each is not None and each.merged_share is not None for each in sweep.norms),
         scores=sweep.scores,
@@ -80,7 +83,7 @@ def _render(sweep: Sweep, home: Path, missing: Sequence[str]) -> str:
 def _section(sweep: Sweep, measure: Measure) -> dict[str, Any]:
     """A measure with its plots."""
     if sweep.varying:
-        made, left_out = panels(measure), "panels" if _combinations(measure) > MOST_PANELS else ""
+        made, left_out = panels(measure), "panels" if len(combinations(measure)) > MOST_PANELS else ""
     else:
         made = [bars(measure, [entry.label for entry in sweep.entries])]
         left_out = "recipes" if len(sweep.entries) > MOST_BARS else ""
@@ -92,10 +95,6 @@ def _section(sweep: Sweep, measure: Measure) -> dict[str, Any]:
         "left_out": left_out
         and f"The first {MOST_PANELS if sweep.varying else MOST_BARS} {left_out} are drawn.",
     }
-
-
-def _combinations(measure: Measure) -> int:
-    return len({tuple(map(text_of, point.at[2:])) for point in measure.points})
 
 
 def _row(sweep: Sweep, number: int, home: Path) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def _row(sweep: Sweep, number: int, home: Path) -> dict[str, Any]:
 
 def _link(target: Path, home: Path) -> str:
     """A relative link from the page: it still leads there when both are moved together."""
-    path = os.path.relpath(target.absolute(), home.absolute())
+    path = os.path.relpath(target.absolute(), home)
     return "./" + quote(os.fsencode(path))
 
 

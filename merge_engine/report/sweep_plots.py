@@ -64,16 +64,22 @@ def legend(measure: Measure) -> list[Key]:
     ]
 
 
+def combinations(measure: Measure) -> list[tuple[object, ...]]:
+    """The combinations of values of the third dimension and those after it that have points: one for each panel."""
+    values = [_values(measure, place) for place in range(2, len(measure.dimensions))]
+    there = {tuple(map(text_of, point.at[2:])) for point in measure.points}
+    return [rest for rest in product(*values) if tuple(map(text_of, rest)) in there]
+
+
 def panels(measure: Measure) -> list[Panel]:
     """The panels of a measure over axes, at most ``MOST_PANELS`` of them."""
     from matplotlib import rc_context
 
     x = _values(measure, 0)
-    lines = _values(measure, 1) if len(measure.dimensions) > 1 else [None]
     others = range(2, len(measure.dimensions))
     limits = _limits(measure)
     made = []
-    for rest in list(product(*(_values(measure, place) for place in others)))[:MOST_PANELS]:
+    for rest in combinations(measure)[:MOST_PANELS]:
         title = ", ".join(
             _named(measure.dimensions[place], value)
             for place, value in zip(others, rest, strict=True)
@@ -84,9 +90,9 @@ def panels(measure: Measure) -> list[Panel]:
             drawn = figure(*_PANEL)
             axes = drawn.subplots()
             to_place = _scale(axes, x)
-            for position, value in enumerate(lines):
-                line = [point for point in points if value is None or _same(point.at[1:2], (value,))]
-                _draw(axes, position, sorted((to_place[text_of(point.at[0])], point) for point in line))
+            for position, line in enumerate(_by_second(measure, points)):
+                placed = [(to_place[text_of(point.at[0])], point) for point in line]
+                _draw(axes, position, sorted(placed, key=lambda pair: pair[0]))
             axes.set_ylim(limits)
             axes.set_xlabel(short(measure.dimensions[0]))
             axes.set_ylabel(short(measure.unit))
@@ -102,27 +108,22 @@ def bars(measure: Measure, labels: Sequence[str]) -> Panel:
     """
     from matplotlib import rc_context
 
-    groups = _values(measure, 1) if len(measure.dimensions) > 1 else [None]
+    drawn_points = [point for point in measure.points if _number(point) < MOST_BARS]
+    groups = _by_second(measure, drawn_points)
     shown = min(len(labels), MOST_BARS)
     thick = 0.8 / len(groups)
     with rc_context(STYLE):
         drawn = figure(_BARS, 0.19 * shown * max(1.0, 0.6 * len(groups)) + 0.6)
         axes = drawn.subplots()
-        for position, group in enumerate(groups):
-            points = [
-                (number, point)
-                for point in measure.points
-                if isinstance(number := point.at[0], int)
-                and number < shown
-                and (group is None or point.at[1] == group)
-            ]
-            places = [number - 0.4 + thick * (position + 0.5) for number, _ in points]
-            values = [point.value for _, point in points]
-            errors = [point.error or 0.0 for _, point in points] if any(p.error for _, p in points) else None
+        for position, points in enumerate(groups):
+            places = [_number(point) - 0.4 + thick * (position + 0.5) for point in points]
+            values = [point.value for point in points]
             if measure.from_zero:
                 axes.barh(places, values, height=thick * 0.86, color=colour(position))
             else:
-                axes.errorbar(values, places, xerr=errors, fmt="o", markersize=4, color=colour(position))
+                axes.errorbar(
+                    values, places, xerr=_errors(points), fmt="o", markersize=4, color=colour(position)
+                )
         axes.set_yticks(range(shown), [short(label, 24) for label in labels[:shown]])
         axes.set_ylim(shown - 0.4, -0.6)
         axes.set_xlim(_limits(measure))
@@ -139,6 +140,26 @@ def _values(measure: Measure, dimension: int) -> list[object]:
     return in_order(point.at[dimension] for point in measure.points)
 
 
+def _by_second(measure: Measure, points: Sequence[Point]) -> list[list[Point]]:
+    """The points of each value of the second dimension, in order; without a second, all of them."""
+    if len(measure.dimensions) < 2:
+        return [list(points)]
+    return [[p for p in points if _same(p.at[1:2], (value,))] for value in _values(measure, 1)]
+
+
+def _number(point: Point) -> int:
+    """The number of the recipe, in a measure without axes."""
+    number = point.at[0]
+    assert isinstance(number, int)
+    return number
+
+
+def _errors(points: Sequence[Point]) -> list[float] | None:
+    """The standard errors, 0 where one is unknown; None if all are."""
+    errors = [point.error or 0.0 for point in points]
+    return errors if any(errors) else None
+
+
 def _same(one: Sequence[object], other: Sequence[object]) -> bool:
     return [text_of(value) for value in one] == [text_of(value) for value in other]
 
@@ -153,11 +174,10 @@ def _round(position: int) -> int:
 
 
 def _draw(axes: Axes, position: int, placed: Sequence[tuple[float, Point]]) -> None:
-    errors = [point.error or 0.0 for _, point in placed]
     axes.errorbar(
         [place for place, _ in placed],
         [point.value for _, point in placed],
-        yerr=errors if any(errors) else None,
+        yerr=_errors([point for _, point in placed]),
         color=colour(position),
         linestyle=list(_DASHES)[_round(position)],
         marker=list(_MARKS)[position % len(_MARKS)],
@@ -214,6 +234,4 @@ def _panel_text(measure: Measure, title: str, points: Sequence[Point]) -> str:
 
 def _range(measure: Measure, points: Sequence[Point]) -> str:
     values = [point.value for point in points]
-    if not values:
-        return "No numbers."
     return f"From {min(values):.4g} to {max(values):.4g} ({measure.unit}). The table has all numbers."

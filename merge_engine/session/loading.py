@@ -77,8 +77,10 @@ def _of_files(
     memory: int | None,
 ) -> Session:
     opened = open_all(recipe)
-    places = places_of(device, backend, threads, memory)
-    return Session(Inputs(bring_all(opened, places), recipe, complete), places)
+    notes: list[str] = []
+    places = places_of(device, backend, threads, memory, notes)
+    brought, goes_up = bring_all(opened, places)
+    return Session(Inputs(brought, recipe, complete, goes_up), places, notes)
 
 
 def _of_state_dicts(
@@ -96,14 +98,15 @@ def _of_state_dicts(
         document["base_model"] = BASE
         given[_named(BASE)] = cast(Any, base)
     watched = Watched(given)
-    inputs = Inputs(watched.opened(), load_recipe(document), False, watched)
+    inputs = Inputs(watched.opened(), load_recipe(document), False, watched=watched)
     devices = {str(tensor.device) for tensor in inputs.tensors}
     if len(devices) > 1:
         raise OptionError(f"models: their tensors are on several devices ({', '.join(sorted(devices))})")
     there = next(iter(devices), "cpu")
     if device not in ("auto", there):
         raise OptionError(f"device: the tensors of the state dicts are on {there}, not on {device}")
-    return Session(inputs, places_of(there, backend, threads, memory))
+    notes: list[str] = []
+    return Session(inputs, places_of(there, backend, threads, memory, notes), notes)
 
 
 BASE = "the base model"

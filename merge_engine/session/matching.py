@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from merge_engine.dtypes import of_torch
 from merge_engine.errors import OptionError, PlanError
 from merge_engine.methods import Task
 from merge_engine.operands import InMemory
@@ -67,15 +68,19 @@ class _Match:
     _same_as: dict[str, str] = field(default_factory=dict)  # the first given name of the same memory
 
     def __post_init__(self) -> None:
+        without_values: dict[str, list[str]] = {}
         for name, value in self.given.items():
             try:
                 self.tensors[name] = plain(value)
             except ValueError as error:
-                self.problems.append(f"{name}: the target has it {error}")
+                without_values.setdefault(str(error), []).append(name)
+        for reason, names in without_values.items():
+            self.problems.append(f"{some(names)}: the target has it {reason}")
 
     def rename(self) -> None:
         """Match names: as they are, or by one prefix that only one side has, such as ``model.``."""
-        prefix = _prefix(self.tensors, self.tasks)
+        needed = [name for name, tensor in self.tensors.items() if not _computed_anew(name, tensor)]
+        prefix = _prefix(needed, self.tasks)
         if prefix is not None:  # the target is the model without its head
             self.place = {name: name.removeprefix(prefix) for name in self.tasks if name.startswith(prefix)}
             outside = [name for name in self.tasks if not name.startswith(prefix)]
@@ -85,7 +90,9 @@ class _Match:
                 )
             return
         self.place = {name: name for name in self.tasks}
-        prefix = _prefix(self.tasks, self.tensors)
+        prefix = _prefix(
+            [name for name, task in self.tasks.items() if not is_buffer(name, task.inputs[0])], self.tensors
+        )
         if prefix is not None:
             self.place = {name: prefix + name for name in self.tasks}
 
@@ -135,8 +142,7 @@ class _Match:
         missing = [
             name
             for name, tensor in self.tensors.items()
-            if self._same_as.get(name, name) not in filled
-            and not is_buffer(name, InMemory.of(name, tensor, ""))
+            if self._same_as.get(name, name) not in filled and not _computed_anew(name, tensor)
         ]
         tied = [name for name in missing if may_be_tied(name)]
         if tied:
@@ -151,24 +157,31 @@ class _Match:
 
     def compare_tensors(self, inputs: Collection[int]) -> None:
         """Collect tensors that cannot take the values, or that are inputs."""
-        aliases = []
+        shapes, dtypes, aliases = [], [], []
         for name in self.written:
             task, place = self.tasks[name], self.place[name]
             tensor = self.tensors[place]
+            same = f"torch.{task.out.name}" == str(tensor.dtype)
             if tuple(tensor.shape) != task.shape:
-                self.problems.append(
-                    f"{place}: the target has the shape {list(tensor.shape)}, the merge {list(task.shape)}"
-                )
-            elif f"torch.{task.out.name}" != str(tensor.dtype) and not (
-                task.out.mergeable and tensor.is_floating_point()
-            ):
-                self.problems.append(f"{place}: the target has {tensor.dtype}, the merge {task.out}")
+                shapes.append(f"{place} ({list(tensor.shape)}, the merge {list(task.shape)})")
+            elif not same and not (task.out.mergeable and tensor.is_floating_point()):
+                dtypes.append(f"{place} ({tensor.dtype}, the merge {task.out})")
             if tensor.numel() and tensor.untyped_storage().data_ptr() in inputs:
                 aliases.append(place)
+        if shapes:
+            self.problems.append(f"the target has other shapes: {some(shapes)}")
+        if dtypes:
+            self.problems.append(f"the target has types that cannot take the values: {some(dtypes)}")
         if aliases:
             self.problems.append(
                 f"{some(aliases)}: the target is the memory of an input, which the next merge needs; give a copy of it"
             )
+
+
+def _computed_anew(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a buffer that its module computes from its config."""
+    dtype = of_torch(tensor.dtype)
+    return dtype is not None and is_buffer(name, InMemory(name, tensor, dtype, tuple(tensor.shape), ""))
 
 
 def _prefix(shorter: Collection[str], longer: Collection[str]) -> str | None:

@@ -28,11 +28,15 @@ class Place:
 
 
 def places_of(
-    device: str | Sequence[str], backend: str | Backend, threads: int | None, memory: int | None
+    device: str | Sequence[str],
+    backend: str | Backend,
+    threads: int | None,
+    memory: int | None,
+    notes: list[str],
 ) -> list[Place]:
     """The places for the arguments of ``load``: one for each device. ``memory`` limits the room on each GPU, in bytes.
 
-    Raises ``BackendError`` and ``OptionError``.
+    Why a GPU that is there cannot be used is added to ``notes``. Raises ``BackendError`` and ``OptionError``.
     """
     names = [device] if isinstance(device, str) else list(device)
     if not names or not all(isinstance(name, str) for name in names):
@@ -46,7 +50,7 @@ def places_of(
             )
         backends = [backend]
     else:
-        backends = [create_backend(backend, threads, name) for name in names]
+        backends = [create_backend(backend, threads, name, notes) for name in names]
     if len(backends) > 1 and not all(each.has_link for each in backends):
         raise OptionError("device: several devices must all be GPUs")
     return [Place(each, _room(each, memory)) for each in backends]

@@ -31,8 +31,8 @@ _STAGED = 4 << 20
 
 def bring_all(
     opened: Mapping[ModelReference, Checkpoint], places: Sequence[Place]
-) -> dict[ModelReference, Checkpoint]:
-    """The checkpoints with all of their tensors in memory, where they take as much as in the files.
+) -> tuple[dict[ModelReference, Checkpoint], bool]:
+    """The checkpoints with all of their tensors in memory, and whether some are not on the device that computes.
 
     Tensors go to the ``places`` with most room. What does not fit on any GPU stays in the host's memory. Raises
     ``CheckpointError`` for files that cannot be read or have changed, and for tensors that torch does not have, and
@@ -41,7 +41,7 @@ def bring_all(
     distinct = {id(checkpoint): checkpoint for checkpoint in opened.values()}
     by_operand = {operand: name for each in distinct.values() for name, operand in each.tensors.items()}
     _demand_dtypes(by_operand)
-    where = _spread(by_operand, places)
+    where, all_fit = _spread(by_operand, places)
     tensors = _read(where)
     residents = {
         operand: InMemory(
@@ -53,7 +53,7 @@ def bring_all(
         key: replace(each, tensors={name: residents[operand] for name, operand in each.tensors.items()})
         for key, each in distinct.items()
     }
-    return {reference: brought[id(checkpoint)] for reference, checkpoint in opened.items()}
+    return {reference: brought[id(checkpoint)] for reference, checkpoint in opened.items()}, not all_fit
 
 
 def _demand_dtypes(operands: Collection[Operand]) -> None:
@@ -72,8 +72,11 @@ def _demand_dtypes(operands: Collection[Operand]) -> None:
         )
 
 
-def _spread(operands: Mapping[Operand, str], places: Sequence[Place]) -> dict[Operand, str]:
-    """The device of each operand. Those of one name are together, because they are merged together."""
+def _spread(operands: Mapping[Operand, str], places: Sequence[Place]) -> tuple[dict[Operand, str], bool]:
+    """The device of each operand, and whether all fit on those that compute.
+
+    Operands of one name are together, because they are merged together.
+    """
     sizes: dict[str, int] = {}
     for operand, name in operands.items():
         sizes[name] = sizes.get(name, 0) + _nbytes(operand)
@@ -94,7 +97,7 @@ def _spread(operands: Mapping[Operand, str], places: Sequence[Place]) -> dict[Op
             f"the inputs take {size_text(needed)} of the host's memory, but {size_text(available)} are available, "
             f"{size_text(needed - available)} too little; end other programs, or merge with run, which streams"
         )
-    return {operand: device_of[name] for operand, name in operands.items()}
+    return {operand: device_of[name] for operand, name in operands.items()}, not left_over
 
 
 def _read(where: Mapping[Operand, str]) -> dict[Operand, torch.Tensor]:

@@ -11,32 +11,32 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from merge_engine.arguments import path_of, switch_of
+from merge_engine.arguments import path_of
 from merge_engine.checkpoint import DEFAULT_SHARD_SIZE, Checkpoint, parse_size
 from merge_engine.engine.collecting import seldom_collected
 from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_in_memory
 from merge_engine.engine.kept import Kept
 from merge_engine.engine.publishing import result_of
-from merge_engine.engine.run import merge_to_folder, size_of
-from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY, open_access, schedule_for
-from merge_engine.engine.work import Run
+from merge_engine.engine.run import plan_options
+from merge_engine.engine.runs import Runs
+from merge_engine.engine.scheduling import open_access, schedule_for
+from merge_engine.engine.to_folders import merge_to_folders
 from merge_engine.errors import CheckpointError, OptionError
-from merge_engine.methods import find_method
 from merge_engine.observe.result import MergeResult
 from merge_engine.operands import InMemory
 from merge_engine.planning import (
     DEVICE_PIECE,
-    PIECE,
     Budget,
     MergePlan,
+    Planner,
     Schedule,
     make_plan,
     plan_state_dicts,
 )
-from merge_engine.recipe import ModelReference, Recipe, RecipeSource, load_recipe
-from merge_engine.recipe.changes import changed
+from merge_engine.recipe import ModelReference, Recipe, RecipeSource
 from merge_engine.session.merge import Merge
 from merge_engine.session.places import Place
+from merge_engine.session.recipes import recipe_of
 from merge_engine.session.targets import Targets
 from merge_engine.session.watching import Watched
 
@@ -52,18 +52,23 @@ _SHARE = 8
 
 _LEAST = 256 << 20
 
+_LEAST_ROOM = 1 << 18
+"""Bytes of a GPU's memory for what goes up to it."""
+
 
 @dataclass
 class Inputs:
     """What a session merges.
 
     ``opened`` are the models with their tensors in memory. ``recipe`` names them; it is ``complete`` if it says how
-    they are merged as well. ``watched`` are the state dicts that they are, if they are no checkpoints.
+    they are merged as well. ``goes_up`` says that some tensors are not on the device that merges them, and go up to it
+    for each merge. ``watched`` are the state dicts that they are, if they are no checkpoints.
     """
 
     opened: Mapping[ModelReference, Checkpoint]
     recipe: Recipe
     complete: bool
+    goes_up: bool = False
     watched: Watched | None = None
 
     @property
@@ -71,6 +76,14 @@ class Inputs:
         """The tensors of all models, each once."""
         every = [operand for each in self.opened.values() for operand in each.tensors.values()]
         return list({id(o.tensor): o.tensor for o in every if isinstance(o, InMemory)}.values())
+
+    def plan(self, recipe: Recipe, taking: Callable[[Any], object]) -> MergePlan:
+        """The plan of a recipe. ``taking`` gets what its tasks were made of."""
+        if self.watched is not None:
+            return plan_state_dicts(recipe, self.opened, taking)
+        return make_plan(
+            recipe, None, shard_size=parse_size(DEFAULT_SHARD_SIZE), opened=self.opened, taking=taking
+        )
 
 
 @dataclass(frozen=True)
@@ -88,11 +101,12 @@ class Session:
     each uses all cores. ``notes`` are messages for the user.
     """
 
-    def __init__(self, inputs: Inputs, places: Sequence[Place]):
-        self.notes: list[str] = []
+    def __init__(self, inputs: Inputs, places: Sequence[Place], notes: Sequence[str] = ()):
+        self.notes = list(notes)
         self._inputs: Inputs | None = inputs
         self._places = list(places)
         self._values = [Values(place.device) for place in places]
+        self._planner = Planner(inputs.plan)
         held = sum(tensor.nbytes for tensor in inputs.tensors)
         self._kept = Kept(max(held // _SHARE, _LEAST))
         self._lock = threading.RLock()
@@ -110,10 +124,9 @@ class Session:
         session is closed or was loaded without a recipe.
         """
         with self._in_use() as inputs:
-            recipe = _recipe_of(inputs, what)
-            if changes:
-                recipe = changed(recipe, changes, find_method)
-            return Merge(self, self.plan(recipe))
+            if what is None and not inputs.complete:
+                raise OptionError("the session was loaded without a recipe; name a method, such as ties")
+            return Merge(self, self.plan(recipe_of(inputs.recipe, inputs.opened, what, changes)))
 
     @property
     def memory(self) -> Mapping[str, int]:
@@ -130,12 +143,23 @@ class Session:
             held["answers"] = self._kept.nbytes
         return held
 
-    def close(self) -> None:
-        """Let go of all memory, once the merge under way is finished. What is closed stays closed."""
+    def forget(self) -> None:
+        """Let go of what was measured: the next merge measures anew."""
         with self._lock:
-            self._inputs = None
+            self._kept.clear()
+
+    def close(self) -> None:
+        """Let go of all memory, once the merge under way is finished. What is closed stays closed.
+
+        The tensors of state dicts stay. Those that the session has read are gone for its merges, too.
+        """
+        with self._lock:
+            inputs, self._inputs = self._inputs, None
             self._values = [Values(place.device) for place in self._places]
             self._kept.clear()
+            if inputs is not None and inputs.watched is None:
+                for tensor in inputs.tensors:
+                    tensor.untyped_storage().resize_(0)
 
     def __enter__(self) -> Session:
         return self
@@ -148,12 +172,7 @@ class Session:
     def plan(self, recipe: Recipe) -> Planned:
         """Plan a recipe over the session's models. Raises as ``merge`` does."""
         with seldom_collected, self._in_use() as inputs:
-            if inputs.watched is not None:
-                return Planned(plan_state_dicts(recipe, inputs.opened), inputs.opened)
-            shard_size = parse_size(DEFAULT_SHARD_SIZE)
-            return Planned(
-                make_plan(recipe, None, shard_size=shard_size, opened=inputs.opened), inputs.opened
-            )
+            return Planned(self._planner.plan(recipe), inputs.opened)
 
     def carry_out(
         self,
@@ -175,15 +194,16 @@ class Session:
             memory = {tensor.untyped_storage().data_ptr() for tensor in inputs.tensors if tensor.nbytes}
             taking = targets(plan, devices, memory)
             schedule = Schedule(plan, self._budget(inputs))
-            run = Run(schedule, self._places[0].backend, kept=self._kept)
-            runs = [run, *(run.beside(place.backend) for place in self._places[1:])]
-            lanes = [Lane(*each) for each in zip(runs, self._values, strict=True)]
+            runs = Runs(schedule, self._places[0].backend, kept=self._kept)
+            run, others = runs.each[0], [runs.beside(place.backend) for place in self._places[1:]]
+            lanes = [Lane(*each) for each in zip((runs, *others), self._values, strict=True)]
             start = time.perf_counter()
             merge_in_memory(schedule, lambda task: lanes[of_task[task.name]], taking.target, taking.merged)
             run.ledger.seconds = time.perf_counter() - start
-            used = {operand for task in plan.tasks for operand in task.inputs}
-            for values in self._values:
-                values.keep_only(used)
+            if any(values.composed for values in self._values):
+                used = {operand for task in plan.tasks for operand in task.inputs}
+                for values in self._values:
+                    values.keep_only(used)
             if inputs.watched is not None and inputs.watched.changed():
                 raise CheckpointError("the inputs were changed while they were merged; merge them again")
             notes = [*taking.notes, *run.notes]
@@ -198,29 +218,25 @@ class Session:
         overwrite: bool = False,
     ) -> MergeResult:
         """Write the merge of a recipe to a folder: see ``Merge.save``."""
-        folder, overwrite = path_of("output", output), switch_of("overwrite", overwrite)
+        folder = path_of("output", output)
         with self._in_use() as inputs:
             if inputs.watched is not None:
                 raise OptionError(
                     "save: state dicts have neither config nor tokenizer; load the models from their folders"
                 )
-            plan = make_plan(
-                recipe,
-                folder,
-                shard_size=size_of(shard_size, "shard_size"),
-                overwrite=overwrite,
-                opened=inputs.opened,
-            )
+            options = plan_options(shard_size, overwrite, False)
+            plan = make_plan(recipe, folder, **options, opened=inputs.opened)
             backend = self._places[0].backend
             with open_access(plan, backend) as access:
-                return merge_to_folder(
+                (result,) = merge_to_folders(
                     schedule_for(plan, access, backend),
-                    folder,
+                    [folder],
                     backend,
                     access,
-                    overwrite=overwrite,
+                    overwrite=options["overwrite"],
                     resumable=False,
                 )
+                return result
 
     @contextmanager
     def _in_use(self) -> Iterator[Inputs]:
@@ -230,18 +246,17 @@ class Session:
                 raise OptionError("the session is closed; load the models again")
             if self._inputs.watched is not None and self._inputs.watched.changed():
                 self._inputs = replace(self._inputs, opened=self._inputs.watched.opened())
+                self._values = [Values(place.device) for place in self._places]
+                self._planner = Planner(self._inputs.plan)
             yield self._inputs
 
     def _budget(self, inputs: Inputs) -> Budget:
         """The schedule's limits. Tensors that are brought up to a GPU to be merged are cut, if it has little room."""
-        backend = self._places[0].backend
-        devices = {place.device for place in self._places}
-        if all(str(tensor.device) in devices for tensor in inputs.tensors):
+        if not inputs.goes_up:
             return WHOLE
         free = min(place.backend.free_memory() or 0 for place in self._places)
-        return Budget(
-            max(free // 2, SMALLEST_DEVICE_MEMORY), piece=DEVICE_PIECE if backend.has_link else PIECE
-        )
+        room = min(place.room for place in self._places)
+        return Budget(max(min(free // 2, room), _LEAST_ROOM), piece=DEVICE_PIECE)
 
     def _division(self, plan: MergePlan) -> dict[str, int]:
         """The number of the place that computes each tensor: where its inputs are, or else the one with least to do."""
@@ -256,25 +271,3 @@ class Session:
             work[number] += task.count
             division[task.name] = number
         return division
-
-
-def _recipe_of(inputs: Inputs, what: RecipeSource | None) -> Recipe:
-    """The recipe that ``Session.merge`` is asked for, before changes."""
-    if what is None:
-        if not inputs.complete:
-            raise OptionError("the session was loaded without a recipe; name a method, such as ties")
-        return inputs.recipe
-    if not isinstance(what, str) or not what.isidentifier():
-        return load_recipe(what)
-    return with_method(inputs.recipe, what)
-
-
-def with_method(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with another method, and with those of its parameters that the method has. Weights default to 1."""
-    declared = {parameter.name for parameter in find_method(name).parameters}
-    scopes = list(recipe.stacks.scopes)
-    given = {setting for scope in scopes for setting in scope.settings}
-    recipe = recipe.without({scope.place: scope.settings.keys() - declared for scope in scopes})
-    if "weight" in declared - given:
-        recipe = recipe.setting({"parameters": {"weight": 1.0}})
-    return recipe.model_copy(update={"merge_method": name})

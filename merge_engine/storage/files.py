@@ -158,8 +158,8 @@ class OpenFiles:
 def allow_many_files() -> None:
     """Raise this process's soft limit of open files to the hard limit, which the administrator sets.
 
-    Every shard of every input and of the output is open at once. Common soft limits (1024, 256) are meant for
-    programs that use ``select``.
+    Every shard of every input is open at once, and so are many of the outputs. Common soft limits (1024, 256) are
+    meant for programs that use ``select``.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

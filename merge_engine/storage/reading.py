@@ -22,11 +22,13 @@ def way_here(files: Collection[File]) -> Way:
     return choose_way([file for file in files if not mount_of(file.path).in_memory], available)
 
 
-def choose_way(files: Collection[File], available: int) -> Way:
+def choose_way(files: Collection[File], available: int, machines: int = 1) -> Way:
     """``cached`` if all inputs take at most half of the ``available`` bytes of memory, else ``direct``.
+
+    Of several ``machines`` each reads its share of them.
 
     The page cache keeps its files for the next merge of the same models. Larger inputs would push each other out of
     it. Nothing is timed or measured.
     """
     sizes = {file.path.resolve(): file.size for file in files}  # a hub's cache may link to a file twice
-    return "cached" if 2 * sum(sizes.values()) <= available else "direct"
+    return "cached" if 2 * sum(sizes.values()) <= available * machines else "direct"

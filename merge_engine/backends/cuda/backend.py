@@ -48,7 +48,7 @@ from merge_engine.backends.operations import (
 )
 from merge_engine.backends.statistics import KeyPlaces, KeyTable
 from merge_engine.backends.structures import Structures, check, check_combination, check_lines
-from merge_engine.dtypes import BY_NAME, DType
+from merge_engine.dtypes import DType, of_torch
 from merge_engine.errors import BackendError, DeviceMemoryError, NoDeviceError, NotBuiltError
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ class CudaBackend(Backend):
             raise BackendError(
                 f"this backend needs contiguous tensors on CUDA device {self.device}, got one on {tensor.device}"
             )
-        dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+        dtype = of_torch(tensor.dtype)
+        assert dtype is not None, "operands have types of checkpoints"
         address = tensor.data_ptr()
         native = self._native.Array(address=address, dtype=self._structures.dtype(dtype))
         return DeviceArray(native, address, tensor.numel(), dtype, owner=tensor)

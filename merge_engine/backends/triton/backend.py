@@ -56,7 +56,7 @@ from merge_engine.backends.triton.handles import (
 )
 from merge_engine.backends.triton.link import Copy, TorchLink, free_memory
 from merge_engine.backends.triton.rows import band_kind, described_band, found_row, kind_of, mask_row
-from merge_engine.dtypes import BY_NAME, F64, DType
+from merge_engine.dtypes import F64, DType, of_torch
 from merge_engine.errors import BackendError, DeviceMemoryError
 from merge_engine.kernels import bands as bands_kernels
 from merge_engine.kernels import combine as combine_kernels
@@ -154,7 +154,8 @@ class TritonBackend(Backend):
             raise BackendError(
                 f"the triton backend on {self.device} needs contiguous tensors there, got one on {tensor.device}"
             )
-        dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+        dtype = of_torch(tensor.dtype)
+        assert dtype is not None, "operands have types of checkpoints"
         return TorchArray(tensor.detach().view(-1).view(BITS[dtype.bits]), dtype)
 
     def new_counts(self, level: int, within: Sequence[Any]) -> TorchCounts:

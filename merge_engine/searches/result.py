@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -11,8 +11,8 @@ from merge_engine.errors import OptionError
 from merge_engine.recipe import Recipe
 from merge_engine.report.history_data import Objective, SearchHistory, Trial
 from merge_engine.report.values import score_text
-from merge_engine.searching.candidates import Candidates
-from merge_engine.searching.writing import write_files
+from merge_engine.searches.candidates import Candidates
+from merge_engine.searches.writing import write_files
 from merge_engine.text import counted, some
 
 _CHANCE = 0.05
@@ -54,9 +54,15 @@ class SearchResult:
 
     @property
     def front(self) -> tuple[Trial, ...]:
-        """The trials that no other one beats in all objectives; with one objective the first of the best."""
-        front = self.history.front
-        return front[:1] if len(self.history.objectives) == 1 else front
+        """The trials that no other one beats in all objectives, those with the same values once.
+
+        With one objective it is the first of the best.
+        """
+        distinct: list[Trial] = []
+        for trial in self.history.front:
+            if not any(trial.values == other.values for other in distinct):
+                distinct.append(trial)
+        return tuple(distinct[:1] if len(self.history.objectives) == 1 else distinct)
 
     @property
     def best(self) -> Trial:
@@ -94,12 +100,8 @@ class SearchResult:
         file is complete or not there, and ``history.json``, which names the others, comes last. Raises ``OutputError``
         if the folder cannot be written, and ``ReportError`` if matplotlib is not installed.
         """
-        write_files(
-            Path(folder),
-            self.history,
-            list(zip(self.front, self.recipes, strict=True)),
-            [*self.summary, *self.notes],
-        )
+        shown = replace(self.history, summary=(*self.summary, *self.notes))
+        write_files(Path(folder), shown, list(zip(self.front, self.recipes, strict=True)))
 
     def _compared(self, i: int) -> Comparison:
         objective = self.history.objectives[i]

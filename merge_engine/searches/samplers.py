@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from merge_engine.errors import OptionError
 from merge_engine.recipe.problems import suggestion
-from merge_engine.searching.space import Choices, Domain, Space
+from merge_engine.searches.space import Choices, Domain, Space
 from merge_engine.text import shown, some
 
 if TYPE_CHECKING:

@@ -43,9 +43,7 @@ def prepare_folder(folder: Path) -> None:
         )
 
 
-def write_files(
-    folder: Path, history: SearchHistory, best: Sequence[tuple[Trial, Recipe]], notes: Sequence[str]
-) -> None:
+def write_files(folder: Path, history: SearchHistory, best: Sequence[tuple[Trial, Recipe]]) -> None:
     """Write the files of a search into a folder, in place of those of an earlier one.
 
     ``best``: the front with its recipes. The new files are on the disk before the first takes its place; those that
@@ -56,9 +54,7 @@ def write_files(
     several = len(history.objectives) > 1
     names = [f"front-{i}.yaml" if several else "best.yaml" for i in range(1, len(best) + 1)]
     texts = {name: _yaml(history, *each) for name, each in zip(names, best, strict=True)}
-    texts[_NUMBERS] = (
-        json.dumps(_numbers(history, dict(zip(names, best, strict=True)), notes), indent=1) + "\n"
-    )
+    texts[_NUMBERS] = json.dumps(_numbers(history, dict(zip(names, best, strict=True))), indent=1) + "\n"
     parts = {name: folder / f".{name}.part" for name in (*names, _PAGE, _NUMBERS)}
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,16 +91,14 @@ def _yaml(history: SearchHistory, trial: Trial, recipe: Recipe) -> str:
     return f"# {said}{scores}\n{recipe.to_yaml()}"
 
 
-def _numbers(
-    history: SearchHistory, best: Mapping[str, tuple[Trial, Recipe]], notes: Sequence[str]
-) -> dict[str, object]:
+def _numbers(history: SearchHistory, best: Mapping[str, tuple[Trial, Recipe]]) -> dict[str, object]:
     """The numbers of the page, unrounded."""
     return {
         "parameters": list(history.parameters),
         "objectives": [asdict(objective) for objective in history.objectives],
         "baseline": history.baseline,
         "best": {name: trial.number for name, (trial, _) in best.items()},
-        "summary": list(notes),
+        "summary": list(history.summary),
         "importance": history.importance,
         "trials": [
             {

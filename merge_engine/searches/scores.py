@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
 from merge_engine.errors import OptionError
@@ -12,6 +13,15 @@ from merge_engine.report.history_data import Objective
 from merge_engine.text import counted, did_you_mean, shown
 
 DIRECTIONS = ("maximize", "minimize")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a scorer says of a merge: a score for each objective, with standard errors where they are known."""
+
+    values: Sequence[float]
+    errors: Sequence[float | None]
+    seconds: float
 
 
 class Unscored(Exception):

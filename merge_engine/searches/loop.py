@@ -14,18 +14,19 @@ from merge_engine.arguments import path_of
 from merge_engine.errors import OptionError, PlanError, RecipeError, SearchError
 from merge_engine.recipe import Recipe, RecipeSource
 from merge_engine.report.history_data import Objective, SearchHistory
-from merge_engine.searching.candidates import Candidates
-from merge_engine.searching.result import SearchResult
-from merge_engine.searching.samplers import Samplers
-from merge_engine.searching.scores import Unscored, read_objectives, read_scores
-from merge_engine.searching.space import read_space
-from merge_engine.searching.storage import open_study
-from merge_engine.searching.trials import Trials, is_baseline
-from merge_engine.searching.writing import STUDY_FILE, prepare_folder
+from merge_engine.searches.candidates import Candidates
+from merge_engine.searches.result import SearchResult
+from merge_engine.searches.samplers import Samplers
+from merge_engine.searches.scores import Scores, Unscored, read_objectives, read_scores
+from merge_engine.searches.space import read_space
+from merge_engine.searches.storage import open_study
+from merge_engine.searches.trials import Trials, is_baseline
+from merge_engine.searches.writing import STUDY_FILE, prepare_folder
 from merge_engine.text import shown
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna import Trial as Asked
     from optuna.samplers import BaseSampler
 
     from merge_engine.planning import MergePlan
@@ -36,7 +37,6 @@ Score: TypeAlias = "float | tuple[float, float | None]"
 Scorer: TypeAlias = "Callable[[Merge], Score | Sequence[Score] | Mapping[str, Score]]"
 
 T = TypeVar("T")
-_BASELINE = "trial 0 (the recipe without changes)"
 _KEPT = "the trials before it are kept, and the same call goes on"
 
 
@@ -64,10 +64,10 @@ def search(
     ``minimize``, one for each objective; as a map it names the objectives.
 
     The recipe ``start`` without changes is scored first, as trial 0; by default that is the session's. It may be the
-    name of a method, as for ``Session.merge``. ``trials`` proposals follow, one at a time,
-    because a merge uses all cores; none begins after ``timeout`` seconds. ``sampler``: ``tpe`` (the default for one
-    objective), ``nsga2`` (for several), ``cmaes``, or a sampler of Optuna. ``on_trial`` gets the history after each
-    trial.
+    name of a method, as for ``Session.merge``. ``trials`` proposals follow, one at a time, because a merge uses all
+    cores; none begins after ``timeout`` seconds. Values that were scored before get the same scores again, without a
+    merge. ``sampler``: ``tpe`` (the default for one objective), ``nsga2`` (for several), ``cmaes``, or a sampler of
+    Optuna. ``on_trial`` gets the history after each trial.
 
     ``storage``: a file or a URL of Optuna's. The same call with the same storage goes on until there are ``trials``
     proposals. Without one the trials are kept in ``output``, if that is given, else in memory. ``output``: a folder for
@@ -78,9 +78,10 @@ def search(
     ``SearchError`` if the storage holds another search, or if ``evaluate`` raises or returns no score. The trials until
     then are kept, and the same call begins with the one that failed.
     """
-    _require_extra()
+    if not callable(evaluate):
+        raise OptionError(f"evaluate: must be a function that scores a merge, not {shown(evaluate)}")
     merge = session.merge(start)
-    checked = _checked(merge.recipe, space, directions, trials, timeout, sampler, seed)
+    checked = check(merge.recipe, space, directions, trials, timeout, sampler, seed)
     folder = None if output is None else path_of("output", output)
     _probe(session, checked.candidates)
     if folder is not None:
@@ -99,7 +100,7 @@ def search(
 
 
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
     """The arguments of a search after their checks."""
 
     candidates: Candidates
@@ -107,14 +108,10 @@ class _Checked:
     samplers: Samplers
 
 
-class _Refused(Exception):
-    """The values of a trial do not go together."""
-
-
 class _Trying:
     """A search that is going on."""
 
-    def __init__(self, session: Session, evaluate: Scorer, checked: _Checked, study: Study):
+    def __init__(self, session: Session, evaluate: Scorer, checked: Checked, study: Study):
         self._session = session
         self._evaluate = evaluate
         self._candidates = checked.candidates
@@ -129,7 +126,7 @@ class _Trying:
         """Score the baseline and proposals until there are so many, or the time has come."""
         while len(self._trials.ended) <= trials and time.monotonic() < end:
             if self._trials.needs_baseline:
-                self._trials.add_baseline(*self._scored(self._candidates.recipe, _BASELINE))
+                self._trials.add_baseline(self._baseline())
             else:
                 self._propose()
             if on_trial is not None:
@@ -144,36 +141,42 @@ class _Trying:
         asked = self._trials.ask()
         try:
             if is_baseline(asked):
-                self._trials.tell(asked, *self._scored(self._candidates.recipe, _BASELINE))
-                return
-            values = self._candidates.values(asked.params)
-            text = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
-            try:
-                recipe = self._candidates.recipe_of(asked.params)
-                self._session.merge(recipe)
-            except (RecipeError, PlanError) as error:
-                self._trials.refuse(asked, error.problems[0])
-                return
-            self._trials.tell(asked, *self._scored(recipe, f"trial {len(self._trials.ended)} ({text})"))
+                self._trials.tell(asked, self._baseline())
+            elif (earlier := self._trials.scores_of(asked)) is not None:
+                self._trials.tell(asked, earlier)
+            else:
+                self._try(asked)
         except BaseException:
             self._trials.give_up(asked)
             raise
 
-    def _scored(
-        self, recipe: Recipe, trial: str
-    ) -> tuple[tuple[float, ...], tuple[float | None, ...], float]:
-        """Scores, standard errors and seconds. ``trial`` begins messages."""
+    def _try(self, asked: Asked) -> None:
         begun = time.monotonic()
-        merge = self._session.merge(recipe)
+        try:
+            merge = self._session.merge(self._candidates.recipe_of(asked.params))
+        except (RecipeError, PlanError) as error:
+            self._trials.refuse(asked, error.problems[0])
+            return
+        values = self._candidates.values(asked.params)
+        text = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
+        self._trials.tell(asked, self._scored(merge, f"trial {len(self._trials.ended)} ({text})", begun))
+
+    def _baseline(self) -> Scores:
+        begun = time.monotonic()
+        merge = self._session.merge(self._candidates.recipe)
+        return self._scored(merge, "trial 0 (the recipe without changes)", begun)
+
+    def _scored(self, merge: Merge, trial: str, begun: float) -> Scores:
+        """What the scorer says. ``trial`` begins messages, and ``begun`` is the time when it did."""
         try:
             returned = self._evaluate(merge)
         except Exception as error:
             raise SearchError(f"{trial}: {_raised(error)}; {_KEPT}") from error
         try:
-            scores, errors = read_scores(returned, self._objectives)
+            values, errors = read_scores(returned, self._objectives)
         except Unscored as error:
             raise SearchError(f"{trial}: evaluate returned {error}; {_KEPT}") from None
-        return scores, errors, time.monotonic() - begun
+        return Scores(values, errors, time.monotonic() - begun)
 
 
 def _require_extra() -> None:
@@ -183,7 +186,7 @@ def _require_extra() -> None:
         raise SearchError('a search needs optuna; run: pip install "merge_engine[search]"') from None
 
 
-def _checked(
+def check(
     recipe: Recipe,
     space: object,
     directions: object,
@@ -191,8 +194,12 @@ def _checked(
     timeout: object,
     sampler: str | BaseSampler | None,
     seed: int,
-) -> _Checked:
-    """Raises ``OptionError`` with the problems of all arguments."""
+) -> Checked:
+    """The arguments of ``search`` with the recipe that it starts from, checked.
+
+    Raises ``OptionError`` with the problems of all of them, and ``SearchError`` if Optuna is not installed.
+    """
+    _require_extra()
     problems: list[str] = []
 
     def tried(step: Callable[[], T]) -> T | None:
@@ -212,7 +219,7 @@ def _checked(
     samplers = tried(lambda: Samplers(sampler, seed, len(objectives or [""]), read))
     if problems or candidates is None or objectives is None or samplers is None:
         raise OptionError(problems)
-    return _Checked(candidates, objectives, samplers)
+    return Checked(candidates, objectives, samplers)
 
 
 def _probe(session: Session, candidates: Candidates) -> None:
@@ -232,7 +239,7 @@ def _probe(session: Session, candidates: Candidates) -> None:
         raise PlanError(problems)
 
 
-def _fingerprint(checked: _Checked, plan: MergePlan) -> dict[str, object]:
+def _fingerprint(checked: Checked, plan: MergePlan) -> dict[str, object]:
     """What the trials of a search depend on, as JSON has it."""
     return {
         "space": checked.candidates.space.plain,

@@ -14,8 +14,8 @@ from merge_engine.methods import find_method
 from merge_engine.recipe import Parameter, Recipe, Scalar
 from merge_engine.recipe.changes import KEYS, changed, parameter_of
 from merge_engine.recipe.problems import suggestion
-from merge_engine.searching.space import Choices, Range, Space
-from merge_engine.session.session import with_method
+from merge_engine.searches.space import Choices, Range, Space
+from merge_engine.session.recipes import with_method
 from merge_engine.text import shown
 
 METHOD = "merge_method"

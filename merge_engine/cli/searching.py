@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
@@ -17,14 +13,13 @@ from rich.table import Table
 import merge_engine
 from merge_engine.cli import INTERRUPTED, show, terminal
 from merge_engine.cli.options import BackendName, Device, Quiet, RecipeFile, Threads
+from merge_engine.cli.search_options import directions_of, function_named, space_of
 from merge_engine.cli.terminal import cell, console, say
-from merge_engine.errors import OptionError, RecipeError
-from merge_engine.recipe.changes import parse_change
-from merge_engine.report.history_data import SearchHistory, Trial
-from merge_engine.report.values import score_text
-from merge_engine.text import shown
+from merge_engine.errors import OptionError
 
-_RANGE = re.compile(r"(?P<low>[^,:]+?)\.\.(?P<high>[^,:]+?)(:(?P<how>[^,:]+))?")
+if TYPE_CHECKING:
+    from merge_engine.report.history_data import SearchHistory, Trial
+
 _SHOWN = 12
 """Trials in the table while the search goes on."""
 
@@ -60,6 +55,9 @@ def search(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Items of each task for --lm-eval.", show_default="all")
     ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="A folder with tasks of your own for --lm-eval.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items in a batch for --lm-eval.")] = 8,
     trials: Annotated[int, typer.Option(help="Proposals to score after the recipe itself.")] = 50,
     timeout: Annotated[
@@ -92,26 +90,32 @@ def search(
 
     The recipe itself is scored first. The same command goes on where an earlier one stopped.
     """
-    values, directions = space_of(space), _directions(direction)
+    from merge_engine.searches.loop import check
+
+    values, directions = space_of(space), directions_of(direction)
     if (evaluate is None) == (lm_eval is None):
         raise OptionError(
             "give either --evaluate, a function of yours, or --lm-eval, tasks of lm-evaluation-harness"
         )
-    scorer: Callable[[Any], Any]
-    with merge_engine.load(recipe, device=device, backend=backend, threads=threads) as session:
-        if evaluate is not None:
-            scorer = function_named(evaluate)
-        else:
-            from merge_engine.searching.lm_eval import LmEval
+    scorer: Callable[[Any], Any] | None = None if evaluate is None else function_named(evaluate)
+    checked = merge_engine.load_recipe(recipe)
+    check(checked, values, directions or "maximize", trials, timeout, sampler, seed)  # before models are read
+    with merge_engine.load(checked, device=device, backend=backend, threads=threads) as session:
+        if lm_eval is not None:
+            from merge_engine.searches.lm_eval import LmEval
 
-            assert lm_eval is not None
-            os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would cut our table
-            donor = session.merge().recipe.references[0].path
             harness = LmEval(
-                lm_eval.split(","), donor, limit=limit, batch_size=batch_size, device=_place(device)
+                lm_eval.split(","),
+                checked.references[0].path,
+                limit=limit,
+                batch_size=batch_size,
+                device=_place(device),
+                include_path=include_path,
             )
             scorer, directions = harness, directions or harness.directions
-        with _Table(trials, shown=not quiet) as table:
+        assert scorer is not None
+        shows = not quiet and lm_eval is None  # the harness shows bars of its own
+        with _Table(trials, shows) as table:
             try:
                 found = merge_engine.search(
                     session,
@@ -137,81 +141,6 @@ def search(
     if not quiet:
         console.print(trial_table(found.history, found.front))
         show.lines(console, [*found.summary, f"wrote {output}"])
-
-
-def space_of(texts: list[str]) -> dict[str, object]:
-    """The space from options: ``NAME=LOW..HIGH``, with ``:STEP`` or ``:log`` behind it, or ``NAME=VALUE,VALUE``.
-
-    Raises ``OptionError`` with all texts that are neither.
-    """
-    space: dict[str, object] = {}
-    problems: list[str] = []
-    for text in texts:
-        name, _, values = text.partition("=")
-        name = name.strip()
-        if name in space:
-            problems.append(f"--space: {name} is there twice; give all its values at once")
-        try:
-            found = _RANGE.fullmatch(values.strip())
-            if found:
-                space[name] = _range_of(**found.groupdict())
-            else:
-                name, choices = parse_change(text)
-                space[name] = choices if len(choices) > 1 else choices[0]
-        except (RecipeError, ValueError) as error:
-            problems.append(f"--space: {error}")
-    if problems:
-        raise OptionError(problems)
-    return space
-
-
-def _range_of(low: str, high: str, how: str | None) -> dict[str, object]:
-    ends: dict[str, object] = {"low": _number(low), "high": _number(high)}
-    if how == "log":
-        return ends | {"log": True}
-    return ends if how is None else ends | {"step": _number(how)}
-
-
-def _number(text: str) -> float:
-    """Raises ``ValueError`` for no number."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(
-            f"{shown(text)} is no number; write a range as 0.1..0.9, 0..4:0.5 or 0.1..10:log"
-        ) from None
-
-
-def function_named(name: str) -> Callable[[Any], Any]:
-    """The function ``MODULE:FUNCTION``; modules in the current folder come first. Raises ``OptionError``."""
-    module, colon, function = name.partition(":")
-    if not colon or not module or not function:
-        raise OptionError(f"--evaluate: must be MODULE:FUNCTION, such as scorer:evaluate, not {shown(name)}")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # whatever the module does when it is loaded
-        said = f"{type(error).__name__}: {error}"
-        raise OptionError(f"--evaluate: the module {shown(module)} cannot be loaded: {said}") from error
-    if not callable(found):
-        raise OptionError(f"--evaluate: the module {shown(module)} has no function {shown(function)}")
-    return cast("Callable[[Any], Any]", found)
-
-
-def _directions(given: list[str] | None) -> str | dict[str, str] | None:
-    """Raises ``OptionError`` for several directions of which one has no name."""
-    if not given:
-        return None
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0]
-    pairs = [text.partition("=") for text in given]
-    if unnamed := [name for name, equals, _ in pairs if not equals]:
-        raise OptionError(f"--direction: with several objectives each needs a name: NAME={unnamed[0]}")
-    return {name: direction for name, _, direction in pairs}
 
 
 def _place(device: str) -> str | None:
@@ -249,6 +178,8 @@ class _Table:
 
 def trial_table(history: SearchHistory, trials: Sequence[Trial]) -> Table:
     """A row for each trial: its values, its scores and its seconds."""
+    from merge_engine.report.values import score_text  # slow to load, and other commands do not need it
+
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("trial", justify="right")
     for name in history.parameters:

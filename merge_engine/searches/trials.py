@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from merge_engine.report.history_data import Objective, Trial
-from merge_engine.searching.candidates import Candidates
-from merge_engine.searching.samplers import Samplers, distributions
+from merge_engine.searches.candidates import Candidates
+from merge_engine.searches.samplers import Samplers, distributions
+from merge_engine.searches.scores import Scores
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -96,13 +97,19 @@ class Trials:
             )  # NSGA-II takes it into the first generation only if it was asked for a proposal
         return asked
 
-    def tell(
-        self, asked: Asked, scores: Sequence[float], errors: Sequence[float | None], seconds: float
-    ) -> None:
-        """The trial ended with these scores and standard errors, one for each objective."""
-        asked.set_user_attr(_ERRORS, list(errors))
-        asked.set_user_attr(_SECONDS, seconds)
-        self._study.tell(asked, list(scores))
+    def scores_of(self, asked: Asked) -> Scores | None:
+        """The scores of an earlier trial with the same recipe, if there is one. They take no time now."""
+        proposed = self._candidates.values(asked.params)
+        for each in self._ended():
+            if each.values and self._candidates.values(each.params) == proposed:
+                return Scores(each.values, each.user_attrs[_ERRORS], 0.0)
+        return None
+
+    def tell(self, asked: Asked, scores: Scores) -> None:
+        """The trial ended with these scores."""
+        asked.set_user_attr(_ERRORS, list(scores.errors))
+        asked.set_user_attr(_SECONDS, scores.seconds)
+        self._study.tell(asked, list(scores.values))
 
     def refuse(self, asked: Asked, reason: str) -> None:
         """The values of the trial do not go together."""
@@ -119,11 +126,16 @@ class Trials:
             self._study.tell(trial.number, state=TrialState.FAIL)
             self._begin()
 
-    def add_baseline(self, scores: Sequence[float], errors: Sequence[float | None], seconds: float) -> None:
+    def add_baseline(self, scores: Scores) -> None:
         """The recipe without changes, which lies outside the space, has these scores."""
         from optuna.trial import TrialState, create_trial
 
-        attributes = {_BASELINE: True, _SCORES: list(scores), _ERRORS: list(errors), _SECONDS: seconds}
+        attributes = {
+            _BASELINE: True,
+            _SCORES: list(scores.values),
+            _ERRORS: list(scores.errors),
+            _SECONDS: scores.seconds,
+        }
         self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
 
     def _begin(self) -> None:

@@ -1,0 +1,137 @@
+"""A connection to a Ray cluster: a wrong address is found in seconds, and Ray says nothing of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from merge_engine.distributed.options import AUTO, LOCAL
+from merge_engine.errors import ClusterError
+from merge_engine.storage import cores
+
+_PATIENCE = 5.0
+"""Seconds in which a cluster must answer. Ray itself tries for minutes."""
+
+_STORE = 100 << 20
+"""Bytes of Ray's object store in a cluster of our own: jobs, counts and results are small."""
+
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a client of gRPC, which Ray speaks, begins: HTTP/2's preface, and a SETTINGS frame without settings."""
+
+_SETTINGS = 4
+"""The type of the frame that the answer begins with, in its fourth byte."""
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Messages of Ray about nodes that end, with pages of its logs: the notes of the result name them.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated|has been marked dead",
+}
+"""Read when Ray is first imported."""
+
+
+def demand_ray() -> None:
+    """Raise ``ClusterError`` if Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ClusterError("ray is not installed: pip install 'merge_engine[ray]', on every node too")
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connect this process to a cluster, or to one of its own (``local``), until the context is left.
+
+    A program that is connected already stays so. Raises ``ClusterError`` if there is no cluster, or if it cannot be
+    used.
+    """
+    demand_ray()
+    with _quiet():
+        import ray
+
+        before = ray.is_initialized()
+        if not before:
+            _connect(ray, address)
+    try:
+        yield
+    finally:
+        if not before:
+            with _quiet():
+                ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    own: dict[str, Any] = {}
+    if address == LOCAL:
+        own = {"num_cpus": cores(), "object_store_memory": _STORE, "include_dashboard": False}
+    elif running := _running() if address == AUTO else address:
+        _demand_answer(running)
+        address = running
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+    except ConnectionError:
+        if address == AUTO:
+            raise ClusterError(
+                "no Ray cluster runs on this machine; start one with `ray start --head`, or choose local or HOST:PORT"
+            ) from None
+        raise ClusterError(
+            f"the Ray cluster at {address} cannot be used from here: this machine is no part of it; run "
+            f"`ray start --address {address}` first"
+        ) from None
+    except (RuntimeError, OSError, ValueError) as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ClusterError(f"the Ray cluster at {address} cannot be used: {said}") from error
+
+
+def _running() -> str | None:
+    """The address of the cluster that this machine belongs to, as Ray notes it; None if it does not say."""
+    if given := os.environ.get("RAY_ADDRESS"):
+        return given if ":" in given and "://" not in given else None
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        return noted.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _demand_answer(address: str) -> None:
+    """Raise ``ClusterError`` unless something at the address answers as Ray does."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _PATIENCE) as connection:
+            connection.settimeout(_PATIENCE)
+            connection.sendall(_HELLO)
+            answer = connection.recv(9)
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {error.strerror or error}; `ray status` on a machine of the cluster "
+            "shows whether it runs"
+        ) from None
+    if len(answer) < _SETTINGS or answer[3] != _SETTINGS:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: something else does; check the port (6379 by default)"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray from printing, and from taking over SIGTERM."""
+    missing = {name: value for name, value in _QUIET.items() if name not in os.environ}
+    os.environ.update(missing)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if main and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+        for name in missing:
+            os.environ.pop(name, None)

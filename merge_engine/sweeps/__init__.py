@@ -1,0 +1,7 @@
+"""Sweeps: many recipes over the same inputs, from one reading of them."""
+
+from merge_engine.sweeps.grids import Grid, grid
+from merge_engine.sweeps.result import SweepResult
+from merge_engine.sweeps.sweeping import sweep
+
+__all__ = ["Grid", "SweepResult", "grid", "sweep"]
