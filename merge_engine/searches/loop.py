@@ -85,9 +85,9 @@ def search(
     folder = None if output is None else path_of("output", output)
     _probe(session, checked.candidates)
     if folder is not None:
-        prepare_folder(folder)
+        prepare_folder(folder, [each.path for each in merge.plan.inputs])
         storage = folder / STUDY_FILE if storage is None else storage
-    with open_study(storage, checked.objectives, _fingerprint(checked, merge.plan)) as study:
+    with open_study(storage, checked.objectives, _fingerprint(checked, merge.plan, evaluate)) as study:
         trying = _Trying(session, evaluate, checked, study)
         try:
             trying.until(trials, math.inf if timeout is None else time.monotonic() + timeout, on_trial)
@@ -170,7 +170,7 @@ class _Trying:
         """What the scorer says. ``trial`` begins messages, and ``begun`` is the time when it did."""
         try:
             returned = self._evaluate(merge)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SearchError(f"{trial}: {_raised(error)}; {_KEPT}") from error
         try:
             values, errors = read_scores(returned, self._objectives)
@@ -239,9 +239,10 @@ def _probe(session: Session, candidates: Candidates) -> None:
         raise PlanError(problems)
 
 
-def _fingerprint(checked: Checked, plan: MergePlan) -> dict[str, object]:
-    """What the trials of a search depend on, as JSON has it."""
+def _fingerprint(checked: Checked, plan: MergePlan, evaluate: object) -> dict[str, object]:
+    """What the trials of a search depend on, as JSON has it. Of the scorer that is only the name."""
     return {
+        "scorer": {getattr(evaluate, "__qualname__", type(evaluate).__qualname__): True},
         "space": checked.candidates.space.plain,
         "directions": {each.name: each.direction for each in checked.objectives},
         "recipe": checked.candidates.recipe.to_plain(),
@@ -249,7 +250,7 @@ def _fingerprint(checked: Checked, plan: MergePlan) -> dict[str, object]:
     }
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
     """What the scorer raised, and the line of it that did."""
     said = str(error).strip().split("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)[1:2]
