@@ -33,7 +33,7 @@ def search(
     space: Annotated[
         list[str],
         typer.Option(
-            help="What varies, once for each name: density=0.1..0.9, lambda=0.1..10:log, sign_slack=0..4:0.5, "
+            help="What varies, once for each name: density=0.1..0.9, lambda=0.1..10:log, sign_slack[1]=0..4:0.5, "
             "or choices such as merge_method=ties,dare_ties."
         ),
     ],

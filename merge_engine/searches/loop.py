@@ -18,7 +18,7 @@ from merge_engine.searches.candidates import Candidates
 from merge_engine.searches.result import SearchResult
 from merge_engine.searches.samplers import Samplers
 from merge_engine.searches.scores import Scores, Unscored, read_objectives, read_scores
-from merge_engine.searches.space import read_space
+from merge_engine.searches.space import Range, read_space
 from merge_engine.searches.storage import open_study
 from merge_engine.searches.trials import Trials, is_baseline
 from merge_engine.searches.writing import STUDY_FILE, prepare_folder
@@ -133,8 +133,10 @@ class _Trying:
                 on_trial(self._so_far())
 
     def _so_far(self) -> SearchHistory:
+        varied = self._candidates.space.varied
+        even = tuple(name for name, domain in varied.items() if isinstance(domain, Range) and domain.log)
         return SearchHistory(
-            tuple(self._candidates.space.varied), self._objectives, self._trials.ended, baseline=0
+            tuple(varied), self._objectives, self._trials.ended, baseline=0, logarithmic=even
         )
 
     def _propose(self) -> None:
