@@ -82,7 +82,7 @@ def schedule(
     For the arguments see ``run``; the output is taken to go into memory. Raises ``OptionError`` for a memory that is
     no size, ``PlanError`` when it is too small, and ``BackendError``.
     """
-    chosen = backend if isinstance(backend, Backend) else choose_backend(plan, None, backend, threads, device)
+    chosen = choose_backend(plan, None, backend, threads, device)
     with open_access(plan, chosen) as access:
         return schedule_for(plan, access, chosen, parse_memory(memory))
 
@@ -102,11 +102,7 @@ def merge_here(
 ) -> MergeResult:
     """Carry out one plan in this process. For the arguments see ``run``; ``resumable``: see ``documents.Merge``."""
     notes: list[str] = []
-    chosen = (
-        backend
-        if isinstance(backend, Backend)
-        else choose_backend(planned, folder, backend, threads, device, notes)
-    )
+    chosen = choose_backend(planned, folder, backend, threads, device, notes)
     with open_access(planned, chosen) as access:
         scheduled = schedule_for(planned, access, chosen, memory)
         if on_schedule is not None:

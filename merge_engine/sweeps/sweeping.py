@@ -91,11 +91,7 @@ def sweep(
         if missing := planned.missing:
             first, *beside = (planned.plans[number] for number in missing)
             notes: list[str] = []
-            chosen = (
-                backend
-                if isinstance(backend, Backend)
-                else choose_backend(first, members[missing[0]].folder, backend, threads, device, notes)
-            )
+            chosen = choose_backend(first, members[missing[0]].folder, backend, threads, device, notes)
             with open_access(first, chosen, beside) as access:
                 scheduled = schedule_for(
                     first, access, chosen, budget, beside=beside, whole_outputs=callable(outputs)
