@@ -24,7 +24,7 @@ SaveCheckpoint = Callable[..., Path]
 Snapshot = Callable[[str | Path, str], None]
 
 LONGEST = "test_triton_conformance.py"
-"""It takes as long as a third of all others: where two processes share the files, it must not be the last."""
+"""Its one test takes three minutes: where two processes share the files, it must not be the last."""
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 
