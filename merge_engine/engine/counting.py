@@ -249,7 +249,7 @@ class _Keyed:
             passed, offset = self._backend.locate(chunk, task.models.index(model), key, ahead)
             if offset is not None:
                 self._found[number] = Place(task.name, chunk.start + offset)
-            self._totals[number][task.name] = before + passed.total
+            self._totals[number][task.name] = before + passed
 
     def result(self) -> Placed:
         return Placed(self._totals, self._found)

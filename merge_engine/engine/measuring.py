@@ -209,7 +209,7 @@ class Measurement(Mapping[Need, Any]):
         for need in self._measured:
             if isinstance(need, NonZero):
                 zeros, _ = self._backend.locate(chunk, need.score, 0, EVERY_KEY)
-                self._zeros[need.score] = self._zeros.get(need.score, 0) + zeros.total
+                self._zeros[need.score] = self._zeros.get(need.score, 0) + zeros
             elif isinstance(need, Overlaps):
                 handles = self._overlaps.setdefault(need, [])
                 handles.append(self._backend.overlaps(chunk, need.masks))
@@ -321,7 +321,7 @@ class Measurement(Mapping[Need, Any]):
                 continue
             passed, offset = self._backend.locate(chunk, place_of(task, split[0]), key, nth)
             if offset is None:
-                self._wanted[split] = key, nth - passed.total
+                self._wanted[split] = key, nth - passed
             else:
                 self._places[split] = Place(task.name, chunk.start + offset)
                 del self._wanted[split]
