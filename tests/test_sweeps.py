@@ -420,3 +420,13 @@ def test_grids_that_cannot_be(axes: dict[str, Any], expected: str) -> None:
     with pytest.raises(me.RecipeError) as caught:
         me.grid(recipe, **axes)
     assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith(expected)
+
+
+def test_norms_on_the_page(inputs: Inputs, tmp_path: Path) -> None:
+    result = me.sweep({"a": ties(inputs), "b": ties(inputs, density=0.4)}, tmp_path, norms=True)
+    assert result.page is not None
+    recipes = json.loads(result.page.with_suffix(".json").read_text())["recipes"]
+    assert all(recipe["merged_norm"] > 0 for recipe in recipes)
+    with pytest.raises(me.OptionError, match="norms: stand on the page of a sweep"):
+        me.sweep({"a": ties(inputs)}, tmp_path / "other", report=False, norms=True)
+    assert not (tmp_path / "other").exists()

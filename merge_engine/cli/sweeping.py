@@ -70,6 +70,12 @@ def sweep(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write a page with all recipes.")
     ] = True,
+    norms: Annotated[
+        bool,
+        typer.Option(
+            "--norms", help="Show norms of task vectors on the page: reads inputs and outputs again."
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Merge a recipe with every combination of some values, from one reading of the inputs."""
@@ -98,6 +104,7 @@ def sweep(
                 made,
                 output,
                 report=report,
+                norms=norms,
                 device=device,
                 backend=backend,
                 threads=threads,
