@@ -7,28 +7,19 @@ import importlib.util
 import logging
 import os
 import signal
-import socket
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from merge_engine.distributed.options import AUTO, LOCAL
-from merge_engine.errors import ClusterError
+from merge_engine.distributed.greeting import demand_answer
+from merge_engine.distributed.options import AUTO, LOCAL, RayOptions
+from merge_engine.errors import ClusterError, OptionError
 from merge_engine.storage import cores
-
-_PATIENCE = 5.0
-"""Seconds in which a cluster must answer. Ray itself tries for minutes."""
 
 _STORE = 100 << 20
 """Bytes of Ray's object store in a cluster of our own: jobs, counts and results are small."""
-
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of gRPC, which Ray speaks, begins: HTTP/2's preface, and a SETTINGS frame without settings."""
-
-_SETTINGS = 4
-"""The type of the frame that the answer begins with, in its fourth byte."""
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -68,11 +59,11 @@ def connected(address: str) -> Iterator[None]:
 
 def _connect(ray: Any, address: str) -> None:
     own: dict[str, Any] = {}
+    address = _running() if address == AUTO else address
     if address == LOCAL:
         own = {"num_cpus": cores(), "object_store_memory": _STORE, "include_dashboard": False}
-    elif running := _running() if address == AUTO else address:
-        _demand_answer(running)
-        address = running
+    elif address != AUTO:
+        demand_answer(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except ConnectionError:
@@ -89,34 +80,23 @@ def _connect(ray: Any, address: str) -> None:
         raise ClusterError(f"the Ray cluster at {address} cannot be used: {said}") from error
 
 
-def _running() -> str | None:
-    """The address of the cluster that this machine belongs to, as Ray notes it; None if it does not say."""
+def _running() -> str:
+    """The cluster that ``auto`` means: what Ray's variable says, or else what Ray noted when it started one here.
+
+    Raises ``OptionError`` if the variable holds no address.
+    """
     if given := os.environ.get("RAY_ADDRESS"):
-        return given if ":" in given and "://" not in given else None
+        try:
+            return RayOptions(given).address
+        except OptionError as error:
+            raise OptionError(
+                [f"RAY_ADDRESS: {line.removeprefix('ray: ')}" for line in error.problems]
+            ) from None
     noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     try:
-        return noted.read_text().strip() or None
+        return noted.read_text().strip() or AUTO
     except OSError:
-        return None
-
-
-def _demand_answer(address: str) -> None:
-    """Raise ``ClusterError`` unless something at the address answers as Ray does."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), _PATIENCE) as connection:
-            connection.settimeout(_PATIENCE)
-            connection.sendall(_HELLO)
-            answer = connection.recv(9)
-    except OSError as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {address}: {error.strerror or error}; `ray status` on a machine of the cluster "
-            "shows whether it runs"
-        ) from None
-    if len(answer) < _SETTINGS or answer[3] != _SETTINGS:
-        raise ClusterError(
-            f"no Ray cluster answers at {address}: something else does; check the port (6379 by default)"
-        )
+        return AUTO
 
 
 @contextlib.contextmanager
