@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import pickle
+import signal
 import socket
 import threading
 from dataclasses import replace
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 import merge_engine as me
 from merge_engine.cli.app import call
 from merge_engine.distributed.checks import differing, short_of_memory
-from merge_engine.distributed.connecting import connected
+from merge_engine.distributed.connecting import connected, heard
 from merge_engine.distributed.crew import free_of, nodes_of, taken
 from merge_engine.distributed.greeting import demand_answer
 from merge_engine.distributed.looking import differences, look, wanted_files
@@ -217,6 +218,22 @@ def serving(answer: bytes) -> str:
     return f"127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.parametrize("taken_for", [None, ValueError])
+def test_ctrl_c_is_heard(taken_for: type[Exception] | None) -> None:
+    """Also when what it meets swallows it, takes it for an error of its own, or installs a handler."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), heard():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            if taken_for is not None:
+                raise taken_for from None
+    with heard():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
 @pytest.mark.parametrize("given", ["junk", "ray://host:10001"])
 def test_rays_variable_holds_no_address(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", given)
@@ -268,7 +285,7 @@ def test_what_other_work_leaves_of_nodes() -> None:
     left = [free_of(node, each) for node, each in zip(nodes, free, strict=True)]
     assert [(node.cores, node.gpus) for node in left] == [(0, 0), (2.5, 1), (4, 0), (0.5, 0), (0, 0)]
     assert taken(nodes, left, left[1:4]) == [
-        "other work has all that the merge needs of node busy, node part",
+        "nothing is free on node busy, node part: other work has it, or it has stopped",
         "other work has 5.5 of 8 cores of node half",
         "other work has 1 of 2 GPUs of node half",
     ]

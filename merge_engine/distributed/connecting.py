@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from merge_engine.distributed.greeting import demand_answer
@@ -101,17 +102,47 @@ def _running() -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray from printing, and from taking over SIGTERM."""
+    """Keep Ray from printing, and from taking over signals."""
     missing = {name: value for name, value in _QUIET.items() if name not in os.environ}
     os.environ.update(missing)
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), heard():
             warnings.simplefilter("ignore")
             yield
     finally:
-        if main and handler is not None:
-            signal.signal(signal.SIGTERM, handler)
         for name in missing:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Let no Ctrl-C and no SIGTERM be lost: what is done inside may swallow the error that it raises, as imports do.
+
+    Handlers that are installed inside go again at the end. In other threads than the main one nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    raised: list[BaseException] = []
+
+    def noting(handler: Any) -> Any:
+        def note(number: int, frame: FrameType | None) -> None:
+            try:
+                handler(number, frame)
+            except BaseException as error:
+                raised.append(error)
+                raise
+
+        return note if callable(handler) else handler
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = {number: handler for number, handler in handlers.items() if handler is not None}
+    try:
+        for number, handler in own.items():
+            signal.signal(number, noting(handler))
+        yield
+    finally:
+        for number, handler in own.items():
+            signal.signal(number, handler)
+        if raised:
+            raise raised[0] from None

@@ -79,7 +79,7 @@ def free_of(node: Node, free: Mapping[str, float]) -> Node:
 def taken(nodes: Sequence[Node], left: Sequence[Node], usable: Collection[Node]) -> list[str]:
     """A line for each way in which other work has what is of the ``nodes``. ``left`` are the same with what is free."""
     lost = [f"node {each.name}" for each in left if each not in usable]
-    notes = [f"other work has all that the merge needs of {some(lost)}"] if lost else []
+    notes = [f"nothing is free on {some(lost)}: other work has it, or it has stopped"] if lost else []
     for node, free in zip(nodes, left, strict=True):
         if free in usable and free.cores < node.cores:
             notes.append(
