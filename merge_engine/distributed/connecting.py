@@ -44,16 +44,17 @@ def connected(address: str) -> Iterator[None]:
     used.
     """
     demand_ray()
-    with _quiet():
-        import ray
-
-        before = ray.is_initialized()
-        if not before:
-            _connect(ray, address)
+    own = False
     try:
+        with _quiet():
+            import ray
+
+            own = not ray.is_initialized()
+            if own:
+                _connect(ray, address)
         yield
     finally:
-        if not before:
+        if own:
             with _quiet():
                 ray.shutdown()
 
@@ -116,33 +117,30 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Let no Ctrl-C and no SIGTERM be lost: what is done inside may swallow the error that it raises, as imports do.
+    """Let Ctrl-C and SIGTERM wait for the end of what is done inside, or for a second one.
 
-    Handlers that are installed inside go again at the end. In other threads than the main one nothing is changed.
+    Ray that is interrupted while it starts crashes at the end of the process, and imports may swallow the error.
+    Handlers that are installed inside go again. In other threads than the main one nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    raised: list[BaseException] = []
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Any] = {number: each for number, each in found.items() if callable(each)}
+    waiting: list[int] = []
 
-    def noting(handler: Any) -> Any:
-        def note(number: int, frame: FrameType | None) -> None:
-            try:
-                handler(number, frame)
-            except BaseException as error:
-                raised.append(error)
-                raise
+    def note(number: int, frame: FrameType | None) -> None:
+        waiting.append(number)
+        if len(waiting) > 1:
+            handlers[number](number, frame)
 
-        return note if callable(handler) else handler
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    own = {number: handler for number, handler in handlers.items() if handler is not None}
     try:
-        for number, handler in own.items():
-            signal.signal(number, noting(handler))
+        for number in handlers:
+            signal.signal(number, note)
         yield
     finally:
-        for number, handler in own.items():
-            signal.signal(number, handler)
-        if raised:
-            raise raised[0] from None
+        for number, handler in found.items():
+            if handler is not None:  # it is Python's
+                signal.signal(number, handler)
+        for number in waiting[:1]:
+            handlers[number](number, None)
