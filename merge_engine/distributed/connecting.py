@@ -32,7 +32,8 @@ _QUIET = {
 
 def demand_ray() -> None:
     """Raise ``ClusterError`` if Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
+    found = importlib.util.find_spec("ray")
+    if found is None or found.origin is None:  # a folder of this name is no package
         raise ClusterError("ray is not installed: pip install 'merge_engine[ray]', on every node too")
 
 
