@@ -99,6 +99,18 @@ CASES = {
     "help-report": Case("report --help", columns=80),
     "help-doctor": Case("doctor --help", columns=80),
     "help-verify": Case("verify --help", columns=80),
+    "help-sweep": Case("sweep --help", columns=80),
+    "sweep": Case("sweep recipe.yaml grid --set density=0.1,0.3 --set dtype=float32,null --device cpu"),
+    "sweep-plan": Case("sweep recipe.yaml grid --set density=0.1,0.3 --plan --device cpu"),
+    "sweep-goes-on": Case(
+        "sweep recipe.yaml grid --set density=0.1,0.3 --device cpu --no-report",
+        after="sweep recipe.yaml grid --set density=0.1 --device cpu --quiet",
+    ),
+    "sweep-with-problems": Case(
+        "sweep recipe.yaml grid --set densty=1 --set density=0.1,2 --set dtype=bfloat17 --set weight[2]=1"
+    ),
+    "sweep-of-nothing": Case("sweep recipe.yaml grid --set density --set sign_slack= --set sign_slack=1"),
+    "sweep-of-documents": Case("sweep recipe.yaml grid --set density=0.1,0.2", recipe=DOCUMENTS),
     "help-diff": Case("diff --help", columns=80),
     "help-bench": Case("bench --help", columns=80),
     "help-search": Case("search --help", columns=80),

@@ -41,6 +41,8 @@ def write_shard(drafts: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
         draft = new_draft(drafts, layout.name)
     shard = ShardWriter(draft, layout)
     try:
+        with naming(part):
+            shard.open()  # another process may remove the file before the first write
         yield shard
         shard.finish()
         with naming(part):
@@ -95,6 +97,16 @@ class ShardWriter:
                 raise
             finally:
                 os.close(descriptor)
+
+    def open(self) -> int:
+        """The descriptor for writes through the page cache. Opens the file, unless it is open or was closed.
+
+        Raises ``OSError``.
+        """
+        with self._opening:
+            if self._descriptor is None:
+                self._descriptor = os.open(self.part, os.O_WRONLY | os.O_CLOEXEC)
+            return self._descriptor
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
         """Write ``data`` (C-contiguous) as the tensor's bytes from byte ``offset`` on.
@@ -153,7 +165,7 @@ class ShardWriter:
                         f"{self.part}: internal error: not completely written: {some(unwritten)}"
                     )
                 with naming(self.part):
-                    os.fsync(self._open_cached())
+                    os.fsync(self.open())
             finally:
                 with self._state:
                     self._under_way -= 1
@@ -258,12 +270,6 @@ class ShardWriter:
         self._open = False
         self._state.wait_for(lambda: self._under_way == 0)
 
-    def _open_cached(self) -> int:
-        with self._opening:
-            if self._descriptor is None:
-                self._descriptor = os.open(self.part, os.O_WRONLY | os.O_CLOEXEC)
-            return self._descriptor
-
     def _open_direct(self) -> int:
         with self._opening:
             if self._direct is None:
@@ -280,10 +286,8 @@ class ShardWriter:
         while data.nbytes:
             whole = data.nbytes // PAGE * PAGE if direct >= 0 and position % PAGE == 0 else 0
             try:
-                if whole:
-                    written = os.pwrite(direct, data[:whole], position)
-                else:
-                    written = os.pwrite(self._open_cached(), data, position)
+                descriptor, piece = (direct, data[:whole]) if whole else (self.open(), data)
+                written = os.pwrite(descriptor, piece, position)
             except OSError as error:
                 if not whole or error.errno not in _UNSUPPORTED:
                     raise

@@ -48,7 +48,7 @@ class CheckpointWriter:
         # Threads of its own, because an executor starts none any more once the main thread has ended.
         self._syncs: list[threading.Thread] = []
         self._synced: set[ShardWriter] = set()  # or a thread is at it
-        self._failures: list[Exception] = []
+        self._failures: dict[ShardWriter, Exception] = {}
         if len(shards) > 1:
             allow_many_files()
         try:
@@ -120,8 +120,9 @@ class CheckpointWriter:
                 self._synced.add(shard)
                 self._complete(shard)
         self._wait_for_syncs()
-        if self._failures:
-            raise self._failures[0]
+        for shard in self._shards:
+            if shard in self._failures:
+                raise self._failures[shard]
 
     def finish(self) -> None:
         """Flush, and give all files their names, the index last.
@@ -159,7 +160,7 @@ class CheckpointWriter:
             if self._record is not None:
                 self._transaction.record(shard.layout, self._record(shard.layout))
         except Exception as error:  # raised by flush
-            self._failures.append(error)
+            self._failures[shard] = error
 
     def _wait_for_syncs(self) -> None:
         for thread in list(self._syncs):

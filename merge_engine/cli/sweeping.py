@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,11 +31,12 @@ from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.errors import OptionError, RecipeError
 from merge_engine.observe.result import MergeResult, ModelCounts
 from merge_engine.planning import Schedule
+from merge_engine.recipe import load_recipe
 from merge_engine.recipe.changes import parse_change
 from merge_engine.sweeps import Grid, SweepResult, grid
 from merge_engine.sweeps import sweep as merge_all
 from merge_engine.sweeps.planning import SweepPlan, plan_sweep
-from merge_engine.sweeps.recipes import in_folders
+from merge_engine.sweeps.recipes import in_folders, with_labels
 from merge_engine.text import size_text
 
 
@@ -69,12 +70,24 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Merge a recipe with every combination of some values, from one reading of the inputs."""
-    made = _grid(recipe, changes or [])
+    made = _grid(recipe, changes or [], lenient)
     if dry_run:
         planned = plan_sweep(in_folders(made, output), **plan_options(shard_size, overwrite, lenient))
         _show_plan(made, planned, device, backend, threads, memory)
         return
     last = in_folders(made, output)[-1].folder
+    warned: set[str] = set()
+
+    def warn(lines: Iterable[str]) -> None:
+        new = [line for line in dict.fromkeys(lines) if line not in warned]
+        show.warnings(new)
+        warned.update(new)
+
+    def start(schedule: Schedule) -> None:
+        others = [set(plan.warnings) for plan in schedule.plans]
+        warn(line for line in schedule.plan.warnings if all(line in other for other in others))
+        progress.start(schedule)
+
     with Interruptible(last or output) as interruptible:
         with show.Progress(console, shown=not quiet) as progress:
             result = merge_all(
@@ -88,17 +101,19 @@ def sweep(
                 shard_size=shard_size,
                 overwrite=overwrite,
                 lenient=lenient,
-                on_schedule=lambda schedule: _start(schedule, progress),
+                on_schedule=start,
                 progress=progress.advance,
             )
         interruptible.end()
         terminal.result_is_on_disk()
+        merged = result.results.values()
+        warn(with_labels(list(made), {i: each.warnings for i, each in enumerate(merged)}))
         if not quiet:
             _show_result(result)
 
 
-def _grid(recipe: Path, changes: Sequence[str]) -> Grid:
-    """The recipes that the options name. Raises ``RecipeError`` with all problems of the options."""
+def _grid(recipe: Path, changes: Sequence[str], lenient: bool) -> Grid:
+    """The recipes that the options name. Raises ``OptionError`` with all problems of the options."""
     axes: dict[str, list[object]] = {}
     problems: list[str] = []
     for text in changes:
@@ -114,12 +129,7 @@ def _grid(recipe: Path, changes: Sequence[str]) -> Grid:
         problems.append("--set: name the values to merge with, such as --set density=0.2,0.5")
     if problems:
         raise OptionError(problems)
-    return grid(recipe, **axes)
-
-
-def _start(schedule: Schedule, progress: show.Progress) -> None:
-    show.warnings(dict.fromkeys(line for plan in schedule.plans for line in plan.warnings))
-    progress.start(schedule)
+    return grid(load_recipe(recipe, lenient=lenient), **axes)
 
 
 def _show_plan(
@@ -166,7 +176,8 @@ def _show_result(result: SweepResult) -> None:
         table.add_row(cell(label), *_shares(merged))
     console.print(table)
     count, ledger = len(result.results) - len(result.taken_over), result.ledger
-    rows = [*show.stages(ledger), *(("note", note) for note in result.notes)]
+    said = with_labels(list(result.results), {i: m.notes for i, m in enumerate(result.results.values())})
+    rows = [*show.stages(ledger), *(("note", note) for note in (*said, *result.notes))]
     if result.taken_over:
         rows.append(("complete before", ", ".join(result.taken_over)))
     if result.page is not None:

@@ -23,29 +23,19 @@ from merge_engine.backends.statistics import SUM_BLOCK, lines_of_block, sum_bloc
 from merge_engine.errors import PlanError
 from merge_engine.methods import Action, Gram, MaskedL1, MaskedSquares, Need, Task, Together
 from merge_engine.methods.needs import Step, is_shared, line_elements, steps
+from merge_engine.planning.budget import Budget
 from merge_engine.planning.joint import Group, Joint, JointTask, Part, SharedGroup, joined
 from merge_engine.planning.plan import MergePlan
+from merge_engine.planning.visits import Visit
 from merge_engine.storage import PAGE, aligned
-
-DEFAULT_MEMORY = 400_000_000
-"""Bytes of tensor data that a run holds in the host's memory at a time by default."""
-
-PIECE = 16 << 20
-"""Bytes of inputs and output in a chunk: large enough for disk throughput, small enough for the processor's cache."""
-
-DEVICE_PIECE = 64 << 20
-"""The same for a device, which has no such cache, and where each chunk takes launches."""
-
-CACHED_PIECE = 8 << 20
-"""Bytes of output in a chunk whose inputs are used in place."""
 
 MOST_ELEMENTS = 1 << 30
 """Elements of a chunk: native code counts those of a chunk in 32 bits."""
 
-SIDE_BY_SIDE = 8
-"""Most shards that are written at a time: one file on a RAM disk takes 2.4 GB/s however many threads write to it."""
-
 _PIECES = 8  # A chunk takes at most this part of the memory, so that the first one is soon read.
+_PIECES_OF_SEVERAL = 4
+"""Pieces in a chunk of several outputs: each call of a backend takes 40 us, and ten recipes took a tenth less time."""
+
 _HELD = 2  # Room for so many tensors that are held whole: while one is merged, the next is read.
 _SUMS_HELD = 3  # Chunks whose sums of lines are held: their totals wait for a device.
 _PIECES_AT_ONCE = (
@@ -53,69 +43,11 @@ _PIECES_AT_ONCE = (
 )
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Limits of a run: ``memory`` in bytes of tensor data, of the host or of the device that computes.
-
-    ``in_place`` says that inputs are used in the page cache and take none of the memory. ``piece`` and
-    ``cached_piece`` are the bytes of a chunk, see ``PIECE``, ``DEVICE_PIECE`` and ``CACHED_PIECE``. ``side_by_side``
-    shards are written at a time. ``whole_outputs`` says that outputs are wanted as whole tensors: then no more of them
-    are begun at a time than fit into ``memory``, even if a tensor must be read several times.
-    """
-
-    memory: int = DEFAULT_MEMORY
-    in_place: bool = False
-    piece: int = PIECE
-    cached_piece: int = CACHED_PIECE
-    side_by_side: int = SIDE_BY_SIDE
-    whole_outputs: bool = False
-
-
 class RingBytes(NamedTuple):
     """Bytes of memory for inputs and for outputs."""
 
     inputs: int
     outputs: int
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One chunk of one tensor: elements [start, start + count).
-
-    ``needs`` and ``steps`` are by group of the task: what is measured, and its readings in this visit; ``last`` says
-    that they are complete after it. ``parts`` are merged. ``alone`` says that the chunk answers the needs for
-    itself, as if it were a tensor, ``shared`` that ``steps`` are those of the shared groups of the schedule.
-    ``inputs_are_there`` says that an earlier visit brought the inputs into memory, ``inputs_stay`` that a later one
-    will use them, ``final`` that a tensor that is cut is merged after it.
-    """
-
-    task: JointTask
-    start: int
-    count: int
-    needs: Sequence[Sequence[Need]]
-    steps: Sequence[Sequence[Step]]
-    last: bool
-    parts: Sequence[Part] = ()
-    alone: bool = False
-    shared: bool = False
-    inputs_are_there: bool = False
-    inputs_stay: bool = False
-    final: bool = True
-
-    @property
-    def whole(self) -> bool:
-        """Whether the chunk is all of the tensor."""
-        return self.count == self.task.count
-
-    @property
-    def ends(self) -> bool:
-        """Whether the visit ends with the tensor."""
-        return self.start + self.count == self.task.count
-
-    def answers(self, group: int) -> bool:
-        """Whether all needs of a group are answered after this visit."""
-        now, working = self.steps[group], self.task.groups[group].task.working
-        return self.last and (not now or now[-1] == steps(self.needs[group], working)[-1])
 
 
 class _Division(NamedTuple):
@@ -141,7 +73,7 @@ class Schedule:
     """
 
     plan: MergePlan
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     shared_known: bool = False
     beside: tuple[MergePlan, ...] = ()
     _divisions: dict[int, _Division] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -482,7 +414,9 @@ class Schedule:
 
     @property
     def _piece(self) -> int:
-        return self.budget.cached_piece if self.budget.in_place else self.budget.piece
+        if not self.budget.in_place:
+            return self.budget.piece
+        return self.budget.cached_piece * min(len(self.plans), _PIECES_OF_SEVERAL)
 
     def _span_bytes(self, task: JointTask, count: int) -> int:
         """Bytes of ``count`` elements in all inputs and all outputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -30,7 +31,7 @@ class Grid(dict[str, Recipe]):
         self.changes = changes
 
 
-def grid(recipe: RecipeSource, **axes: Sequence[object]) -> Grid:
+def grid(recipe: RecipeSource, **axes: Iterable[object]) -> Grid:
     """The recipes with every combination of values.
 
     ``recipe`` is one recipe (see ``load_recipe``). ``axes`` has lists of values by name, the last one changing fastest.
@@ -41,9 +42,12 @@ def grid(recipe: RecipeSource, **axes: Sequence[object]) -> Grid:
     grid without recipes or with more than 4,096, and for a value that stands twice on an axis.
     """
     base = load_recipe(recipe)
-    if problems := _wrong_axes(axes) or _wrong_values(base, axes):
+    if problems := _no_lists(axes):
         raise RecipeError(problems)
-    points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    lists = {name: list(values) for name, values in axes.items()}
+    if problems := _wrong_lists(lists) or _wrong_values(base, lists):
+        raise RecipeError(problems)
+    points = [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
     changes = {label_of(point): point for point in points}
     recipes, found = {}, dict[str, None]()
     for label, point in changes.items():
@@ -67,27 +71,30 @@ def _text(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), default=str, ensure_ascii=False)
 
 
-def _wrong_axes(axes: Mapping[str, Any]) -> list[str]:
-    """The problems of the axes themselves."""
+def _no_lists(axes: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}: must be a list of values, not {shown(values)}; write [{_text(values)}]"
+        for name, values in axes.items()
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable)
+    ]
+
+
+def _wrong_lists(axes: Mapping[str, Sequence[object]]) -> list[str]:
+    """The problems of the axes, whatever their names and values mean."""
     if not axes:
         return ["the grid has no axes; name at least one, such as density=[0.2, 0.5]"]
     problems = []
     for name, values in axes.items():
-        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-            problems.append(f"{name}: must be a list of values, not {shown(values)}; write [{_text(values)}]")
-            continue
         texts = [_text(value) for value in values]
         if not texts:
             problems.append(f"{name}: has no values, so the grid is empty")
         problems += [
             f"{name}: has the value {text} twice" for text in dict.fromkeys(texts) if texts.count(text) > 1
         ]
-    if problems:
-        return problems
-    count = 1
-    for values in axes.values():
-        count *= len(list(values))
-    return [f"the grid has {count:,} recipes; at most {MOST:,} are merged at a time"] if count > MOST else []
+    count = math.prod(map(len, axes.values()))
+    if count > MOST:
+        problems.append(f"the grid has {count:,} recipes; at most {MOST:,} are merged at a time")
+    return problems
 
 
 def _wrong_values(base: Recipe, axes: Mapping[str, Sequence[object]]) -> list[str]:

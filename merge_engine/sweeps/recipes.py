@@ -121,14 +121,16 @@ def for_each(labels: Sequence[str], make: Callable[[int], T]) -> list[T]:
             errors[number] = error
     if errors:
         kinds = {type(error) for error in errors.values()}
-        raise (kinds.pop() if len(kinds) == 1 else PlanError)(_joined(labels, errors))
+        problems = {number: error.problems for number, error in errors.items()}
+        raise (kinds.pop() if len(kinds) == 1 else PlanError)(with_labels(labels, problems))
     return made
 
 
-def _joined(labels: Sequence[str], errors: Mapping[int, MergeError]) -> list[str]:
+def with_labels(labels: Sequence[str], lines: Mapping[int, Sequence[str]]) -> list[str]:
+    """Lines about recipes, by their numbers, each once. Those that are not about all begin with the labels."""
     having: dict[str, list[int]] = {}
-    for number, error in errors.items():
-        for line in error.problems:
+    for number, own in lines.items():
+        for line in own:
             having.setdefault(line, []).append(number)
     return [
         line if len(numbers) == len(labels) else f"{some([labels[number] for number in numbers], 3)}: {line}"

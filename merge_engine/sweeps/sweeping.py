@@ -19,7 +19,7 @@ from merge_engine.engine.run import naming_memory, parse_memory, plan_options
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.sinks import FunctionSink, Receiver, Target
 from merge_engine.engine.to_folders import merge_to_folders
-from merge_engine.errors import ReportError
+from merge_engine.errors import OutputError, ReportError
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult
 from merge_engine.operands import Access
@@ -116,7 +116,7 @@ def sweep(
     if report and home is not None:
         try:
             result.page, _ = result.write_page()
-        except ReportError as error:  # matplotlib is an extra, and the models are there
+        except (ReportError, OutputError) as error:  # matplotlib is an extra, and the models are there
             result.notes += error.problems
     return result
 
