@@ -24,8 +24,8 @@ _STORE = 100 << 20
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Messages of Ray about nodes that end, with pages of its logs: the notes of the result name them.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated|has been marked dead",
+    # Messages of Ray about nodes and workers that end, with pages of its logs: the notes of the result name them.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated|has been marked dead|A worker died or was killed|killed due to",
 }
 """Read when Ray is first imported."""
 

@@ -216,7 +216,7 @@ class Crew:
                 if _IN_CREATION in str(error):
                     problems[name] = [_cause(error)]
                 else:
-                    self.notes.append(f"node {name} was lost before the merge")
+                    self.notes.append(f"a worker of node {name} was lost before the merge")
         if problems:
             raise ClusterError(by_cause(problems))
         for ref in waiting:
