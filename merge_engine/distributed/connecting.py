@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,9 @@ from merge_engine.storage import cores
 
 _STORE = 100 << 20
 """Bytes of Ray's object store in a cluster of our own: jobs, counts and results are small."""
+
+_SAID = 300
+"""Characters of an error of Ray that are shown: some are pages long, and no single line of others says it all."""
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -79,7 +83,7 @@ def _connect(ray: Any, address: str) -> None:
             f"`ray start --address {address}` first"
         ) from None
     except (RuntimeError, OSError, ValueError) as error:
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        said = shorten(str(error), _SAID) or type(error).__name__
         raise ClusterError(f"the Ray cluster at {address} cannot be used: {said}") from error
 
 
