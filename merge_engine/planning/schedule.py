@@ -84,8 +84,8 @@ class Schedule:
             largest = max(self._computed, key=self._least_bytes)
             raise PlanError(
                 [
-                    f"{largest.name}: at least {needed / 2**20:.1f} MiB of it must be in memory at a time, but the "
-                    f"memory budget is {self.budget.memory / 2**20:.1f} MiB; raise it"
+                    f"{largest.name}: at least {needed:,} bytes of it must be in memory at a time, but the memory "
+                    f"budget is {self.budget.memory:,} bytes; raise it"
                 ]
             )
 
