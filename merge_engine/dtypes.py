@@ -6,20 +6,24 @@ the size in bits. Torch itself is not needed to read, merge and write checkpoint
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: a merge compares and looks up types for each tensor
 class DType:
-    """One element type. ``bits`` is the storage size of an element (some types pack several to a byte)."""
+    """One element type. ``bits`` is the storage size of an element (some types pack several to a byte).
+
+    There is one object for each type, also after it was copied or sent to another process.
+    """
 
     code: str
     name: str
     bits: int
 
-    def __hash__(self) -> int:
-        return hash(self.code)  # which Python remembers: what was measured is looked up by types among others
+    def __reduce__(self) -> tuple[Callable[[str], DType], tuple[str]]:
+        return _of_code, (self.code,)
 
     @property
     def itemsize(self) -> int:
@@ -67,6 +71,10 @@ ALL = (
 BY_CODE = {dtype.code: dtype for dtype in ALL}
 BY_NAME = {dtype.name: dtype for dtype in ALL}
 MERGEABLE = tuple(dtype for dtype in ALL if dtype.mergeable)
+
+
+def _of_code(code: str) -> DType:
+    return BY_CODE[code]
 
 
 def promote(*dtypes: DType) -> DType:

@@ -93,17 +93,20 @@ def in_batches(visits: Iterable[Visit], inputs: int, outputs: int) -> Iterator[l
     """
     batch: list[Visit] = []
     read = written = 0
+    before = None
     for visit in visits:
+        kind = _kind(visit)
         size = visit.task.input_bits * visit.count // 8
         if inputs:
             size += len(visit.task.inputs) * PAGE  # each may end within a page
         output = sum(map(aligned, output_sizes(visit)))
         read, written = read + size, written + output
         crowded = read + written > BATCH or 2 * written > outputs or (inputs > 0 and 2 * read > inputs)
-        if batch and (crowded or _kind(visit) != _kind(batch[-1])):
+        if batch and (crowded or kind != before):
             yield batch
             batch, read, written = [], size, output
         batch.append(visit)
+        before = kind
     if batch:
         yield batch
 

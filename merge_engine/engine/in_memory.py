@@ -201,7 +201,8 @@ def _begin(
             for part in visit.parts:
                 if (name := part.task.name) not in targets:
                     targets[name] = target(part.task)
-                outputs.append(targets[name].view(-1)[visit.start : visit.start + visit.count])
+                output = targets[name].view(-1)
+                outputs.append(output if visit.whole else output[visit.start : visit.start + visit.count])
             each.merge(*map(backend.tensor, outputs))
     return work
 

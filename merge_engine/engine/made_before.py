@@ -11,7 +11,6 @@ from merge_engine.engine.side_files import add_side_files, side_files_of
 from merge_engine.errors import ManifestError
 from merge_engine.observe.digests import digest_of
 from merge_engine.observe.ledger import Ledger
-from merge_engine.observe.recorded import read_manifest
 from merge_engine.observe.result import MergeResult, TensorResult
 from merge_engine.observe.versions import versions
 from merge_engine.planning import MergePlan
@@ -24,6 +23,8 @@ def is_made(planned: MergePlan, folder: Path) -> bool:
     """
     if not plan_key(planned) or not (folder / MANIFEST_NAME).exists():
         return False
+    from merge_engine.observe.recorded import read_manifest  # slow to load, and seldom needed
+
     try:
         manifest = read_manifest(folder)
     except ManifestError:
@@ -48,6 +49,8 @@ def is_made(planned: MergePlan, folder: Path) -> bool:
 
 def result_of_made(planned: MergePlan, folder: Path) -> MergeResult:
     """The result of an earlier merge that made the output of this plan. Raises ``ManifestError``."""
+    from merge_engine.observe.recorded import read_manifest
+
     manifest = read_manifest(folder)
     results = {
         name: TensorResult(name, each.elements, {model: c.plain() for model, c in each.counts.items()})

@@ -7,7 +7,7 @@ A ``Measurement`` takes the chunks of one tensor, or of all tensors that answer 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations_with_replacement
@@ -114,8 +114,8 @@ class Measurement(Mapping[Need, Any]):
     def _measure(self, needs: Sequence[Need]) -> None:
         """Measure these of the needs."""
         self._measured = needs
-        self._norms = _rounds(need for need in needs if isinstance(need, MaskedL1))
-        self._squares = _rounds(need for need in needs if isinstance(need, MaskedSquares))
+        self._norms = _rounds([need for need in needs if isinstance(need, MaskedL1)])
+        self._squares = _rounds([need for need in needs if isinstance(need, MaskedSquares)])
         self._grams: dict[Gram, list[Any]] = {need: [] for need in needs if isinstance(need, Gram)}
 
     def add(self, step: Step, chunk: Chunk, task: Task, last: bool, backend: Backend | None = None) -> None:
@@ -377,8 +377,10 @@ class Measurement(Mapping[Need, Any]):
         )
 
 
-def _rounds(needs: Iterable[MaskedL1 | MaskedSquares]) -> list[_Round]:
+def _rounds(needs: Sequence[MaskedL1 | MaskedSquares]) -> list[_Round]:
     """The masks of the needs, as few rounds as possible. A model with fewer masks than others repeats its first."""
+    if not needs:  # as for most tensors: there may be many
+        return []
     by_model: dict[int, dict[Mask, None]] = {}
     for need in needs:
         by_model.setdefault(need.model, {})[need.mask] = None
@@ -387,7 +389,7 @@ def _rounds(needs: Iterable[MaskedL1 | MaskedSquares]) -> list[_Round]:
         _Round(
             {model: of_model[i] if i < len(of_model) else of_model[0] for model, of_model in masks.items()}
         )
-        for i in range(max(map(len, masks.values()), default=0))
+        for i in range(max(map(len, masks.values())))
     ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_engine.backends import Backend, create_backend
+from merge_engine.engine.collecting import seldom_collected
 from merge_engine.engine.in_memory import WHOLE, Lane, Values, device_of, merge_in_memory
 from merge_engine.engine.runs import Runs
 from merge_engine.errors import BackendError, OptionError, PlanError, RecipeError
@@ -88,12 +89,10 @@ def merge_state_dicts(
         return new_tensor(task.shape, getattr(torch, task.out.name), device_of(task.inputs[0]))
 
     lane = Lane(Runs(schedule, chosen), Values())
-    merge_in_memory(
-        schedule,
-        lambda task: lane,
-        target,
-        lambda task, tensor: merged.update({task.name: tensor}),
-    )
+    with seldom_collected:
+        merge_in_memory(
+            schedule, lambda task: lane, target, lambda task, tensor: merged.update({task.name: tensor})
+        )
     return {task.name: merged[task.name] for task in plan.tasks}
 
 

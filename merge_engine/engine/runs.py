@@ -81,8 +81,8 @@ class Runs:
 
     ``answered`` is called with each tensor that is only measured, and its answers. ``known`` has each recipe's answers
     to the shared needs, if they are known. ``labels`` are the names of several recipes. ``kept`` has what was measured
-    of the same tensors before, and takes what is measured. ``tally`` takes the chunks of visits that are ``shared``;
-    None: measurements of the shared needs do.
+    of the same tensors before, and takes what is measured; ``keeps`` says that there is such a thing. ``tally`` takes
+    the chunks of visits that are ``shared``; None: measurements of the shared needs do.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Runs:
     ):
         self.backend = backend
         self.tally = tally
+        self.keeps = kept is not None
         self._kept = kept
         self.ledger = ledger or Ledger()
         self.notes = notes if notes is not None else []

@@ -7,7 +7,6 @@ first is merged, so that a device measures them together, and the next batch may
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 from merge_engine.backends.memory import identical
@@ -74,12 +73,13 @@ class Work:
         """
         for each in self._merged:
             each.wait()
-        for measured in self._measured:
-            measured.keep()
+        if self._runs.keeps:
+            for measured in self._measured:
+                measured.keep()
         if not self._merged:
             self._runs.backend.fetch(self._mark)
             self._answer()
-        elif self.visit.final:
+        elif self.visit.final and not self.visit.whole:  # nothing is remembered from one visit to the next
             self._runs.forget(self.visit.task)
 
     def _answer(self) -> None:
@@ -111,6 +111,9 @@ class _Measured:
         self._number = number
         self._arrays = arrays
         self._hosts = hosts
+        self._measurement: Measurement | None = None
+        self._chunk: Chunk | None = None
+        self._first: Chunk | None = None
 
     def measure(self) -> None:
         """Measure the steps of the visit for the group. See ``Work.measure``."""
@@ -146,25 +149,31 @@ class _Measured:
         """Whether a method looks at the inputs for at least one part."""
         return self.group.task.action is not Action.ROUND and len(self.unchanged) < len(self.group.parts)
 
-    @cached_property
+    @property
     def measurement(self) -> Measurement:
         """What is measured for the group in this visit and in others."""
-        return self._runs.measurement(self.visit, self._number)
+        if self._measurement is None:
+            self._measurement = self._runs.measurement(self.visit, self._number)
+        return self._measurement
 
-    @cached_property
+    @property
     def chunk(self) -> Chunk:
         """All inputs of the group."""
-        places = self.group.places
-        arrays = self._arrays(max(places) + 1)
-        return self._chunk([arrays[place] for place in places], self.group.task.has_base)
+        if self._chunk is None:
+            places = self.group.places
+            arrays = self._arrays(max(places) + 1)
+            self._chunk = self._chunk_of([arrays[place] for place in places], self.group.task.has_base)
+        return self._chunk
 
-    @cached_property
+    @property
     def first(self) -> Chunk:
         """The first input alone, which is to be copied."""
-        place = self.group.places[0]
-        return self._chunk([self._arrays(place + 1)[place]], False)
+        if self._first is None:
+            place = self.group.places[0]
+            self._first = self._chunk_of([self._arrays(place + 1)[place]], False)
+        return self._first
 
-    def _chunk(self, arrays: list[Any], has_base: bool) -> Chunk:
+    def _chunk_of(self, arrays: list[Any], has_base: bool) -> Chunk:
         """A chunk for the backend. One that answers alone begins with a line, and looks like a tensor."""
         visit, task = self.visit, self.group.task
         start = 0 if visit.alone else visit.start
@@ -284,7 +293,7 @@ class _Merged:
                     if kept is not None
                 }
             found = self._solved = operation, trimmed_to
-            if not self._visit.alone:
+            if not self._visit.alone and not self._visit.whole:
                 run.operations[task.name] = found
         return found
 

@@ -11,7 +11,7 @@ from merge_engine.dtypes import BF16, F16, F32, F64, DType
 
 def rounded(value: float, dtype: DType) -> float:
     """``value`` rounded to nearest in a mergeable dtype, ties to even; infinity beyond its range."""
-    if dtype == F64 or math.isnan(value) or math.isinf(value):
+    if dtype == F64 or not math.isfinite(value):
         return value
     if dtype == BF16:
         bits = struct.unpack("<I", struct.pack("<f", rounded(value, F32)))[0]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from merge_engine.dtypes import DType
@@ -62,6 +62,10 @@ class Task:
 
     def random_key(self, model: int) -> int:
         """Philox key of a recipe position: 64 bits of BLAKE2b over seed, tensor name and position."""
-        name = self.name if self.drawn_as is None else self.drawn_as
-        text = f"{self.seed}\0{name}\0{model}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        return _random_key(self.seed, self.name if self.drawn_as is None else self.drawn_as, model)
+
+
+@lru_cache(maxsize=4096)  # a merge asks twice for each, and a session for the same ones in every merge
+def _random_key(seed: int, name: str, model: int) -> int:
+    text = f"{seed}\0{name}\0{model}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

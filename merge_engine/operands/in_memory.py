@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from merge_engine.dtypes import DType, of_torch
@@ -60,11 +59,7 @@ class InMemory(Operand):
 
     def flat(self) -> torch.Tensor:
         """The elements in row-major order, of shape [count]: a view, or a copy of a tensor with another layout."""
-        return self._view if self.tensor.is_contiguous() else self.tensor.contiguous().view(-1)
-
-    @cached_property
-    def _view(self) -> torch.Tensor:
-        return self.tensor.view(-1)
+        return self.tensor.contiguous().view(-1)
 
     def same_bytes(self, other: InMemory) -> bool:
         """Whether two tensors of one dtype and shape hold the same bytes."""

@@ -30,18 +30,15 @@ class Part(NamedTuple):
 class Group(NamedTuple):
     """Parts that are measured together: they differ in parameters and in what is written, but not in their inputs.
 
-    ``places`` are those of their inputs among all inputs of the joint task. ``shared`` is the number of the
-    ``SharedGroup`` that answers their shared needs, if they have any.
+    ``task`` is that of the first part; those of the others have the same inputs, models and working dtype. ``places``
+    are those of their inputs among all inputs of the joint task. ``shared`` is the number of the ``SharedGroup`` that
+    answers their shared needs, if they have any.
     """
 
+    task: Task
     parts: tuple[Part, ...]
     places: Sequence[int]
     shared: int | None = None
-
-    @property
-    def task(self) -> Task:
-        """The task of the first part. Those of the others have the same inputs, models and working dtype."""
-        return self.parts[0].task
 
 
 class SharedGroup(NamedTuple):
@@ -113,7 +110,7 @@ def measured_tasks(plan: MergePlan) -> list[Task]:
 def _alone(task: Task, shared: int | None) -> JointTask:
     """The task of the only recipe."""
     parts = (Part(0, task),)
-    group = Group(parts, range(len(task.inputs)), shared)
+    group = Group(task, parts, range(len(task.inputs)), shared)
     return _task_of(task, task.inputs, (group,), parts, task.input_bits, task.out.bits)
 
 
@@ -136,7 +133,7 @@ def _joint(groups: Sequence[Sequence[tuple[int, Task]]], shared: Sequence[int | 
         recipe, task = pairs[0]
         parts = tuple(Part(*pair, number) for pair in pairs)
         own = [places.setdefault(operand, len(places)) for operand in task.inputs]
-        made.append(Group(parts, own, shared[recipe]))
+        made.append(Group(task, parts, own, shared[recipe]))
     every = tuple(part for group in made for part in group.parts)
     input_bits = sum(operand.dtype.bits for operand in places)
     output_bits = sum(part.task.out.bits for part in every)

@@ -266,6 +266,8 @@ class Schedule:
         return rounds
 
     def _shared_visits(self) -> Iterator[Visit]:
+        if not self.shared:
+            return
         tasks = sorted((task for task in self.tasks if self._shared_of(task)), key=lambda task: task.name)
         for step in _all_steps(self._shared_steps):
             for task in tasks:
@@ -374,7 +376,7 @@ class Schedule:
         """Bytes of a chunk of a tensor, with what it takes beside."""
         return self._span_bytes(task, min(self.chunk_elements(task), task.count)) + self._scratch_bytes(task)
 
-    @property
+    @cached_property
     def _piece(self) -> int:
         if not self.budget.in_place:
             return self.budget.piece

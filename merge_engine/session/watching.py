@@ -56,6 +56,8 @@ class Watched:
 
 def _seen(tensors: object) -> dict[str, _Seen]:
     """What shows that tensors are as they were."""
+    import torch
+
     if not isinstance(tensors, Mapping):
         return {}
     return {
@@ -66,7 +68,7 @@ def _seen(tensors: object) -> dict[str, _Seen]:
             tuple(tensor.shape),
         )
         for name, tensor in tensors.items()
-        if _is_tensor(tensor)
+        if isinstance(tensor, torch.Tensor)
     }
 
 
@@ -75,9 +77,3 @@ def _address(tensor: torch.Tensor) -> int | None:
         return tensor.data_ptr()
     except RuntimeError:  # sparse, or inside a transform of torch
         return None
-
-
-def _is_tensor(value: object) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
