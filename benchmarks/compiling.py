@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +111,11 @@ def _launches_kept(capability: int) -> Iterator[list[tuple[Any, bool | None]]]:
         vars(driver).update(before)
 
 
-def compile_all(capability: int, most_models: int = 8) -> list[Compiled]:
-    """Every kernel, compiled for an architecture (80, 90, 100, ...), in its uses with so many models at most."""
+def compile_all(capability: int, uses: Collection[str] | None = None) -> list[Compiled]:
+    """Every kernel, compiled for an architecture (80, 90, 100, ...), in these uses; by default in all."""
     compiled = []
     for use, launch in _launches().items():
-        models = re.search(r"(\d+) models", use)
-        if models and int(models[1]) > most_models:
+        if uses is not None and use not in uses:
             continue
         with _launches_kept(capability) as kept:
             launch()

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     )
     from merge_engine.distributed.options import RayOptions
     from merge_engine.engine.resident import merge_state_dicts, merge_tensors
-    from merge_engine.engine.run import plan, run, schedule
+    from merge_engine.engine.run import plan, schedule
     from merge_engine.inspect.diff import Difference, TensorDifference, TensorType, diff
     from merge_engine.inspect.verify import Finding, Verification, verify
     from merge_engine.methods import (
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from merge_engine.planning import MergePlan, Schedule
     from merge_engine.recipe import Recipe, load_recipe, parameter
     from merge_engine.report import write_report
+    from merge_engine.running import run
     from merge_engine.searches import SearchResult, search
     from merge_engine.searches.lm_eval import LmEval
     from merge_engine.session import Merge, Session, load
@@ -99,7 +100,7 @@ _HOMES = {
     ),
     "merge_engine.distributed.options": ("RayOptions",),
     "merge_engine.engine.resident": ("merge_state_dicts", "merge_tensors"),
-    "merge_engine.engine.run": ("plan", "run", "schedule"),
+    "merge_engine.engine.run": ("plan", "schedule"),
     "merge_engine.inspect.diff": ("Difference", "TensorDifference", "TensorType", "diff"),
     "merge_engine.inspect.verify": ("Finding", "Verification", "verify"),
     "merge_engine.methods": (
@@ -120,6 +121,7 @@ _HOMES = {
     "merge_engine.planning": ("MergePlan", "Schedule"),
     "merge_engine.recipe": ("Recipe", "load_recipe", "parameter"),
     "merge_engine.report": ("write_report",),
+    "merge_engine.running": ("run",),
     "merge_engine.searches": ("SearchResult", "search"),
     "merge_engine.searches.lm_eval": ("LmEval",),
     "merge_engine.session": ("Merge", "Session", "load"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
-from interpreted import Interpreted
 from safetensors.torch import save_file
 
 # Threads of torch's own fight over the cores with those under test: the reference takes minutes instead of seconds.
@@ -23,8 +23,8 @@ settings.load_profile("merge_engine")
 SaveCheckpoint = Callable[..., Path]
 Snapshot = Callable[[str | Path, str], None]
 
-INTERPRETED = pytest.StashKey[Interpreted]()
-"""In the configuration: the tests in Triton's interpreter, where they were asked for."""
+LONGEST = "test_triton_conformance.py"
+"""Its one test takes three minutes: where two processes share the files, it must not be the last."""
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 
@@ -37,19 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Starts the tests in Triton's interpreter, so that they run beside all others."""
-    asked = any(
-        item.nodeid.endswith("test_triton_conformance.py::test_interpreted") for item in session.items
-    )
-    if asked and not session.config.option.collectonly:
-        session.config.stash[INTERPRETED] = Interpreted()
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Leaves none of them behind."""
-    if INTERPRETED in config.stash:
-        config.stash[INTERPRETED].end()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file comes first."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.fixture
@@ -71,6 +61,19 @@ def assert_snapshot(request: pytest.FixtureRequest) -> Snapshot:
 def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps measurements of the tests out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra ``report`` is not installed."""
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "matplotlib":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
 
 
 @pytest.fixture

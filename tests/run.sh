@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what is missing and runs everything that must pass: lint, types, all tests, and the benchmarks on little
 # data, with mergekit as an oracle in an environment of its own. Arguments go to pytest.
+# Two processes do a test file each: two cores are what continuous integration has, and files share their fixtures.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,4 +16,5 @@ echo "installing mergekit into .venv-oracle"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-MERGE_ENGINE_ORACLE="$PWD/.venv-oracle/bin/python" .venv/bin/python -m pytest "$@"
+export MERGE_ENGINE_ORACLE="$PWD/.venv-oracle/bin/python" OMP_NUM_THREADS=1
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

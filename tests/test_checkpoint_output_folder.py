@@ -118,7 +118,7 @@ def test_parts_of_a_killed_merge_need_no_room_twice(tmp_path: Path, monkeypatch:
     (tmp_path / f"merge-{'0a' * 16}.part" / "x").write_bytes(bytes(40_960))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))  # type: ignore[attr-defined]
     assert check_output_folder(tmp_path, [], False, 81_920) == []
-    assert "needs 0.00 GB" in the_problem(tmp_path, [], needed=200_000)
+    assert "needs 0.2 MB" in the_problem(tmp_path, [], needed=200_000)
 
 
 def test_inputs_are_never_written_to(model: Path, tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import heapq
 import os
 import pickle
+import signal
+import socket
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +25,9 @@ from hypothesis import strategies as st
 import merge_engine as me
 from merge_engine.cli.app import call
 from merge_engine.distributed.checks import differing, short_of_memory
-from merge_engine.distributed.connecting import connected
-from merge_engine.distributed.crew import nodes_of
+from merge_engine.distributed.connecting import connected, heard
+from merge_engine.distributed.crew import free_of, nodes_of, taken
+from merge_engine.distributed.greeting import demand_answer
 from merge_engine.distributed.looking import differences, look, wanted_files
 from merge_engine.distributed.options import NodePaths, parse_paths, ray_options, unknown_nodes
 from merge_engine.distributed.parcels import pack, unpack
@@ -31,6 +35,19 @@ from merge_engine.distributed.placing import Piece, after, choose, evenly, held_
 from merge_engine.distributed.worker import Introduction
 from merge_engine.engine.jobs import Done
 from merge_engine.engine.shards import merge_in_shards
+
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a server of HTTP/2 begins. Then it answers with headers; these were recorded."""
+
+
+def headers(content: bytes) -> bytes:
+    return bytes([0, 0, len(content), 1, 4, 0, 0, 0, 1]) + content
+
+
+ALIVE = headers(b"\x88@\x0ccontent-type\x10application/grpc")
+NO_SUCH = headers(b"\x88@\x0ccontent-type\x10application/grpc@\x0bgrpc-status\x0212")
+NEEDS_TOKEN = headers(b"\x88@\x0ccontent-type\x10application/grpc@\x0bgrpc-status\x0216")
+REFUSED = headers(b"\x8d")  # 404
 
 SIZES = st.lists(st.integers(1, 1000), min_size=1, max_size=30)
 
@@ -173,6 +190,61 @@ def test_an_address_without_a_cluster_is_found_in_seconds(
         connected("auto").__enter__()
 
 
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", SETTINGS + REFUSED, SETTINGS + NO_SUCH]
+)
+def test_something_else_at_the_address(answer: bytes) -> None:
+    """What speaks another protocol, or the same one without being the head of a cluster, as Ray's other ports do."""
+    with pytest.raises(me.ClusterError, match=r"something else does; check the port \(6379 by default\)"):
+        demand_answer(serving(answer))
+
+
+@pytest.mark.parametrize("answer", [SETTINGS + ALIVE, SETTINGS + NEEDS_TOKEN])
+def test_a_cluster_at_the_address(answer: bytes) -> None:
+    demand_answer(serving(answer))
+
+
+def serving(answer: bytes) -> str:
+    """The address where the next connection gets this answer."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with server, server.accept()[0] as connection:
+            while not connection.recv(1000).endswith(bytes(5)):
+                pass
+            connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ctrl_c_waits_while_ray_starts(fails: bool) -> None:
+    """It counts even if the start fails, a second one counts at once, and handlers of others go again."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    done = []
+    with pytest.raises(KeyboardInterrupt), heard():
+        signal.raise_signal(signal.SIGINT)
+        done.append("to the end")
+        if fails:
+            raise ValueError
+    assert done
+    with pytest.raises(KeyboardInterrupt), heard():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError
+    with heard():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("given", ["junk", "ray://host:10001"])
+def test_rays_variable_holds_no_address(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    with pytest.raises(me.OptionError, match=r"^RAY_ADDRESS: "):
+        connected("auto").__enter__()
+
+
 def listed(name: str, number: str, **resources: float) -> dict[str, Any]:
     return {
         "NodeID": number * 16,
@@ -200,6 +272,28 @@ def test_nodes() -> None:
         ("b", 8.0, 2),
     ]
     assert {"a", "a#222222", "10.0.0.1", "host", "2" * 16} == nodes[0].names
+
+
+def test_what_other_work_leaves_of_nodes() -> None:
+    """Whole cores, or what a node with less than one has; a node without any is left out."""
+    nodes = nodes_of(
+        [
+            listed("busy", "1", CPU=8.0),
+            listed("half", "2", CPU=8.0, GPU=2.0),
+            listed("idle", "3", CPU=4.0),
+            listed("less", "4", CPU=0.5),
+            listed("part", "5", CPU=2.0),
+        ]
+    )
+    free = [{}, {"CPU": 2.5, "GPU": 1.0}, {"CPU": 4.0}, {"CPU": 0.5}, {"CPU": 0.9}]
+    left = [free_of(node, each) for node, each in zip(nodes, free, strict=True)]
+    assert [(node.cores, node.gpus) for node in left] == [(0, 0), (2.5, 1), (4, 0), (0.5, 0), (0, 0)]
+    assert taken(nodes, left, left[1:4]) == [
+        "nothing is free on node busy, node part: other work has it, or it has stopped",
+        "other work has 5.5 of 8 cores of node half",
+        "other work has 1 of 2 GPUs of node half",
+    ]
+    assert taken(nodes, nodes, nodes) == []
 
 
 def test_nodes_that_do_not_fit_together() -> None:

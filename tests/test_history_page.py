@@ -119,6 +119,13 @@ def test_names_stay_text_and_the_same_history_gives_the_same_bytes(tmp_path: Pat
     assert "&lt;script&gt;" in first and page_of(evil, tmp_path)[0] == first
 
 
+def test_a_scale_is_logarithmic_only_if_the_space_is(tmp_path: Path) -> None:
+    trials = [Trial(i, {"density": 0.0009 * 10**i}, (1.0 + i,)) for i in range(3)]
+    for shown in (history(*trials), history(*trials, logarithmic=("density",))):
+        text, _ = page_of(shown, tmp_path)
+        assert (">logarithmic<" in text) == bool(shown.logarithmic)
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(me.OutputError, match=r"nowhere/history\.html: cannot be written"):
         write_history(history(*TRIALS), tmp_path / "nowhere" / "history.html")

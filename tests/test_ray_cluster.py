@@ -216,3 +216,10 @@ def test_nodes_that_cannot_do_it(run: Any, models: Path, tmp_path: Path) -> None
     ):
         run({f"two:{tmp_path}/out": str(tmp_path / "else")})
     assert not (tmp_path / "out").exists()
+
+
+def test_another_version_of_ray(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.__version__", "1.0")
+    with pytest.raises(me.ClusterError, match=r"Ray: \d\.\d+\.\d+ .* Ray: 1\.0") as caught:
+        run()
+    assert "\n" not in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import re
@@ -267,17 +266,7 @@ def test_a_method_without_task_vectors(merged: Path, tmp_path: Path) -> None:
         me.write_report(tmp_path / "mean")
 
 
-def test_without_what_draws_the_error_says_how_to_get_it(
-    merged: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "matplotlib":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_without_what_draws_the_error_says_how_to_get_it(merged: Path, without_matplotlib: None) -> None:
     with pytest.raises(me.ReportError, match=r'pip install "merge_engine\[report\]"'):
         me.write_report(merged)
 

@@ -89,22 +89,40 @@ def run(recipe: dict[str, Any] | Path, output: Path, **options: Any) -> me.Merge
 
 
 class Stop:
-    """Stops a run with an error, after so many batches."""
+    """Stops a run with an error, after so many batches, and once a shard is complete in the folder, if one is named."""
 
-    def __init__(self, batches: int, error: BaseException):
+    def __init__(self, batches: int, error: BaseException, folder: Path | None = None):
         self._left = batches
         self._error = error
+        self._folder = folder
 
     def __call__(self, _: int) -> None:
         self._left -= 1
         if self._left == 0:
+            if self._folder is not None:
+                wait_for_record(self._folder)
             raise self._error
 
 
-def stopped(recipe: dict[str, Any], output: Path, batches: int, error: BaseException, **options: Any) -> bool:
+def wait_for_record(output: Path) -> None:
+    """Wait for the threads that write: all bytes of some shard have been handed to them."""
+    until = time.monotonic() + 60
+    while not recorded(output):
+        assert time.monotonic() < until, "no shard is complete"
+        time.sleep(0.01)
+
+
+def stopped(
+    recipe: dict[str, Any],
+    output: Path,
+    batches: int,
+    error: BaseException,
+    folder: Path | None = None,
+    **options: Any,
+) -> bool:
     """Whether a run was stopped; otherwise it is complete."""
     try:
-        run(recipe, output, progress=Stop(batches, error), memory="2MB", **options)
+        run(recipe, output, progress=Stop(batches, error, folder), memory="2MB", **options)
     except type(error) as caught:
         assert caught is error
         return True
@@ -112,12 +130,12 @@ def stopped(recipe: dict[str, Any], output: Path, batches: int, error: BaseExcep
 
 
 def interrupted(recipe: dict[str, Any], output: Path, **options: Any) -> int:
-    """Stop a run where some shards are complete and others are not. Returns the number of the former."""
-    for batches in range(6, 100):
-        assert stopped(recipe, output, batches, KeyboardInterrupt(), **options)
-        if complete := len(recorded(output)):
-            return complete
-    raise AssertionError("no shard was complete before the last")
+    """Stop a run where some shards are complete and others are not. Returns the number of the former.
+
+    After six batches every method has handed over all of some shard, and not of all shards.
+    """
+    assert stopped(recipe, output, 6, KeyboardInterrupt(), output, **options)
+    return len(recorded(output))
 
 
 def recorded(output: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import torch
 from conftest import SaveCheckpoint
 
 import merge_engine as me
-from merge_engine.cli.search_options import function_named, space_of
+from merge_engine.cli.search_options import directions_of, function_named, space_of
 
 RECIPE = """\
 merge_method: ties
@@ -149,8 +149,9 @@ def test_spaces_of_the_command_line() -> None:
         "weight[1]": {"low": -1, "high": 1},
     }
     with pytest.raises(me.OptionError) as caught:
-        space_of(["density", "t=0..x", "a=", "b=1", "b=2"])
-    assert len(caught.value.problems) == 4
+        space_of(["density", "t=0..x", "a=", "b=1", "b=2", "c=0.1.."])
+    assert len(caught.value.problems) == 5
+    assert space_of(["base_model=../a,../b"]) == {"base_model": ["../a", "../b"]}
 
 
 @pytest.mark.parametrize(
@@ -160,9 +161,49 @@ def test_spaces_of_the_command_line() -> None:
         ("no_such_module_here:f", "cannot be loaded: ModuleNotFoundError"),
         ("json:dump_it", 'the module "json" has no function "dump_it"'),
         ("broken:f", "cannot be loaded: ZeroDivisionError"),
+        ("program:f", "cannot be loaded: SystemExit: 3"),
+        ("json:dump_s", 'has no function "dump_s"; did you mean "dumps"?'),
+        ("./broken.py:f", "is a file, not the name of a module; write broken:f"),
+        ("scores/broken:f", "is a file, not the name of a module; write broken:f"),
     ],
 )
 def test_scorers_that_cannot_be_loaded(name: str, said: str, folder: Path) -> None:
     Path("broken.py").write_text("1 / 0\n")
+    Path("program.py").write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(me.OptionError, match=said):
         function_named(name)
+
+
+def test_directions_of_the_command_line() -> None:
+    assert directions_of(["minimize"]) == "minimize"
+    assert directions_of(["a=minimize", "b=maximize"]) == {"a": "minimize", "b": "maximize"}
+    for wrong, said in ((["a=minimize", "b"], "NAME=b"), (["a=minimize", "a=maximize"], "a is there twice")):
+        with pytest.raises(me.OptionError, match=said):
+            directions_of(wrong)
+
+
+def test_nothing_is_written_into_an_input(folder: Path) -> None:
+    before = sorted(Path("base").iterdir())
+    with me.load("recipe.yaml") as session:
+        for output in ("base", "base/below"):
+            with pytest.raises(me.OutputError, match=f"{output}: lies in the folder of the input base"):
+                me.search(session, density, SPACE, trials=1, output=output)
+    assert sorted(Path("base").iterdir()) == before
+
+
+def test_another_scorer_is_another_search(folder: Path) -> None:
+    with me.load("recipe.yaml") as session:
+        me.search(session, density, SPACE, trials=1, output="found")
+        with pytest.raises(me.SearchError, match="holds a search with another scorer"):
+            me.search(session, lambda merge: -density(merge), SPACE, trials=1, output="found")
+
+
+def test_a_scorer_that_ends_the_process_is_an_error(folder: Path) -> None:
+    def ends(merge: me.Merge) -> float:
+        raise SystemExit(3)
+
+    with (
+        me.load("recipe.yaml") as session,
+        pytest.raises(me.SearchError, match="evaluate raised SystemExit: 3"),
+    ):
+        me.search(session, ends, SPACE, trials=1)

@@ -316,6 +316,27 @@ def test_memory_is_stated_and_released(checkpoints: dict[str, list[Path]]) -> No
             use()
 
 
+def test_the_system_gets_its_memory_back(tmp_path: Path) -> None:
+    state = {f"w{i}": torch.ones(1 << 18) for i in range(48)}
+    paths = [save(tmp_path / name, state) for name in ("base", "a")]
+    torch.empty(
+        31 << 20, dtype=torch.uint8
+    )  # from now on the C library takes smaller blocks from its own memory
+    session = me.load(paths[0], paths[1:])
+    behind = torch.ones(1 << 18)  # and what lies before this one cannot be cut off at the end
+    before = resident()
+    session.close()
+    assert before - resident() > 80_000_000 and behind.all()
+
+
+def resident() -> int:
+    """Bytes of this process's own that are in memory."""
+    [line] = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")
+    ]
+    return 1024 * int(line.split()[1])
+
+
 def test_too_little_memory_is_said_before_anything_is_read(
     checkpoints: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +404,13 @@ def test_wrong_arguments(checkpoints: dict[str, list[Path]]) -> None:
         (lambda: me.load(base, [3]), "models: must be paths"),
         (lambda: me.load(base, models, device=[]), "device: must be a device or a list"),
         (lambda: me.load(base, models, device=["cpu", "cpu"]), "device: names one twice"),
+        (lambda: me.load(base, models, device=3), "device: must be a device or a list"),  # type: ignore[arg-type]
+        (lambda: me.load(base, [torch.nn.Linear(1, 1)]), r"give its state_dict\(\)"),  # type: ignore[list-item]
+        (lambda: session.merge("ties", models=[]), "models: cannot be changed; write another recipe"),
+        (
+            lambda: me.load({"a": torch.ones(1)}, [{"a": torch.ones(1).to_sparse()}]),
+            "a: model 0 has it as a sparse_coo tensor",
+        ),
         (lambda: me.load(base, models, memory="much"), "memory: "),
         (
             lambda: me.load({"a": torch.ones(1)}, [{"a": torch.ones(1)}], device="cuda"),

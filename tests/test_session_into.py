@@ -187,6 +187,14 @@ def test_wrong_targets_are_refused_before_anything_is_written() -> None:
                 r"b\.weight: the target is the memory of an input",
             ),
             ({"a.weight": a}, r"the target has no b\.weight, which the merge has"),
+            (
+                {"a.base_layer.weight": a, "a.lora_A.weight": a + 1, "b.weight": b},
+                r"^a\.base_layer\.weight: the target has adapters of peft in it; merge into it before",
+            ),
+            (
+                {"a.weight": a, "b.weight": b.to("meta"), "c": b.to("meta")},
+                r"b\.weight, c: the target has them on the meta device",
+            ),
             ({"a.weight": a, "b.weight": b, "c": b + 1}, "the merge has no c, which the target has"),
         ):
             with pytest.raises(me.PlanError, match=message) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import math
 import re
@@ -287,17 +286,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         write_sweep_page(grid({"x": [1]}), ["x"], tmp_path / "nowhere" / "sweep.html")
 
 
-def test_without_matplotlib_the_error_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "matplotlib":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_without_matplotlib_the_error_says_how_to_get_it(tmp_path: Path, without_matplotlib: None) -> None:
     with pytest.raises(me.ReportError, match=r'pip install "merge_engine\[report\]"'):
         write_sweep_page(grid({"x": [1]}), ["x"], tmp_path / "sweep.html")
 

@@ -341,11 +341,25 @@ def test_recipes_that_cannot_be_swept(inputs: Inputs, tmp_path: Path) -> None:
         "outputs: 1 folder for 2 recipes; give one for each"
     ]
     assert problems(me.OptionError, [one, one], [out, out])[0].startswith(f"{out}: is the output of")
+    assert problems(me.OptionError, {"x": one, "y": one}, [out, out / "a" / "b"]) == [
+        f'{out / "a" / "b"}: lies in the output of "x"; give it a folder beside it'
+    ]
     assert problems(me.OptionError, {"a/b": one, "a_b": one}, out)[0].startswith(f"{out / 'a_b'}: is the")
     assert problems(me.OptionError, {"x" * 300: one}, out)[0].endswith("choose another label")
     assert problems(me.RecipeError, [documents], out)[0].endswith("give it a file of its own")
     assert problems(me.RecipeError, {"x": one, "y": one | {"sed": 1}}, out)[0].startswith("y: unknown key")
     assert not out.exists()
+
+
+def test_scores_that_are_none(inputs: Inputs) -> None:
+    swept = me.sweep({"x": ties(inputs)}, lambda label, name, tensor: None)
+    for scores, said in (
+        ({"y": {"a": 1}}, 'the sweep has no recipe "y"'),
+        ({"x": 1}, "x: must be a map of names to scores, not 1"),
+        ({"x": {"a": "good"}}, "x: a must be a number, or a pair with its standard error"),
+    ):
+        with pytest.raises(me.OptionError, match=said):
+            swept.write_page("page.html", scores=scores)  # type: ignore[arg-type]
 
 
 def test_all_problems_of_all_recipes_are_named_at_once(inputs: Inputs, tmp_path: Path) -> None:
@@ -395,6 +409,10 @@ def test_a_grid_has_every_combination() -> None:
             {"merge_method": ["ties", "linear"], "density": [1]},
             "merge_method=linear,density=1: density: is no",
         ),
+        (
+            {"merge_method": ["ties", "linear"], "density": [1, 0.5]},
+            "merge_method=linear,density=1, merge_method=linear,density=0.5: density: is no",
+        ),
     ],
 )
 def test_grids_that_cannot_be(axes: dict[str, Any], expected: str) -> None:
@@ -402,3 +420,13 @@ def test_grids_that_cannot_be(axes: dict[str, Any], expected: str) -> None:
     with pytest.raises(me.RecipeError) as caught:
         me.grid(recipe, **axes)
     assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith(expected)
+
+
+def test_norms_on_the_page(inputs: Inputs, tmp_path: Path) -> None:
+    result = me.sweep({"a": ties(inputs), "b": ties(inputs, density=0.4)}, tmp_path, norms=True)
+    assert result.page is not None
+    recipes = json.loads(result.page.with_suffix(".json").read_text())["recipes"]
+    assert all(recipe["merged_norm"] > 0 for recipe in recipes)
+    with pytest.raises(me.OptionError, match="norms: stand on the page of a sweep"):
+        me.sweep({"a": ties(inputs)}, tmp_path / "other", report=False, norms=True)
+    assert not (tmp_path / "other").exists()

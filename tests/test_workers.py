@@ -221,7 +221,7 @@ threading.Thread(target=merge).start()
 def test_little_address_space(recipe: dict[str, Any], megabytes: int, tmp_path: Path) -> None:
     """The merge is done, or ends with one error and no output."""
     script = f"""
-import merge_engine.engine.run, merge_engine.engine.publishing, merge_engine.backends.cpu, resource
+import merge_engine.running, merge_engine.engine.publishing, merge_engine.backends.cpu, resource
 import merge_engine as me
 recipe = me.load_recipe({recipe!r})  # without memory, pydantic's own code fails in its own ways
 space = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""The ways that only the Triton kernels go, on a GPU or in Triton's interpreter, in which interpreted.py starts it."""
+"""The ways that only the Triton kernels go, on a GPU or interpreted (test_triton_conformance.py)."""
 
 from __future__ import annotations
 

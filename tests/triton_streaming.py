@@ -1,4 +1,4 @@
-"""Whole runs with the triton backend. interpreted.py starts it in Triton's interpreter."""
+"""Whole runs with the triton backend, interpreted (test_triton_conformance.py)."""
 
 from __future__ import annotations
 

@@ -32,14 +32,19 @@ def scores(model: LlamaForCausalLM) -> dict[str, float]:
         found = {
             f"{language} {task}": accuracy(model, batches) for (language, task), batches in _batches().items()
         }
-        found[BPB] = bits_per_byte(model)
+        texts = [tamil for _, tamil in load_text("held_out").pairs[-BPB_TEXTS:]]
+        found[BPB] = float(bits(model, texts).sum()) / sum(len(text.encode()) for text in texts)
     return found
 
 
 def accuracy(model: LlamaForCausalLM, batches: Sequence[Packed]) -> float:
     """Share of items whose right choice is the likeliest."""
-    right = torch.cat([likelihoods(model, batch).argmax(1) == 0 for batch in batches])
-    return float(right.float().mean())
+    return float(answered(model, batches).float().mean())
+
+
+def answered(model: LlamaForCausalLM, batches: Sequence[Packed]) -> torch.Tensor:
+    """Whether the right choice of each item is the likeliest: bool [items]."""
+    return torch.cat([likelihoods(model, batch).argmax(1) == 0 for batch in batches])
 
 
 def likelihoods(model: LlamaForCausalLM, batch: Packed) -> torch.Tensor:
@@ -91,29 +96,37 @@ def pack(items: Sequence[Item]) -> Packed:
 
 @cache
 def _batches() -> Mapping[tuple[str, str], list[Packed]]:
-    """The test items, sorted by length so that little is padded."""
-    packed = {}
-    for key, items in held_out_items().items():
-        ordered = sorted(items, key=lambda item: len(encode([item.prompt])[0]))
-        packed[key] = [pack(ordered[i : i + _BATCH]) for i in range(0, len(ordered), _BATCH)]
-    return packed
+    """The test items of the study."""
+    return {key: in_batches(by_length(items)) for key, items in held_out_items().items()}
 
 
-def bits_per_byte(model: LlamaForCausalLM) -> float:
-    """How well held-out Tamil is predicted, its end included; lower is better."""
-    texts = sorted((tamil for _, tamil in load_text("held_out").pairs[-BPB_TEXTS:]), key=len)
-    bits = 0.0
-    for start in range(0, len(texts), _BATCH):
-        rows = [torch.tensor([END_ID, *ids, END_ID]) for ids in encode(texts[start : start + _BATCH])]
+def by_length(items: Sequence[Item]) -> list[Item]:
+    """The items in order of their tokens, so that little is padded in a batch."""
+    return sorted(items, key=lambda item: len(encode([item.prompt])[0]))
+
+
+def in_batches(items: Sequence[Item]) -> list[Packed]:
+    """The items in their order, packed."""
+    return [pack(items[i : i + _BATCH]) for i in range(0, len(items), _BATCH)]
+
+
+def bits(model: LlamaForCausalLM, texts: Sequence[str]) -> torch.Tensor:
+    """The bits that a model takes for each text, its end included; lower is better: float64 [texts]."""
+    found = torch.zeros(len(texts), dtype=torch.float64)
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    for start in range(0, len(order), _BATCH):
+        own = order[start : start + _BATCH]
+        rows = [torch.tensor([END_ID, *ids, END_ID]) for ids in encode([texts[number] for number in own])]
         block = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100).to(DEVICE)
         targets = block[:, 1:]
         hidden = model.model(block[:, :-1].clamp(min=0)).last_hidden_state
         counted = targets != -100
-        loss = torch.nn.functional.cross_entropy(
-            model.lm_head(hidden[counted]), targets[counted], reduction="sum"
+        each = torch.nn.functional.cross_entropy(
+            model.lm_head(hidden[counted]), targets[counted], reduction="none"
         )
-        bits += float(loss) / math.log(2)
-    return bits / sum(len(text.encode()) for text in texts)
+        loss = torch.zeros(targets.shape, device=each.device).masked_scatter(counted, each)
+        found[torch.tensor(own)] = loss.double().sum(1).cpu() / math.log(2)
+    return found
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ PANELS = {
     ENGLISH[0]: "English, edge: accuracy",
     ENGLISH[1]: "English, cloze: accuracy",
 }
-_STYLE = {
+STYLE = {
     "svg.hashsalt": "low_resource",
     "font.size": 9,
     "axes.spines.top": False,
@@ -50,7 +50,7 @@ def draw() -> Path:
     """Mean over the seeds, with bars of one standard deviation."""
     seeds = rows_by_seed()
     tokens = [ct_tokens(steps) / 1e6 for steps in CT_SNAPSHOTS]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure((11, 6.6), layout="constrained")
         for axes, (measure, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
             for place, (method, (label, colour, style)) in enumerate(METHODS.items()):

@@ -113,3 +113,26 @@ SLACKS = {"ties_elect": (1, 2, 4), "ties_retain": (0.3, 0.6), "ties_trim": (0.25
 """Values of SFT's slack that are tried, by recipe."""
 SHIPPED_CT = (100, 400, 700)
 """CT snapshots that the repository holds: with base and SFT five checkpoints of 2.5 MB."""
+
+_WEIGHTS = {"weight[0]": (0.0, 1.5), "weight[1]": (0.0, 1.5)}
+_TIES = _WEIGHTS | {"density": (0.1, 1.0), "normalize": [True, False]}
+SEARCH_SPACES: dict[str, dict[str, object]] = {
+    "task_arithmetic": {**_WEIGHTS},
+    "ties": {**_TIES},
+    "ties_elect": {**_TIES, "sign_slack[1]": (0.0, 8.0)},
+    "ties_retain": {**_TIES, "sign_slack[1]": (0.0, 1.0)},
+    "ties_trim": {**_TIES, "trim_slack[1]": (0.0, 0.9)},
+}
+"""What a search varies, by recipe. Model 0 is CT, model 1 SFT; each space holds both alone."""
+SEARCH_TRIALS = 50
+"""Proposals for each recipe, after its own values."""
+SEARCH_SENTENCES, SEARCH_TEXTS = 200, 100
+"""English sentences, with an item of each task, and Tamil texts that score a trial, of the half that chooses."""
+SEARCH_JUDGING_TEXTS = 150
+"""Tamil texts of the half that judges; it has items for all its sentences."""
+SEARCH_REFERENCE = (1.1, 0.25)
+"""Tamil bits per byte and English accuracy that count for nothing: about those of the base in the study, and chance."""
+SEARCH_BUDGETS = (0.7, 0.75, 0.8, 0.9, 1.0)
+"""Tamil bits per byte that a merge may take."""
+SEARCH_RESAMPLES = 4000
+"""Draws of the bootstrap."""

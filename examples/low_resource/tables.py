@@ -6,7 +6,7 @@ python -m examples.low_resource.tables
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def lost_table(seeds: Sequence[Rows]) -> str:
     ]
     methods = [variant.label for variant in VARIANTS if variant.recipe.startswith("ties")]
     rows = [[method, *(_spread(seeds, method, steps, LOST) for steps in CT_SNAPSHOTS)] for method in methods]
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def score_table(seeds: Sequence[Rows]) -> str:
@@ -72,7 +72,7 @@ def score_table(seeds: Sequence[Rows]) -> str:
     methods += [(variant.label, LAST) for variant in VARIANTS]
     methods.append((CT_THEN_SFT, LAST))
     rows = [[name, *(_spread(seeds, name, steps, m) for m in MEASURES)] for name, steps in methods]
-    return _markdown(["model", *(NAMES[measure] for measure in MEASURES)], rows)
+    return markdown(["model", *(NAMES[measure] for measure in MEASURES)], rows)
 
 
 def difference_table(seeds: Sequence[Rows]) -> str:
@@ -84,34 +84,37 @@ def difference_table(seeds: Sequence[Rows]) -> str:
             found = difference(seeds, one, other, measure)
             cells.append(f"{found.mean:+.3f} (t {found.t:+.1f}; {found.above}/{found.seeds})")
         rows.append([label, *cells])
-    return _markdown(["difference", *(NAMES[measure] for measure in MEASURES)], rows)
+    return markdown(["difference", *(NAMES[measure] for measure in MEASURES)], rows)
 
 
 TABLES = {"lost": lost_table, "scores": score_table, "differences": difference_table}
 
 
-def filled(page: str, seeds: Sequence[Rows]) -> str:
-    """The page with every table between its two comments made anew."""
-    for name, table in TABLES.items():
+def filled(page: str, tables: Mapping[str, str]) -> str:
+    """The page with these tables, each between its two comments."""
+    for name, table in tables.items():
         start, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
         before, _, rest = page.partition(start)
         _, _, after = rest.partition(end)
-        page = f"{before}{start}\n{table(seeds)}{end}{after}"
+        page = f"{before}{start}\n{table}{end}{after}"
     return page
+
+
+def made() -> dict[str, str]:
+    """The tables of the study by name."""
+    seeds = rows_by_seed()
+    return {name: make(seeds) for name, make in TABLES.items()}
 
 
 def write_tables() -> Path:
     """Fill the page."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), rows_by_seed()), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), made()), encoding="utf-8")
     return PAGE
 
 
-def _spread(seeds: Sequence[Rows], method: str, steps: int | None, measure: str) -> str:
-    found = spread(seeds, method, steps, measure)
-    return f"{found.mean:.3f} ({found.sd:.3f})"
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
 
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def lines() -> Iterator[str]:
         yield "| " + " | ".join(head) + " |"
         yield "| --- |" + " ---: |" * (len(head) - 1)
@@ -119,6 +122,11 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             yield "| " + " | ".join(row) + " |"
 
     return "\n".join(lines()) + "\n"
+
+
+def _spread(seeds: Sequence[Rows], method: str, steps: int | None, measure: str) -> str:
+    found = spread(seeds, method, steps, measure)
+    return f"{found.mean:.3f} ({found.sd:.3f})"
 
 
 if __name__ == "__main__":

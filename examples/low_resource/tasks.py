@@ -29,6 +29,7 @@ class Item(NamedTuple):
 
     prompt: str
     choices: list[str]
+    sentence: str
 
 
 def edge(sentence: str, rng: random.Random) -> Item | None:
@@ -38,9 +39,8 @@ def edge(sentence: str, rng: random.Random) -> Item | None:
     others = sorted(set(words) - {answer})
     if len(others) < CHOICES - 1:
         return None
-    return Item(
-        f"{sentence} ? {place} :", [f" {word}" for word in (answer, *rng.sample(others, CHOICES - 1))]
-    )
+    choices = [f" {word}" for word in (answer, *rng.sample(others, CHOICES - 1))]
+    return Item(f"{sentence} ? {place} :", choices, sentence)
 
 
 def cloze(sentence: str, rng: random.Random, words_by_length: dict[int, list[str]]) -> Item | None:
@@ -54,7 +54,7 @@ def cloze(sentence: str, rng: random.Random, words_by_length: dict[int, list[str
     if len(others) < CHOICES - 1:
         return None
     gapped = " ".join([*words[:place], "_", *words[place + 1 :]])
-    return Item(f"{gapped} ? gap :", [f" {word}" for word in (answer, *others)])
+    return Item(f"{gapped} ? gap :", [f" {word}" for word in (answer, *others)], sentence)
 
 
 def sentences(part: str, language: str) -> list[str]:
@@ -68,15 +68,20 @@ def sentences(part: str, language: str) -> list[str]:
 
 
 @cache
-def held_out_items() -> dict[tuple[str, str], list[Item]]:
-    """The test items by language and task, of held-out text; always the same."""
+def every_held_out_item() -> dict[tuple[str, str], list[Item]]:
+    """An item of each task for each held-out sentence that can have one, by language and task; always the same."""
     items = {}
-    for (language, task), limit in ITEMS.items():
+    for language, task in ITEMS:
         rng = random.Random(f"{language} {task}")
         pool = sentences("held_out", language)
         rng.shuffle(pool)
-        items[language, task] = list(_items(task, pool, rng))[:limit]
+        items[language, task] = list(_items(task, pool, rng))
     return items
+
+
+def held_out_items() -> dict[tuple[str, str], list[Item]]:
+    """The test items of the study by language and task."""
+    return {key: every_held_out_item()[key][:limit] for key, limit in ITEMS.items()}
 
 
 def training_items(rng: random.Random) -> Iterator[Item]:

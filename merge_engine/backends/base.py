@@ -25,7 +25,6 @@ from merge_engine.backends.operations import (
     Sought,
     Subject,
 )
-from merge_engine.backends.statistics import KeyPlaces
 from merge_engine.dtypes import DType
 from merge_engine.errors import DeviceMemoryError
 from merge_engine.storage.memory import allocate
@@ -150,7 +149,7 @@ class Backend(ABC):
         """Turn ranks and what was found for them into masks. ``working`` is the dtype of the keys."""
 
     @abstractmethod
-    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[int, int | None]:
         """How many elements have this key, and the offset in the chunk of the ``nth`` of them, from 0.
 
         None when there are not so many.

@@ -52,7 +52,6 @@ from merge_engine.backends.statistics import (
     SUM_BLOCK,
     SUM_LANES,
     BlockSums,
-    KeyPlaces,
     KeyTable,
     level_bins,
     level_shift,
@@ -289,11 +288,11 @@ class ReferenceBackend(Backend):
         """Turn ranks into masks (see ``Backend.bands``)."""
         return [solve_band(band, working) for band in bands]
 
-    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[int, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
         places = (_keys(chunk, model) == key).nonzero().view(-1)
         offset = int(places[nth]) if nth < len(places) else None
-        return KeyPlaces.of(chunk.start, len(places)), offset
+        return len(places), offset
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""

@@ -11,7 +11,7 @@ from merge_engine.checkpoint.output_folder import HEADS, OUR_SHARD, listed_files
 from merge_engine.checkpoint.publication import names_after_recovery
 from merge_engine.checkpoint.unfinished import drafts_in, is_unfinished
 from merge_engine.errors import OutputError
-from merge_engine.text import some
+from merge_engine.text import size_text, some
 
 # Loaders take these for a model, or for a part of one.
 _FOREIGN = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_config.json")
@@ -61,7 +61,7 @@ def _problems(folder: Path, inputs: Sequence[Path], overwrite: bool, needed_byte
     free = shutil.disk_usage(existing).free + _bytes_of_parts(folder)
     if free < needed_bytes:
         problems.append(
-            f"{folder}: the output needs {needed_bytes / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB free"
+            f"{folder}: the output needs {size_text(needed_bytes)}, its disk has {size_text(free)} free"
         )
     return problems
 
@@ -81,7 +81,7 @@ def check_disk_space(needed: Mapping[Path, int]) -> list[str]:
         total = sum(needed[folder] for folder in folders)
         if total > free:
             problems.append(
-                f"{place}: {len(folders)} outputs need {total / 1e9:.2f} GB together, its disk has {free / 1e9:.2f} GB "
+                f"{place}: {len(folders)} outputs need {size_text(total)} together, its disk has {size_text(free)} "
                 "free; merge fewer recipes at a time, or choose another place"
             )
     return problems

@@ -213,7 +213,7 @@ def _wrong_use(error: typer.TyperException) -> list[str]:
     message = error.format_message().rstrip(".")
     if not message:
         return []
-    message = message.replace("Input should be a valid", "must be a valid").partition(", unable to parse")[0]
+    message = message.replace("Input should be", "must be").partition(", unable to parse")[0]
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "merge-engine"
     return [f"{message[0].lower()}{message[1:]}; `{command} --help` shows what it takes"]

@@ -8,7 +8,6 @@ from types import FrameType, TracebackType
 
 import typer
 
-from merge_engine.checkpoint import MANIFEST_NAME
 from merge_engine.cli import INTERRUPTED
 from merge_engine.cli.terminal import say
 
@@ -20,14 +19,14 @@ class Terminated(KeyboardInterrupt):
 
 
 class Interruptible:
-    """A merge into ``output`` that may be interrupted.
+    """A merge that may be interrupted. ``last`` is the file that it writes last.
 
     As a context manager it ends the command with exit code 130 after Ctrl-C and 143 after SIGTERM, and with 0 if the
     merge was complete by then. Only for the main thread.
     """
 
-    def __init__(self, output: Path):
-        self._manifest = output / MANIFEST_NAME
+    def __init__(self, last: Path):
+        self._last = last
         self._earlier = self._identity()
         self._ended = False
         self._before: signal._HANDLER = signal.SIG_DFL
@@ -62,9 +61,9 @@ class Interruptible:
             raise Terminated
 
     def _identity(self) -> tuple[int, int] | None:
-        """Of the manifest that is published last, if there is one."""
+        """Of the last file, if it is there."""
         try:
-            found = self._manifest.stat()
+            found = self._last.stat()
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns

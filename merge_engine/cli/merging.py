@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import merge_engine
+from merge_engine.checkpoint import MANIFEST_NAME
 from merge_engine.cli import show, terminal
 from merge_engine.cli.interrupts import Interruptible
 from merge_engine.cli.terminal import console
@@ -26,7 +27,7 @@ def merge(recipe: Path | tuple[Recipe, ...], output: Path, *, quiet: bool = Fals
         warn(schedule.plan.warnings)
         progress.start(schedule)
 
-    with Interruptible(output) as interruptible:
+    with Interruptible(output / MANIFEST_NAME) as interruptible:
         with show.Progress(console, shown=not quiet) as progress:
             result = merge_engine.run(recipe, output, on_schedule=start, progress=progress.advance, **options)
         interruptible.end()

@@ -33,7 +33,7 @@ def search(
     space: Annotated[
         list[str],
         typer.Option(
-            help="What varies, once for each name: density=0.1..0.9, lambda=0.1..10:log, sign_slack=0..4:0.5, "
+            help="What varies, once for each name: density=0.1..0.9, lambda=0.1..10:log, sign_slack[1]=0..4:0.5, "
             "or choices such as merge_method=ties,dare_ties."
         ),
     ],
@@ -58,7 +58,9 @@ def search(
     include_path: Annotated[
         Path | None, typer.Option(help="A folder with tasks of your own for --lm-eval.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Items in a batch for --lm-eval.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Items in a batch for --lm-eval.", show_default="8")
+    ] = None,
     trials: Annotated[int, typer.Option(help="Proposals to score after the recipe itself.")] = 50,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds after which no trial begins.", show_default="none")
@@ -97,6 +99,10 @@ def search(
         raise OptionError(
             "give either --evaluate, a function of yours, or --lm-eval, tasks of lm-evaluation-harness"
         )
+    for_harness: dict[str, Any] = {"limit": limit, "include-path": include_path, "batch-size": batch_size}
+    given = {name: value for name, value in for_harness.items() if value is not None}
+    if evaluate is not None and given:
+        raise OptionError([f"--{name}: needs --lm-eval" for name in given])
     scorer: Callable[[Any], Any] | None = None if evaluate is None else function_named(evaluate)
     checked = merge_engine.load_recipe(recipe)
     check(checked, values, directions or "maximize", trials, timeout, sampler, seed)  # before models are read
@@ -107,10 +113,8 @@ def search(
             harness = LmEval(
                 lm_eval.split(","),
                 checked.references[0].path,
-                limit=limit,
-                batch_size=batch_size,
                 device=_place(device),
-                include_path=include_path,
+                **{name.replace("-", "_"): value for name, value in given.items()},
             )
             scorer, directions = harness, directions or harness.directions
         assert scorer is not None

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from merge_engine.backends import backend_or_kind
+from merge_engine.checkpoint import MANIFEST_NAME
 from merge_engine.cli import show, terminal
 from merge_engine.cli.interrupts import Interruptible
 from merge_engine.cli.options import (
@@ -35,8 +36,10 @@ from merge_engine.recipe import load_recipe
 from merge_engine.recipe.changes import parse_change
 from merge_engine.sweeps import Grid, SweepResult, grid
 from merge_engine.sweeps import sweep as merge_all
+from merge_engine.sweeps.messages import with_labels
 from merge_engine.sweeps.planning import SweepPlan, plan_sweep
-from merge_engine.sweeps.recipes import in_folders, with_labels
+from merge_engine.sweeps.recipes import in_folders
+from merge_engine.sweeps.result import PAGE
 from merge_engine.text import size_text
 
 
@@ -67,6 +70,12 @@ def sweep(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write a page with all recipes.")
     ] = True,
+    norms: Annotated[
+        bool,
+        typer.Option(
+            "--norms", help="Show norms of task vectors on the page: reads inputs and outputs again."
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Merge a recipe with every combination of some values, from one reading of the inputs."""
@@ -75,7 +84,8 @@ def sweep(
         planned = plan_sweep(in_folders(made, output), **plan_options(shard_size, overwrite, lenient))
         _show_plan(made, planned, device, backend, threads, memory)
         return
-    last = in_folders(made, output)[-1].folder
+    folders = [member.folder or output for member in in_folders(made, output)]
+    last = output / PAGE if report else folders[-1] / MANIFEST_NAME
     warned: set[str] = set()
 
     def warn(lines: Iterable[str]) -> None:
@@ -88,12 +98,13 @@ def sweep(
         warn(line for line in schedule.plan.warnings if all(line in other for other in others))
         progress.start(schedule)
 
-    with Interruptible(last or output) as interruptible:
+    with Interruptible(last) as interruptible:
         with show.Progress(console, shown=not quiet) as progress:
             result = merge_all(
                 made,
                 output,
                 report=report,
+                norms=norms,
                 device=device,
                 backend=backend,
                 threads=threads,
@@ -140,13 +151,6 @@ def _show_plan(
     threads: int | None,
     memory: str | None,
 ) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("recipe", overflow="fold")
-    table.add_column("output", overflow="fold")
-    for number, member in enumerate(planned.members):
-        there = " (complete)" if number in planned.complete else ""
-        table.add_row(cell(member.label), cell(f"{member.folder}{there}"))
-    console.print(table)
     rows: list[tuple[str, str]] = []
     plans = [planned.plans[number] for number in planned.missing]
     if plans:
@@ -163,6 +167,13 @@ def _show_plan(
                 *(("note", note) for note in notes),
             ]
         show.warnings(dict.fromkeys(line for plan in plans for line in plan.warnings))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("recipe", overflow="fold")
+    table.add_column("output", overflow="fold")
+    for number, member in enumerate(planned.members):
+        there = " (complete)" if number in planned.complete else ""
+        table.add_row(cell(member.label), cell(f"{member.folder}{there}"))
+    console.print(table)
     show.pairs(console, [*rows, ("merge", f"{len(plans):,} of {len(made):,} recipe(s)")])
 
 

@@ -7,40 +7,37 @@ import importlib.util
 import logging
 import os
 import signal
-import socket
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
+from types import FrameType
 from typing import Any
 
-from merge_engine.distributed.options import AUTO, LOCAL
-from merge_engine.errors import ClusterError
+from merge_engine.distributed.greeting import demand_answer
+from merge_engine.distributed.options import AUTO, LOCAL, RayOptions
+from merge_engine.errors import ClusterError, OptionError
 from merge_engine.storage import cores
-
-_PATIENCE = 5.0
-"""Seconds in which a cluster must answer. Ray itself tries for minutes."""
 
 _STORE = 100 << 20
 """Bytes of Ray's object store in a cluster of our own: jobs, counts and results are small."""
 
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of gRPC, which Ray speaks, begins: HTTP/2's preface, and a SETTINGS frame without settings."""
-
-_SETTINGS = 4
-"""The type of the frame that the answer begins with, in its fourth byte."""
+_SAID = 300
+"""Characters of an error of Ray that are shown: some are pages long, and no single line of others says it all."""
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Messages of Ray about nodes that end, with pages of its logs: the notes of the result name them.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated|has been marked dead",
+    # Messages of Ray about nodes and workers that end, with pages of its logs: the notes of the result name them.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated|has been marked dead|A worker died or was killed|killed due to",
 }
 """Read when Ray is first imported."""
 
 
 def demand_ray() -> None:
     """Raise ``ClusterError`` if Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
+    found = importlib.util.find_spec("ray")
+    if found is None or found.origin is None:  # a folder of this name is no package
         raise ClusterError("ray is not installed: pip install 'merge_engine[ray]', on every node too")
 
 
@@ -52,27 +49,28 @@ def connected(address: str) -> Iterator[None]:
     used.
     """
     demand_ray()
-    with _quiet():
-        import ray
-
-        before = ray.is_initialized()
-        if not before:
-            _connect(ray, address)
+    own = False
     try:
+        with _quiet():
+            import ray
+
+            own = not ray.is_initialized()
+            if own:
+                _connect(ray, address)
         yield
     finally:
-        if not before:
+        if own:
             with _quiet():
                 ray.shutdown()
 
 
 def _connect(ray: Any, address: str) -> None:
     own: dict[str, Any] = {}
+    address = _running() if address == AUTO else address
     if address == LOCAL:
         own = {"num_cpus": cores(), "object_store_memory": _STORE, "include_dashboard": False}
-    elif running := _running() if address == AUTO else address:
-        _demand_answer(running)
-        address = running
+    elif address != AUTO:
+        demand_answer(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except ConnectionError:
@@ -85,53 +83,69 @@ def _connect(ray: Any, address: str) -> None:
             f"`ray start --address {address}` first"
         ) from None
     except (RuntimeError, OSError, ValueError) as error:
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        said = shorten(str(error), _SAID) or type(error).__name__
         raise ClusterError(f"the Ray cluster at {address} cannot be used: {said}") from error
 
 
-def _running() -> str | None:
-    """The address of the cluster that this machine belongs to, as Ray notes it; None if it does not say."""
+def _running() -> str:
+    """The cluster that ``auto`` means: what Ray's variable says, or else what Ray noted when it started one here.
+
+    Raises ``OptionError`` if the variable holds no address.
+    """
     if given := os.environ.get("RAY_ADDRESS"):
-        return given if ":" in given and "://" not in given else None
+        try:
+            return RayOptions(given).address
+        except OptionError as error:
+            raise OptionError(
+                [f"RAY_ADDRESS: {line.removeprefix('ray: ')}" for line in error.problems]
+            ) from None
     noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     try:
-        return noted.read_text().strip() or None
+        return noted.read_text().strip() or AUTO
     except OSError:
-        return None
-
-
-def _demand_answer(address: str) -> None:
-    """Raise ``ClusterError`` unless something at the address answers as Ray does."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), _PATIENCE) as connection:
-            connection.settimeout(_PATIENCE)
-            connection.sendall(_HELLO)
-            answer = connection.recv(9)
-    except OSError as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {address}: {error.strerror or error}; `ray status` on a machine of the cluster "
-            "shows whether it runs"
-        ) from None
-    if len(answer) < _SETTINGS or answer[3] != _SETTINGS:
-        raise ClusterError(
-            f"no Ray cluster answers at {address}: something else does; check the port (6379 by default)"
-        )
+        return AUTO
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray from printing, and from taking over SIGTERM."""
+    """Keep Ray from printing, and from taking over signals."""
     missing = {name: value for name, value in _QUIET.items() if name not in os.environ}
     os.environ.update(missing)
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), heard():
             warnings.simplefilter("ignore")
             yield
     finally:
-        if main and handler is not None:
-            signal.signal(signal.SIGTERM, handler)
         for name in missing:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of what is done inside, or for a second one.
+
+    Ray that is interrupted while it starts crashes at the end of the process, and imports may swallow the error.
+    Handlers that are installed inside go again. In other threads than the main one nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Any] = {number: each for number, each in found.items() if callable(each)}
+    waiting: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        waiting.append(number)
+        if len(waiting) > 1:
+            handlers[number](number, frame)
+
+    try:
+        for number in handlers:
+            signal.signal(number, note)
+        yield
+    finally:
+        for number, handler in found.items():
+            if handler is not None:  # it is Python's
+                signal.signal(number, handler)
+        for number in waiting[:1]:
+            handlers[number](number, None)

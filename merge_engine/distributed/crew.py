@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from merge_engine.distributed.worker import Introduction, Settings, Worker, intr
 from merge_engine.errors import ClusterError, OptionError, OutputError
 from merge_engine.planning import DEFAULT_MEMORY, MergePlan
 from merge_engine.storage import File
-from merge_engine.text import some
+from merge_engine.text import counted, some
 
 _PATIENCE = 60.0
 """Seconds in which a node must start a worker: it may load this package from a slow disk first."""
+
+_GIVEN_BACK = 2.0
+"""Seconds in which a node has the cores again that a merge before this one had."""
 
 _IN_CREATION = "creation task"
 """What Ray says of an actor that raised an error while it was made, and was not lost."""
@@ -66,6 +70,28 @@ def nodes_of(listed: Iterable[Mapping[str, Any]]) -> list[Node]:
     return sorted(result, key=lambda node: node.name)
 
 
+def free_of(node: Node, free: Mapping[str, float]) -> Node:
+    """The node with the cores and GPUs that are free; without any, if less than a core is (or than it has in all)."""
+    cores, gpus = min(node.cores, free.get("CPU", 0.0)), min(node.gpus, int(free.get("GPU", 0)))
+    return replace(node, cores=cores if cores >= min(1.0, node.cores) else 0.0, gpus=gpus)
+
+
+def taken(nodes: Sequence[Node], left: Sequence[Node], usable: Collection[Node]) -> list[str]:
+    """A line for each way in which other work has what is of the ``nodes``. ``left`` are the same with what is free."""
+    lost = [f"node {each.name}" for each in left if each not in usable]
+    notes = [f"nothing is free on {some(lost)}: other work has it, or it has stopped"] if lost else []
+    for node, free in zip(nodes, left, strict=True):
+        if free in usable and free.cores < node.cores:
+            notes.append(
+                f"other work has {node.cores - free.cores:g} of {node.cores:g} cores of node {node.name}"
+            )
+        if free in usable and free.gpus < node.gpus:
+            notes.append(
+                f"other work has {node.gpus - free.gpus} of {counted(node.gpus, 'GPU')} of node {node.name}"
+            )
+    return notes
+
+
 class Crew:
     """All workers of a cluster. ``members`` are those that live; ``notes`` say what became of others."""
 
@@ -84,9 +110,10 @@ class Crew:
     ) -> None:
         """Start the workers of the cluster that this process is connected to, to do so many jobs.
 
-        ``device``, ``backend``, ``threads`` and ``memory`` are those of ``run``. Nodes whose cores are taken are left
-        out, with a note. Raises ``ClusterError`` if none is left, or if nodes have other versions or too little memory,
-        and ``OptionError`` for paths of nodes that do not exist.
+        ``device``, ``backend``, ``threads`` and ``memory`` are those of ``run``. Of each node those cores and GPUs are
+        used that are free; nodes without a free core are left out, with a note. Raises ``ClusterError`` if none is
+        left, or if nodes have other versions or too little memory, and ``OptionError`` for paths of nodes that do not
+        exist.
         """
         import ray
 
@@ -96,9 +123,14 @@ class Crew:
         names = {name for node in nodes for name in node.names if name != node.id}
         if problems := unknown_nodes(rules, names):
             raise OptionError(problems)
-        usable = [node for node in nodes if node.gpus or not wants_gpu]
-        if not usable:
+        fitting = [node for node in nodes if node.gpus or not wants_gpu]
+        if not fitting:
             raise ClusterError(f"no node of the cluster has {'a GPU' if wants_gpu else 'cores for Ray'}")
+        left = _left_of(fitting)
+        usable = [node for node in left if node.cores > 0 and (node.gpus or not wants_gpu)]
+        self.notes += taken(fitting, left, usable)
+        if not usable:
+            raise ClusterError(f"no node of the cluster can work: {some(self.notes)}")
         for node in usable:
             gpus = node.gpus if takes_gpus else 0
             count = workers_of(node.cores, gpus, len(usable), jobs)
@@ -184,7 +216,7 @@ class Crew:
                 if _IN_CREATION in str(error):
                     problems[name] = [_cause(error)]
                 else:
-                    self.notes.append(f"node {name} was lost before the merge")
+                    self.notes.append(f"a worker of node {name} was lost before the merge")
         if problems:
             raise ClusterError(by_cause(problems))
         for ref in waiting:
@@ -192,8 +224,8 @@ class Crew:
         busy = dict.fromkeys(asked[ref].node.name for ref in waiting)
         if busy:
             self.notes.append(
-                f"{some([f'node {name}' for name in busy])} gave no worker its cores within {_PATIENCE:.0f} s: other "
-                "work has them"
+                f"{some([f'node {name}' for name in busy])} started no worker within {_PATIENCE:.0f} s: other work has "
+                "taken the cores, or the disk is slow"
             )
         self.members = [member for member in self.members if member in found]
         return found
@@ -214,6 +246,20 @@ class Crew:
         if not answers:
             raise ClusterError(f"all nodes of the cluster are lost: {some(self.notes)}")
         return answers
+
+
+def _left_of(nodes: list[Node]) -> list[Node]:
+    """The nodes with what is free of them, after a moment if that is less than all."""
+    # It is for developers, and has no public name.
+    from ray._private.state import available_resources_per_node
+
+    end = time.monotonic() + _GIVEN_BACK
+    while True:
+        free = available_resources_per_node()
+        left = [free_of(node, free.get(node.id, {})) for node in nodes]
+        if left == nodes or time.monotonic() > end:
+            return left
+        time.sleep(0.1)
 
 
 def _start(

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import merge_engine
 from merge_engine.distributed.looking import Seen, Wanted, look, shares
 from merge_engine.distributed.options import NodePaths
 from merge_engine.distributed.parcels import unpack
@@ -144,7 +143,7 @@ def introduction() -> Introduction:
 
 def _sources() -> str:
     """A digest of the package's Python files: two states of its development have the same version."""
-    home = Path(merge_engine.__file__).parent
+    home = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(home.rglob("*.py")):
         digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from merge_engine.backends import Backend
-from merge_engine.engine.measuring import SharedAnswers
+from merge_engine.engine.answers import SharedAnswers
 from merge_engine.engine.pipeline import Pipeline
 from merge_engine.engine.runs import Run, Runs, Tally
 from merge_engine.engine.scheduling import SMALLEST_DEVICE_MEMORY

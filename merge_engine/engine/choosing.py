@@ -80,16 +80,18 @@ class Facts:
 def choose_backend(
     plan: MergePlan,
     output: Path | None,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
     threads: int | None = None,
     device: str = "auto",
     notes: list[str] | None = None,
 ) -> Backend:
-    """The backend for a plan whose output goes to a folder, or into memory.
+    """The backend for a plan whose output goes to a folder, or into memory; one that the caller has made stays.
 
     For the other arguments, and for the errors, see ``create_backend``. Nothing is written, and no driver is loaded
     where the CPU is expected to be faster.
     """
+    if isinstance(backend, Backend):
+        return backend
     chosen = choose_device(plan, output, backend, threads, device, notes)
     return create_backend(backend, threads, chosen, notes)
 

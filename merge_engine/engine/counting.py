@@ -14,9 +14,9 @@ from typing import Any, Protocol, TypeVar
 from merge_engine.backends import Backend
 from merge_engine.backends.operations import Chunk, Found, KeyColumn, RankMask, Subject
 from merge_engine.backends.statistics import KeyTable, levels
+from merge_engine.engine.answers import EVERY_KEY, Query, SharedAnswers, Split, deciding_ties
 from merge_engine.engine.carrying import Progress, carry_out
 from merge_engine.engine.jobs import Done, Job
-from merge_engine.engine.measuring import EVERY_KEY, Query, SharedAnswers, Split, deciding_ties
 from merge_engine.engine.scheduling import schedule_for
 from merge_engine.engine.sinks import Target
 from merge_engine.errors import CheckpointError
@@ -249,7 +249,7 @@ class _Keyed:
             passed, offset = self._backend.locate(chunk, task.models.index(model), key, ahead)
             if offset is not None:
                 self._found[number] = Place(task.name, chunk.start + offset)
-            self._totals[number][task.name] = before + passed.total
+            self._totals[number][task.name] = before + passed
 
     def result(self) -> Placed:
         return Placed(self._totals, self._found)

@@ -15,16 +15,12 @@ from typing import Any
 
 from merge_engine.backends import Backend
 from merge_engine.backends.operations import (
-    EVERY_POSITION,
-    NO_POSITION,
     NOTHING,
     Chunk,
-    Found,
     FoundBand,
     KeyColumn,
     Mask,
     Overlap,
-    Positions,
     Rank,
     RankMask,
     Score,
@@ -37,6 +33,16 @@ from merge_engine.backends.operations import (
 )
 from merge_engine.backends.statistics import BlockSums, KeyTable, LineTotals, levels, lines_of_block
 from merge_engine.dtypes import F32, DType
+from merge_engine.engine.answers import (
+    EVERY_KEY,
+    Query,
+    SharedAnswers,
+    Split,
+    deciding_ties,
+    has_subject,
+    place_of,
+    positions_of,
+)
 from merge_engine.errors import CheckpointError
 from merge_engine.methods import (
     Gram,
@@ -53,25 +59,8 @@ from merge_engine.methods import (
 from merge_engine.methods.needs import Kind, Step
 from merge_engine.methods.rounding import rounded
 
-Query = tuple[Subject, int]
-"""A model's recipe position or a score, and a rank."""
-
-Split = tuple[Subject, RankMask, int]
-"""A model's recipe position or a score, a mask whose ties are split by index, and one of its ranks."""
-
-EVERY_KEY = 2**63 - 1
-"""More keys than a tensor has."""
-
 _SUMS_AHEAD = 2
 """Chunks whose sums of lines stay on the device: adding them up waits for it."""
-
-
-@dataclass(frozen=True)
-class SharedAnswers:
-    """The answers to the shared needs, as data that can be sent: the keys by rank, the places by split."""
-
-    found: Sequence[tuple[Query, Found]]
-    places: Sequence[tuple[Split, Place]]
 
 
 @dataclass
@@ -220,7 +209,7 @@ class Measurement(Mapping[Need, Any]):
         for need in self._measured:
             if isinstance(need, NonZero):
                 zeros, _ = self._backend.locate(chunk, need.score, 0, EVERY_KEY)
-                self._zeros[need.score] = self._zeros.get(need.score, 0) + zeros.total
+                self._zeros[need.score] = self._zeros.get(need.score, 0) + zeros
             elif isinstance(need, Overlaps):
                 handles = self._overlaps.setdefault(need, [])
                 handles.append(self._backend.overlaps(chunk, need.masks))
@@ -332,7 +321,7 @@ class Measurement(Mapping[Need, Any]):
                 continue
             passed, offset = self._backend.locate(chunk, place_of(task, split[0]), key, nth)
             if offset is None:
-                self._wanted[split] = key, nth - passed.total
+                self._wanted[split] = key, nth - passed
             else:
                 self._places[split] = Place(task.name, chunk.start + offset)
                 del self._wanted[split]
@@ -383,8 +372,8 @@ class Measurement(Mapping[Need, Any]):
             mask,
             source._found[model, mask.last],
             None if high is None else source._found[model, high],
-            _positions(task, source._places.get((model, mask, mask.last)), mask.stable_ascending),
-            _positions(task, source._places.get((model, mask, mask.first)), False),
+            positions_of(task, source._places.get((model, mask, mask.last)), mask.stable_ascending),
+            positions_of(task, source._places.get((model, mask, mask.first)), False),
         )
 
 
@@ -404,16 +393,6 @@ def _rounds(needs: Sequence[MaskedL1 | MaskedSquares]) -> list[_Round]:
     ]
 
 
-def has_subject(task: Task, subject: Subject) -> bool:
-    """Whether a model has the tensor; a score is of all that have it."""
-    return not isinstance(subject, int) or subject in task.models
-
-
-def place_of(task: Task, subject: Subject) -> Subject:
-    """What a chunk calls it: a model's number among those that have the tensor, or the score."""
-    return task.models.index(subject) if isinstance(subject, int) else subject
-
-
 def _symmetric(products: Sequence[float]) -> list[list[float]]:
     """The rows of a symmetric matrix, n by n, from its upper triangle: n * (n + 1) / 2 numbers, row by row."""
     n = (math.isqrt(8 * len(products) + 1) - 1) // 2
@@ -421,30 +400,3 @@ def _symmetric(products: Sequence[float]) -> list[list[float]]:
     for (i, k), product in zip(combinations_with_replacement(range(n), 2), products, strict=True):
         rows[i][k] = rows[k][i] = product
     return rows
-
-
-def deciding_ties(mask: RankMask, found: Mapping[int, Found]) -> dict[int, int]:
-    """For each rank whose ties are split by index: the occurrence of the key, from 0, at the split."""
-    counts = {}
-    low = found[mask.last]
-    kept = mask.last - low.above
-    if mask.slack == 0 and kept < low.equal and low.key > 0:
-        counts[mask.last] = low.equal - kept if mask.stable_ascending else kept - 1
-    if mask.first > 1:
-        high = found[mask.first]
-        dropped = mask.first - 1 - high.above
-        if dropped > 0 and high.key > 0:
-            counts[mask.first] = high.equal - dropped - 1
-    return counts
-
-
-def _positions(task: Task, place: Place | None, from_there: bool) -> Positions:
-    """The positions at which ties are kept: up to the place, or from it on.
-
-    Tensors are in the order of their names.
-    """
-    if place is None:
-        return EVERY_POSITION
-    if task.name == place.tensor:
-        return (place.index, EVERY_POSITION[1]) if from_there else (0, place.index)
-    return EVERY_POSITION if (task.name > place.tensor) == from_there else NO_POSITION

@@ -16,7 +16,7 @@ from functools import cache
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from merge_engine.checkpoint import CheckpointTransaction, CheckpointWriter, ShardLayout
-from merge_engine.engine.measuring import SharedAnswers
+from merge_engine.engine.answers import SharedAnswers
 from merge_engine.engine.runs import Run
 from merge_engine.errors import CheckpointError, MergeError, NonFiniteError, OutputError, PlanError
 from merge_engine.observe.digests import Digests

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from merge_engine.backends import Backend
 from merge_engine.backends.operations import Chunk, KeyColumn, Rank, RankMask, Subject, TopShare
 from merge_engine.dtypes import DType
+from merge_engine.engine.answers import Query, SharedAnswers, has_subject, place_of
 from merge_engine.engine.kept import KeptOf, KeyCounts
-from merge_engine.engine.measuring import Measurement, Query, SharedAnswers, has_subject, place_of
+from merge_engine.engine.measuring import Measurement
 from merge_engine.methods import (
     Gram,
     KeyRanks,

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from merge_engine.backends import Backend
 from merge_engine.backends.operations import Chunk
+from merge_engine.engine.answers import SharedAnswers
 from merge_engine.engine.kept import Kept
-from merge_engine.engine.measuring import Measurement, SharedAnswers
+from merge_engine.engine.measuring import Measurement
 from merge_engine.engine.remembering import Remembering
 from merge_engine.methods import Answers, Need, Operation, Task
 from merge_engine.observe.ledger import Ledger

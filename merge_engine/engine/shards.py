@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from merge_engine.checkpoint import CheckpointTransaction, write_shard
+from merge_engine.engine.answers import SharedAnswers
 from merge_engine.engine.carrying import Progress, carry_out
 from merge_engine.engine.counting import decide_in_parts, parts_to_count
 from merge_engine.engine.jobs import Do, Done, Job
-from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.publishing import publish
 from merge_engine.engine.records import Collected, ShardResult, kept_if_useful, plan_key
 from merge_engine.engine.scheduling import schedule_for

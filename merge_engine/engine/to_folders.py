@@ -10,8 +10,8 @@ from pathlib import Path
 
 from merge_engine.backends import Backend
 from merge_engine.checkpoint import CheckpointWriter
+from merge_engine.engine.answers import SharedAnswers
 from merge_engine.engine.carrying import Progress, carry_out, decide_together
-from merge_engine.engine.measuring import SharedAnswers
 from merge_engine.engine.publishing import publish
 from merge_engine.engine.records import Collected, Recorder, ShardResult, kept_if_useful, plan_key
 from merge_engine.engine.side_files import side_files_of

@@ -74,8 +74,9 @@ class Lacking:
                 f"{_numbers(self._method)}; to merge without it, add {exclude_key(pattern)} to the recipe"
             )
         for (_, *having), (base, names) in self._in_base.items():
+            which = "" if base.label == "the base model" else f" {base.label}"  # a state dict has no path
             yield (
-                f"{examples(names)}: in {', '.join(having)}, but not in the base model {base.label}; to merge without "
+                f"{examples(names)}: in {', '.join(having)}, but not in the base model{which}; to merge without "
                 f"what the base lacks, add {exclude_key(pattern_for(names, base.names))} to the recipe"
             )
 

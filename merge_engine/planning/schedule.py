@@ -18,14 +18,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from merge_engine.backends.operations import Line
-from merge_engine.backends.statistics import SUM_BLOCK, lines_of_block, sum_block
+from merge_engine.backends.statistics import SUM_BLOCK
 from merge_engine.errors import PlanError
-from merge_engine.methods import Action, Gram, MaskedL1, MaskedSquares, Need, Task, Together
+from merge_engine.methods import Action, MaskedL1, MaskedSquares, Need, Together
 from merge_engine.methods.needs import Step, is_shared, line_elements, steps
 from merge_engine.planning.budget import Budget
 from merge_engine.planning.joint import Group, Joint, JointTask, Part, SharedGroup, joined
 from merge_engine.planning.plan import MergePlan
+from merge_engine.planning.scratch import Scratch
 from merge_engine.planning.visits import Visit
 from merge_engine.storage import PAGE, aligned
 
@@ -84,8 +84,8 @@ class Schedule:
             largest = max(self._computed, key=self._least_bytes)
             raise PlanError(
                 [
-                    f"{largest.name}: at least {needed / 2**20:.1f} MiB of it must be in memory at a time, but the "
-                    f"memory budget is {self.budget.memory / 2**20:.1f} MiB; raise it"
+                    f"{largest.name}: at least {needed:,} bytes of it must be in memory at a time, but the memory "
+                    f"budget is {self.budget.memory:,} bytes; raise it"
                 ]
             )
 
@@ -296,6 +296,10 @@ class Schedule:
         return [steps(group.needs, group.tasks[0].working) for group in self.shared]
 
     @cached_property
+    def _scratch(self) -> Scratch:
+        return Scratch([plan.method for plan in self.plans])
+
+    @cached_property
     def _computed(self) -> Sequence[JointTask]:
         """The tasks that the backend works on: all but copies."""
         return [task for task in self.tasks if not task.copied]
@@ -327,12 +331,12 @@ class Schedule:
         total, budget = task.count, self.budget
         if task.copied:
             return _Division(max(total, 1))
-        grams = self._line_grams(task)
+        grams = self._scratch.line_grams(task)
         # Every part must be solved for a chunk alone: draws depend on where in the tensor an element is.
         own = line_elements(self._all_needs(task)) if len(grams) == len(task.parts) else 0
-        scratch = self._mask_bytes(task, SUM_BLOCK) + _SUMS_HELD * self._sums_bytes(task, SUM_BLOCK)
+        scratch = self._scratch.masks(task, SUM_BLOCK) + _SUMS_HELD * self._scratch.sums(task, SUM_BLOCK)
         if own:
-            scratch += _SUMS_HELD * self._lines_bytes(task, SUM_BLOCK)
+            scratch += _SUMS_HELD * self._scratch.lines(task, SUM_BLOCK)
         blocks = min(budget.memory // _PIECES, self._piece) // max(self._span_bytes(task, SUM_BLOCK), 1)
         if scratch:
             blocks = min(blocks, budget.memory // _PIECES // scratch)
@@ -343,8 +347,8 @@ class Schedule:
             return _Division(fitting // unit * unit, alone=True)
         needs = self._all_needs(task)
         readings = len(_all_steps([steps(self.own_needs(g), g.task.working) for g in task.groups]))
-        lines = self._sums_bytes(task, total) + self._lines_bytes(task, total)
-        held = _HELD * self._span_bytes(task, total) + self._mask_bytes(task, total) + lines
+        lines = self._scratch.sums(task, total) + self._scratch.lines(task, total)
+        held = _HELD * self._span_bytes(task, total) + self._scratch.masks(task, total) + lines
         if readings and total <= MOST_ELEMENTS and not budget.in_place and held <= budget.memory:
             return _Division(total)
         together = math.lcm(*(need.elements for need in needs if isinstance(need, Together)))
@@ -362,53 +366,11 @@ class Schedule:
         """Bytes that the backend and the answers need beside inputs and outputs."""
         division, total = self._division(task), task.count
         count = min(division.elements, total)
-        masks = self._mask_bytes(task, count)
+        masks = self._scratch.masks(task, count)
         if division.alone:
-            return masks + _SUMS_HELD * (self._sums_bytes(task, count) + self._lines_bytes(task, count))
+            return masks + _SUMS_HELD * (self._scratch.sums(task, count) + self._scratch.lines(task, count))
         at_once = total if division.measured_whole else min(_SUMS_HELD * count, total)
-        return masks + self._sums_bytes(task, at_once) + self._lines_bytes(task, total)
-
-    def _mask_bytes(self, task: JointTask, count: int) -> int:
-        """Bytes of the masks of so many elements."""
-        result = 0
-        for recipe, each, _ in task.parts:
-            if each.action is Action.MERGE:
-                result += self.plans[recipe].method.scratch_bytes(len(each.models))
-        return result * count
-
-    def _sums_bytes(self, task: JointTask, count: int) -> int:
-        """Bytes of the sums of lines over the blocks of so many elements."""
-        return sum(
-            -(-8 * _pairs(each, need) * lines_of_block(line) * count // sum_block(line))
-            for each, need, line in self._line_grams(task)
-        )
-
-    def _lines_bytes(self, task: JointTask, count: int) -> int:
-        """Bytes of the totals and coefficients of the lines of so many elements."""
-        result = 0
-        for each, need, line in self._line_grams(task):
-            pairs, vectors = _pairs(each, need), _vectors(each, need)
-            if line.stride > 1:
-                result += 8 * (pairs + vectors) * line.stride
-            else:  # a chunk has a copy of its coefficients
-                result += 8 * (pairs + 2 * vectors) * -(-count // line.length)
-        return result
-
-    @cached_property
-    def _sums_lines(self) -> bool:
-        return any(plan.method.sums_lines for plan in self.plans)
-
-    def _line_grams(self, task: JointTask) -> Sequence[tuple[Task, Gram, Line]]:
-        """The needs that each line of a tensor answers, the tasks that have them, and the lines."""
-        result: list[tuple[Task, Gram, Line]] = []
-        if not self._sums_lines:
-            return result
-        for recipe, each, _ in task.parts:
-            method = self.plans[recipe].method
-            if method.sums_lines and each.action is Action.MERGE and each.count:
-                needs = (need for need in method.needs(each) if isinstance(need, Gram))
-                result += [(each, need, need.line) for need in needs if need.line is not None]
-        return result
+        return masks + self._scratch.sums(task, at_once) + self._scratch.lines(task, total)
 
     def _least_bytes(self, task: JointTask) -> int:
         """Bytes of a chunk of a tensor, with what it takes beside."""
@@ -434,15 +396,6 @@ _MEASURED = (Action.MERGE, Action.MEASURE)
 def _all_steps(of_groups: Sequence[Sequence[Step]]) -> Sequence[Step]:
     """The readings of all groups in order, each once."""
     return of_groups[0] if len(of_groups) == 1 else sorted({step for each in of_groups for step in each})
-
-
-def _vectors(task: Task, need: Gram) -> int:
-    return len(task.models) if need.of_deltas else len(task.inputs)
-
-
-def _pairs(task: Task, need: Gram) -> int:
-    vectors = _vectors(task, need)
-    return vectors * (vectors + 1) // 2
 
 
 def _in_turns(lists: Sequence[Sequence[JointTask]]) -> Iterator[JointTask]:

@@ -12,7 +12,7 @@ The value None takes a parameter or a key out of the recipe.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
 
 from merge_engine.errors import RecipeError
@@ -51,8 +51,7 @@ def changed(recipe: Recipe, changes: Mapping[str, object], find_method: Callable
     settings = {name: value for name, value in changes.items() if parameter_of(name) in declared}
     keys = {name: value for name, value in changes.items() if name not in settings and name in KEYS}
     problems += [
-        f"{name}: is no parameter of {method_name} and no key of a recipe"
-        f"{suggestion(parameter_of(name), [*declared, *KEYS])}"
+        f"{name}: {no_change(name, method_name, [*declared, *KEYS])}"
         for name in changes
         if name not in settings and name not in keys
     ]
@@ -145,6 +144,13 @@ class _Changer:
             return
         typed_rules(setting, path, parameter, self._problems)
         self.recipe = self.recipe.setting({place: {parameter.name: setting} for place in places})
+
+
+def no_change(name: str, methods: str, known: Collection[str]) -> str:
+    """Why a name is none of the ``known`` ones, the parameters of the methods and the keys that a change may name."""
+    if name in Recipe.model_fields:
+        return "cannot be changed; write another recipe"
+    return f"is no parameter of {methods} and no key of a recipe{suggestion(parameter_of(name), known)}"
 
 
 def parameter_of(name: str) -> str:

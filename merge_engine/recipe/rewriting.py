@@ -1,8 +1,8 @@
-"""Walks through all maps of a recipe: the models that it names, other models, fewer and other settings."""
+"""Walks through all maps of a recipe: the models that it names, other models, other settings."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from pydantic import BaseModel
 
@@ -38,47 +38,30 @@ def with_models(value: object, models: Mapping[ModelReference, ModelReference]) 
     return value
 
 
-def without_settings(value: object, names: Mapping[str, Collection[str]], place: str = "") -> object:
-    """The part of a recipe at a place without some settings.
+def with_maps(
+    value: object,
+    places: Collection[str],
+    change: Callable[[str, dict[str, object]], dict[str, object]],
+    place: str = "",
+) -> object:
+    """The part of a recipe at a place with other maps of parameters at ``places``, such as ``models[0].parameters``.
 
-    ``names`` has the names of parameters by the place of their map, such as ``models[0].parameters``.
+    ``change`` makes them, from the place and the map there, which is empty if the recipe leaves it out.
     """
-    if place in names and isinstance(value, dict):
-        return {key: each for key, each in value.items() if key not in names[place]}
+    if place in places and isinstance(value, dict):
+        return change(place, value)
     if isinstance(value, ModelReference):
         return value
     if isinstance(value, BaseModel):
         below = f"{place}." if place else ""
         fields = {
-            key: without_settings(getattr(value, key), names, below + key) for key in value.model_fields_set
-        }
-        return value.model_copy(update=fields)
-    if isinstance(value, tuple):
-        return tuple(without_settings(each, names, f"{place}[{i}]") for i, each in enumerate(value))
-    if isinstance(value, dict):
-        return {key: without_settings(each, names, f"{place}.{key}") for key, each in value.items()}
-    return value
-
-
-def with_settings(value: object, settings: Mapping[str, Mapping[str, object]], place: str = "") -> object:
-    """The part of a recipe at a place with more settings, in place of those of the same name.
-
-    ``settings`` has the parameters by the place of their map, such as ``models[0].parameters``.
-    """
-    if place in settings and isinstance(value, dict):
-        return {**value, **settings[place]}
-    if isinstance(value, ModelReference):
-        return value
-    if isinstance(value, BaseModel):
-        below = f"{place}." if place else ""
-        fields = {
-            key: with_settings(getattr(value, key), settings, below + key)
+            key: with_maps(getattr(value, key), places, change, below + key)
             for key in type(value).model_fields
-            if key in value.model_fields_set or below + key in settings
+            if key in value.model_fields_set or below + key in places
         }
         return value.model_copy(update=fields)
     if isinstance(value, tuple):
-        return tuple(with_settings(each, settings, f"{place}[{i}]") for i, each in enumerate(value))
+        return tuple(with_maps(each, places, change, f"{place}[{i}]") for i, each in enumerate(value))
     if isinstance(value, dict):
-        return {key: with_settings(each, settings, f"{place}.{key}") for key, each in value.items()}
+        return {key: with_maps(each, places, change, f"{place}.{key}") for key, each in value.items()}
     return value

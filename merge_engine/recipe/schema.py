@@ -22,7 +22,7 @@ from merge_engine.dtypes import BY_NAME, MERGEABLE, DType
 from merge_engine.recipe.chat_template import read_chat_template
 from merge_engine.recipe.problems import InvalidValue
 from merge_engine.recipe.reference import ModelReference
-from merge_engine.recipe.rewriting import models_in, with_models, with_settings, without_settings
+from merge_engine.recipe.rewriting import models_in, with_maps, with_models
 from merge_engine.recipe.settings import ParameterSetting, read_setting
 from merge_engine.recipe.stacks import Stacks, expand
 from merge_engine.recipe.tensor_names import TensorNames
@@ -214,13 +214,15 @@ class Recipe(BaseModel):
 
     def without(self, settings: Mapping[str, Collection[str]]) -> Recipe:
         """The recipe without some settings: names of parameters by their place, such as ``models[0].parameters``."""
-        stripped = without_settings(self, settings)
+        stripped = with_maps(
+            self, settings, lambda place, found: {k: v for k, v in found.items() if k not in settings[place]}
+        )
         assert isinstance(stripped, Recipe)
         return stripped
 
     def setting(self, settings: Mapping[str, Mapping[str, ParameterSetting]]) -> Recipe:
         """The recipe with more settings: parameters by their place, such as ``models[0].parameters``."""
-        more = with_settings(self, settings)
+        more = with_maps(self, settings, lambda place, found: {**found, **settings[place]})
         assert isinstance(more, Recipe)
         return more
 

@@ -49,7 +49,7 @@ class SearchHistory:
     ``parameters`` are the names that the search varies. ``baseline`` is the number of the trial that is the recipe
     without changes, None if there is none. ``importance`` has, by objective and parameter, how much the parameter
     decides whether a trial is among the best tenth, as a share from 0 to 1. ``summary`` says in sentences what came
-    out.
+    out. ``logarithmic`` are the parameters whose values are even on a logarithmic scale.
     """
 
     parameters: tuple[str, ...]
@@ -58,6 +58,7 @@ class SearchHistory:
     baseline: int | None = None
     importance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     summary: tuple[str, ...] = ()
+    logarithmic: tuple[str, ...] = ()
 
     @property
     def scored(self) -> tuple[Trial, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from merge_engine.report.drawing import COLOURS, FAINT, INK, STYLE, figure, short, svg
 from merge_engine.report.history_data import Objective, SearchHistory, Trial
-from merge_engine.report.values import in_order, is_logarithmic, numbers_of, score_text, text_of
+from merge_engine.report.values import in_order, numbers_of, score_text, text_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,10 @@ def parallel(history: SearchHistory, objective: int) -> str:
     with rc_context(STYLE):
         drawn = figure(_WIDTH, _ROW * len(rows) + 0.3)
         axes = drawn.subplots()
-        places = [_row(axes, -row, name, values) for row, (name, values) in enumerate(rows)]
+        places = [
+            _row(axes, -row, name, values, name in history.logarithmic)
+            for row, (name, values) in enumerate(rows)
+        ]
         for rank, trial in reversed(list(enumerate(ranked))):
             axes.plot(
                 [row.get(trial.number, float("nan")) for row in places],
@@ -131,7 +134,9 @@ def importances(shares: Mapping[str, float]) -> str:
         return svg(drawn)
 
 
-def _row(axes: Axes, y: float, name: str, values: Mapping[int, object]) -> dict[int, float]:
+def _row(
+    axes: Axes, y: float, name: str, values: Mapping[int, object], logarithmic: bool
+) -> dict[int, float]:
     """Draw the axis of one parameter; return each trial's place on it, from 0 to 1."""
     axes.plot([0, 1], [y, y], color=FAINT, linewidth=1.2, zorder=0)
     axes.text(0, y + 0.14, short(name, 48), fontweight="bold", va="bottom")
@@ -149,7 +154,7 @@ def _row(axes: Axes, y: float, name: str, values: Mapping[int, object]) -> dict[
     if low == high:
         return dict.fromkeys(values, 0.0)
     axes.text(1, y - 0.12, score_text(high, None), fontsize=8, va="top", ha="right")
-    if is_logarithmic(numbers):
+    if logarithmic and low > 0:  # the recipe without changes may lie outside of the space
         from math import log
 
         axes.text(0.5, y - 0.12, "logarithmic", fontsize=8, va="top", ha="center", fontstyle="italic")

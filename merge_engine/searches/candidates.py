@@ -12,8 +12,7 @@ from functools import cached_property
 from merge_engine.errors import OptionError, RecipeError
 from merge_engine.methods import find_method
 from merge_engine.recipe import Parameter, Recipe, Scalar
-from merge_engine.recipe.changes import KEYS, changed, parameter_of
-from merge_engine.recipe.problems import suggestion
+from merge_engine.recipe.changes import KEYS, changed, no_change, parameter_of
 from merge_engine.searches.space import Choices, Range, Space
 from merge_engine.session.recipes import with_method
 from merge_engine.text import shown
@@ -102,10 +101,7 @@ class Candidates:
         if not methods:
             known = {each for method in self.methods for each in self._declared[method]} | {*KEYS}
             whose = " and ".join(self.methods)
-            return [
-                f"{name}: is no parameter of {whose} and no key of a recipe"
-                f"{suggestion(parameter_of(name), known)}"
-            ]
+            return [f"{name}: {no_change(name, whose, known)}"]
         if name == METHOD:
             return []
         domain = self.space.varied.get(name)

@@ -18,7 +18,7 @@ from merge_engine.searches.candidates import Candidates
 from merge_engine.searches.result import SearchResult
 from merge_engine.searches.samplers import Samplers
 from merge_engine.searches.scores import Scores, Unscored, read_objectives, read_scores
-from merge_engine.searches.space import read_space
+from merge_engine.searches.space import Range, read_space
 from merge_engine.searches.storage import open_study
 from merge_engine.searches.trials import Trials, is_baseline
 from merge_engine.searches.writing import STUDY_FILE, prepare_folder
@@ -85,9 +85,9 @@ def search(
     folder = None if output is None else path_of("output", output)
     _probe(session, checked.candidates)
     if folder is not None:
-        prepare_folder(folder)
+        prepare_folder(folder, [each.path for each in merge.plan.inputs])
         storage = folder / STUDY_FILE if storage is None else storage
-    with open_study(storage, checked.objectives, _fingerprint(checked, merge.plan)) as study:
+    with open_study(storage, checked.objectives, _fingerprint(checked, merge.plan, evaluate)) as study:
         trying = _Trying(session, evaluate, checked, study)
         try:
             trying.until(trials, math.inf if timeout is None else time.monotonic() + timeout, on_trial)
@@ -133,8 +133,10 @@ class _Trying:
                 on_trial(self._so_far())
 
     def _so_far(self) -> SearchHistory:
+        varied = self._candidates.space.varied
+        even = tuple(name for name, domain in varied.items() if isinstance(domain, Range) and domain.log)
         return SearchHistory(
-            tuple(self._candidates.space.varied), self._objectives, self._trials.ended, baseline=0
+            tuple(varied), self._objectives, self._trials.ended, baseline=0, logarithmic=even
         )
 
     def _propose(self) -> None:
@@ -170,7 +172,7 @@ class _Trying:
         """What the scorer says. ``trial`` begins messages, and ``begun`` is the time when it did."""
         try:
             returned = self._evaluate(merge)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SearchError(f"{trial}: {_raised(error)}; {_KEPT}") from error
         try:
             values, errors = read_scores(returned, self._objectives)
@@ -239,9 +241,10 @@ def _probe(session: Session, candidates: Candidates) -> None:
         raise PlanError(problems)
 
 
-def _fingerprint(checked: Checked, plan: MergePlan) -> dict[str, object]:
-    """What the trials of a search depend on, as JSON has it."""
+def _fingerprint(checked: Checked, plan: MergePlan, evaluate: object) -> dict[str, object]:
+    """What the trials of a search depend on, as JSON has it. Of the scorer that is only the name."""
     return {
+        "scorer": {getattr(evaluate, "__qualname__", type(evaluate).__qualname__): True},
         "space": checked.candidates.space.plain,
         "directions": {each.name: each.direction for each in checked.objectives},
         "recipe": checked.candidates.recipe.to_plain(),
@@ -249,7 +252,7 @@ def _fingerprint(checked: Checked, plan: MergePlan) -> dict[str, object]:
     }
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
     """What the scorer raised, and the line of it that did."""
     said = str(error).strip().split("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)[1:2]

@@ -22,8 +22,10 @@ _PAGE, _NUMBERS = "history.html", "history.json"
 _RECIPE = re.compile(r"(best|front-\d+)\.yaml")
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path, inputs: Sequence[Path]) -> None:
     """Make the folder of a search. Raises ``OutputError`` if it cannot be, or holds files of others with our names.
+
+    ``inputs`` are the folders of the models that are merged: nothing is written into them.
 
     Raises ``SearchError`` if matplotlib, which draws the page, is not installed.
     """
@@ -34,6 +36,9 @@ def prepare_folder(folder: Path) -> None:
             'the page of a search needs matplotlib; run: pip install "merge_engine[search]"'
         ) from None
     with naming(folder):
+        for each in inputs:
+            if each.is_dir() and folder.resolve().is_relative_to(each.resolve()):
+                raise OutputError(f"{folder}: lies in the folder of the input {each}; write somewhere else")
         folder.mkdir(parents=True, exist_ok=True)
         ours = (folder / _NUMBERS).exists() or (folder / STUDY_FILE).exists()
         found = [each.name for each in _recipes_in(folder)] if not ours else []

@@ -130,4 +130,7 @@ def _reference(model: object) -> Any:
     """A model as it stands in a recipe."""
     if isinstance(model, ModelReference | os.PathLike | str):
         return model
-    raise OptionError(f"models: must be paths, names on the hub or state dicts, not {reprlib.repr(model)}")
+    way_out = "; give its state_dict()" if hasattr(model, "state_dict") else ""
+    raise OptionError(
+        f"models: must be paths, names on the hub or state dicts, not {reprlib.repr(model)}{way_out}"
+    )

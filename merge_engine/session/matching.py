@@ -75,7 +75,8 @@ class _Match:
             except ValueError as error:
                 without_values.setdefault(str(error), []).append(name)
         for reason, names in without_values.items():
-            self.problems.append(f"{some(names)}: the target has it {reason}")
+            them = "it" if len(names) == 1 else "them"
+            self.problems.append(f"{some(names)}: the target has {them} {reason}")
 
     def rename(self) -> None:
         """Match names: as they are, or by one prefix that only one side has, such as ``model.``."""
@@ -144,7 +145,13 @@ class _Match:
             for name, tensor in self.tensors.items()
             if self._same_as.get(name, name) not in filled and not _computed_anew(name, tensor)
         ]
-        tied = [name for name in missing if may_be_tied(name)]
+        if wrapped := [name for name in missing if ".base_layer." in name]:
+            self.problems.append(
+                f"{some(wrapped)}: the target has adapters of peft in it; merge into it before they are added, or "
+                "after its unload()"
+            )
+            return
+        tied = [name for name in missing if may_be_tied(name) and not unexpected]
         if tied:
             self.problems.append(
                 f"{some(tied)}: the merge has no tensor of its own for it, since all inputs tie it to another; tie it "

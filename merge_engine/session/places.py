@@ -38,7 +38,7 @@ def places_of(
 
     Why a GPU that is there cannot be used is added to ``notes``. Raises ``BackendError`` and ``OptionError``.
     """
-    names = [device] if isinstance(device, str) else list(device)
+    names = [device] if isinstance(device, str) else list(device) if isinstance(device, Sequence) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise OptionError(f"device: must be a device or a list of devices, not {reprlib.repr(device)}")
     if len(set(names)) < len(names):

@@ -39,6 +39,7 @@ from merge_engine.session.places import Place
 from merge_engine.session.recipes import recipe_of
 from merge_engine.session.targets import Targets
 from merge_engine.session.watching import Watched
+from merge_engine.storage import give_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,6 +161,7 @@ class Session:
             if inputs is not None and inputs.watched is None:
                 for tensor in inputs.tensors:
                     tensor.untyped_storage().resize_(0)
+                give_back()
 
     def __enter__(self) -> Session:
         return self

@@ -14,7 +14,7 @@ from merge_engine.recipe import ModelReference
 if TYPE_CHECKING:
     import torch
 
-_Seen: TypeAlias = "tuple[int, int | None, int, tuple[int, ...]]"
+_Seen: TypeAlias = "tuple[int, int | None, int | None, tuple[int, ...]]"
 
 
 class Watched:
@@ -36,9 +36,9 @@ class Watched:
         Raises ``PlanError`` for what is no state dict, or has no values in memory.
         """
         for reference, tensors in self._given.items():
+            made = catalogue_of(str(reference), tensors).tensors
             before, seen = self._seen.get(reference, {}), _seen(tensors)
             known = self._operands.get(reference, {})
-            made = catalogue_of(str(reference), tensors).tensors
             self._operands[reference] = {
                 name: known[name] if before.get(name) == seen[name] else operand
                 for name, operand in made.items()
@@ -64,9 +64,16 @@ def _seen(tensors: object) -> dict[str, _Seen]:
         name: (
             id(tensor),
             None if tensor.is_inference() else tensor._version,
-            tensor.data_ptr(),
+            _address(tensor),
             tuple(tensor.shape),
         )
         for name, tensor in tensors.items()
         if isinstance(tensor, torch.Tensor)
     }
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # sparse, or inside a transform of torch
+        return None

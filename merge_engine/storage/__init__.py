@@ -3,7 +3,7 @@
 from merge_engine.storage.bounded import read_bounded
 from merge_engine.storage.files import File, OpenFiles
 from merge_engine.storage.machine import available_memory, cores, link_rate, processor
-from merge_engine.storage.memory import PAGE, aligned, allocate, as_bytes
+from merge_engine.storage.memory import PAGE, aligned, allocate, as_bytes, give_back
 from merge_engine.storage.mounts import Mount, mount_of
 from merge_engine.storage.page_cache import cached_share, is_cached
 from merge_engine.storage.ranges import ByteRange, Extent, RowRuns, Way, open_range, read_rows
@@ -25,6 +25,7 @@ __all__ = [
     "cached_share",
     "choose_way",
     "cores",
+    "give_back",
     "is_cached",
     "link_rate",
     "mount_of",

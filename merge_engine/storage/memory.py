@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 
 PAGE = 4096
@@ -33,3 +34,12 @@ def allocate(nbytes: int) -> memoryview:
         with contextlib.suppress(OSError):  # a kernel without huge pages
             region.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(region)
+
+
+def give_back() -> None:
+    """Give memory that was freed to the system. Of itself the C library keeps blocks of up to 32 MiB for later."""
+    trim = getattr(
+        ctypes.CDLL(None), "malloc_trim", None
+    )  # of glibc; other C libraries give it back by themselves
+    if trim is not None:
+        trim(0)

@@ -1,4 +1,7 @@
-"""Sweeps: many recipes over the same inputs, from one reading of them."""
+"""Sweeps: many recipes over the same inputs, from one reading of them.
+
+It is not called ``sweep``, because ``merge_engine.sweep`` is the function.
+"""
 
 from merge_engine.sweeps.grids import Grid, grid
 from merge_engine.sweeps.result import SweepResult

@@ -12,6 +12,7 @@ from merge_engine.errors import MergeError, RecipeError
 from merge_engine.methods import find_method
 from merge_engine.recipe import Recipe, RecipeSource, load_recipe
 from merge_engine.recipe.changes import changed
+from merge_engine.sweeps.messages import for_each
 from merge_engine.text import shown
 
 MOST = 4096
@@ -49,15 +50,9 @@ def grid(recipe: RecipeSource, **axes: Iterable[object]) -> Grid:
         raise RecipeError(problems)
     points = [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
     changes = {label_of(point): point for point in points}
-    recipes, found = {}, dict[str, None]()
-    for label, point in changes.items():
-        try:
-            recipes[label] = changed(base, point, find_method)
-        except MergeError as error:  # of values that are wrong only together
-            found |= dict.fromkeys(f"{label}: {line}" for line in error.problems)
-    if found:
-        raise RecipeError(found)
-    return Grid(recipes, changes)
+    labels = list(changes)
+    recipes = for_each(labels, lambda number: changed(base, changes[labels[number]], find_method))
+    return Grid(dict(zip(labels, recipes, strict=True)), changes)
 
 
 def label_of(point: Mapping[str, object]) -> str:

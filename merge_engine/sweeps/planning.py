@@ -9,7 +9,8 @@ from merge_engine.checkpoint import MANIFEST_NAME, check_disk_space
 from merge_engine.engine.made_before import is_made
 from merge_engine.errors import PlanError
 from merge_engine.planning import MergePlan, make_plan
-from merge_engine.sweeps.recipes import Member, check_inputs, for_each
+from merge_engine.sweeps.messages import for_each
+from merge_engine.sweeps.recipes import Member, check_inputs
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from merge_engine.errors import MergeError, OptionError, PlanError, RecipeError
+from merge_engine.errors import OptionError, PlanError, RecipeError
 from merge_engine.planning import MergePlan
 from merge_engine.recipe import Recipe, RecipeSource, load_recipe
 from merge_engine.sweeps.grids import MOST
+from merge_engine.sweeps.messages import for_each
 from merge_engine.text import counted, shown, some
-
-T = TypeVar("T")
 
 _LONGEST_NAME = 200
 """Bytes of a folder's name."""
@@ -68,7 +66,8 @@ def read_members(
 def in_folders(recipes: Mapping[str, Recipe], outputs: Path | Sequence[Path]) -> list[Member]:
     """The recipes with their folders: below one folder by label, or one each of a list.
 
-    Raises ``OptionError`` for labels that no folder can have as a name, or that several have.
+    Raises ``OptionError`` for labels that no folder can have as a name, and for folders that are the same or one in
+    the other.
     """
     if isinstance(outputs, Path):
         names = [folder_name(label) for label in recipes]
@@ -92,6 +91,12 @@ def in_folders(recipes: Mapping[str, Recipe], outputs: Path | Sequence[Path]) ->
         for folder, labels in by_folder.items()
         if len(labels) > 1
     ]
+    problems += [
+        f"{folder}: lies in the output of {shown(by_folder[above][0])}; give it a folder beside it"
+        for folder in by_folder
+        for above in folder.parents
+        if above in by_folder
+    ]
     if problems:
         raise OptionError(problems)
     return [
@@ -104,38 +109,6 @@ def folder_name(label: str) -> str:
     """A label as the name of a folder: with ``_`` for what has another meaning in paths."""
     name = "".join("_" if one in "/\\\0" or not one.isprintable() else one for one in label).strip()
     return f"_{name[1:]}" if name.startswith(".") else name
-
-
-def for_each(labels: Sequence[str], make: Callable[[int], T]) -> list[T]:
-    """What ``make`` gives for the number of each recipe.
-
-    Raises one ``MergeError`` with the problems of all recipes. A line that all of them have stands there once; others
-    begin with the label.
-    """
-    made: list[T] = []
-    errors: dict[int, MergeError] = {}
-    for number in range(len(labels)):
-        try:
-            made.append(make(number))
-        except MergeError as error:
-            errors[number] = error
-    if errors:
-        kinds = {type(error) for error in errors.values()}
-        problems = {number: error.problems for number, error in errors.items()}
-        raise (kinds.pop() if len(kinds) == 1 else PlanError)(with_labels(labels, problems))
-    return made
-
-
-def with_labels(labels: Sequence[str], lines: Mapping[int, Sequence[str]]) -> list[str]:
-    """Lines about recipes, by their numbers, each once. Those that are not about all begin with the labels."""
-    having: dict[str, list[int]] = {}
-    for number, own in lines.items():
-        for line in own:
-            having.setdefault(line, []).append(number)
-    return [
-        line if len(numbers) == len(labels) else f"{some([labels[number] for number in numbers], 3)}: {line}"
-        for line, numbers in having.items()
-    ]
 
 
 def check_inputs(members: Sequence[Member], plans: Sequence[MergePlan]) -> None:

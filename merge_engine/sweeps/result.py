@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import SupportsFloat, TypeAlias
 
+from merge_engine.arguments import path_of
 from merge_engine.errors import OptionError
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult
@@ -41,7 +42,7 @@ class SweepResult:
 
     def write_page(
         self,
-        file: Path | None = None,
+        file: str | Path | None = None,
         *,
         scores: Mapping[str, Mapping[str, Score]] | None = None,
         norms: bool = False,
@@ -52,7 +53,8 @@ class SweepResult:
         label and name: numbers, or pairs of a number and its standard error. ``norms`` measures the norms of task
         vectors, from one more reading for each recipe.
 
-        Raises ``OptionError`` for labels that the sweep does not have, and for no ``file`` where there is no folder;
+        Raises ``OptionError`` for labels that the sweep does not have, for scores that are no numbers, and for no
+        ``file`` where there is no folder;
         ``ReportError`` and ``OutputError`` as ``write_sweep_page`` does.
         """
         from merge_engine.report import SweepEntry, write_sweep_page
@@ -60,13 +62,32 @@ class SweepResult:
         scores = scores or {}
         if strange := [shown(label) for label in scores if label not in self.results]:
             raise OptionError(f"scores: the sweep has no recipe {some(strange)}")
-        if file is None:
-            if self.output is None:
-                raise OptionError("file: must be given, because the outputs have no folder in common")
+        if problems := _wrong_scores(scores):
+            raise OptionError(problems)
+        if file is not None:
+            file = path_of("file", file)
+        elif self.output is not None:
             file = self.output / PAGE
+        else:
+            raise OptionError("file: must be given, because the outputs have no folder in common")
         entries = [
             SweepEntry(label, self.changes.get(label, {}), result, result.output, scores.get(label, {}))
             for label, result in self.results.items()
         ]
         axes = next(iter(self.changes.values()), {})
         return write_sweep_page(entries, axes, file, norms=norms)
+
+
+def _wrong_scores(scores: Mapping[str, object]) -> list[str]:
+    problems = []
+    for label, by_name in scores.items():
+        if not isinstance(by_name, Mapping):
+            problems.append(f"scores: {label}: must be a map of names to scores, not {shown(by_name)}")
+            continue
+        for name, score in by_name.items():
+            both = score if isinstance(score, tuple) and len(score) == 2 else (score,)
+            if not all(each is None or isinstance(each, SupportsFloat) for each in both):
+                problems.append(
+                    f"scores: {label}: {name} must be a number, or a pair with its standard error, not {shown(score)}"
+                )
+    return problems

@@ -19,7 +19,7 @@ from merge_engine.engine.run import naming_memory, parse_memory, plan_options
 from merge_engine.engine.scheduling import open_access, schedule_for
 from merge_engine.engine.sinks import FunctionSink, Receiver, Target
 from merge_engine.engine.to_folders import merge_to_folders
-from merge_engine.errors import OutputError, ReportError
+from merge_engine.errors import OptionError, OutputError, ReportError
 from merge_engine.observe.ledger import Ledger
 from merge_engine.observe.result import MergeResult
 from merge_engine.operands import Access
@@ -45,6 +45,7 @@ def sweep(
     outputs: Outputs,
     *,
     report: bool = True,
+    norms: bool = False,
     device: str = "auto",
     backend: str | Backend = "auto",
     threads: int | None = None,
@@ -61,8 +62,9 @@ def sweep(
     folder for each recipe, named after its label; a list of folders, one for each recipe; or a function that is called
     with each merged tensor: ``outputs(label, name, tensor)``. The function gets new tensors on the CPU that it may
     keep. It is called from one thread at a time, which is not the caller's; an exception that it raises ends the sweep
-    and is raised. ``report`` writes a page that shows the recipes side by side into the folder. For the other options
-    see ``run``; ``memory`` is that of all outputs together.
+    and is raised. ``report`` writes a page that shows the recipes side by side into the folder; ``norms`` puts norms of
+    task vectors on it, from one more reading for each recipe. For the other options see ``run``; ``memory`` is that of
+    all outputs together.
 
     The bytes and the counts are those of single runs. An error ends the work for all recipes; outputs that are complete
     stay, and the same call goes on from what is complete.
@@ -75,6 +77,8 @@ def sweep(
         threads, budget, report = threads_of(threads), parse_memory(memory), switch_of("report", report)
         read = read_members(recipes, options["lenient"])
         members, home = _members(read, outputs)
+        if switch_of("norms", norms) and not (report and home):
+            raise OptionError("norms: stand on the page of a sweep, and this one writes none")
         if callable(outputs):
             options["shard_size"] = _WHOLE_MODEL
         planned = plan_sweep(members, **options)
@@ -87,11 +91,7 @@ def sweep(
         if missing := planned.missing:
             first, *beside = (planned.plans[number] for number in missing)
             notes: list[str] = []
-            chosen = (
-                backend
-                if isinstance(backend, Backend)
-                else choose_backend(first, members[missing[0]].folder, backend, threads, device, notes)
-            )
+            chosen = choose_backend(first, members[missing[0]].folder, backend, threads, device, notes)
             with open_access(first, chosen, beside) as access:
                 scheduled = schedule_for(
                     first, access, chosen, budget, beside=beside, whole_outputs=callable(outputs)
@@ -115,7 +115,7 @@ def sweep(
     )
     if report and home is not None:
         try:
-            result.page, _ = result.write_page()
+            result.page, _ = result.write_page(norms=norms)
         except (ReportError, OutputError) as error:  # matplotlib is an extra, and the models are there
             result.notes += error.problems
     return result

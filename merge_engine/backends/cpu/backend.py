@@ -38,7 +38,6 @@ from merge_engine.backends.statistics import (
     SUM_BLOCK,
     WHOLE,
     BlockSums,
-    KeyPlaces,
     KeyTable,
     gram_columns,
     level_bins,
@@ -202,7 +201,7 @@ class CpuBackend(Backend):
             solved.append(SolvedBand(mask, kept if band.mask.slack > 0 else None))
         return solved
 
-    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[int, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
         working = _STRUCTURES.dtype(chunk.working)
         if isinstance(model, int):
@@ -214,7 +213,7 @@ class CpuBackend(Backend):
             found, offset = self._kernels.locate_score(
                 inputs=chunk.inputs, score=score, working=working, key=key, nth=nth, count=chunk.count
             )
-        return KeyPlaces.of(chunk.start, found), offset if offset >= 0 else None
+        return found, offset if offset >= 0 else None
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""

@@ -46,7 +46,7 @@ from merge_engine.backends.operations import (
     Subject,
     key_dtype,
 )
-from merge_engine.backends.statistics import KeyPlaces, KeyTable
+from merge_engine.backends.statistics import KeyTable
 from merge_engine.backends.structures import Structures, check, check_combination, check_lines
 from merge_engine.dtypes import DType, of_torch
 from merge_engine.errors import BackendError, DeviceMemoryError, NoDeviceError, NotBuiltError
@@ -223,7 +223,7 @@ class CudaBackend(Backend):
         self._asked()
         return outcome
 
-    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[int, int | None]:
         """Find the n-th occurrence of a key; waits for the device (see ``Backend.locate``)."""
         check(chunk)
         if not isinstance(model, int):
@@ -242,7 +242,7 @@ class CudaBackend(Backend):
                 located=located.address,
             )
         total, offset = struct.unpack("<2Q", self._native.read(self._queue(), located, at=0, nbytes=16))
-        return KeyPlaces.of(chunk.start, total), offset if offset != 2**64 - 1 else None
+        return total, offset if offset != 2**64 - 1 else None
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> PendingSums:
         """Sum magnitudes, on the device (see ``Backend.l1_norms``)."""

@@ -37,7 +37,6 @@ from merge_engine.backends.operations import (
 from merge_engine.backends.statistics import (
     NEXT_BITS,
     SUM_BLOCK,
-    KeyPlaces,
     gram_columns,
     level_bins,
     level_shift,
@@ -256,7 +255,7 @@ class TritonBackend(Backend):
             solved.append(SolvedBand(mask, KeptWithoutSlack(mask) if band.mask.slack > 0 else None))
         return solved
 
-    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[KeyPlaces, int | None]:
+    def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[int, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
         check(chunk)
         if not isinstance(model, int):
@@ -266,7 +265,7 @@ class TritonBackend(Backend):
             found, offset = locate.locate(
                 chunk.base.bits, tuned.bits, _codes(chunk.base, tuned), chunk.working.code, key, nth
             )
-        return KeyPlaces.of(chunk.start, found), offset
+        return found, offset
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Any], storage_rounding: bool) -> SumRows:
         """Sum magnitudes before and after the masks (see ``Backend.l1_norms``)."""

@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from merge_engine.engine.run import run
 from merge_engine.errors import OptionError
 from merge_engine.integrations.mergekit.options import check_names, with_options
 from merge_engine.methods import find_method
 from merge_engine.observe.result import MergeResult
 from merge_engine.recipe import Recipe, load_recipes
+from merge_engine.running import run
 
 _LOG = logging.getLogger(__name__)
 
