@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import merge_engine as me
+from merge_engine import dtypes
 from merge_engine.backends import create_backend
 from merge_engine.errors import BackendChoiceError
 from merge_engine.tensors import plain
@@ -330,3 +333,11 @@ def test_backends_and_devices_are_named(option: str, value: object) -> None:
 def test_an_overwrite_is_meant(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(me.OptionError, match="overwrite: must be True or False, not 'no'"):
         me.run(recipe(models), tmp_path / "out", overwrite="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", dtypes.ALL, ids=str)
+def test_a_type_stays_one_object(dtype: dtypes.DType) -> None:
+    """Types are compared by identity, also those that were copied, or came from another process."""
+    assert pickle.loads(pickle.dumps(dtype)) is dtype
+    assert copy.deepcopy(dtype) is dtype
+    assert len({each.code for each in dtypes.ALL}) == len(dtypes.ALL)
