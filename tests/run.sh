@@ -12,6 +12,7 @@ echo "installing merge_engine and its test tools into .venv"
 .venv/bin/python -m pip install -q -c constraints.txt -e ".[test,demo,bench,triton]"
 echo "installing mergekit into .venv-oracle"
 .venv-oracle/bin/python -m pip install -q -r tests/oracle/requirements.txt
+.venv-oracle/bin/python -m pip install -q --no-deps mergenetic==0.1.1 # it asks for other versions of all that it needs
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

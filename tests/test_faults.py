@@ -290,7 +290,7 @@ def test_disk_too_small(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_too_small(setup: Setup) -> None:
-    setup.refused(me.PlanError, "memory budget", "0.0 MiB", memory="1KB")
+    setup.refused(me.PlanError, "memory budget", "1,000 bytes", memory="1KB")
     setup.refused(me.OptionError, "memory", "plenty", memory="plenty")
 
 
