@@ -6,7 +6,7 @@
 #
 #     bash benchmarks/gpu.sh [PART ...]
 #
-# Parts, all by default: build lifetimes conformance kernels triton merges sanitizer
+# Parts, all by default: build lifetimes conformance kernels triton merges sessions sanitizer
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=1 # the reference would take all cores for each test
@@ -35,6 +35,7 @@ triton() {
     python -m benchmarks.gpu_kernels --backends cuda,triton --elements 100000000
 }
 merges() { env -u OMP_NUM_THREADS python -m benchmarks.gpu_merges; }
+sessions() { env -u OMP_NUM_THREADS python -m benchmarks.session --size 1.1b --device cuda; }
 sanitizer() {
     for tool in memcheck racecheck; do
         MERGE_ENGINE_TEST_BACKENDS=cuda timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 1 \
@@ -43,7 +44,7 @@ sanitizer() {
 }
 
 parts=("$@")
-if [ ${#parts[@]} -eq 0 ]; then parts=(build lifetimes conformance kernels triton merges sanitizer); fi
+if [ ${#parts[@]} -eq 0 ]; then parts=(build lifetimes conformance kernels triton merges sessions sanitizer); fi
 failed=()
 for part in "${parts[@]}"; do
     echo "== $part, after $SECONDS s"

@@ -181,7 +181,7 @@ class Session:
         planned: Planned,
         targets: Callable[[MergePlan, Mapping[str, str], set[int]], T],
     ) -> tuple[MergeResult, T]:
-        """Carry out a plan of this session into tensors; if the inputs were changed since, it is made anew.
+        """Carry out a plan over the models in memory, into tensors; if the inputs were changed since, it is made anew.
 
         ``targets`` makes what takes the merged tensors, from the plan, the device that each is computed on, and the
         addresses of the inputs' memory. Raises ``CheckpointError`` if the inputs are changed meanwhile, and else what
