@@ -41,7 +41,7 @@ FLAGS = [
 # linker takes the first, and that one must run everywhere.
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mbmi2"]
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
     INSTRUCTION_SETS["avx512"] = [
         "-mavx2",
         "-mfma",

@@ -56,34 +56,46 @@ struct NaturalOrder {
     static ME_INLINE uint64_t unordered(uint64_t bits) { return bits; }
 };
 
+// Processors convert float16 as Storage does, denormals included. A NaN stays one, but may keep sign and payload.
+#if defined(__AVX512F__)
+static ME_INLINE Floats floats_of(Halves v) { return (Floats)_mm512_maskz_cvtph_ps(0xFFFF, (__m256i)v); }
+static ME_INLINE Halves halves_of(Floats v) {
+    return (Halves)_mm512_maskz_cvtps_ph(0xFFFF, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(__F16C__)
+static ME_INLINE Floats floats_of(Halves v) { return (Floats)_mm256_cvtph_ps((__m128i)v); }
+static ME_INLINE Halves halves_of(Floats v) { return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#else
+static ME_INLINE Floats floats_of(Halves v) {
+    const Words wide = widened(v), sign = (wide & 0x8000u) << 16, magnitude = (wide & 0x7FFFu) << 13;
+    const Words scaled = (Words)((Floats)magnitude * 0x1p112f);
+    return (Floats)(((Ints)magnitude >= 0x0F800000 ? magnitude | 0x7F800000u : scaled) | sign);
+}
+static ME_INLINE Halves halves_of(Floats v) {
+    const Words bits = (Words)v, sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+    const Words normal = (magnitude + 0xC8000FFFu + (magnitude >> 13 & 1u)) >> 13;
+    const Words denormal = (Words)((Floats)magnitude + 0.5f) - 0x3F000000u;
+    const Words finite = (Ints)magnitude < 0x38800000 ? denormal : normal;
+    const Words special = (Ints)magnitude > 0x7F800000 ? Words{} + 0x7E00u : Words{} + 0x7C00u;
+    return narrowed(((Ints)magnitude >= 0x477FF000 ? special : finite) | sign);
+}
+#endif
+
 template <>
 struct StorageLanes<DType::F16> : NaturalOrder {
-    using Magnitudes = Shorts;
+    using Magnitudes = int16_t __attribute__((vector_size(VECTOR_BYTES / 2)));
     static constexpr auto INFINITE = int16_t{0x7C00};
     template <int H>
     static ME_INLINE Floats load(const uint16_t* group, int at) {
-        const Words wide = widened(ME_ISA::load<Halves>(group + H * HALF + at));
-        const Words sign = (wide & 0x8000u) << 16, magnitude = (wide & 0x7FFFu) << 13;
-        const Words scaled = (Words)((Floats)magnitude * 0x1p112f);
-        return (Floats)(((Ints)magnitude >= 0x0F800000 ? magnitude | 0x7F800000u : scaled) | sign);
+        return floats_of(ME_ISA::load<Halves>(group + H * HALF + at));
     }
     static ME_INLINE Magnitudes store(Floats first, Floats last, uint16_t* group, int at) {
-        const Words low = rounded((Words)first), high = rounded((Words)last);
-        ME_ISA::store(group + at, narrowed(low));
-        ME_ISA::store(group + HALF + at, narrowed(high));
-        return (Magnitudes)((low | high << 16) & 0x7FFF7FFFu);
+        ME_ISA::store(group + at, halves_of(first));
+        ME_ISA::store(group + HALF + at, halves_of(last));
+        return magnitudes(group, at);
     }
     static ME_INLINE Magnitudes magnitudes(const uint16_t* group, int at) {
-        return ME_ISA::load<Magnitudes>(group + 2 * at) & 0x7FFF;
-    }
-
-  private:
-    static ME_INLINE Words rounded(Words bits) {
-        const Words sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
-        const Words normal = (magnitude + 0xC8000FFFu + (magnitude >> 13 & 1u)) >> 13;
-        const Words denormal = (Words)((Floats)magnitude + 0.5f) - 0x3F000000u;
-        const Words finite = (Ints)magnitude < 0x38800000 ? denormal : normal;
-        return ((Ints)magnitude >= 0x477FF000 ? Words{} + 0x7C00u : finite) | sign;
+        return larger(ME_ISA::load<Magnitudes>(group + at) & 0x7FFF, ME_ISA::load<Magnitudes>(group + HALF + at) & 0x7FFF);
     }
 };
 

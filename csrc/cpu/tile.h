@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "../operations.h"
+#include "storage_lanes.h"
 
 #define ME_RESTRICT __restrict__
 
@@ -49,39 +50,60 @@ static uint64_t non_finite_in(const typename Storage<D>::Bits* ME_RESTRICT bits,
     return found;
 }
 
+// Widens `count` elements.
+template <DType From, class Real>
+static void widen(const typename Storage<From>::Bits* ME_RESTRICT bits, int count, Real* ME_RESTRICT out) {
+    int j = 0;
+    if constexpr (From == DType::F16 && sizeof(Real) == sizeof(float)) {
+        for (; j + LANES <= count; j += LANES) store(out + j, floats_of(load<Halves>(bits + j)));
+    }
+    for (; j < count; ++j) out[j] = Storage<From>::template load<Real>(bits[j]);
+}
+
+// Rounds `count` elements.
+template <DType To, class Real>
+static void round_to(const Real* ME_RESTRICT values, int count, typename Storage<To>::Bits* ME_RESTRICT out) {
+    int j = 0;
+    if constexpr (To == DType::F16 && sizeof(Real) == sizeof(float)) {
+        const Floats nan = every(std::numeric_limits<float>::quiet_NaN());
+        for (; j + LANES <= count; j += LANES) {
+            const Floats v = load<Floats>(values + j);
+            store(out + j, halves_of(where(differ(v, v), nan, v)));
+        }
+    }
+    for (; j < count; ++j) out[j] = Storage<To>::store(values[j]);
+}
+
 // Widens `count` elements and returns how many are NaN or infinite.
 template <DType From, class Real>
-static uint64_t load_as(const void* data, uint64_t first, int count, Real* ME_RESTRICT out) {
-    const auto* ME_RESTRICT bits = static_cast<const typename Storage<From>::Bits*>(data) + first;
-    int non_finite = 0;
-    for (int j = 0; j < count; ++j) {
-        out[j] = Storage<From>::template load<Real>(bits[j]);
-        non_finite += is_finite(out[j]) ? 0 : 1;
-    }
-    return static_cast<uint64_t>(non_finite);
+static uint64_t load_as(const void* data, uint64_t first, int count, Real* out) {
+    const auto* bits = static_cast<const typename Storage<From>::Bits*>(data) + first;
+    widen<From>(bits, count, out);
+    return non_finite_in<From>(bits, count);
 }
 
 // Rounds and writes `count` elements and returns how many are then NaN or infinite.
 template <DType To, class Real>
-static uint64_t store_as(void* data, uint64_t first, int count, const Real* ME_RESTRICT values) {
-    auto* ME_RESTRICT bits = static_cast<typename Storage<To>::Bits*>(data) + first;
-    int non_finite = 0;
-    for (int j = 0; j < count; ++j) {
-        bits[j] = Storage<To>::store(values[j]);
-        non_finite += is_finite(Storage<To>::template load<Real>(bits[j])) ? 0 : 1;
-    }
-    return static_cast<uint64_t>(non_finite);
+static uint64_t store_as(void* data, uint64_t first, int count, const Real* values) {
+    auto* bits = static_cast<typename Storage<To>::Bits*>(data) + first;
+    round_to<To>(values, count, bits);
+    return non_finite_in<To>(bits, count);
 }
 
 // Elements [first, first + count) of an input in the working dtype: where they are, or rounded into `rounded`.
 template <DType Working>
 static const typename Storage<Working>::Bits* tile_of(const Array& array, uint64_t first, int count,
-                                                      typename Storage<Working>::Bits* ME_RESTRICT rounded) {
-    if (array.dtype == Working) return static_cast<const typename Storage<Working>::Bits*>(array.data) + first;
-    double wide[TILE];
-    with_dtype(array.dtype, [&](auto from) { load_as<from()>(array.data, first, count, wide); });
-    for (int j = 0; j < count; ++j) rounded[j] = Storage<Working>::store(wide[j]);
-    return rounded;
+                                                      typename Storage<Working>::Bits* rounded) {
+    with_dtype(array.dtype, [&](auto from) {
+        // What is exact in float is rounded from it.
+        using Wide = std::conditional_t<from() == DType::F64 || Working == DType::F64, double, float>;
+        if constexpr (from() != Working) {
+            Wide wide[TILE];
+            widen<from()>(static_cast<const typename Storage<from()>::Bits*>(array.data) + first, count, wide);
+            round_to<Working>(wide, count, rounded);
+        }
+    });
+    return array.dtype == Working ? static_cast<const typename Storage<Working>::Bits*>(array.data) + first : rounded;
 }
 
 // Widens them, and returns how many are NaN or infinite.
