@@ -88,29 +88,8 @@ class Kernels:
     def divergences(
         self, inputs: Sequence[HostArray], working: DType, length: int, count: int, found: array[float]
     ) -> None: ...
-    def count_scores(
-        self,
-        inputs: Sequence[HostArray],
-        score: Score,
-        columns: Sequence[tuple[int, int]],
-        working: DType,
-        level: int,
-        count: int,
-        slots: int,
-        counts: array[int],
-    ) -> None: ...
-    def locate_score(
-        self, inputs: Sequence[HostArray], score: Score, working: DType, key: int, nth: int, count: int
-    ) -> tuple[int, int]: ...
-    def note_scores(
-        self,
-        inputs: Sequence[HostArray],
-        score: Score,
-        mask: Mask,
-        working: DType,
-        start: int,
-        count: int,
-        notes: int,
+    def write_scores(
+        self, inputs: Sequence[HostArray], score: Score, working: DType, count: int, scores: memoryview
     ) -> None: ...
     def nearswap(
         self,

@@ -183,38 +183,14 @@ class Kernels {
         table_->divergences(arrays[0], model, working, length, count, threads_, written);
     }
 
-    // `columns` are (prefix, slot), `counts` is [slots, bins]. `working` is the inputs', not that of the keys.
-    void count_scores(const Inputs& inputs, const Score& score,
-                      const std::vector<std::pair<uint64_t, uint64_t>>& columns, DType working, int level,
-                      uint64_t count, uint64_t slots, const py::buffer& counts) const {
+    // `scores` has a number of the dtype of the arithmetic for each element.
+    void write_scores(const Inputs& inputs, const Score& score, DType working, uint64_t count,
+                      const py::buffer& scores) const {
         const std::vector<Array> arrays = checked(inputs, count);
-        const int bits = level_bits(level);
-        uint64_t* tables = numbers<uint64_t>(counts, slots << bits);
-        std::vector<ScoreColumn> where;
-        for (const auto& [prefix, slot] : columns) {
-            if (slot >= slots) throw std::out_of_range("there is no such slot");
-            where.push_back({prefix, tables + (slot << bits)});
-        }
-        const DType real = working == DType::F64 ? DType::F64 : DType::F32;
+        void* written = working == DType::F64 ? static_cast<void*>(numbers<double>(scores, count))
+                                              : static_cast<void*>(numbers<float>(scores, count));
         const Released released(count);
-        table_->count_scores(arrays, score, where, working, level_shift(real, level), count, threads_);
-    }
-
-    std::pair<uint64_t, int64_t> locate_score(const Inputs& inputs, const Score& score, DType working,
-                                              uint64_t key, uint64_t nth, uint64_t count) const {
-        const std::vector<Array> arrays = checked(inputs, count);
-        const Released released(count);
-        int64_t offset = -1;
-        const uint64_t found =
-            table_->locate_score(arrays, score, working, key, nth, count, threads_, &offset);
-        return {found, offset};
-    }
-
-    void note_scores(const Inputs& inputs, const Score& score, const Mask& mask, DType working,
-                     uint64_t start, uint64_t count, uintptr_t notes) const {
-        const std::vector<Array> arrays = checked(inputs, count);
-        const Released released(count);
-        table_->note_scores(arrays, score, mask, working, start, count, threads_, pointer<uint64_t>(notes));
+        table_->write_scores(arrays, score, working, count, threads_, written);
     }
 
     // Returns how many values are not finite in the base, the model, and the output.
@@ -389,12 +365,7 @@ inline void bind_kernels(py::module_& m) {
         .def("overlaps", &Kernels::overlaps, inputs, py::arg("masks"), working, start, count)
         .def("divergences", &Kernels::divergences, inputs, working, py::arg("length"), count,
              py::arg("found"))
-        .def("count_scores", &Kernels::count_scores, inputs, py::arg("score"), py::arg("columns"), working,
-             py::arg("level"), count, py::arg("slots"), py::arg("counts"))
-        .def("locate_score", &Kernels::locate_score, inputs, py::arg("score"), working, py::arg("key"),
-             py::arg("nth"), count)
-        .def("note_scores", &Kernels::note_scores, inputs, py::arg("score"), py::arg("mask"), working, start,
-             count, py::arg("notes"))
+        .def("write_scores", &Kernels::write_scores, inputs, py::arg("score"), working, count, py::arg("scores"))
         .def("nearswap", &Kernels::nearswap, inputs, py::arg("output"), py::arg("threshold"),
              py::arg("storage_rounding"), working, count)
         .def("gram", &Kernels::gram, inputs, working, py::arg("of_deltas"), py::arg("line"), start, count,

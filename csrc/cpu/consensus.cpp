@@ -37,12 +37,20 @@ void consensus(const Consensus& op, uint64_t start, uint64_t count, int threads,
     const auto merge_with = [&](auto&& merge) {
         merge_blocks(op.entries.size(), count, threads, counts, non_finite, [&](auto... part) { merge(start, part...); });
     };
+    const auto merge_fast = [&](auto dtype, auto rounding) {
+        using Fast = ConsensusFast<dtype(), decltype(rounding)>;
+        if (!Fast::serves(op)) return false;
+        const Fast merger(op);
+        merge_with([&](auto... part) { merger.merge(part...); });
+        return true;
+    };
     with_dtype(op.working, [&](auto dtype) {
+        constexpr bool narrow = sizeof(typename Storage<dtype()>::Bits) == 2;  // others compute as they store
+        if constexpr (narrow) {
+            if (op.storage_rounding && merge_fast(dtype, RoundedTo<dtype()>{})) return;
+        }
         if constexpr (dtype() != DType::F64) {
-            if (ConsensusFast<dtype()>::serves(op)) {
-                const ConsensusFast<dtype()> merger(op);
-                return merge_with([&](auto... part) { merger.merge(part...); });
-            }
+            if ((!op.storage_rounding || !narrow) && merge_fast(dtype, Unrounded{})) return;
         }
         merge_with([&](auto... part) { consensus_general(op, part...); });
     });

@@ -6,42 +6,51 @@
 
 #include "consensus_general.h"
 #include "mask_kernel.h"
+#include "rounding_lanes.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 
-// Steps 1 to 8 for dtypes that compute in float32, without rounding in between.
+// Steps 1 to 8 for dtypes that compute in float32.
 //
-// A tile has two passes: which elements does each model keep, and what becomes of them. In the second, an element that
-// is kept has a vote that is not 0, and nothing is NaN or infinite. Tiles that are not like that are left to
-// consensus_general.
-template <DType Working>
+// A tile has two passes: which elements does each model keep, and what becomes of them. In the second, nothing is NaN or
+// infinite. Tiles that are not like that are left to consensus_general.
+template <DType Working, class Rounding>
 class ConsensusFast {
   public:
     static bool serves(const Consensus& op) {
-        const bool last = weighs_last(op.election);
-        const auto factors = [&](const Entry& entry) { return slack(entry) || scales(entry); };
-        return !(last && (op.lambda != 1 || std::any_of(op.entries.begin(), op.entries.end(), factors))) &&
-               !op.storage_rounding && op.output.dtype == Working && !op.entries.empty() && op.entries.size() <= MANY;
+        return !op.entries.empty() && op.entries.size() <= MANY && std::none_of(op.entries.begin(), op.entries.end(), [&](const Entry& entry) {
+            return (weighs_last(op.election) && slack(entry)) || (ROUNDS && entry.weight == 0);
+        });
     }
 
-    explicit ConsensusFast(const Consensus& op) : op_(op), merge_tile_(merge_for(op)) {
+    explicit ConsensusFast(const Consensus& op) : op_(op) {
+        const bool last = weighs_last(op.election);
         for (const Entry& entry : op.entries) {
-            masks_.emplace_back(entry.mask, entry.weight != 0);
-            const float rescale = static_cast<float>(entry.rescale), weight = static_cast<float>(entry.weight);
-            const uint32_t smallest = first_that(MaskKernel<Working>::SIGN, [&](uint32_t magnitude) {
-                const float scaled = bits_of<float>(magnitude) * rescale;
-                return scaled != 0 && (scaled * weight != 0 || weight == 0 || weighs_last(op.election));
-            });
-            smallest_nonzero_vote_.push_back(smallest > masks_.back().smallest_kept() ? smallest : 0);
+            const float weight = static_cast<float>(entry.weight), rescale = static_cast<float>(entry.rescale);
+            masks_.emplace_back(entry.mask, !ROUNDS && weight != 0);
+            Model model;
+            model.weight = op.wide ? weight : Rounding::round(weight);
+            model.rescale = Rounding::round(rescale);
+            model.of_elements = by_probability(entry);
+            model.scales = rescale != 1 || model.of_elements;
+            model.strength = static_cast<float>(1.0 + entry.vote_slack);
+            model.retain = static_cast<float>(entry.retain_slack);
+            retains_ |= model.retain != 0;
+            const float smallest = bits_of<float>(masks_.back().smallest_kept());
+            const float scaled = Rounding::round(smallest * std::min(model.rescale, 1.0f));
+            model.may_vanish = scaled == 0 || (!last && Rounding::round(scaled * model.weight) == 0);
+            models_.push_back(model);
         }
+        merge_tile_ = merge_for(op, models_);
     }
 
     // Merges elements [first, last) of the chunk; index 0 of the chunk is element `start` of the tensor.
     void merge(uint64_t start, uint64_t first, uint64_t last, Counts* counts, uint64_t* non_finite) const {
+        std::vector<Part> parts(models_.size());
         for (uint64_t at = first; at < last; at += TILE) {
             const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-            if ((this->*merge_tile_)(start, at, width, counts)) continue;
+            if ((this->*merge_tile_)(parts.data(), start, at, width, counts)) continue;
             consensus_general(op_, start, at, at + static_cast<uint64_t>(width), counts, non_finite);
         }
     }
@@ -49,143 +58,95 @@ class ConsensusFast {
   private:
     using Bits = typename Storage<Working>::Bits;
     using Vectors = StorageLanes<Working>;
-    static constexpr size_t MANY = 32;  // models, for which there are no loops of their own
+    static constexpr bool ROUNDS = !std::is_same_v<Rounding, Unrounded>;
     static constexpr Election SLACK = Election::Count;  // stands for votes by count, and for both with slacks
+    static constexpr size_t MANY = 32;                  // models, for which there are no loops of their own
+    static constexpr int STRIP = 4;                     // vectors whose sums are in registers at a time
 
-    // What the task vector of a model is multiplied with: one factor, or one for each element of the tile, ordered.
-    struct Factors {
-        float factor[TILE];
-        int places;  // all bits, or none if they are all the same
-
-        ME_INLINE Floats lanes(int j) const { return load<Floats>(factor + (j & places)); }
+    struct Model {
+        float weight, rescale, strength, retain;
+        bool scales, of_elements;  // is multiplied with a factor, and with one for each element
+        bool may_vanish;  // a vote may be 0 where the mask keeps an element
     };
-    void set_factors(size_t i, uint64_t offset, int width, Factors& factors) const {
-        const Entry& entry = op_.entries[i];
-        factors.places = by_probability(entry) ? -1 : 0;
-        if (!factors.places) return store(factors.factor, every(static_cast<float>(entry.rescale)));
-        float natural[TILE] = {};
-        for (int j = 0; j < width; ++j) natural[j] = inverse<float>(entry.mask.thresholds[offset + j]);
-        for (int at = 0; at < width; at += GROUP) {
-            for (int j = 0; j < HALF; ++j) factors.factor[at + j] = natural[at + Vectors::place(j)];
-            for (int j = HALF; j < GROUP; ++j) factors.factor[at + j] = natural[at + Vectors::place(j)];
-        }
-    }
 
     // Of one model in one tile.
     struct Part {
         const Bits* bits;
-        TileBits kept;
-        const TileBits* votes;
-        Factors rescale;
+        TileBits kept;                // ordered
+        uint64_t survived, voted;     // kept elements that are not 0 once they are scaled, and once they are weighted
+        uint64_t retained, saved;
+        float factor[TILE];           // of each element, ordered, where they differ
+        Bits room[TILE];
     };
+    using Strip = Floats[STRIP];
 
-    // Steps 6 and 7: what the slacks make of an election.
-    template <size_t N>
-    struct Slacks {
-        struct Ballot {
-            Floats margin, magnitude;           // |S| and T
-            Truth positive, plainly_positive;  // the elected sign, with and without slack
-        };
-
-        explicit Slacks(const Consensus& op) : one(op.election == Election::Count ? (Words)every(1.0f) : Words{}) {
-            for (size_t i = 0; i < op.entries.size(); ++i) {
-                strength[i] = every(static_cast<float>(1.0 + op.entries[i].vote_slack));
-                const float slack = static_cast<float>(op.entries[i].retain_slack);
-                retain[i] = every(slack);
-                always[i] = at_least(retain[i], every(1.0f));
-                retains |= slack != 0;
-            }
-        }
-
-        ME_INLINE Ballot count(const Floats (&value)[N], size_t n) const {
-            Floats sum = {}, plain = {}, magnitude = {};
-#pragma GCC unroll 4
-            for (size_t i = 0; i < n; ++i) {
-                const Words sign = (Words)value[i] & 0x80000000u;
-                const Words by_count = ((Words)value[i] & 0x7FFFFFFFu) == 0 ? Words{} : one | sign;
-                const Floats vote = by_sum() ? value[i] : (Floats)by_count;
-                plain += vote;
-                sum += vote * strength[i];
-                magnitude += (Floats)((Words)vote & 0x7FFFFFFFu);
-            }
-            return {(Floats)((Words)sum & 0x7FFFFFFFu), magnitude, at_least(sum, Floats{}), at_least(plain, Floats{})};
-        }
-        // Where an entry is kept that lost narrowly.
-        ME_INLINE Truth narrow(size_t i, const Ballot& ballot) const {
-            return retains ? less(ballot.margin, retain[i] * ballot.magnitude) | always[i] : Truth{};
-        }
-        ME_INLINE bool by_sum() const { return one[0] == 0; }
-
-        Words one;  // the bits of 1 if votes are counted
-        Floats strength[N], retain[N];
-        Truth always[N];
-        bool retains = false;
-    };
-
-    using MergeTile = bool (ConsensusFast::*)(uint64_t, uint64_t, int, Counts*) const;
-    static MergeTile merge_for(const Consensus& op) {
-        switch (op.entries.size()) {
-            case 1: return merge_for<1>(op);
-            case 2: return merge_for<2>(op);
-            case 3: return merge_for<3>(op);
-            case 4: return merge_for<4>(op);
-            default: return merge_for<MANY>(op);
-        }
-    }
-    static bool scales(const Entry& entry) { return entry.rescale != 1 || by_probability(entry); }
     static bool slack(const Entry& entry) { return entry.vote_slack != 0 || entry.retain_slack != 0; }
-    template <size_t N>
-    static MergeTile merge_for(const Consensus& op) {
-        if (op.election == Election::Overlap) return &ConsensusFast::merge_tile<N, false, Election::Overlap, false>;
-        if (op.election == Election::Deltas) return merge_for<N, false, Election::Deltas>(op);
-        if (op.election == Election::Count || std::any_of(op.entries.begin(), op.entries.end(), slack)) {
-            return &ConsensusFast::merge_tile<N, true, SLACK, true>;  // it looks itself whether to normalize
+
+    using MergeTile = bool (ConsensusFast::*)(Part*, uint64_t, uint64_t, int, Counts*) const;
+    static MergeTile merge_for(const Consensus& op, const std::vector<Model>& models) {
+        const bool plain = op.output.dtype == Working && op.lambda == 1 && !ROUNDS &&
+                           std::none_of(models.begin(), models.end(), [](const Model& m) { return m.scales || m.may_vanish; });
+        switch (plain ? models.size() : MANY) {
+            case 1: return merge_for<1, true>(op);
+            case 2: return merge_for<2, true>(op);
+            default: return plain ? merge_for<MANY, true>(op) : merge_for<MANY, false>(op);
         }
-        return op.lambda != 1 || std::any_of(op.entries.begin(), op.entries.end(), scales) ? merge_for<N, true>(op)
-                                                                                           : merge_for<N, false>(op);
     }
-    template <size_t N, bool Scales>
+    template <size_t N, bool Plain>
     static MergeTile merge_for(const Consensus& op) {
-        return op.election == Election::None ? merge_for<N, Scales, Election::None>(op)
-                                             : merge_for<N, Scales, Election::Sum>(op);
-    }
-    template <size_t N, bool Scales, Election How>
-    static MergeTile merge_for(const Consensus& op) {
-        return op.normalize ? &ConsensusFast::merge_tile<N, Scales, How, true>
-                            : &ConsensusFast::merge_tile<N, Scales, How, false>;
+        switch (op.election) {
+            case Election::None: return &ConsensusFast::merge_tile<N, Plain, Election::None>;
+            case Election::Deltas: return &ConsensusFast::merge_tile<N, Plain, Election::Deltas>;
+            case Election::Overlap: return &ConsensusFast::merge_tile<N, Plain, Election::Overlap>;
+            default:
+                return op.election == Election::Count || std::any_of(op.entries.begin(), op.entries.end(), slack)
+                           ? &ConsensusFast::merge_tile<MANY, false, SLACK>
+                           : &ConsensusFast::merge_tile<N, Plain, Election::Sum>;
+        }
     }
 
     // False, with nothing counted, if the tile is not as it must be.
-    template <size_t N, bool Scales, Election How, bool Normalize>
-    bool merge_tile(uint64_t start, uint64_t at, int width, Counts* counts) const {
-        const size_t n = N == MANY ? op_.entries.size() : N;
-        Bits room[N + 2][TILE];
-        const Bits* base = whole_groups<Working>(op_.base, at, width, room[N]);
-        Bits* merged = width % GROUP ? room[N + 1] : static_cast<Bits*>(op_.output.data) + at;
-        static constexpr TileBits none = {};
-        Part parts[N];
+    template <size_t N, bool Plain, Election How>
+    bool merge_tile(Part* parts, uint64_t start, uint64_t at, int width, Counts* counts) const {
+        Bits base_room[TILE], room[TILE];
+        float wide[TILE];
+        const Bits* base = whole_groups<Working>(op_.base, at, width, base_room);
         Ints largest = {};
-        for (size_t i = 0; i < n; ++i) {
+        for (size_t i = 0; i < models_.size(); ++i) {
             Part& part = parts[i];
-            part.bits = whole_groups<Working>(op_.entries[i].model, at, width, room[i]);
+            const Entry& entry = op_.entries[i];
+            part.bits = whole_groups<Working>(entry.model, at, width, part.room);
             masks_[i].keep(part.bits, base, start + at, at, width, part.kept, largest);
-            part.votes = op_.entries[i].weight != 0 || weighs_last(How) ? &part.kept : &none;
-            const uint32_t needed = smallest_nonzero_vote_[i];
-            if (needed && masks_[i].any_below(needed, part.bits, base, width)) return false;
-            if (Scales) set_factors(i, at, width, part.rescale);
+            part.survived = part.voted = part.retained = part.saved = 0;
+            if (by_probability(entry)) order_factors(entry.mask.thresholds + at, width, part.factor);
         }
-        uint64_t retained[N] = {}, saved[N] = {};
-        if (any_at_least(largest, StorageLanes<DType::F32>::INFINITE)) return false;
-        if (!merge_groups<N, Scales, How, Normalize>(parts, base, width, merged, retained, saved)) return false;
-        for (size_t i = 0; i < n; ++i) {
-            counts[i].kept += static_cast<uint64_t>(parts[i].kept.size());
-            if (elects(How)) counts[i].lost += static_cast<uint64_t>(parts[i].votes->size()) - retained[i];
-            counts[i].saved += saved[i];
+        if (any_at_least(largest, smallest_infinite<Rounding>())) return false;
+        const bool direct = op_.output.dtype == Working;
+        Bits* output = static_cast<Bits*>(op_.output.data) + at;
+        Bits* merged = direct && width % GROUP == 0 ? output : room;
+        if (!merge_groups<N, Plain, How>(parts, base, width, merged, direct ? nullptr : wide)) return false;
+        if (!direct) {
+            if (store_tile(op_.output, at, width, wide) > 0) return false;
+        } else if (merged != output) {
+            std::memcpy(output, merged, static_cast<size_t>(width) * sizeof(Bits));
         }
-        if (width % GROUP) {
-            std::memcpy(static_cast<Bits*>(op_.output.data) + at, merged, static_cast<size_t>(width) * sizeof(Bits));
+        for (size_t i = 0; i < models_.size(); ++i) {
+            const Part& part = parts[i];
+            const uint64_t kept = static_cast<uint64_t>(part.kept.size());
+            counts[i].kept += models_[i].may_vanish ? part.survived : kept;
+            if (elects(How)) counts[i].lost += (models_[i].may_vanish ? part.voted : kept) - part.retained;
+            counts[i].saved += part.saved;
         }
         return true;
+    }
+
+    static void order_factors(const uint32_t* thresholds, int width, float* factor) {
+        float natural[TILE] = {};
+        for (int j = 0; j < width; ++j) natural[j] = inverse<float>(thresholds[j]);
+        for (int at = 0; at < width; at += GROUP) {
+            for (int j = 0; j < HALF; ++j) factor[at + j] = natural[at + Vectors::place(j)];
+            for (int j = HALF; j < GROUP; ++j) factor[at + j] = natural[at + Vectors::place(j)];
+        }
     }
 
     // The group of the next tile: the first pass would wait for it, the second has time.
@@ -196,102 +157,229 @@ class ConsensusFast {
     }
 
     static constexpr bool elects(Election how) { return how == Election::Sum || how == SLACK || how == Election::Deltas; }
+    static ME_INLINE Floats rounded(Floats v) { return round_lanes<Rounding>(v); }
+    // Of what may be wide.
+    ME_INLINE Floats narrow(Floats v) const { return ROUNDS && !op_.wide ? rounded(v) : v; }
 
-    // Steps 5 to 8, or 21. False if there are values that are not finite.
-    template <size_t N, bool Scales, Election How, bool Normalize>
-    bool merge_groups(const Part (&parts)[N], const Bits* base, int width, Bits* merged,
-                      uint64_t (&retained)[N], [[maybe_unused]] uint64_t (&saved)[N]) const {
-        const Floats zero = {};
-        const Floats divisor = every(static_cast<float>(op_.divisor));
-        [[maybe_unused]] const Floats lambda = every(static_cast<float>(op_.lambda));
-        const size_t n = N == MANY ? op_.entries.size() : N;
-        Floats weight[N];
-        for (size_t i = 0; i < n; ++i) weight[i] = every(static_cast<float>(op_.entries[i].weight));
-        [[maybe_unused]] const Slacks<N> slacks(op_);
-        const auto merged_lanes = [&](auto half, int at, int j) {
-            const int place = at + half() * HALF + j;
-            const Floats b = Vectors::template load<half()>(base + at, j);
-            Floats value[N], sum = zero;
-#pragma GCC unroll 4
-            for (size_t i = 0; i < n; ++i) {
-                const Floats delta = Vectors::template load<half()>(parts[i].bits + at, j) - b;
-                const Floats scaled = Scales ? delta * parts[i].rescale.lanes(place) : delta;
-                const Floats vote = weighs_last(How) ? scaled : scaled * weight[i];
-                value[i] = where(parts[i].votes->lanes(place), vote, zero);
-                sum = i == 0 ? value[i] : sum + value[i];
-            }
-            Floats mean = sum;
-            if (How == Election::Overlap) {
-                Ints keeping = {};
-#pragma GCC unroll 4
-                for (size_t i = 0; i < n; ++i) keeping = count(keeping, parts[i].votes->lanes(place));
-                const Floats number = __builtin_convertvector(keeping, Floats);
-                const Truth several = less(Ints{} + 1, keeping);
-                mean = zero;
-#pragma GCC unroll 4
-                for (size_t i = 0; i < n; ++i) {
-                    const Floats part = where(several, value[i] / number, value[i] * weight[i]);
-                    mean = where(parts[i].votes->lanes(place), mean + part, mean);
-                }
-            } else if (How == Election::Deltas) {
-                Floats weights = zero;
-                mean = zero;
-#pragma GCC unroll 4
-                for (size_t i = 0; i < n; ++i) {
-                    const Truth stays = of_one_sign(parts[i].votes->lanes(place), value[i], sum);
-                    mean = where(stays, mean + value[i] * weight[i], mean);
-                    if (Normalize) weights = where(stays, weights + weight[i], weights);
-                    retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));
-                }
-                if (Normalize) mean = where(differ(weights, zero), mean / weights, mean);
-            } else if (How == SLACK) {
-                Floats weights = zero;
-                const auto ballot = slacks.count(value, n);
-                mean = zero;
-#pragma GCC unroll 4
-                for (size_t i = 0; i < n; ++i) {
-                    const Truth votes = parts[i].votes->lanes(place), negative = less((Ints)value[i], Ints{});
-                    const Truth stays = votes & ((negative ^ ballot.positive) | slacks.narrow(i, ballot));
-                    mean = where(stays, mean + value[i], mean);
-                    weights = where(stays, weights + weight[i], weights);
-                    retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));
-                    const Truth in_spite = stays & ~(negative ^ ballot.plainly_positive);
-                    saved[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(in_spite)));
-                }
-                if (op_.normalize) mean = where(differ(weights, zero), mean / weights, mean);
-            } else if (How == Election::Sum) {
-                Floats weights = zero;
-#pragma GCC unroll 4
-                for (size_t i = 0; i < n; ++i) {
-                    const Truth stays = of_one_sign(parts[i].votes->lanes(place), value[i], sum);
-                    mean = i == 0 ? where(stays, value[i], zero) : where(stays, mean + value[i], mean);
-                    if (Normalize) weights = where(stays, i == 0 ? weight[i] : weights + weight[i], weights);
-                    retained[i] += static_cast<uint64_t>(__builtin_popcountll(bits_of_lanes(stays)));
-                }
-                if (Normalize) mean = where(differ(weights, zero), mean / weights, mean);
-            } else if (Normalize) {
-                mean /= divisor;
-            }
-            return Scales ? b + mean * lambda : b + mean;
-        };
+    // Writes the result to `merged`, or in float and in natural order to `wide` if that is given. False if there are
+    // values that are not finite in `merged`.
+    template <size_t N, bool Plain, Election How>
+    bool merge_groups(Part* parts, const Bits* base, int width, Bits* merged, float* wide) const {
         typename Vectors::Magnitudes largest = {};
         for (int at = 0; at < width; at += GROUP) {
             prefetch(base + at + TILE);
-            for (size_t i = 0; i < n; ++i) prefetch(parts[i].bits + at + TILE);
-#pragma GCC unroll 8
-            for (int j = 0; j < HALF; j += LANES) {
-                const Floats first = merged_lanes(std::integral_constant<int, 0>{}, at, j);
-                const Floats second = merged_lanes(std::integral_constant<int, 1>{}, at, j);
-                largest = larger(largest, Vectors::store(first, second, merged + at, j));
+            for (size_t i = 0; i < models_.size(); ++i) prefetch(parts[i].bits + at + TILE);
+            float ordered[GROUP];
+            for (int j = 0; j < HALF; j += STRIP / 2 * LANES) {
+                Strip b, result;
+                load_strip(base + at, j, b);
+                merge_strip<N, Plain, How>(parts, at, j, b, result);
+#pragma GCC unroll 2
+                for (int v = 0; v < STRIP / 2; ++v) {
+                    const int place = j + v * LANES;
+                    if (!Plain && wide) {
+                        store(ordered + place, result[2 * v]), store(ordered + HALF + place, result[2 * v + 1]);
+                    } else {
+                        const auto stored = Vectors::store(result[2 * v], result[2 * v + 1], merged + at, place);
+                        largest = larger(largest, stored);
+                    }
+                }
+            }
+            if (!Plain && wide) {
+                for (int j = 0; j < HALF; ++j) {
+                    wide[at + Vectors::place(j)] = ordered[j], wide[at + Vectors::place(HALF + j)] = ordered[HALF + j];
+                }
             }
         }
         return !any_at_least(largest, Vectors::INFINITE);
     }
 
+    // A strip takes turns between the halves of a group. Where its vectors are in the order of elements:
+    static constexpr int place(int v, int j) { return v % 2 * HALF + j + v / 2 * LANES; }
+    static ME_INLINE void load_strip(const Bits* group, int j, Strip& strip) {
+#pragma GCC unroll 2
+        for (int v = 0; v < STRIP; v += 2) {
+            strip[v] = Vectors::template load<0>(group, j + v / 2 * LANES);
+            strip[v + 1] = Vectors::template load<1>(group, j + v / 2 * LANES);
+        }
+    }
+
+    // Steps 5 to 8, or 21.
+    template <size_t N, bool Plain, Election How>
+    ME_INLINE void merge_strip(Part* parts, int at, int j, const Strip& b, Strip& result) const {
+        const size_t n = N == MANY ? models_.size() : N;
+        Strip values[N], sum = {}, mean = {}, weights = {};
+#pragma GCC unroll 2
+        for (size_t i = 0; i < n; ++i) {
+            weigh<Plain, How>(models_[i], parts[i], at, j, b, values[i]);
+#pragma GCC unroll 4
+            for (int v = 0; v < STRIP; ++v) {
+                sum[v] += values[i][v];
+            }
+        }
+        if constexpr (How == Election::Sum || How == Election::Deltas) {
+            retain<N, How>(parts, values, sum, mean, weights);
+        } else if constexpr (How == SLACK) {
+            retain_with_slacks(parts, values, mean, weights);
+        } else if constexpr (How == Election::Overlap) {
+            add_overlapping(values, mean);
+        } else {
+            for (int v = 0; v < STRIP; ++v) mean[v] = sum[v], weights[v] = every(static_cast<float>(op_.divisor));
+        }
+        const bool divides = op_.normalize && How != Election::Overlap;
+        const Floats lambda = every(static_cast<float>(op_.lambda)), one = every(1.0f);
+#pragma GCC unroll 4
+        for (int v = 0; v < STRIP; ++v) {
+            Floats m = narrow(mean[v]);
+            if (divides) {
+                const Floats divisor = How == Election::None ? weights[v] : rounded(weights[v]);
+                m = narrow(m / where(differ(divisor, Floats{}), divisor, one));
+            }
+            if (!Plain && op_.lambda != 1) m = narrow(m * lambda);
+            result[v] = narrow(b[v] + m);
+        }
+    }
+
+    // Step 5: v of a model.
+    template <bool Plain, Election How>
+    ME_INLINE void weigh(const Model& model, Part& part, int at, int j, const Strip& b, Strip& value) const {
+        const Floats zero = {}, rescale = every(model.rescale), weight = every(model.weight);
+        Strip x;
+        load_strip(part.bits + at, j, x);
+        uint64_t survived = 0, voted = 0;
+#pragma GCC unroll 4
+        for (int v = 0; v < STRIP; ++v) {
+            const Truth kept = part.kept.lanes(at + place(v, j));
+            Floats scaled = rounded(x[v] - b[v]);
+            if (!Plain && model.of_elements) {
+                scaled = rounded(scaled * load<Floats>(part.factor + at + place(v, j)));
+            } else if (!Plain && model.scales) {
+                scaled = rounded(scaled * rescale);
+            }
+            const Floats vote = weighs_last(How) ? scaled : rounded(scaled * weight);
+            value[v] = where(kept, vote, zero);
+            if (!Plain && model.may_vanish) {
+                survived |= bits_of_lanes(kept & differ(scaled, zero)) << v * LANES;
+                voted |= bits_of_lanes(differ(value[v], zero)) << v * LANES;
+            }
+        }
+        if (!Plain && model.may_vanish) part.survived += size(survived), part.voted += size(voted);
+    }
+
+    // Step 7 for votes that are the values themselves. A value that agrees is positive once the sign of the sum is taken
+    // away from both; a sum of 0 elects +. What is not a number stays, so that it is seen in the output.
+    template <size_t N, Election How>
+    ME_INLINE void retain(Part* parts, const Strip (&values)[N], const Strip& sum, Strip& mean, Strip& weights) const {
+        const size_t n = N == MANY ? models_.size() : N;
+        const Floats zero = {};
+        Words sign[STRIP];
+#pragma GCC unroll 4
+        for (int v = 0; v < STRIP; ++v) sign[v] = (Words)rounded(sum[v]) & 0x80000000u;
+#pragma GCC unroll 2
+        for (size_t i = 0; i < n; ++i) {
+            const Floats weight = every(models_[i].weight);
+            uint64_t retained = 0;
+#pragma GCC unroll 4
+            for (int v = 0; v < STRIP; ++v) {
+                const Floats value = (Floats)((Words)values[i][v] ^ sign[v]);
+                const Truth stays = not_at_most(value, zero);
+                const Floats part = How == Election::Deltas ? rounded(value * weight) : value;
+                mean[v] = i == 0 ? where(stays, part, zero) : where(stays, mean[v] + part, mean[v]);
+                weights[v] = i == 0 ? where(stays, weight, zero) : where(stays, weights[v] + weight, weights[v]);
+                retained |= bits_of_lanes(stays) << v * LANES;
+            }
+            parts[i].retained += size(retained);
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < STRIP; ++v) {
+            mean[v] = (Floats)((Words)mean[v] ^ sign[v]);
+            if (How == Election::Deltas) mean[v] += zero;  // there may be weights of 0, and a sum of them is not -0
+        }
+    }
+
+    // Steps 6 and 7 with slacks, or with votes by count.
+    template <size_t N>
+    ME_INLINE void retain_with_slacks(Part* parts, const Strip (&values)[N], Strip& mean, Strip& weights) const {
+        const size_t n = N == MANY ? models_.size() : N;
+        const bool by_count = op_.election == Election::Count;
+        Strip sum = {}, plain = {}, magnitude = {};
+#pragma GCC unroll 2
+        for (size_t i = 0; i < n; ++i) {
+            const Floats strength = every(models_[i].strength);
+#pragma GCC unroll 4
+            for (int v = 0; v < STRIP; ++v) {
+                const Floats value = values[i][v];
+                const Floats one = (Floats)(((Words)value & 0x80000000u) | (Words)every(1.0f));
+                const Floats vote = by_count ? where(differ(value, Floats{}), one, Floats{}) : value;
+                plain[v] += vote;
+                sum[v] += vote * strength;
+                magnitude[v] += absolute(vote);
+            }
+        }
+        Truth positive[STRIP], plainly[STRIP];
+        Strip margin;
+#pragma GCC unroll 4
+        for (int v = 0; v < STRIP; ++v) {
+            positive[v] = at_least(rounded(sum[v]), Floats{});
+            plainly[v] = at_least(rounded(plain[v]), Floats{});
+            margin[v] = absolute(rounded(sum[v]));
+            mean[v] = sum[v] - sum[v];
+        }
+#pragma GCC unroll 2
+        for (size_t i = 0; i < n; ++i) {
+            const Floats weight = every(models_[i].weight), slack = every(models_[i].retain);
+            const Truth always = at_least(slack, every(1.0f));
+            uint64_t retained = 0, saved = 0;
+#pragma GCC unroll 4
+            for (int v = 0; v < STRIP; ++v) {
+                const Floats value = values[i][v];
+                const Truth votes = differ(value, Floats{}), negative = less(value, Floats{});
+                Truth stays = negative ^ positive[v];
+                if (retains_) stays = stays | less(margin[v], slack * magnitude[v]) | always;
+                stays = stays & votes;
+                mean[v] = where(stays, mean[v] + value, mean[v]);
+                weights[v] = where(stays, weights[v] + weight, weights[v]);
+                retained |= bits_of_lanes(stays) << v * LANES;
+                saved |= bits_of_lanes(stays & ~(negative ^ plainly[v])) << v * LANES;
+            }
+            parts[i].retained += size(retained);
+            parts[i].saved += size(saved);
+        }
+    }
+
+    // Step 21.
+    template <size_t N>
+    ME_INLINE void add_overlapping(const Strip (&values)[N], Strip& mean) const {
+        const size_t n = N == MANY ? models_.size() : N;
+        Ints keeping[STRIP] = {};
+#pragma GCC unroll 2
+        for (size_t i = 0; i < n; ++i) {
+#pragma GCC unroll 4
+            for (int v = 0; v < STRIP; ++v) {
+                keeping[v] = count(keeping[v], differ(values[i][v], Floats{}));
+            }
+        }
+#pragma GCC unroll 2
+        for (size_t i = 0; i < n; ++i) {
+            const Floats weight = every(models_[i].weight);
+#pragma GCC unroll 4
+            for (int v = 0; v < STRIP; ++v) {
+                const Floats value = values[i][v];
+                const Floats shared = rounded(value / __builtin_convertvector(keeping[v], Floats));
+                const Floats part = where(less(Ints{} + 1, keeping[v]), shared, narrow(value * weight));
+                mean[v] = where(differ(value, Floats{}), mean[v] + part, mean[v]);
+            }
+        }
+    }
+
+    static ME_INLINE Floats absolute(Floats v) { return (Floats)((Words)v & 0x7FFFFFFFu); }
+    static ME_INLINE uint64_t size(uint64_t set) { return static_cast<uint64_t>(__builtin_popcountll(set)); }
+
     const Consensus& op_;
     std::vector<MaskKernel<Working>> masks_;
-    std::vector<uint32_t> smallest_nonzero_vote_;  // smallest magnitude whose weighted vote is not 0; 0: not to check
-    const MergeTile merge_tile_;
+    std::vector<Model> models_;
+    bool retains_ = false;
+    MergeTile merge_tile_;
 };
 
 }  // namespace ME_ISA

@@ -212,8 +212,10 @@ class ConsensusGeneral {
 void consensus_general(const Consensus& op, uint64_t start, uint64_t first, uint64_t last, Counts* counts,
                uint64_t* non_finite) {
     with_dtype(op.working, [&](auto dtype) {
-        if (op.storage_rounding) {
-            ConsensusGeneral<dtype(), RoundedTo<dtype()>>(op).merge(start, first, last, counts, non_finite);
+        constexpr bool narrow = sizeof(typename Storage<dtype()>::Bits) == 2;  // others compute as they store
+        using Rounding = std::conditional_t<narrow, RoundedTo<dtype()>, Unrounded>;
+        if (op.storage_rounding && narrow) {
+            ConsensusGeneral<dtype(), Rounding>(op).merge(start, first, last, counts, non_finite);
         } else {
             ConsensusGeneral<dtype(), Unrounded>(op).merge(start, first, last, counts, non_finite);
         }

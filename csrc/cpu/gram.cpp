@@ -14,10 +14,16 @@ namespace ME_ISA {
 namespace {
 
 constexpr int DOUBLES = VECTOR_BYTES / 8;
+constexpr size_t CACHED = 4096;  // numbers that stay in the first-level cache
 constexpr int COLUMNS = 512;  // lines whose sums stay in the first-level cache, with the elements of a row
 
+template <bool Exact>
+ME_INLINE Doubles add_product(Doubles sum, Doubles a, Doubles b) {
+    return Exact ? add_exact_product(sum, a, b) : sum + a * b;
+}
+
 // Adds the products of x with each of y to their running sums. `width` is whole groups.
-template <int Y>
+template <int Y, bool Exact>
 ME_INLINE void add_products(const double* x, const double* const* y, int width, LaneSum* sums) {
     for (int lane = 0; lane < GROUP; lane += 2 * DOUBLES) {
         Doubles low[Y], high[Y];
@@ -27,8 +33,8 @@ ME_INLINE void add_products(const double* x, const double* const* y, int width, 
         for (int at = lane; at < width; at += GROUP) {
             const Doubles x_low = load<Doubles>(x + at), x_high = load<Doubles>(x + at + DOUBLES);
             for (int i = 0; i < Y; ++i) {
-                low[i] += x_low * load<Doubles>(y[i] + at);
-                high[i] += x_high * load<Doubles>(y[i] + at + DOUBLES);
+                low[i] = add_product<Exact>(low[i], x_low, load<Doubles>(y[i] + at));
+                high[i] = add_product<Exact>(high[i], x_high, load<Doubles>(y[i] + at + DOUBLES));
             }
         }
         for (int i = 0; i < Y; ++i) {
@@ -45,9 +51,10 @@ class Vectors {
         : inputs_(inputs),
           of_deltas_(of_deltas),
           size_(inputs.size() - (of_deltas ? 1 : 0)),
-          values_(size_ * TILE),
+          run_(std::clamp<uint64_t>(CACHED / size_ / GROUP * GROUP, COLUMNS, TILE)),
+          values_(size_ * run_ / GROUP),
           sums_(pairs()) {
-        for (size_t i = 0; i < size_; ++i) rows_.push_back(values_.data() + i * TILE);
+        for (size_t i = 0; i < size_; ++i) rows_.push_back(values_[i * run_ / GROUP].value);
     }
 
     size_t pairs() const { return size_ * (size_ + 1) / 2; }
@@ -55,8 +62,8 @@ class Vectors {
     // The sums over elements [first, last): element j belongs to the running sum j % SUM_LANES.
     void sum_run(uint64_t first, uint64_t last, double* sums) {
         for (LaneSum& sum : sums_) sum = {};
-        for (uint64_t at = first; at < last; at += TILE) {
-            const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+        for (uint64_t at = first; at < last; at += run_) {
+            const int width = static_cast<int>(std::min<uint64_t>(run_, last - at));
             load_groups(at, width);
             LaneSum* sum = sums_.data();
             for (size_t i = 0; i < size_; ++i) sum = add_row(i, (width + GROUP - 1) / GROUP * GROUP, sum);
@@ -97,10 +104,10 @@ class Vectors {
         for (size_t k = i; k < size_;) {
             const size_t some = std::min<size_t>(size_ - k, 4);
             switch (some) {
-                case 1: add_products<1>(rows_[i], rows_.data() + k, width, sum); break;
-                case 2: add_products<2>(rows_[i], rows_.data() + k, width, sum); break;
-                case 3: add_products<3>(rows_[i], rows_.data() + k, width, sum); break;
-                default: add_products<4>(rows_[i], rows_.data() + k, width, sum);
+                case 1: add_products<1, LANED>(rows_[i], rows_.data() + k, width, sum); break;
+                case 2: add_products<2, LANED>(rows_[i], rows_.data() + k, width, sum); break;
+                case 3: add_products<3, LANED>(rows_[i], rows_.data() + k, width, sum); break;
+                default: add_products<4, LANED>(rows_[i], rows_.data() + k, width, sum);
             }
             k += some, sum += some;
         }
@@ -162,7 +169,12 @@ class Vectors {
     const std::vector<Array>& inputs_;
     const bool of_deltas_;
     const size_t size_;
-    std::vector<double> values_, columns_;
+    const uint64_t run_;  // elements at a time
+    struct alignas(VECTOR_BYTES) Group {
+        double value[GROUP];
+    };
+    std::vector<Group> values_;
+    std::vector<double> columns_;
     std::vector<double*> rows_;
     std::vector<LaneSum> sums_;
 };

@@ -104,12 +104,24 @@ static ME_INLINE Doubles high_doubles(Floats v) {
 #endif
 }
 
+// sum + a * b, where the product is exact, so that it does not matter whether it is rounded.
+static ME_INLINE Doubles add_exact_product(Doubles sum, Doubles a, Doubles b) {
+#if defined(__AVX512F__)
+    return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
+#elif defined(__FMA__)
+    return (Doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#else
+    return sum + a * b;
+#endif
+}
+
 // In which lanes something holds. The operators & | ^ ~ work on it.
 #if defined(__AVX512F__)
 using Truth = __mmask16;
 static ME_INLINE Truth differ(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
 static ME_INLINE Truth less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 static ME_INLINE Truth at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+static ME_INLINE Truth not_at_most(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
 static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) {
     return _mm512_mask_cmpge_epi32_mask(among, (__m512i)((Ints)a ^ (Ints)b), __m512i{});
 }
@@ -130,6 +142,7 @@ using Truth = Ints;  // -1 where it holds, else 0
 static ME_INLINE Truth differ(Floats a, Floats b) { return a != b; }
 static ME_INLINE Truth less(Floats a, Floats b) { return a < b; }
 static ME_INLINE Truth at_least(Floats a, Floats b) { return a >= b; }
+static ME_INLINE Truth not_at_most(Floats a, Floats b) { return ~(a <= b); }
 static ME_INLINE Truth of_one_sign(Truth among, Floats a, Floats b) { return among & (((Ints)a ^ (Ints)b) >= 0); }
 static ME_INLINE Truth less(Words a, Words b) { return a < b; }
 static ME_INLINE Truth less(Ints a, Ints b) { return a < b; }

@@ -116,13 +116,6 @@ class MaskKernel {
         }
         return DrawnBelow(keys_, index, count).than(thresholds, first_bits(count));
     }
-    // Whether task vector entries other than 0 have magnitudes below a limit.
-    bool any_below(Magnitude limit, const Bits* model, const Bits* base, int count) const {
-        Ints largest = {};
-        TileBits below;
-        scan<false, false>(model, base, count, not_zero({0, limit}), below, 0, below, largest);
-        return !below.empty();
-    }
     // A lower bound of the magnitudes that are kept and not zero, from the dtype and the band.
     Magnitude smallest_kept() const {
         return std::max(band_.first, bits_of<Magnitude>(Storage<Working>::template load<Real>(1)));

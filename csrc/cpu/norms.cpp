@@ -4,6 +4,7 @@
 
 #include "primitives.h"
 #include "mask_kernel.h"
+#include "rounding_lanes.h"
 #include "storage_lanes.h"
 #include "sums.h"
 
@@ -16,35 +17,28 @@ struct Sums {
     double before, after;
 };
 
-template <DType Working, class Rounding, bool Squared>
-Sums sums_of_block(const Array& base, const Array& model, const MaskKernel<Working>& mask, uint64_t start,
-                   uint64_t first, uint64_t last, uint64_t* notes) {
-    typename RealOf<Working>::Type b[TILE], magnitudes[TILE];
+// In float64, where no rounding is left to do.
+template <bool Squared>
+Sums wide_sums_of_block(const Array& base, const Array& model, const MaskKernel<DType::F64>& mask, uint64_t start,
+                        uint64_t first, uint64_t last, uint64_t* notes) {
+    double b[TILE], deltas[TILE], terms[TILE];
     uint32_t kept[TILE];
     LaneSum before, after;
     for (uint64_t at = first; at < last; at += TILE) {
         const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-        load_tile<Working>(base, at, n, b);
-        mask.template read<Rounding>(model, b, start + at, at, n, magnitudes, kept);
+        load_tile<DType::F64>(base, at, n, b);
+        mask.read<Unrounded>(model, b, start + at, at, n, deltas, kept);
         if (notes) note(bits_where(n, [&](int j) { return less(Words{}, load<Words>(kept + j)); }), at, notes);
-        double terms[TILE];
-        for (int j = 0; j < n; ++j) {
-            const auto d = magnitudes[j];
-            if (Squared && std::is_same_v<Rounding, Unrounded>) {
-                terms[j] = static_cast<double>(d) * static_cast<double>(d);
-            } else {
-                terms[j] = static_cast<double>(Squared ? Rounding::round(d * d) : d < 0 ? -d : d);
-            }
-        }
+        for (int j = 0; j < n; ++j) terms[j] = Squared ? deltas[j] * deltas[j] : deltas[j] < 0 ? -deltas[j] : deltas[j];
         before.add(n, [&](int j) { return terms[j]; });
         after.add(n, [&](int j) { return kept[j] ? terms[j] : 0.0; });
     }
     return {before.total(), after.total()};
 }
 
-// The same for dtypes that compute in float32 and without rounding: the running sums of a block are ordered.
-template <DType Working, bool Squared>
-class PlainSums {
+// The same for dtypes that compute in float32: the running sums of a block are ordered.
+template <DType Working, class Rounding, bool Squared>
+class OrderedSums {
   public:
     void add(const typename Storage<Working>::Bits* model, const typename Storage<Working>::Bits* base,
              const TileBits& kept, int count) {
@@ -67,15 +61,17 @@ class PlainSums {
         Doubles low = load<Doubles>(before_ + lane), high = load<Doubles>(before_ + lane + LANES / 2);
         Doubles kept_low = load<Doubles>(after_ + lane), kept_high = load<Doubles>(after_ + lane + LANES / 2);
         for (int at = 0; at < count; at += GROUP) {
-            const Floats delta = Vectors::template load<H>(model + at, j) - Vectors::template load<H>(base + at, j);
-            if (Squared) {
+            const Floats delta = round_lanes<Rounding>(Vectors::template load<H>(model + at, j) -
+                                                       Vectors::template load<H>(base + at, j));
+            if (Squared && std::is_same_v<Rounding, Unrounded>) {
                 const Doubles first = low_doubles(delta), last = high_doubles(delta);
                 const Floats stays = where(kept.lanes(at + lane), delta, Floats{});
                 const Doubles kept_first = low_doubles(stays), kept_last = high_doubles(stays);
                 low += first * first, high += last * last;
                 kept_low += kept_first * kept_first, kept_high += kept_last * kept_last;
             } else {
-                const Floats magnitude = (Floats)((Words)delta & 0x7FFFFFFFu);
+                const Floats magnitude = Squared ? round_lanes<Rounding>(delta * delta)
+                                                 : (Floats)((Words)delta & 0x7FFFFFFFu);
                 low += low_doubles(magnitude), high += high_doubles(magnitude);
                 add_among(kept.lanes(at + lane), magnitude, kept_low, kept_high);
             }
@@ -92,11 +88,11 @@ class PlainSums {
     double before_[SUM_LANES] = {}, after_[SUM_LANES] = {};
 };
 
-template <DType Working, bool Squared>
-Sums plain_sums_of_block(const Array& base, const Array& model, const MaskKernel<Working>& mask, uint64_t start,
+template <DType Working, class Rounding, bool Squared>
+Sums sums_of_block(const Array& base, const Array& model, const MaskKernel<Working>& mask, uint64_t start,
                          uint64_t first, uint64_t last, uint64_t* notes) {
     typename Storage<Working>::Bits base_room[TILE], model_room[TILE];
-    PlainSums<Working, Squared> sums;
+    OrderedSums<Working, Rounding, Squared> sums;
     TileBits kept;
     Ints largest = {};
     for (uint64_t at = first; at < last; at += TILE) {
@@ -129,8 +125,8 @@ void sums_of(const Array& base, const std::vector<Array>& models, const std::vec
     sum_blocks(count, 2 * models.size(), threads, sums, [&](uint64_t first, uint64_t last, double* out) {
         for (size_t m = 0; m < models.size(); ++m) {
             Sums found;
-            if constexpr (Working != DType::F64 && std::is_same_v<Rounding, Unrounded>) {
-                found = plain_sums_of_block<Working, Squared>(base, models[m], kernels[m], start, first, last, notes[m]);
+            if constexpr (Working == DType::F64) {
+                found = wide_sums_of_block<Squared>(base, models[m], kernels[m], start, first, last, notes[m]);
             } else {
                 found = sums_of_block<Working, Rounding, Squared>(base, models[m], kernels[m], start, first, last,
                                                                   notes[m]);
@@ -146,8 +142,12 @@ void sums_as(const Array& base, const std::vector<Array>& models, const std::vec
              const std::vector<uint64_t*>& notes, DType working, bool storage_rounding, uint64_t start, uint64_t count,
              int threads, double* sums) {
     with_dtype(working, [&](auto dtype) {
-        if (storage_rounding) {
-            sums_of<dtype(), RoundedTo<dtype()>, Squared>(base, models, masks, notes, start, count, threads, sums);
+        // A magnitude of 32 bits, and any number of 64, is rounded already.
+        constexpr bool narrow = sizeof(typename Storage<dtype()>::Bits) == 2;
+        constexpr bool may_round = narrow || (Squared && dtype() == DType::F32);
+        using Rounding = std::conditional_t<may_round, RoundedTo<dtype()>, Unrounded>;
+        if (storage_rounding && may_round) {
+            sums_of<dtype(), Rounding, Squared>(base, models, masks, notes, start, count, threads, sums);
         } else {
             sums_of<dtype(), Unrounded, Squared>(base, models, masks, notes, start, count, threads, sums);
         }

@@ -23,12 +23,6 @@ struct Sought {
     std::vector<uint64_t> ranks;
 };
 
-// The same for keys of a score.
-struct ScoreColumn {
-    uint64_t prefix;
-    uint64_t* counts;
-};
-
 struct Primitives {
     // Adds to each column's counts[bin] the number of elements whose key, shifted right by `shift`, falls in the bin.
     void (*count_keys)(const Array& base, const std::vector<KeyColumn>& columns, DType working, int shift,
@@ -65,15 +59,9 @@ struct Primitives {
     void (*divergences)(const Array& base, const Array& model, DType working, uint64_t length, uint64_t count,
                         int threads, double* found);
 
-    // The same as count_keys and locate for the keys of a score; inputs begin with the base.
-    void (*count_scores)(const std::vector<Array>& inputs, const Score& score, const std::vector<ScoreColumn>& columns,
-                         DType working, int shift, uint64_t count, int threads);
-    uint64_t (*locate_score)(const std::vector<Array>& inputs, const Score& score, DType working, uint64_t key,
-                             uint64_t nth, uint64_t count, int threads, int64_t* offset);
-
-    // Notes which elements have scores that a band keeps, a bit each in whole tiles.
-    void (*note_scores)(const std::vector<Array>& inputs, const Score& score, const Mask& mask, DType working,
-                        uint64_t start, uint64_t count, int threads, uint64_t* notes);
+    // Writes the score of each element, in the dtype of the arithmetic; inputs begin with the base.
+    void (*write_scores)(const std::vector<Array>& inputs, const Score& score, DType working, uint64_t count, int threads,
+                         void* scores);
 
     // Writes the inner products of all pairs i <= j of inputs (or of task vectors: the first input is the base) over
     // every block to sums[block][line][pair], row by row. What a block has fewer than lines_of_block stays as it is.

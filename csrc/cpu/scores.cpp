@@ -1,23 +1,16 @@
-// Scores of positions: their keys counted and located, and what a mask of them keeps. Steps 22 to 25 of
-// docs/arithmetic.md.
+// Scores of positions. Steps 22 to 25 of docs/arithmetic.md.
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <vector>
 
 #include "../exponentials.h"
-#include "keys.h"
-#include "mask_kernel.h"
 #include "primitives.h"
 #include "sums.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 namespace {
-
-// The dtype of the arithmetic, in whose bits scores have their keys.
-template <DType Working>
-constexpr DType REAL = Working == DType::F64 ? DType::F64 : DType::F32;
 
 // Scores of a tile at a time.
 template <DType Working, class Rounding>
@@ -109,62 +102,6 @@ class Scorer {
     const Score& score_;
 };
 
-// Calls use(scorer) with the right types.
-template <class Use>
-void with_scorer(const std::vector<Array>& inputs, const Score& score, DType working, Use&& use) {
-    with_dtype(working, [&](auto dtype) {
-        if (score.storage_rounding) {
-            use(Scorer<dtype(), RoundedTo<dtype()>>(inputs, score), std::integral_constant<DType, REAL<dtype()>>{});
-        } else {
-            use(Scorer<dtype(), Unrounded>(inputs, score), std::integral_constant<DType, REAL<dtype()>>{});
-        }
-    });
-}
-
-// Calls visit(keys, at, n) for each tile of elements [first, last).
-template <DType Real, class Scores, class Visit>
-void for_each_score_tile(const Scores& scorer, uint64_t first, uint64_t last, Visit&& visit) {
-    typename Scores::Real scores[TILE];
-    typename Storage<Real>::Bits keys[TILE];
-    for (uint64_t at = first; at < last; at += TILE) {
-        const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-        scorer.tile(at, n, scores);
-        for (int j = 0; j < n; ++j) keys[j] = magnitude_key<Real>(scores[j]);
-        visit(keys, at, n);
-    }
-}
-
-// Calls visit(key) for each key with these highest bits: few of many.
-template <class Visit>
-void for_each_with_prefix(const uint32_t* keys, int n, uint64_t prefix, int shift, Visit&& visit) {
-    const uint32_t lowest = static_cast<uint32_t>(prefix << shift), width = uint32_t{1} << shift;
-    int32_t those[LANES];
-    int j = 0;
-    for (; j + LANES <= n; j += LANES) {
-        const Words found = load<Words>(keys + j);
-        const Truth same = less(found - lowest, Words{} + width);
-        if (!bits_of_lanes(same)) continue;
-        const int size = compress(same, (Ints)found, those);
-        for (int i = 0; i < size; ++i) visit(static_cast<uint32_t>(those[i]));
-    }
-    for (; j < n; ++j) {
-        if (keys[j] - lowest < width) visit(keys[j]);
-    }
-}
-template <class Visit>
-void for_each_with_prefix(const uint64_t* keys, int n, uint64_t prefix, int shift, Visit&& visit) {
-    for (int j = 0; j < n; ++j) {
-        if (keys[j] >> shift == prefix) visit(keys[j]);
-    }
-}
-
-template <class Body>
-void for_each_block(uint64_t count, int threads, Body&& body) {
-    parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int worker) {
-        body(block, block * BLOCK, std::min(count, (block + 1) * BLOCK), worker);
-    });
-}
-
 // One line of the model and of the base, in double precision.
 class LinePair {
   public:
@@ -243,96 +180,23 @@ void divergences(const Array& base, const Array& model, DType working, uint64_t 
     });
 }
 
-void count_scores(const std::vector<Array>& inputs, const Score& score, const std::vector<ScoreColumn>& columns,
-                  DType working, int shift, uint64_t count, int threads) {
-    with_scorer(inputs, score, working, [&](const auto& scorer, auto real) {
-        const bool first_level = is_first_level<real()>(shift);
-        const uint64_t bins = 1ull << (first_level ? FIRST_BITS : NEXT_BITS);
-        // 32-bit counters suffice: callers hand over chunks of less than 2^32 elements. Neighbours count apart.
-        std::vector<std::vector<uint32_t>> tables(static_cast<size_t>(std::max(threads, 1)));
-        for_each_block(count, threads, [&](uint64_t, uint64_t first, uint64_t last, int worker) {
-            auto& table = tables[static_cast<size_t>(worker)];
-            if (table.empty()) table.resize(2 * bins * columns.size());
-            for_each_score_tile<real()>(scorer, first, last, [&](const auto* keys, uint64_t, int n) {
-                for (size_t c = 0; c < columns.size(); ++c) {
-                    uint32_t* even = table.data() + 2 * bins * c;
-                    uint32_t* odd = even + bins;
-                    if (first_level) {
-                        for (int j = 0; j < n; ++j) ++(j % 2 ? odd : even)[keys[j] >> shift];
-                        continue;
-                    }
-                    for_each_with_prefix(keys, n, columns[c].prefix, shift + NEXT_BITS,
-                                         [&](uint64_t key) { ++even[key >> shift & (bins - 1)]; });
+void write_scores(const std::vector<Array>& inputs, const Score& score, DType working, uint64_t count, int threads,
+                  void* scores) {
+    with_dtype(working, [&](auto dtype) {
+        using Real = typename RealOf<dtype()>::Type;
+        const auto write = [&](const auto& scorer) {
+            parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int) {
+                const uint64_t last = std::min(count, (block + 1) * BLOCK);
+                for (uint64_t at = block * BLOCK; at < last; at += TILE) {
+                    scorer.tile(at, static_cast<int>(std::min<uint64_t>(TILE, last - at)), static_cast<Real*>(scores) + at);
                 }
             });
-        });
-        for (const auto& table : tables) {
-            if (table.empty()) continue;
-            for (size_t c = 0; c < columns.size(); ++c) {
-                const uint32_t* even = table.data() + 2 * bins * c;
-                for (uint64_t bin = 0; bin < bins; ++bin) {
-                    columns[c].counts[bin] += uint64_t{even[bin]} + even[bins + bin];
-                }
-            }
+        };
+        if (score.storage_rounding) {
+            write(Scorer<dtype(), RoundedTo<dtype()>>(inputs, score));
+        } else {
+            write(Scorer<dtype(), Unrounded>(inputs, score));
         }
-    });
-}
-
-uint64_t locate_score(const std::vector<Array>& inputs, const Score& score, DType working, uint64_t key, uint64_t nth,
-                      uint64_t count, int threads, int64_t* offset) {
-    std::vector<uint64_t> found((count + BLOCK - 1) / BLOCK);
-    *offset = -1;
-    uint64_t total = 0;
-    with_scorer(inputs, score, working, [&](const auto& scorer, auto real) {
-        for_each_block(count, threads, [&](uint64_t block, uint64_t first, uint64_t last, int) {
-            for_each_score_tile<real()>(scorer, first, last, [&](const auto* keys, uint64_t, int n) {
-                int equal = 0;
-                for (int j = 0; j < n; ++j) equal += keys[j] == key;
-                found[block] += static_cast<uint64_t>(equal);
-            });
-        });
-        for (size_t block = 0; block < found.size(); total += found[block++]) {
-            if (nth < total || nth >= total + found[block]) continue;
-            uint64_t rank = total;
-            const uint64_t first = block * BLOCK, last = std::min(count, first + BLOCK);
-            for_each_score_tile<real()>(scorer, first, last, [&](const auto* keys, uint64_t at, int n) {
-                for (int j = 0; j < n; ++j) {
-                    if (keys[j] == key && rank++ == nth) *offset = static_cast<int64_t>(at) + j;
-                }
-            });
-        }
-    });
-    return total;
-}
-
-void note_scores(const std::vector<Array>& inputs, const Score& score, const Mask& mask, DType working, uint64_t start,
-                 uint64_t count, int threads, uint64_t* notes) {
-    with_scorer(inputs, score, working, [&](const auto& scorer, auto real) {
-        using Real = typename std::decay_t<decltype(scorer)>::Real;
-        const MaskKernel<real()> kernel(mask);
-        static constexpr Real zeros[TILE] = {};
-        for_each_block(count, threads, [&](uint64_t, uint64_t first, uint64_t last, int) {
-            Real scores[TILE] = {};
-            for (uint64_t at = first; at < last; at += TILE) {
-                const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-                if (n < TILE) std::fill(scores, scores + TILE, Real(0));  // whole groups are read
-                scorer.tile(at, n, scores);
-                TileBits kept;
-                if constexpr (real() == DType::F32) {
-                    typename Storage<real()>::Bits bits[TILE];
-                    static constexpr typename Storage<real()>::Bits base[TILE] = {};
-                    std::memcpy(bits, scores, sizeof(bits));
-                    Ints largest = {};
-                    kernel.keep(bits, base, start + at, 0, n, kept, largest);  // in natural order
-                } else {
-                    Real deltas[TILE];
-                    uint32_t stays[TILE];
-                    kernel.template read<Unrounded>({scores, real()}, zeros, start + at, 0, n, deltas, stays);
-                    kept = bits_where(n, [&](int j) { return less(Words{}, load<Words>(stays + j)); });
-                }
-                note(kept, at, notes);
-            }
-        });
     });
 }
 

@@ -33,6 +33,7 @@ from merge_engine.backends.operations import (
     SolvedBand,
     Sought,
     Subject,
+    key_dtype,
 )
 from merge_engine.backends.statistics import (
     SUM_BLOCK,
@@ -44,7 +45,7 @@ from merge_engine.backends.statistics import (
     sum_block,
 )
 from merge_engine.backends.structures import Structures
-from merge_engine.dtypes import DType, of_torch
+from merge_engine.dtypes import F64, DType, of_torch
 from merge_engine.errors import BackendError
 from merge_engine.storage.machine import cores
 
@@ -117,6 +118,7 @@ class CpuBackend(Backend):
             raise BackendError(f"this processor cannot run {self.instruction_set} code")
         self._kernels = _native.Kernels(self.instruction_set, self.threads)
         self._thresholds: dict[int, memoryview] = {}
+        self._zeros = memoryview(b"")
 
     def array(self, memory: memoryview, dtype: DType) -> _native.HostArray:
         """Wrap host memory (see ``Backend.array``)."""
@@ -145,16 +147,8 @@ class CpuBackend(Backend):
     def count(self, chunk: Chunk, columns: Sequence[KeyColumn], counts: HostCounts) -> None:
         """Count keys (see ``Backend.count``)."""
         for score in {column.model for column in columns if not isinstance(column.model, int)}:
-            self._kernels.count_scores(
-                inputs=chunk.inputs,
-                score=self._score(chunk, score),
-                columns=[(counts.prefix(slot), slot) for slot, model in columns if model == score],
-                working=_STRUCTURES.dtype(chunk.working),
-                level=counts.level,
-                count=chunk.count,
-                slots=len(counts.within),
-                counts=counts.memory,
-            )
+            of_score = [KeyColumn(slot, 0) for slot, model in columns if model == score]
+            self.count(self._scores(chunk, score), of_score, counts)
         of_models = [(model, counts.prefix(slot), slot) for slot, model in columns if isinstance(model, int)]
         if not of_models:
             return
@@ -179,8 +173,10 @@ class CpuBackend(Backend):
 
     def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[Any]]:
         """Find keys by rank, those of models mostly without counting all keys (see ``Backend.find_all``)."""
+        if any(not isinstance(one.model, int) for one in sought):
+            return [found for one in sought for found in self._find_score(chunk, level, one)]
         many = any(len(one.ranks) > _MOST_SEARCHED for one in sought)
-        if many or any(not isinstance(one.model, int) for one in sought):
+        if many:
             return super().find_all(chunk, level, sought)
         found: list[list[Any]] = self._kernels.find_all(
             inputs=chunk.inputs,
@@ -190,6 +186,12 @@ class CpuBackend(Backend):
             count=chunk.count,
         )
         return found
+
+    def _find_score(self, chunk: Chunk, level: int, sought: Sought) -> list[list[Any]]:
+        of, model = (
+            (chunk, sought.model) if isinstance(sought.model, int) else (self._scores(chunk, sought.model), 0)
+        )
+        return self.find_all(of, level, [sought._replace(model=model)])
 
     def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks (see ``Backend.bands``)."""
@@ -203,16 +205,16 @@ class CpuBackend(Backend):
 
     def locate(self, chunk: Chunk, model: Subject, key: int, nth: int) -> tuple[int, int | None]:
         """Find the n-th occurrence of a key (see ``Backend.locate``)."""
-        working = _STRUCTURES.dtype(chunk.working)
-        if isinstance(model, int):
-            found, offset = self._kernels.locate(
-                inputs=chunk.inputs, model=model, working=working, key=key, nth=nth, count=chunk.count
-            )
-        else:
-            score = self._score(chunk, model)
-            found, offset = self._kernels.locate_score(
-                inputs=chunk.inputs, score=score, working=working, key=key, nth=nth, count=chunk.count
-            )
+        if not isinstance(model, int):
+            return self.locate(self._scores(chunk, model), 0, key, nth)
+        found, offset = self._kernels.locate(
+            inputs=chunk.inputs,
+            model=model,
+            working=_STRUCTURES.dtype(chunk.working),
+            key=key,
+            nth=nth,
+            count=chunk.count,
+        )
         return found, offset if offset >= 0 else None
 
     def l1_norms(self, chunk: Chunk, masks: Sequence[Mask], storage_rounding: bool) -> BlockSums:
@@ -339,6 +341,32 @@ class CpuBackend(Backend):
         skipped = (chunk.start - of.start) // score.length
         return _native.Score.divergence(score.length, found.buffer_info()[0] + 8 * skipped)
 
+    def _scores(self, chunk: Chunk, score: Score) -> Chunk:
+        """The scores of a chunk as a model over a base of zeros. They are remembered from measuring to merging it."""
+        dtype = key_dtype(score, chunk.working)
+        size, name = dtype.bits // 8, ("scores", score)
+        of = chunk
+        while of.part_of is not None and name not in (of.noted or {}):
+            of = of.part_of
+        if name not in (of.noted or {}):
+            of = chunk
+            memory = memoryview(bytearray(size * chunk.count)).cast("d" if dtype == F64 else "f")
+            self._kernels.write_scores(
+                inputs=chunk.inputs,
+                score=self._score(chunk, score),
+                working=_STRUCTURES.dtype(chunk.working),
+                count=chunk.count,
+                scores=memory,
+            )
+            chunk.noted = {**(chunk.noted or {}), name: memory.cast("B")}
+        if len(self._zeros) < size * chunk.count:  # only read, so it is one page of memory
+            self._zeros = memoryview(mmap.mmap(-1, size * chunk.count))
+        noted: dict[Any, memoryview] = of.noted
+        first = size * (chunk.start - of.start)
+        scores = noted[name][first : first + size * chunk.count]
+        inputs = [self.array(memory, dtype) for memory in (self._zeros[: len(scores)], scores)]
+        return Chunk(inputs, True, dtype, chunk.start, chunk.count)
+
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[_native.Mask]:
         """What a chunk keeps whose norms were summed before it is merged is decided once for both."""
         return [self._mask(chunk, model, mask) for model, mask in enumerate(masks)]
@@ -349,14 +377,16 @@ class CpuBackend(Backend):
             return _native.Mask.noted(known)
         if isinstance(mask, Scored):
             notes = _room_for_notes(chunk, mask, mask)
-            self._kernels.note_scores(
-                inputs=chunk.inputs,
-                score=self._score(chunk, mask.score),
-                mask=_STRUCTURES.mask(mask.mask),
-                working=_STRUCTURES.dtype(chunk.working),
+            scores = self._scores(chunk, mask.score)
+            self._kernels.l1_norms(  # the sums are not wanted
+                inputs=scores.inputs,
+                masks=[_STRUCTURES.mask(mask.mask)],
+                notes=[notes],
+                working=_STRUCTURES.dtype(scores.working),
+                storage_rounding=False,
                 start=chunk.start,
                 count=chunk.count,
-                notes=notes,
+                sums=_room_for_sums(chunk, 2),
             )
             return _native.Mask.noted(notes)
         if not isinstance(mask, Ranked):
