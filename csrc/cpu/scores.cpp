@@ -36,51 +36,70 @@ class Scorer {
 
     using Bits = typename Storage<Working>::Bits;
 
+    // x / number without a division: one step takes away the error of x * inverse, and no quotient of a small whole number
+    // lies so near the middle of two numbers that more is needed. In double, quotients of float are far from underflow: a
+    // model adds at most 56 binary places to the 150 of float.
+    static constexpr size_t FUSED = 12;  // models at most
+    static ME_INLINE double fused_quotient(double x, double number, double inverse) {
+        const double near = x * inverse;
+        return __builtin_fma(__builtin_fma(-near, number, x), inverse, near);
+    }
+#if defined(__FMA__)
+    static constexpr bool FUSES = Working == DType::F32;
+#else
+    static constexpr bool FUSES = false;
+#endif
+
+    // Up to four models at a time, whose means and squares stay in registers.
     void variances(uint64_t at, int n, Real* ME_RESTRICT scores) const {
-        switch (inputs_.size() - 1) {
-            case 1: return variances_of<1>(at, n, scores);
-            case 2: return variances_of<2>(at, n, scores);
-            case 3: return variances_of<3>(at, n, scores);
-            case 4: return variances_of<4>(at, n, scores);
-            default: return variances_of_many(at, n, scores);
-        }
-    }
-
-    // Few models: mean and squares stay in registers.
-    template <size_t Models>
-    void variances_of(uint64_t at, int n, Real* ME_RESTRICT scores) const {
-        Bits room[Models + 1][TILE];
-        const Bits* x[Models + 1];
-        for (size_t i = 0; i <= Models; ++i) x[i] = tile_of<Working>(inputs_[i], at, n, room[i]);
-        for (int j = 0; j < n; ++j) {
-            const Real base = Storage<Working>::template load<Real>(x[0][j]);
-            Wide mean = 0, squares = 0;
-#pragma GCC unroll 4
-            for (size_t i = 1; i <= Models; ++i) {
-                add_delta(Storage<Working>::template load<Real>(x[i][j]) - base, static_cast<Wide>(i), mean, squares);
-            }
-            scores[j] = Rounding::round(static_cast<Real>(squares / static_cast<Wide>(Models)));
-        }
-    }
-    void variances_of_many(uint64_t at, int n, Real* ME_RESTRICT scores) const {
-        Real base[TILE], x[TILE];
+        const size_t models = inputs_.size() - 1;
         Wide mean[TILE], squares[TILE];
-        load_tile<Working>(inputs_[0], at, n, base);
-        for (int j = 0; j < n; ++j) mean[j] = squares[j] = 0;
-        for (size_t i = 1; i < inputs_.size(); ++i) {
-            load_tile<Working>(inputs_[i], at, n, x);
-            for (int j = 0; j < n; ++j) add_delta(x[j] - base[j], static_cast<Wide>(i), mean[j], squares[j]);
+        Bits room[TILE];
+        const Bits* base = tile_of<Working>(inputs_[0], at, n, room);
+        for (size_t first = 1; first <= models; first += 4) {
+            switch (std::min<size_t>(models + 1 - first, 4)) {
+                case 1: add_models<1>(first, base, at, n, mean, squares); break;
+                case 2: add_models<2>(first, base, at, n, mean, squares); break;
+                case 3: add_models<3>(first, base, at, n, mean, squares); break;
+                default: add_models<4>(first, base, at, n, mean, squares);
+            }
         }
-        const Wide models = static_cast<Wide>(inputs_.size() - 1);
-        for (int j = 0; j < n; ++j) scores[j] = Rounding::round(static_cast<Real>(squares[j] / models));
+        const Wide number = static_cast<Wide>(models), inverse = 1 / number;
+        if (FUSES && models <= FUSED) {  // squares that are too small for it are rounded to 0
+            for (int j = 0; j < n; ++j) squares[j] = fused_quotient(squares[j], number, inverse);
+        } else {
+            for (int j = 0; j < n; ++j) squares[j] /= number;
+        }
+        for (int j = 0; j < n; ++j) scores[j] = Rounding::round(static_cast<Real>(squares[j]));
     }
-
-    // Welford's step for the number-th model.
-    static ME_INLINE void add_delta(Real difference, Wide number, Wide& mean, Wide& squares) {
-        const Wide delta = static_cast<Wide>(Rounding::round(difference));
-        const Wide distance = delta - mean;
-        mean += distance / number;
-        squares += distance * (delta - mean);
+    template <size_t Models>
+    void add_models(size_t first, const Bits* base, uint64_t at, int n, Wide* means, Wide* all_squares) const {
+        if (first == 1) return add_models_as<Models, FUSES, true>(first, base, at, n, means, all_squares);
+        if (first + Models - 1 > FUSED) return add_models_as<Models, false, false>(first, base, at, n, means, all_squares);
+        add_models_as<Models, FUSES, false>(first, base, at, n, means, all_squares);
+    }
+    template <size_t Models, bool Fused, bool First>
+    void add_models_as(size_t first, const Bits* ME_RESTRICT base, uint64_t at, int n, Wide* ME_RESTRICT means,
+                    Wide* ME_RESTRICT all_squares) const {
+        Bits room[Models][TILE];
+        const Bits* x[Models];
+        Wide number[Models], inverse[Models];
+        for (size_t i = 0; i < Models; ++i) {
+            x[i] = tile_of<Working>(inputs_[first + i], at, n, room[i]);
+            number[i] = static_cast<Wide>((First ? 1 : first) + i), inverse[i] = 1 / number[i];
+        }
+        for (int j = 0; j < n; ++j) {
+            const Real b = Storage<Working>::template load<Real>(base[j]);
+            Wide mean = First ? 0 : means[j], squares = First ? 0 : all_squares[j];
+#pragma GCC unroll 4
+            for (size_t i = 0; i < Models; ++i) {  // Welford's step
+                const Wide delta = static_cast<Wide>(Rounding::round(Storage<Working>::template load<Real>(x[i][j]) - b));
+                const Wide distance = delta - mean;
+                mean += Fused ? fused_quotient(distance, number[i], inverse[i]) : distance / number[i];
+                squares += distance * (delta - mean);
+            }
+            means[j] = mean, all_squares[j] = squares;
+        }
     }
 
     void importances(uint64_t at, int n, Real* ME_RESTRICT scores) const {
@@ -109,20 +128,22 @@ class LinePair {
 
     template <DType Working>
     double divergence(const Array& model, const Array& base, uint64_t first) {
-        soften<Working>(model, first, model_);
-        soften<Working>(base, first, base_);
-        const double* q = base_.data();
-        double* ME_RESTRICT p = model_.data();
+        const double of_model = raise<Working>(model, first, model_), of_base = raise<Working>(base, first, base_);
+        const double* b = base_.data();
+        double* ME_RESTRICT x = model_.data();
         const int64_t length = static_cast<int64_t>(model_.size());
-        for (int64_t j = 0; j < length; ++j) p[j] = p[j] * logarithm(p[j] / q[j]);
+        for (int64_t j = 0; j < length; ++j) {
+            const double p = x[j] / of_model + SOFTENED, q = b[j] / of_base + SOFTENED;
+            x[j] = p * logarithm(p / q);
+        }
         const double found = sum(model_);
         return found > 0 ? found : 0;
     }
 
   private:
-    // The softmax of a line, softened.
+    // Powers of e that are proportional to the softmax of a line. Returns their sum.
     template <DType Working>
-    static void soften(const Array& array, uint64_t first, std::vector<double>& line) {
+    static double raise(const Array& array, uint64_t first, std::vector<double>& line) {
         constexpr int SIDE_BY_SIDE = 32;
         double largest[SIDE_BY_SIDE];
         std::fill(largest, largest + SIDE_BY_SIDE, -std::numeric_limits<double>::infinity());
@@ -142,8 +163,7 @@ class LinePair {
         double* ME_RESTRICT powers = line.data();
         const int64_t length = static_cast<int64_t>(line.size());
         for (int64_t j = 0; j < length; ++j) powers[j] = exponential(powers[j] - top);
-        const double total = sum(line);
-        for (int64_t j = 0; j < length; ++j) powers[j] = powers[j] / total + SOFTENED;
+        return sum(line);
     }
 
     // As the sum of a tensor of its own.
