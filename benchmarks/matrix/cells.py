@@ -24,7 +24,7 @@ DTYPES = ("bf16", "fp16", "fp32")
 MORE_DATA = ("fp32 of bf16", "bf16 and fp16")
 """fp32 that holds bf16 values; a base in bf16 with models in both, which are merged in fp32."""
 ZEROS = (0, 20, 50, 80)
-"""Per cent of a task vector. 0: what rounding leaves, which is a quarter in bf16, so that 20 is the same there."""
+"""Per cent of a task vector. 0: what rounding leaves: 17 % in bf16, 2 % in fp16, none in fp32."""
 MODELS = (2, 5)
 
 DENSITIES = [{"density": tenths / 10} for tenths in range(1, 10)]
