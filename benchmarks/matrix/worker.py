@@ -114,7 +114,7 @@ def _best(work: Callable[[], object], repeats: int, clock: Callable[[], float]) 
 def main() -> None:
     """Answer requests. The argument is the number of threads."""
     threads = int(sys.argv[1])
-    print(f"# measures {merge_engine.__file__}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"# measures {merge_engine.__file__}\n")
     torch.set_num_threads(threads)
     backends: dict[str, CpuBackend] = {}
     for line in sys.stdin:
