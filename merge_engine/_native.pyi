@@ -89,7 +89,7 @@ class Kernels:
         self, inputs: Sequence[HostArray], working: DType, length: int, count: int, found: array[float]
     ) -> None: ...
     def write_scores(
-        self, inputs: Sequence[HostArray], score: Score, working: DType, count: int, scores: memoryview
+        self, inputs: Sequence[HostArray], score: Score, working: DType, count: int, scores: memoryview[float]
     ) -> None: ...
     def nearswap(
         self,

@@ -109,12 +109,26 @@ def test_ties_of_any_share(dtype: torch.dtype, share: float) -> None:
         max_size=6,
     ),
     share=st.sampled_from(SHARES),
-    election=st.sampled_from(("none", "sum", "count")),
+    election=st.sampled_from(("none", "sum", "count", "deltas", "overlap")),
     normalize=st.booleans(),
     scale=st.sampled_from((1.0, -0.4)),
+    rounding=st.booleans(),
+    wide=st.booleans(),
+    out=st.sampled_from(DTYPES),
 )
 def test_any_merge(
-    seed: int, dtype: torch.dtype, size: int, start: int, entries, share: float, election, normalize, scale
+    seed: int,
+    dtype: torch.dtype,
+    size: int,
+    start: int,
+    entries,
+    share: float,
+    election,
+    normalize,
+    scale,
+    rounding: bool,
+    wide: bool,
+    out: torch.dtype,
 ) -> None:
     base, _ = tied(size, share, dtype, seed)
     models = [tied(size, share, dtype, seed + 1 + i)[1] for i in range(len(entries))]
@@ -126,14 +140,16 @@ def test_any_merge(
         election,
         normalize,
         scale,
+        storage_rounding=rounding,
         divisor=0.8,
+        wide=rounding and wide and election in ("none", "overlap"),
     )
-    agree(operation, base, models, start=start)
+    agree(operation, base, models, start=start, out=out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("models", (*range(1, 7), 32, 33))
-@pytest.mark.parametrize("election", ("none", "sum"))
+@pytest.mark.parametrize("election", ("none", "sum", "count", "deltas"))
 def test_extreme_and_non_finite_values(dtype: torch.dtype, models: int, election) -> None:
     """Denormals, overflows, and NaN and infinity where they do and do not reach the output."""
     size = 3 * TILE + 9

@@ -19,9 +19,11 @@ template <DType Working, class Rounding>
 class ConsensusFast {
   public:
     static bool serves(const Consensus& op) {
-        return !op.entries.empty() && op.entries.size() <= MANY && std::none_of(op.entries.begin(), op.entries.end(), [&](const Entry& entry) {
+        const auto odd = [&](const Entry& entry) {
             return (weighs_last(op.election) && slack(entry)) || (ROUNDS && entry.weight == 0);
-        });
+        };
+        return !op.entries.empty() && op.entries.size() <= MANY &&
+               std::none_of(op.entries.begin(), op.entries.end(), odd);
     }
 
     explicit ConsensusFast(const Consensus& op) : op_(op) {
@@ -65,27 +67,29 @@ class ConsensusFast {
 
     struct Model {
         float weight, rescale, strength, retain;
-        bool scales, of_elements;  // is multiplied with a factor, and with one for each element
-        bool may_vanish;  // a vote may be 0 where the mask keeps an element
+        bool scales, of_elements;  // multiplied with a factor, and with one for each element
+        bool may_vanish;           // a vote may be 0 where the mask keeps an element
     };
 
     // Of one model in one tile.
     struct Part {
         const Bits* bits;
-        TileBits kept;                // ordered
-        uint64_t survived, voted;     // kept elements that are not 0 once they are scaled, and once they are weighted
+        TileBits kept;             // ordered
+        uint64_t survived, voted;  // of these, those that are not 0 once they are scaled, and once they are weighted
         uint64_t retained, saved;
-        float factor[TILE];           // of each element, ordered, where they differ
+        float factor[TILE];  // of each element, ordered, where they differ
         Bits room[TILE];
     };
     using Strip = Floats[STRIP];
 
     static bool slack(const Entry& entry) { return entry.vote_slack != 0 || entry.retain_slack != 0; }
 
+    // Plain: the result is stored as it is summed, and nothing is multiplied but by weights.
     using MergeTile = bool (ConsensusFast::*)(Part*, uint64_t, uint64_t, int, Counts*) const;
     static MergeTile merge_for(const Consensus& op, const std::vector<Model>& models) {
-        const bool plain = op.output.dtype == Working && op.lambda == 1 && !ROUNDS &&
-                           std::none_of(models.begin(), models.end(), [](const Model& m) { return m.scales || m.may_vanish; });
+        const auto odd = [](const Model& model) { return model.scales || model.may_vanish; };
+        const bool plain = !ROUNDS && op.output.dtype == Working && op.lambda == 1 &&
+                           std::none_of(models.begin(), models.end(), odd);
         switch (plain ? models.size() : MANY) {
             case 1: return merge_for<1, true>(op);
             case 2: return merge_for<2, true>(op);
@@ -213,27 +217,26 @@ class ConsensusFast {
         for (size_t i = 0; i < n; ++i) {
             weigh<Plain, How>(models_[i], parts[i], at, j, b, values[i]);
 #pragma GCC unroll 4
-            for (int v = 0; v < STRIP; ++v) {
-                sum[v] += values[i][v];
-            }
+            for (int v = 0; v < STRIP; ++v) sum[v] += values[i][v];
         }
         if constexpr (How == Election::Sum || How == Election::Deltas) {
             retain<N, How>(parts, values, sum, mean, weights);
         } else if constexpr (How == SLACK) {
-            retain_with_slacks(parts, values, mean, weights);
+            retain_with_slacks(parts, values, sum, mean, weights);
         } else if constexpr (How == Election::Overlap) {
             add_overlapping(values, mean);
         } else {
-            for (int v = 0; v < STRIP; ++v) mean[v] = sum[v], weights[v] = every(static_cast<float>(op_.divisor));
+            for (int v = 0; v < STRIP; ++v) mean[v] = sum[v];
         }
-        const bool divides = op_.normalize && How != Election::Overlap;
-        const Floats lambda = every(static_cast<float>(op_.lambda)), one = every(1.0f);
+        const Floats lambda = every(static_cast<float>(op_.lambda));
 #pragma GCC unroll 4
         for (int v = 0; v < STRIP; ++v) {
             Floats m = narrow(mean[v]);
-            if (divides) {
-                const Floats divisor = How == Election::None ? weights[v] : rounded(weights[v]);
-                m = narrow(m / where(differ(divisor, Floats{}), divisor, one));
+            if (op_.normalize && How == Election::None) {
+                m = narrow(m / every(static_cast<float>(op_.divisor)));
+            } else if (op_.normalize && How != Election::Overlap) {
+                const Floats divisor = rounded(weights[v]);
+                m = where(differ(divisor, Floats{}), narrow(m / divisor), m);
             }
             if (!Plain && op_.lambda != 1) m = narrow(m * lambda);
             result[v] = narrow(b[v] + m);
@@ -299,7 +302,8 @@ class ConsensusFast {
 
     // Steps 6 and 7 with slacks, or with votes by count.
     template <size_t N>
-    ME_INLINE void retain_with_slacks(Part* parts, const Strip (&values)[N], Strip& mean, Strip& weights) const {
+    ME_INLINE void retain_with_slacks(Part* parts, const Strip (&values)[N], const Strip& total, Strip& mean,
+                                      Strip& weights) const {
         const size_t n = N == MANY ? models_.size() : N;
         const bool by_count = op_.election == Election::Count;
         Strip sum = {}, plain = {}, magnitude = {};
@@ -323,7 +327,7 @@ class ConsensusFast {
             positive[v] = at_least(rounded(sum[v]), Floats{});
             plainly[v] = at_least(rounded(plain[v]), Floats{});
             margin[v] = absolute(rounded(sum[v]));
-            mean[v] = sum[v] - sum[v];
+            mean[v] = total[v] - total[v];  // 0, or NaN where a value is not finite
         }
 #pragma GCC unroll 2
         for (size_t i = 0; i < n; ++i) {
