@@ -212,12 +212,13 @@ class ConsensusFast {
     template <size_t N, bool Plain, Election How>
     ME_INLINE void merge_strip(Part* parts, int at, int j, const Strip& b, Strip& result) const {
         const size_t n = N == MANY ? models_.size() : N;
+        constexpr bool starts = Plain && N != MANY;  // a sum without adding to 0, where no vote is -0
         Strip values[N], sum = {}, mean = {}, weights = {};
 #pragma GCC unroll 2
         for (size_t i = 0; i < n; ++i) {
             weigh<Plain, How>(models_[i], parts[i], at, j, b, values[i]);
 #pragma GCC unroll 4
-            for (int v = 0; v < STRIP; ++v) sum[v] += values[i][v];
+            for (int v = 0; v < STRIP; ++v) sum[v] = starts && i == 0 ? values[i][v] : sum[v] + values[i][v];
         }
         if constexpr (How == Election::Sum || How == Election::Deltas) {
             retain<N, How>(parts, values, sum, mean, weights);
@@ -229,15 +230,18 @@ class ConsensusFast {
             for (int v = 0; v < STRIP; ++v) mean[v] = sum[v];
         }
         const Floats lambda = every(static_cast<float>(op_.lambda));
+        if (op_.normalize && How == Election::None) {
+            for (int v = 0; v < STRIP; ++v) mean[v] = narrow(mean[v]) / every(static_cast<float>(op_.divisor));
+        } else if (op_.normalize && How != Election::Overlap) {
+#pragma GCC unroll 4
+            for (int v = 0; v < STRIP; ++v) {
+                const Floats divisor = rounded(weights[v]), m = narrow(mean[v]);
+                mean[v] = where(differ(divisor, Floats{}), m / divisor, m);
+            }
+        }
 #pragma GCC unroll 4
         for (int v = 0; v < STRIP; ++v) {
             Floats m = narrow(mean[v]);
-            if (op_.normalize && How == Election::None) {
-                m = narrow(m / every(static_cast<float>(op_.divisor)));
-            } else if (op_.normalize && How != Election::Overlap) {
-                const Floats divisor = rounded(weights[v]);
-                m = where(differ(divisor, Floats{}), narrow(m / divisor), m);
-            }
             if (!Plain && op_.lambda != 1) m = narrow(m * lambda);
             result[v] = narrow(b[v] + m);
         }
