@@ -52,9 +52,8 @@ class Kernels:
     def find_all(
         self,
         inputs: Sequence[HostArray],
-        sought: Sequence[tuple[int, Sequence[int], Found | tuple[int, int, int] | None]],
+        sought: Sequence[tuple[int, Sequence[int]]],
         working: DType,
-        level: int,
         count: int,
     ) -> list[list[Found]]: ...
     def locate(

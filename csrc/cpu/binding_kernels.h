@@ -120,18 +120,15 @@ class Kernels {
         table_->count_keys(arrays[0], where, working, level_shift(working, level), count, threads_);
     }
 
-    // `sought` are (model, ranks, what was found one level above). For each, what was found for its ranks.
-    std::vector<std::vector<Found>> find_all(
-        const Inputs& inputs,
-        const std::vector<std::tuple<uint64_t, std::vector<uint64_t>, std::optional<Found>>>& sought,
-        DType working, int level, uint64_t count) const {
+    // `sought` are (model, ranks). For each, what was found for its ranks.
+    std::vector<std::vector<Found>> find_all(const Inputs& inputs,
+                                             const std::vector<std::tuple<uint64_t, std::vector<uint64_t>>>& sought,
+                                             DType working, uint64_t count) const {
         const std::vector<Array> arrays = checked(inputs, count);
         std::vector<Sought> asked;
-        for (const auto& [model, ranks, within] : sought) {
-            asked.push_back({model_of(arrays, model), within.value_or(Found{}), ranks});
-        }
+        for (const auto& [model, ranks] : sought) asked.push_back({model_of(arrays, model), ranks});
         const Released released(count);
-        return table_->find_all(arrays[0], asked, working, level_shift(working, level), count, threads_);
+        return table_->find_all(arrays[0], asked, working, count, threads_);
     }
 
     // How many elements have the key, and the offset of the `nth` of them, -1 if there are not so many.
@@ -379,7 +376,7 @@ inline void bind_kernels(py::module_& m) {
         .def(py::init<const std::string&, int>(), py::arg("instruction_set"), py::arg("threads"))
         .def("count_keys", &Kernels::count_keys, inputs, py::arg("columns"), working, py::arg("level"), count,
              py::arg("slots"), py::arg("counts"))
-        .def("find_all", &Kernels::find_all, inputs, py::arg("sought"), working, py::arg("level"), count)
+        .def("find_all", &Kernels::find_all, inputs, py::arg("sought"), working, count)
         .def("locate", &Kernels::locate, inputs, py::arg("model"), working, py::arg("key"), py::arg("nth"),
              count)
         .def("l1_norms", &Kernels::l1_norms, inputs, py::arg("masks"), py::arg("notes"), working,
