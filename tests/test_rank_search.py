@@ -27,9 +27,14 @@ def keys_of(base: torch.Tensor, model: torch.Tensor, working: torch.dtype) -> to
     """The keys of a task vector, by torch."""
     wide = torch.float64 if working == torch.float64 else torch.float32
     delta = model.to(working).to(wide) - base.to(working).to(wide)
-    rounded = torch.where(delta.isnan(), torch.nan, delta.abs()).to(working)
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[rounded.element_size()]
-    return rounded.view(integer).long()
+    rounded = delta.abs().to(working)
+    integer, nan = {
+        torch.bfloat16: (torch.int16, 0x7FC0),
+        torch.float16: (torch.int16, 0x7E00),
+        torch.float32: (torch.int32, 0x7FC00000),
+        torch.float64: (torch.int64, 0x7FF8 << 48),
+    }[working]
+    return torch.where(delta.isnan(), nan, rounded.view(integer).long())
 
 
 def by_sorting(keys: torch.Tensor, ranks: Sequence[int]) -> list[Found]:

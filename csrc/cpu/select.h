@@ -16,18 +16,20 @@ class KeyList {
   public:
     // The keys must stay where they are.
     KeyList(const Key* keys, size_t size) : keys_(keys), size_(size) {
-        Key highest = 0;
+        Key lowest = static_cast<Key>(~Key{0}), highest = 0;
         for (size_t i = 0; i < size; ++i) {
-            lowest_ = std::min(lowest_, keys[i]);
+            lowest = std::min(lowest, keys[i]);
             highest = std::max(highest, keys[i]);
         }
-        const Key span = static_cast<Key>(highest - lowest_);
-        while (uint64_t{span} >> shift_ >= std::clamp<size_t>(size / 4, 64, 4096)) ++shift_;
-        table_.resize((size_t{span} >> shift_) + 1);
-        if (span == 0) {
+        bins_ = {lowest, 0};
+        const size_t most = std::clamp<size_t>(size / 4, 64, 4096);
+        while (bins_.of(highest) >= most) ++bins_.shift;
+        table_.resize(bins_.of(highest) + 1);
+        if (lowest == highest) {
             table_[0] = static_cast<uint32_t>(size);
         } else {
-            for (size_t i = 0; i < size; ++i) ++table_[bin_of(keys[i])];
+            const Bins bins = bins_;
+            for (size_t i = 0; i < size; ++i) ++table_[bins.of(keys[i])];
         }
     }
 
@@ -36,12 +38,13 @@ class KeyList {
         uint64_t above = 0;
         size_t bin = table_.size() - 1;
         while (above + table_[bin] < rank) above += table_[bin--];
-        if (shift_ == 0) return {lowest_ + bin, above, table_[bin]};
+        if (bins_.shift == 0) return {bins_.lowest + bin, above, table_[bin]};
         std::vector<Key> of_bin(table_[bin] + 1);  // one may be written that does not count
         size_t found = 0;
+        const Bins bins = bins_;
         for (size_t i = 0; i < size_; ++i) {
             of_bin[found] = keys_[i];
-            found += bin_of(keys_[i]) == bin;
+            found += bins.of(keys_[i]) == bin;
         }
         Found exact = KeyList(of_bin.data(), found).find(rank - above);
         exact.above += above;
@@ -49,12 +52,16 @@ class KeyList {
     }
 
   private:
-    size_t bin_of(Key key) const { return static_cast<Key>(key - lowest_) >> shift_; }
+    struct Bins {
+        Key lowest;
+        int shift;
+
+        size_t of(Key key) const { return static_cast<Key>(key - lowest) >> shift; }
+    };
 
     const Key* keys_;
     size_t size_;
-    Key lowest_ = static_cast<Key>(~Key{0});
-    int shift_ = 0;
+    Bins bins_;
     std::vector<uint32_t> table_;
 };
 
