@@ -39,13 +39,22 @@ class EdgeCounter {
             }
         }
         using Real = typename RealOf<Working>::Type;
+        Magnitude rest[TILE];
         for (int j = counted; j < count; ++j) {
             const Real delta =
                 Storage<Working>::template load<Real>(model[j]) - Storage<Working>::template load<Real>(base[j]);
-            const Magnitude magnitude = bits_of<Magnitude>(delta) & ~MaskKernel<Working>::SIGN;
-            size_t reached = 0;
-            for (; reached < edges_.size() && magnitude >= edges_[reached]; ++reached) ++at_least_[reached];
-            if (passed && reached % 2) *passed++ = magnitude;
+            rest[j] = bits_of<Magnitude>(delta) & ~MaskKernel<Working>::SIGN;
+        }
+        for (size_t e = 0; e < edges_.size(); ++e) {
+            uint64_t above = 0;
+            for (int j = counted; j < count; ++j) above += rest[j] >= edges_[e];
+            at_least_[e] += above;
+        }
+        for (int j = counted; passed && j < count; ++j) {
+            bool odd = false;
+            for (const Magnitude edge : edges_) odd ^= rest[j] >= edge;
+            *passed = rest[j];
+            passed += odd;
         }
         return passed;
     }

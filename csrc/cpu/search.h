@@ -114,6 +114,7 @@ bool is_worth_searching(const Sought& sought) {
 template <DType Working>
 std::vector<std::vector<Found>> search_ranks(const Array& base, const std::vector<Sought>& sought, uint64_t count,
                                              int threads) {
+    if (count <= BLOCK) threads = 1;  // not worth waking others
     std::vector<std::unique_ptr<RankSearch<Working>>> searches(sought.size());
     parallel_for(sought.size(), threads, [&](uint64_t s, int) {
         if (!is_worth_searching<Working>(sought[s])) return;

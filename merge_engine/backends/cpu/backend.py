@@ -55,10 +55,6 @@ _STRUCTURES = Structures(_native)
 _cores = cache(cores)  # reading the limits of control groups takes a fifth of the time of a small merge
 
 
-class _Whole(Found):
-    """A key that was found with all its bits, at whatever level."""
-
-
 class HostCounts:
     """Counts of keys at a level: [slots, bins] uint64 in ``memory``, and for each slot what it looks into."""
 
@@ -179,17 +175,17 @@ class CpuBackend(Backend):
 
     def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[Any]]:
         """Find keys by rank, those of models whole, mostly without counting all keys (see ``Backend.find_all``)."""
-        if all(isinstance(one.within, _Whole) for one in sought):
+        if all(isinstance(one.within, _native.WholeFound) for one in sought):
             return [[one.within] * len(one.ranks) for one in sought]
         if level or any(not isinstance(one.model, int) for one in sought):
             return super().find_all(chunk, level, sought)
-        found = self._kernels.find_all(
+        found: list[list[Any]] = self._kernels.find_all(
             inputs=chunk.inputs,
             sought=[(cast(int, model), ranks) for model, ranks, _ in sought],
             working=_STRUCTURES.dtype(chunk.working),
             count=chunk.count,
         )
-        return [[_Whole(one.key, one.above, one.equal) for one in of_model] for of_model in found]
+        return found
 
     def bands(self, bands: Sequence[FoundBand], working: DType) -> list[SolvedBand]:
         """Turn ranks into masks (see ``Backend.bands``)."""
