@@ -33,17 +33,12 @@ void count_range_within(const Array& base, const KeyColumn& column, int shift, u
     using Real = typename RealOf<Working>::Type;
     constexpr uint64_t BINS = 1ull << NEXT_BITS;
     EdgeCounter<Working> within({column.prefix << NEXT_BITS << shift, (column.prefix + 1) << NEXT_BITS << shift});
-    typename Storage<Working>::Bits base_room[TILE], model_room[TILE];
-    typename EdgeCounter<Working>::Magnitude passed[TILE + EdgeCounter<Working>::MORE];
-    for (uint64_t at = first; at < last; at += TILE) {
-        const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-        const auto* end = within.add(tile_of<Working>(base, at, n, base_room),
-                                     tile_of<Working>(column.model, at, n, model_room), n, passed);
-        for (const auto* each = passed; each < end; ++each) {
-            const uint64_t key = magnitude_key<Working>(bits_of<Real>(*each));
-            ++((each - passed) % 2 ? odd : even)[key >> shift & (BINS - 1)];
+    within.add(base, column.model, first, last, [&](const auto* magnitudes, size_t size) {
+        for (size_t i = 0; i < size; ++i) {
+            const uint64_t key = magnitude_key<Working>(bits_of<Real>(magnitudes[i]));
+            ++(i % 2 ? odd : even)[key >> shift & (BINS - 1)];
         }
-    }
+    });
 }
 
 // Adds to the counts of all columns.

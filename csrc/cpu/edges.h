@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <type_traits>
 #include <vector>
 
@@ -17,18 +18,42 @@ namespace ME_ISA {
 template <DType Working>
 class EdgeCounter {
   public:
-    using Bits = typename Storage<Working>::Bits;
     using Magnitude = typename MaskKernel<Working>::Magnitude;
-    static constexpr int MORE = LANES;  // room that `passed` needs behind the elements of a tile
 
     // The edges are keys. They ascend, some may be equal, and their number is even.
     explicit EdgeCounter(const std::vector<uint64_t>& edges) : in_lanes_(edges.size()), at_least_(edges.size()) {
         for (const uint64_t edge : edges) edges_.push_back(MaskKernel<Working>::first_of(edge));
     }
 
-    // Counts the elements of a tile. Writes the magnitudes of those at or above an odd number of edges, in any order,
-    // and returns their end; writes none if `passed` is nullptr.
-    Magnitude* add(const Bits* base, const Bits* model, int count, Magnitude* passed) {
+    // Counts the elements [first, last). Hands over the magnitudes of those at or above an odd number of edges, many at a
+    // time and in any order, if there is a `take`.
+    using Take = std::function<void(Magnitude* magnitudes, size_t size)>;
+    void add(const Array& base, const Array& model, uint64_t first, uint64_t last, const Take& take = {}) {
+        Magnitude passed[2 * TILE + LANES], *end = passed;
+        for (uint64_t at = first; at < last; at += TILE) {
+            const int count = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+            Bits base_room[TILE], model_room[TILE];
+            end = add_tile(tile_of<Working>(base, at, count, base_room), tile_of<Working>(model, at, count, model_room),
+                           count, take ? end : nullptr);
+            if (!take || (end <= passed + TILE && at + TILE < last)) continue;
+            take(passed, static_cast<size_t>(end - passed));
+            end = passed;
+        }
+    }
+    // For each edge, how many elements were at or above it.
+    std::vector<uint64_t> at_least() const {
+        std::vector<uint64_t> sums = at_least_;
+        for (size_t e = 0; e < sums.size(); ++e) sums[e] += total(load<Ints>(in_lanes_[e].data()));
+        return sums;
+    }
+
+  private:
+    using Bits = typename Storage<Working>::Bits;
+    static constexpr size_t AT_A_TIME = 8;
+
+    // Writes the magnitudes of those that pass, with up to LANES others behind them, and returns their end; writes none
+    // if `passed` is nullptr.
+    Magnitude* add_tile(const Bits* base, const Bits* model, int count, Magnitude* passed) {
         int counted = 0;
         if constexpr (Working != DType::F64) {
             counted = count / GROUP * GROUP;
@@ -58,15 +83,6 @@ class EdgeCounter {
         }
         return passed;
     }
-    // For each edge, how many elements were at or above it.
-    std::vector<uint64_t> at_least() const {
-        std::vector<uint64_t> sums = at_least_;
-        for (size_t e = 0; e < sums.size(); ++e) sums[e] += total(load<Ints>(in_lanes_[e].data()));
-        return sums;
-    }
-
-  private:
-    static constexpr size_t AT_A_TIME = 8;
 
     template <class F>
     static void with_number(size_t number, F&& f) {

@@ -11,9 +11,7 @@ template <DType Working>
 std::vector<Found> find_among_few(const Array& base, const Sought& sought, uint64_t count) {
     std::vector<typename Storage<Working>::Bits> keys;
     keys.reserve(count);
-    for_each_key_tile<Working>(base, sought.model, 0, count, [&](const auto* of_tile, int n) {
-        keys.insert(keys.end(), of_tile, of_tile + n);
-    });
+    list_keys<Working>(base, sought.model, 0, count, keys);
     const KeyList<typename Storage<Working>::Bits> list(keys.data(), keys.size());
     std::vector<Found> found;
     for (const uint64_t rank : sought.ranks) found.push_back(list.find(rank));

@@ -24,9 +24,7 @@ class Sample {
             // Anywhere in its stride: a fixed place could be the same columns of a matrix each time.
             const uint64_t offset = (run * 0x9E3779B9u & 0xFFFFFFFFu) * (stride - RUN) >> 32;
             const uint64_t first = (run * stride + offset) / RUN * RUN;
-            for_each_key_tile<Working>(base, model, first, first + RUN, [&](const Key* keys, int n) {
-                keys_.insert(keys_.end(), keys, keys + n);
-            });
+            list_keys<Working>(base, model, first, first + RUN, keys_);
         }
         Key below_lowest = END, highest = 0;  // of those that are not 0
         for (const Key key : keys_) {

@@ -30,15 +30,8 @@ class RankSearch {
     // Counts the elements [first, last). Thread-safe.
     void count(const Array& base, uint64_t first, uint64_t last) {
         EdgeCounter<Working> counter = nothing_counted_;
-        typename Storage<Working>::Bits base_room[TILE], model_room[TILE];
-        Magnitude passed[2 * TILE + EdgeCounter<Working>::MORE], *end = passed;
-        for (uint64_t at = first; at < last; at += TILE) {
-            const int n = static_cast<int>(std::min<uint64_t>(TILE, last - at));
-            end = counter.add(tile_of<Working>(base, at, n, base_room), tile_of<Working>(model_, at, n, model_room), n,
-                              passing_ ? end : nullptr);
-            if (end > passed + TILE) end = keep(passed, end);
-        }
-        if (passing_) keep(passed, end);
+        const auto take = [this](uint32_t* magnitudes, size_t size) { keep(magnitudes, size); };
+        counter.add(base, model_, first, last, passing_ ? take : typename EdgeCounter<Working>::Take());
         const std::vector<uint64_t> at_least = counter.at_least();
         const std::lock_guard<std::mutex> lock(mutex_);
         for (size_t e = 0; e < at_least.size(); ++e) at_least_[e] += at_least[e];
@@ -72,8 +65,6 @@ class RankSearch {
     }
 
   private:
-    using Magnitude = typename EdgeCounter<Working>::Magnitude;
-
     // Whether anything lies between edges but frequent keys. If not, no edge need occur twice.
     static bool has_windows(std::vector<uint64_t>& edges) {
         for (size_t e = 0; e < edges.size(); e += 2) {
@@ -84,13 +75,11 @@ class RankSearch {
         return false;
     }
 
-    // Keeps the keys of what passed, and returns where there is room again.
-    Magnitude* keep(Magnitude* passed, const Magnitude* end) {
-        const auto size = static_cast<size_t>(end - passed);
+    // Keeps the keys of what passed.
+    void keep(uint32_t* passed, size_t size) {
         for (size_t i = 0; i < size; ++i) passed[i] = magnitude_key<Working>(bits_of<float>(passed[i]));
         const std::lock_guard<std::mutex> lock(mutex_);
         if (passed_.size() + size <= room_) passed_.insert(passed_.end(), passed, passed + size);
-        return passed;
     }
 
     Array model_;
