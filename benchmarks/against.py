@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merge_engine.bench.checkpoints import Family, cache_folder, weight_files
+from merge_engine.bench.checkpoints import CHANGED, Family, cache_folder, weight_files
 from merge_engine.bench.contestants import COPY, MERGE_ENGINE, Merge, command
 from merge_engine.bench.machine import describe
 from merge_engine.bench.measuring import Measurement, claim_memory, cool, empty, measure, warm
@@ -24,15 +24,22 @@ from merge_engine.checkpoint import DEFAULT_SHARD_SIZE
 
 
 class Case(NamedTuple):
-    """A merge: shape, method, state of the page cache, whether to a RAM disk, and bytes of an output file."""
+    """A merge: shape, method, state of the page cache, whether to a RAM disk, and bytes of an output file.
+
+    ``changed`` is the share of entries that fine-tunes change before they are rounded.
+    """
 
     size: str
     method: str
     cache: str = "warm"
     in_memory: bool = False
     shard_size: int = DEFAULT_SHARD_SIZE
+    density: float | None = None
+    changed: float = CHANGED
 
 
+CHANGED_OF_ZEROS = {17: 1.0, 50: 0.605, 80: 0.242}
+"""The share of entries to change for per cents of task vector entries that are zero."""
 METHODS = ("ties", "linear", "dare_ties", "della")
 CASES = {
     **{f"{method}-{cache}": Case("1.1b", method, cache) for method in METHODS for cache in ("warm", "cold")},
@@ -40,6 +47,11 @@ CASES = {
     "many": Case("many", "ties"),
     **{f"{method}-shards": Case("1.1b", method, "warm", True, 500_000_000) for method in METHODS},
     "small": Case("tiny", "ties"),
+    **{
+        f"ties-{density}-zeros-{zeros}": Case("1.1b", "ties", density=density, changed=changed)
+        for zeros, changed in CHANGED_OF_ZEROS.items()
+        for density in (0.2, 0.5)
+    },
 }
 
 
@@ -56,7 +68,7 @@ def main() -> None:
     )
     results = {}
     print(
-        f"{'case':16}{'this':>9}{'other':>9}{'copy':>9}{'this/other':>12}{'this/copy':>11}{'cpu s':>8}{'MiB':>6}"
+        f"{'case':20}{'this':>9}{'other':>9}{'copy':>9}{'this/other':>12}{'this/copy':>11}{'cpu s':>8}{'MiB':>6}"
     )
     for name in options.cases.split(","):
         runs = run_case(CASES[name], options.other, options.rounds)
@@ -69,8 +81,8 @@ def main() -> None:
 
 def run_case(case: Case, other: Path, rounds: int) -> dict[str, list[Measurement]]:
     """Every contestant as often as there are rounds, in turns."""
-    base, models = Family(cache_folder(), case.size).make(2)
-    merge = Merge(case.method, base, tuple(models))
+    base, models = Family(cache_folder(), case.size, changed=case.changed).make(2)
+    merge = Merge(case.method, base, tuple(models), case.density)
     files = [file for folder in merge.folders for file in weight_files(folder)]
     work = (Path("/dev/shm") if case.in_memory else cache_folder()) / "merge-engine-against"
     prepare = warm if case.cache == "warm" else cool
@@ -108,7 +120,7 @@ def row(name: str, runs: dict[str, list[Measurement]]) -> str:
     cpu = statistics.median(run.cpu_seconds for run in runs["this"])
     memory = max(run.peak_memory for run in runs["this"]) / 2**20
     return (
-        f"{name:16}{median('this'):9.2f}{median('other'):9.2f}{median('copy'):9.2f}"
+        f"{name:20}{median('this'):9.2f}{median('other'):9.2f}{median('copy'):9.2f}"
         f"{ratio('other'):12.2f}{ratio('copy'):11.2f}{cpu:8.2f}{memory:6.0f}"
     )
 

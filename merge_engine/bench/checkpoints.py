@@ -47,27 +47,39 @@ def draw_base(count: int, seed: int) -> torch.Tensor:
     return torch.empty(count).normal_(0, BASE_DEVIATION, generator=generator).bfloat16()
 
 
-def draw_tuned(base: torch.Tensor, seed: int) -> torch.Tensor:
-    """A fine-tune of ``base`` in bfloat16, seeded."""
+def draw_tuned(base: torch.Tensor, seed: int, changed: float = CHANGED) -> torch.Tensor:
+    """A fine-tune of ``base`` in bfloat16, seeded. A share of entries is ``changed`` before rounding."""
     generator = torch.Generator().manual_seed(seed)
     delta = torch.empty(len(base)).normal_(0, DELTA_DEVIATION, generator=generator)
     # The lowest bits of a normal draw are as good as a second draw, and cost nothing.
-    delta[(delta.view(torch.int32) & 0xFF) >= int(CHANGED * 256)] = 0
+    delta[(delta.view(torch.int32) & 0xFF) >= int(changed * 256)] = 0
     return (base.float() + delta).bfloat16()
 
 
 @dataclass(frozen=True)
 class Family:
-    """A base and its fine-tunes below ``root``: the name of their shape, and the most bytes of a weight file."""
+    """A base and its fine-tunes below ``root``.
+
+    The name of their shape, the most bytes of a weight file, and the share of entries that fine-tunes change before
+    they are rounded.
+    """
 
     root: Path
     size: str
     shard_size: int = DEFAULT_SHARD_SIZE
+    changed: float = CHANGED
 
     @property
     def folder(self) -> Path:
         """The folder of its checkpoints. Its name has a digest of all settings that make the data."""
-        about = (ARCHITECTURES[self.size], BASE_DEVIATION, DELTA_DEVIATION, CHANGED, _PIECE, self.shard_size)
+        about = (
+            ARCHITECTURES[self.size],
+            BASE_DEVIATION,
+            DELTA_DEVIATION,
+            self.changed,
+            _PIECE,
+            self.shard_size,
+        )
         return self.root / f"{self.size}-{hashlib.sha256(repr(about).encode()).hexdigest()[:8]}"
 
     def make(self, tuned: int, distinct: int | None = None) -> tuple[Path, list[Path]]:
@@ -128,7 +140,7 @@ def _write(family: Family, folder: Path, base: Path | None, number: int) -> None
         else:
             values = torch.empty(count, dtype=torch.bfloat16)
             source[name].read_into(memory_of(values), start, files)
-            values = draw_tuned(values, seed)
+            values = draw_tuned(values, seed, family.changed)
         writer.write(name, 2 * start, memory_of(values))
 
     threads = cores()

@@ -52,11 +52,12 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Merge:
-    """One merge to be timed: the method, and the folders of the base and the models."""
+    """One merge to be timed: the method, the folders of the base and the models, and a density of its own."""
 
     method: str
     base: Path
     models: tuple[Path, ...]
+    density: float | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -78,12 +79,18 @@ class Merge:
         """Bytes of the output."""
         return weight_bytes(self.base)
 
+    @property
+    def of_model(self) -> dict[str, float]:
+        """The parameters of each model."""
+        setting = METHODS[self.method].model
+        return setting if self.density is None else {**setting, "density": self.density}
+
     def recipe(self) -> dict[str, Any]:
         """The recipe that merge_engine and mergekit both read."""
         setting = METHODS[self.method]
         recipe: dict[str, Any] = {
             "merge_method": self.method,
-            "models": [{"model": str(model), "parameters": setting.model} for model in self.merged],
+            "models": [{"model": str(model), "parameters": self.of_model} for model in self.merged],
             "parameters": setting.merge,
             "dtype": "bfloat16",
         }
@@ -118,8 +125,7 @@ def command(
     if contestant == MERGE_ENGINE:
         module = ["merge_engine", "run", str(recipe), str(output), "--shard-size", str(shard_size)]
     elif contestant == TORCH:
-        parameters = METHODS[merge.method].model
-        numbers = [str(parameters["density"]), str(parameters["weight"])]
+        numbers = [str(merge.of_model["density"]), str(merge.of_model["weight"])]
         module = ["merge_engine.bench.torch_ties", str(output), *numbers, *map(str, merge.folders)]
     else:
         output.mkdir()

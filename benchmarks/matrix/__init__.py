@@ -1,0 +1,1 @@
+"""The time of every kind of merge in memory, as a multiple of the simplest one."""
