@@ -31,6 +31,8 @@ class Found:
     @property
     def equal(self) -> int: ...
 
+class WholeFound(Found): ...
+
 class Score:
     @staticmethod
     def variance(storage_rounding: bool) -> Score: ...
@@ -52,11 +54,10 @@ class Kernels:
     def find_all(
         self,
         inputs: Sequence[HostArray],
-        sought: Sequence[tuple[int, Sequence[int], Found | tuple[int, int, int] | None]],
+        sought: Sequence[tuple[int, Sequence[int]]],
         working: DType,
-        level: int,
         count: int,
-    ) -> list[list[Found]]: ...
+    ) -> list[list[WholeFound]]: ...
     def locate(
         self, inputs: Sequence[HostArray], model: int, working: DType, key: int, nth: int, count: int
     ) -> tuple[int, int]: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, reduce
 from typing import Any, Literal
@@ -375,6 +375,17 @@ def found_at_once(backend: Backend, chunk: Chunk, ranks: list[tuple[int, int]]) 
     return found
 
 
+def found_together(backend: Backend, chunk: Chunk, ranks: Mapping[int, Sequence[int]]) -> list[Any]:
+    """The same for several ranks of each model, of one after the other."""
+    found = backend.find_all(chunk, 0, [Sought(model, tuple(of_model)) for model, of_model in ranks.items()])
+    flat = [handle for of_model in found for handle in of_model]
+    asked = [(model, rank) for model, of_model in ranks.items() for rank in of_model]
+    for level in range(1, levels(chunk.working)):
+        sought = [Sought(model, (rank,), within) for (model, rank), within in zip(asked, flat, strict=True)]
+        flat = [handle for [handle] in backend.find_all(chunk, level, sought)]
+    return flat
+
+
 @cache
 def by_reference(make: Make, size: int, dtype: torch.dtype, rank: int) -> tuple[list[Found], list[int]]:
     """The keys of this rank and their places in the reference, once for all backends."""
@@ -442,11 +453,10 @@ def test_ranks_among_misleading_differences(backend: Backend, dtype: torch.dtype
         base = torch.zeros(size, dtype=dtype)
         models = [differences.to(dtype), (3 * differences).to(dtype)]
         ranks = (1, 2, size // 50, size // 3, size // 2, size - 40, size)
-        sought = [Sought(1, ranks), Sought(0, ranks[2:4])]
         found = []
         for b in (REFERENCE, backend):
-            handles = b.find_all(chunk_of(b, base, models), 0, sought)
-            found.append([[b.fetch(handle) for handle in of_model] for of_model in handles])
+            handles = found_together(b, chunk_of(b, base, models), {1: ranks, 0: ranks[2:4]})
+            found.append([b.fetch(handle) for handle in handles])
         assert found[0] == found[1], name
 
 

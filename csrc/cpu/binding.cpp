@@ -25,6 +25,7 @@ void bind_answers(py::module_& m) {
         .def_readonly("above", &Found::above)
         .def_readonly("equal", &Found::equal);
     py::implicitly_convertible<py::tuple, Found>();
+    py::class_<WholeFound, Found>(m, "WholeFound", py::module_local());
     m.def(
         "find_in_counts",
         [](const py::buffer& counts, int level, const std::optional<Found>& within, uint64_t rank) {

@@ -95,6 +95,9 @@ void demand_as_many(const std::vector<T>& items, uint64_t count, const char* wha
 
 inline uint64_t sum_blocks_of(uint64_t count) { return (count + SUM_BLOCK - 1) / SUM_BLOCK; }
 
+// What was found with all bits of the key, at whatever level.
+struct WholeFound : Found {};
+
 // The primitives of an instruction set, on so many threads. Inputs of a chunk begin with the base, where a
 // primitive needs one; models are counted from 0.
 class Kernels {
@@ -120,18 +123,20 @@ class Kernels {
         table_->count_keys(arrays[0], where, working, level_shift(working, level), count, threads_);
     }
 
-    // `sought` are (model, ranks, what was found one level above). For each, what was found for its ranks.
-    std::vector<std::vector<Found>> find_all(
-        const Inputs& inputs,
-        const std::vector<std::tuple<uint64_t, std::vector<uint64_t>, std::optional<Found>>>& sought,
-        DType working, int level, uint64_t count) const {
+    // `sought` are (model, ranks). For each, what was found for its ranks.
+    std::vector<std::vector<WholeFound>> find_all(
+        const Inputs& inputs, const std::vector<std::tuple<uint64_t, std::vector<uint64_t>>>& sought, DType working,
+        uint64_t count) const {
         const std::vector<Array> arrays = checked(inputs, count);
         std::vector<Sought> asked;
-        for (const auto& [model, ranks, within] : sought) {
-            asked.push_back({model_of(arrays, model), within.value_or(Found{}), ranks});
-        }
+        for (const auto& [model, ranks] : sought) asked.push_back({model_of(arrays, model), ranks});
         const Released released(count);
-        return table_->find_all(arrays[0], asked, working, level_shift(working, level), count, threads_);
+        std::vector<std::vector<WholeFound>> whole;
+        for (const auto& of_model : table_->find_all(arrays[0], asked, working, count, threads_)) {
+            whole.emplace_back();
+            for (const Found& found : of_model) whole.back().push_back({found});
+        }
+        return whole;
     }
 
     // How many elements have the key, and the offset of the `nth` of them, -1 if there are not so many.
@@ -379,7 +384,7 @@ inline void bind_kernels(py::module_& m) {
         .def(py::init<const std::string&, int>(), py::arg("instruction_set"), py::arg("threads"))
         .def("count_keys", &Kernels::count_keys, inputs, py::arg("columns"), working, py::arg("level"), count,
              py::arg("slots"), py::arg("counts"))
-        .def("find_all", &Kernels::find_all, inputs, py::arg("sought"), working, py::arg("level"), count)
+        .def("find_all", &Kernels::find_all, inputs, py::arg("sought"), working, count)
         .def("locate", &Kernels::locate, inputs, py::arg("model"), working, py::arg("key"), py::arg("nth"),
              count)
         .def("l1_norms", &Kernels::l1_norms, inputs, py::arg("masks"), py::arg("notes"), working,

@@ -1,12 +1,12 @@
-// Counting how many magnitudes lie at or above each of a few edges.
+// On which side of a few edges magnitudes lie.
 //
-// An edge costs a comparison, but not of every element: once few elements reach an edge, they are compacted, and only
-// they are compared with the next edges.
+// An edge costs a comparison of every element. Those between two edges can be handed over meanwhile.
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <functional>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "mask_kernel.h"
@@ -18,103 +18,103 @@ namespace ME_ISA {
 template <DType Working>
 class EdgeCounter {
   public:
-    using Bits = typename Storage<Working>::Bits;
     using Magnitude = typename MaskKernel<Working>::Magnitude;
 
-    // The edges ascend.
-    explicit EdgeCounter(std::vector<Magnitude> edges) : edges_(std::move(edges)), found_(edges_.size()) {
-        if (edges_.size() > AT_A_TIME) compacted_.resize(ROOM + LANES);
+    // The edges are keys. They ascend, some may be equal, and their number is even.
+    explicit EdgeCounter(const std::vector<uint64_t>& edges) : in_lanes_(edges.size()), at_least_(edges.size()) {
+        for (const uint64_t edge : edges) edges_.push_back(MaskKernel<Working>::first_of(edge));
     }
 
-    // Elements of a tile.
-    void add(const Bits* base, const Bits* model, int count) {
-        int counted = 0;
-        if constexpr (Working != DType::F64) {
-            counted = count / GROUP * GROUP;
-            if (size_ + counted > ROOM || !rare(of_all_ - 1)) {
-                compare_compacted();
-                for (of_all_ = AT_A_TIME; of_all_ < edges_.size() && !rare(of_all_ - 1);) of_all_ += AT_A_TIME;
-            }
-            for (size_t first = 0; first < std::min(of_all_, edges_.size()); first += AT_A_TIME) {
-                with_number(edges_.size() - first, [&](auto number) {
-                    if (first + AT_A_TIME == of_all_ && of_all_ < edges_.size()) {
-                        count_groups<number(), true>(base, model, counted, first);
-                    } else {
-                        count_groups<number(), false>(base, model, counted, first);
-                    }
-                });
-            }
-            seen_ += static_cast<uint64_t>(counted);
-        }
-        using Real = typename RealOf<Working>::Type;
-        for (int j = counted; j < count; ++j) {
-            const Real delta =
-                Storage<Working>::template load<Real>(model[j]) - Storage<Working>::template load<Real>(base[j]);
-            const Magnitude magnitude = bits_of<Magnitude>(delta) & ~MaskKernel<Working>::SIGN;
-            for (size_t e = 0; e < edges_.size(); ++e) found_[e] += magnitude >= edges_[e];
+    // Counts the elements [first, last). Hands over the magnitudes of those at or above an odd number of edges, many at a
+    // time and in any order, if there is a `take`.
+    using Take = std::function<void(Magnitude* magnitudes, size_t size)>;
+    void add(const Array& base, const Array& model, uint64_t first, uint64_t last, const Take& take = {}) {
+        Magnitude passed[2 * TILE + LANES], *end = passed;
+        for (uint64_t at = first; at < last; at += TILE) {
+            const int count = static_cast<int>(std::min<uint64_t>(TILE, last - at));
+            Bits base_room[TILE], model_room[TILE];
+            end = add_tile(tile_of<Working>(base, at, count, base_room), tile_of<Working>(model, at, count, model_room),
+                           count, take ? end : nullptr);
+            if (!take || (end <= passed + TILE && at + TILE < last)) continue;
+            take(passed, static_cast<size_t>(end - passed));
+            end = passed;
         }
     }
-    // For each edge, how many were at or above it.
-    const std::vector<uint64_t>& found() {
-        compare_compacted();
-        return found_;
+    // For each edge, how many elements were at or above it.
+    std::vector<uint64_t> at_least() const {
+        std::vector<uint64_t> sums = at_least_;
+        for (size_t e = 0; e < sums.size(); ++e) sums[e] += total(load<Ints>(in_lanes_[e].data()));
+        return sums;
     }
 
   private:
-    static constexpr size_t AT_A_TIME = 4;  // fit registers
-    static constexpr int ROOM = 8 * TILE;
+    using Bits = typename Storage<Working>::Bits;
+    static constexpr size_t AT_A_TIME = 8;
+
+    // Writes the magnitudes of those that pass, with up to LANES others behind them, and returns their end; writes none
+    // if `passed` is nullptr.
+    Magnitude* add_tile(const Bits* base, const Bits* model, int count, Magnitude* passed) {
+        int counted = 0;
+        if constexpr (Working != DType::F64) {
+            counted = count / GROUP * GROUP;
+            for (size_t first = 0; first < edges_.size(); first += AT_A_TIME) {
+                with_number(edges_.size() - first, [&](auto number) {
+                    passed = count_groups<number()>(base, model, counted, first, passed);
+                });
+            }
+        }
+        using Real = typename RealOf<Working>::Type;
+        Magnitude rest[TILE];
+        for (int j = counted; j < count; ++j) {
+            const Real delta =
+                Storage<Working>::template load<Real>(model[j]) - Storage<Working>::template load<Real>(base[j]);
+            rest[j] = bits_of<Magnitude>(delta) & ~MaskKernel<Working>::SIGN;
+        }
+        for (size_t e = 0; e < edges_.size(); ++e) {
+            uint64_t above = 0;
+            for (int j = counted; j < count; ++j) above += rest[j] >= edges_[e];
+            at_least_[e] += above;
+        }
+        for (int j = counted; passed && j < count; ++j) {
+            bool odd = false;
+            for (const Magnitude edge : edges_) odd ^= rest[j] >= edge;
+            *passed = rest[j];
+            passed += odd;
+        }
+        return passed;
+    }
 
     template <class F>
     static void with_number(size_t number, F&& f) {
         switch (number) {
-            case 1: return f(std::integral_constant<int, 1>{});
             case 2: return f(std::integral_constant<int, 2>{});
-            case 3: return f(std::integral_constant<int, 3>{});
+            case 4: return f(std::integral_constant<int, 4>{});
+            case 6: return f(std::integral_constant<int, 6>{});
             default: return f(std::integral_constant<int, int{AT_A_TIME}>{});
         }
     }
 
-    bool rare(size_t edge) const {
-        return edge >= edges_.size() || found_[edge] * WORTH_COMPRESSING <= seen_;
-    }
-
-    // The edges [first, first + E) and their counts, in registers. With `Compact`, elements that reach the last of them
-    // are compacted.
-    template <int E, bool Compact>
-    class Registers {
-      public:
-        explicit Registers(EdgeCounter& counter, size_t first) : counter_(counter), first_(first) {
-            // Signed comparisons will do, because no magnitude has a sign.
-            for (size_t e = 0; e < E; ++e) below_[e] = Ints{} + static_cast<int32_t>(counter.edges_[first + e] - 1);
-        }
-        ~Registers() {
-            for (size_t e = 0; e < E; ++e) counter_.found_[first_ + e] += total(counted_[e]);
-        }
-        ME_INLINE void look(Ints magnitudes) {
-            Truth above;
-            for (int e = 0; e < E; ++e) {
-                above = less(below_[e], magnitudes);
-                counted_[e] = count(counted_[e], above);
-            }
-            if (Compact) {
-                counter_.size_ += compress(above, magnitudes, counter_.compacted_.data() + counter_.size_);
-            }
-        }
-
-      private:
-        EdgeCounter& counter_;
-        size_t first_;
-        Ints below_[E], counted_[E] = {};
-    };
-
-    template <int E, bool Compact>
-    void count_groups(const Bits* base, const Bits* model, int count, size_t first) {
+    // For the edges [first, first + E). Their counts are in registers.
+    template <int E>
+    Magnitude* count_groups(const Bits* base, const Bits* model, int count, size_t first, Magnitude* passed) {
         using Vectors = StorageLanes<Working>;
-        Registers<E, Compact> registers(*this, first);
+        Ints below[E], counts[E];
+        for (int e = 0; e < E; ++e) {
+            // Signed comparisons will do, because no magnitude has a sign.
+            below[e] = Ints{} + static_cast<int32_t>(edges_[first + e] - 1);
+            counts[e] = load<Ints>(in_lanes_[first + e].data());
+        }
         const auto look = [&](auto half, int at, int j) {
             const Floats delta =
                 Vectors::template load<half()>(model + at, j) - Vectors::template load<half()>(base + at, j);
-            registers.look((Ints)delta & 0x7FFFFFFF);
+            const Ints magnitudes = (Ints)delta & 0x7FFFFFFF;
+            Truth odd = {};
+            for (int e = 0; e < E; ++e) {
+                const Truth above = less(below[e], magnitudes);
+                counts[e] = ME_ISA::count(counts[e], above);
+                odd = odd ^ above;
+            }
+            if (passed) passed += compress(odd, magnitudes, reinterpret_cast<int32_t*>(passed));
         };
         for (int at = 0; at < count; at += GROUP) {
 #pragma GCC unroll 8
@@ -123,27 +123,13 @@ class EdgeCounter {
                 look(std::integral_constant<int, 1>{}, at, j);
             }
         }
-    }
-    // Compares what was compacted with the rest of the edges, and compacts it on. Zeros fill its last vector: only the
-    // first edge may be as low.
-    void compare_compacted() {
-        for (size_t first = of_all_; first < edges_.size() && size_; first += AT_A_TIME) {
-            const int compacted = std::exchange(size_, 0);
-            store(compacted_.data() + compacted, Ints{});
-            with_number(edges_.size() - first, [&](auto number) {
-                Registers<number(), true> registers(*this, first);
-                for (int at = 0; at < compacted; at += LANES) registers.look(load<Ints>(compacted_.data() + at));
-            });
-        }
-        size_ = 0;
+        for (int e = 0; e < E; ++e) store(in_lanes_[first + e].data(), counts[e]);
+        return passed;
     }
 
     std::vector<Magnitude> edges_;
-    std::vector<uint64_t> found_;
-    size_t of_all_ = AT_A_TIME;   // edges that all elements are compared with
-    uint64_t seen_ = 0;           // elements
-    std::vector<int32_t> compacted_;  // and room for a vector
-    int size_ = 0;                    // elements in it
+    std::vector<std::array<int32_t, LANES>> in_lanes_;  // counts of elements in whole groups
+    std::vector<uint64_t> at_least_;                    // of others
 };
 
 }  // namespace ME_ISA

@@ -1,6 +1,5 @@
 // Keys found by their ranks among all elements of a chunk, and tables of keys for ranks that are asked for later.
 #include "count.h"
-#include "few_keys.h"
 #include "search.h"
 #include "statistics.h"
 
@@ -9,32 +8,49 @@ namespace ME_ISA {
 namespace {
 
 template <DType Working>
-void find_in_tables(const Array& base, const std::vector<Sought>& sought, int shift, uint64_t count, int threads,
-                    std::vector<std::vector<Found>>& found) {
-    const int bits = is_first_level<Working>(shift) ? FIRST_BITS : NEXT_BITS;
-    std::vector<uint64_t> counts(sought.size() << bits);
-    std::vector<KeyColumn> columns;
-    for (size_t s = 0; s < sought.size(); ++s) {
-        columns.push_back({sought[s].model, sought[s].within.key, counts.data() + (s << bits)});
-    }
-    count_columns<Working>(base, columns, shift, count, threads);
-    for (size_t s = 0; s < sought.size(); ++s) {
-        for (const uint64_t rank : sought[s].ranks) {
-            found[s].push_back(find_in_counts(columns[s].counts, bits, sought[s].within, rank));
+std::vector<Found> find_among_few(const Array& base, const Sought& sought, uint64_t count) {
+    std::vector<typename Storage<Working>::Bits> keys;
+    keys.reserve(count);
+    list_keys<Working>(base, sought.model, 0, count, keys);
+    const KeyList<typename Storage<Working>::Bits> list(keys.data(), keys.size());
+    std::vector<Found> found;
+    for (const uint64_t rank : sought.ranks) found.push_back(list.find(rank));
+    return found;
+}
+
+// By the highest bits first, then by the next ones of the keys that have those.
+template <DType Working>
+std::vector<Found> find_in_tables(const Array& base, const Sought& sought, uint64_t count, int threads) {
+    constexpr int KEY_BITS = 8 * sizeof(typename Storage<Working>::Bits) - 1;
+    std::vector<Found> found(sought.ranks.size());
+    for (int level = 0, shift = KEY_BITS - FIRST_BITS; shift >= 0; ++level, shift -= NEXT_BITS) {
+        const int bits = level_bits(level);
+        const size_t tables = level == 0 ? 1 : found.size();
+        std::vector<uint64_t> counts(tables << bits);
+        std::vector<KeyColumn> columns;
+        for (size_t t = 0; t < tables; ++t) columns.push_back({sought.model, found[t].key, counts.data() + (t << bits)});
+        count_columns<Working>(base, columns, shift, count, threads);
+        for (size_t r = 0; r < found.size(); ++r) {
+            found[r] = find_in_counts(columns[level == 0 ? 0 : r].counts, bits, found[r], sought.ranks[r]);
         }
     }
+    return found;
 }
 
 template <DType Working>
-void find_all_of(const Array& base, const std::vector<Sought>& sought, int shift, uint64_t count, int threads,
-                 std::vector<std::vector<Found>>& found) {
-    constexpr uint64_t WORTH_SEARCHING = 4 * BLOCK;
-    if (count <= FEW_KEYS) {
-        for (size_t s = 0; s < sought.size(); ++s) find_among_few<Working>(base, sought[s], shift, count, found[s]);
-    } else if (count < WORTH_SEARCHING || !is_first_level<Working>(shift) ||
-               !search_ranks<Working>(base, sought, shift, count, threads, found)) {
-        find_in_tables<Working>(base, sought, shift, count, threads, found);
+std::vector<std::vector<Found>> find_all_of(const Array& base, const std::vector<Sought>& sought, uint64_t count,
+                                            int threads) {
+    constexpr uint64_t FEW = 2 * TILE;
+    std::vector<std::vector<Found>> found(sought.size());
+    if constexpr (Working != DType::F64) {
+        if (count > FEW) found = search_ranks<Working>(base, sought, count, threads);
     }
+    for (size_t s = 0; s < sought.size(); ++s) {
+        if (found[s].size() == sought[s].ranks.size()) continue;
+        found[s] = count <= FEW ? find_among_few<Working>(base, sought[s], count)
+                                : find_in_tables<Working>(base, sought[s], count, threads);
+    }
+    return found;
 }
 
 }  // namespace
@@ -45,9 +61,14 @@ void count_keys(const Array& base, const std::vector<KeyColumn>& columns, DType 
 }
 
 std::vector<std::vector<Found>> find_all(const Array& base, const std::vector<Sought>& sought, DType working,
-                                         int shift, uint64_t count, int threads) {
-    std::vector<std::vector<Found>> found(sought.size());
-    with_dtype(working, [&](auto dtype) { find_all_of<dtype()>(base, sought, shift, count, threads, found); });
+                                         uint64_t count, int threads) {
+    for (const Sought& one : sought) {
+        for (const uint64_t rank : one.ranks) {
+            if (rank == 0 || rank > count) throw std::out_of_range("no key of this rank was counted");
+        }
+    }
+    std::vector<std::vector<Found>> found;
+    with_dtype(working, [&](auto dtype) { found = find_all_of<dtype()>(base, sought, count, threads); });
     return found;
 }
 

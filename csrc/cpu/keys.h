@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "tile.h"
 
@@ -55,6 +56,15 @@ void for_each_key_tile(const Array& base, const Array& model, uint64_t first, ui
         read_keys<Working>(base, model, at, static_cast<uint64_t>(n), keys);
         visit(keys, n);
     }
+}
+
+// Appends the keys of elements [first, last).
+template <DType Working>
+void list_keys(const Array& base, const Array& model, uint64_t first, uint64_t last,
+               std::vector<typename Storage<Working>::Bits>& keys) {
+    for_each_key_tile<Working>(base, model, first, last, [&](const auto* of_tile, int n) {
+        keys.insert(keys.end(), of_tile, of_tile + n);
+    });
 }
 
 // Whether keys that are shifted so far have no bits above their bins.

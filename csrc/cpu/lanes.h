@@ -197,8 +197,7 @@ struct PlacesOfByte {
     }
 };
 
-// Stores the numbers of those lanes side by side, and returns how many there are. Always writes a full vector. It pays
-// off where it spares work for all lanes but one in WORTH_COMPRESSING.
+// Stores the numbers of those lanes side by side, and returns how many there are. Always writes a full vector.
 static ME_INLINE int compress(Truth those, Ints numbers, int32_t* to) {
 #if defined(__AVX512F__)
     store(to, (Ints)_mm512_maskz_compress_epi32(those, (__m512i)numbers));
@@ -217,7 +216,6 @@ static ME_INLINE int compress(Truth those, Ints numbers, int32_t* to) {
     return stored;
 #endif
 }
-constexpr int WORTH_COMPRESSING = VECTOR_BYTES == 64 ? 2 : VECTOR_BYTES == 32 ? 8 : 16;
 
 // Adds those in double precision.
 static ME_INLINE void add_among(Truth among, Floats values, Doubles& low, Doubles& high) {

@@ -16,10 +16,9 @@ struct KeyColumn {
     uint64_t* counts;
 };
 
-// Asks for the keys of some ranks of one model, from 1. `within` is what was found one level above, zeros at the first.
+// Asks for the keys of some ranks of one model, from 1.
 struct Sought {
     Array model;
-    Found within;
     std::vector<uint64_t> ranks;
 };
 
@@ -34,10 +33,10 @@ struct Primitives {
     void (*count_keys)(const Array& base, const std::vector<KeyColumn>& columns, DType working, int shift,
                        uint64_t count, int threads);
 
-    // What counting the chunk alone, and then looking up the ranks, would find; mostly without a table of all keys.
-    // Throws std::out_of_range for a rank that no key has.
+    // What counting the chunk alone, and then looking up the ranks, would find at the last level; mostly without a table
+    // of all keys. Throws std::out_of_range for a rank that no key has.
     std::vector<std::vector<Found>> (*find_all)(const Array& base, const std::vector<Sought>& sought, DType working,
-                                                int shift, uint64_t count, int threads);
+                                                uint64_t count, int threads);
 
     // Finds the offset of the `nth` element (from 0) whose key equals `key`, or -1, and returns how many
     // such elements the chunk holds.

@@ -136,7 +136,9 @@ class Backend(ABC):
     def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[Any]]:
         """Find keys by rank in a chunk that holds all elements: handles to ``Found``, in the order of ``sought``.
 
-        The same as counting the chunk and finding the ranks; a backend may know a shorter way.
+        The same as counting the chunk and finding the ranks; a backend may know a shorter way. It may find whole keys
+        at level 0, if it takes them back as ``within`` at the next levels and returns them as they are. So a level's
+        handles are fetched, or used elsewhere, only if it is the last one.
         """
         counts = self.new_counts(level, [one.within for one in sought])
         self.count(chunk, [KeyColumn(slot, one.model) for slot, one in enumerate(sought)], counts)

@@ -53,10 +53,6 @@ if TYPE_CHECKING:
 
 _STRUCTURES = Structures(_native)
 _cores = cache(cores)  # reading the limits of control groups takes a fifth of the time of a small merge
-_MOST_SEARCHED = 2
-"""Ranks of a model that are found by search: 0.2 ns an element for two, 1 ns for three, 1.9 for ten. A table of all
-keys takes 0.6 ns, whatever their number.
-"""
 
 
 class HostCounts:
@@ -178,15 +174,15 @@ class CpuBackend(Backend):
         ]
 
     def find_all(self, chunk: Chunk, level: int, sought: Sequence[Sought]) -> list[list[Any]]:
-        """Find keys by rank, those of models mostly without counting all keys (see ``Backend.find_all``)."""
-        many = any(len(one.ranks) > _MOST_SEARCHED for one in sought)
-        if many or any(not isinstance(one.model, int) for one in sought):
+        """Find keys by rank, those of models whole, mostly without counting all keys (see ``Backend.find_all``)."""
+        if all(isinstance(one.within, _native.WholeFound) for one in sought):
+            return [[one.within] * len(one.ranks) for one in sought]
+        if level or any(not isinstance(one.model, int) for one in sought):
             return super().find_all(chunk, level, sought)
         found: list[list[Any]] = self._kernels.find_all(
             inputs=chunk.inputs,
-            sought=[(cast(int, model), ranks, within) for model, ranks, within in sought],
+            sought=[(cast(int, model), ranks) for model, ranks, _ in sought],
             working=_STRUCTURES.dtype(chunk.working),
-            level=level,
             count=chunk.count,
         )
         return found
