@@ -329,3 +329,39 @@ def test_several_callers_at_a_time() -> None:
             pool.map(merge, 3 * inputs), 3 * expected, strict=True
         ):
             assert same_bytes(merged, alone) and outcome == counted
+
+
+def every_number(dtype: torch.dtype, after: int = 0) -> torch.Tensor:
+    """All numbers of a type of 16 bits in the order of their bits, from the first or one ``after`` it."""
+    return (torch.arange(1 << 16) + after).to(torch.int16).view(dtype)
+
+
+def around_numbers(dtype: torch.dtype) -> torch.Tensor:
+    """All numbers of a type of 16 bits in float32, what lies in the middle of two, and the neighbours of both."""
+    numbers, next_ones = every_number(dtype).float(), every_number(dtype, after=1).float()
+    both = torch.cat([numbers, numbers / 2 + next_ones / 2, torch.tensor([3e-45, -3e-45, 3e38, -3e38])])
+    up, down = (torch.nextafter(both, torch.tensor(end)) for end in (torch.inf, -torch.inf))
+    return torch.cat([both, up, down])
+
+
+@pytest.mark.parametrize("working", DTYPES, ids=str)
+@pytest.mark.parametrize("out", DTYPES, ids=str)
+def test_every_number_of_16_bits_becomes_what_torch_makes_of_it(
+    working: torch.dtype, out: torch.dtype
+) -> None:
+    inputs = [numbers(dtype) for numbers in (every_number, around_numbers) for dtype in DTYPES[:2]]
+    for values in inputs:
+        expected = values.to(working).to(out)
+        expected[expected.isnan()] = torch.nan
+        not_finite = tuple(int((~x.isfinite()).sum()) for x in (values.to(working), expected))
+        for backend in BACKENDS:
+            merged, outcome = apply(
+                backend,
+                Combine((1.0,)),
+                None,
+                [values],
+                working=dtype_of(torch.empty(0, dtype=working)),
+                out=out,
+            )
+            assert same_bytes(merged, expected), (backend.instruction_set, values.dtype)
+            assert (*outcome.non_finite, outcome.non_finite_output) == not_finite

@@ -68,7 +68,7 @@ class Combiner {
         for (uint64_t at = first; at < last;) {
             const int width = static_cast<int>(std::min<uint64_t>(TILE, last - at)), groups = width / GROUP * GROUP;
             int done = 0;
-            if (op_.output.dtype == Working && groups > 0 && combine_lanes(at, groups, coefficients)) done = groups;
+            if (groups > 0 && combine_lanes(at, groups, coefficients)) done = groups;
             if (done < width) {
                 combine_tile(at + static_cast<uint64_t>(done), width - done, non_finite,
                              [&](size_t i) { return Same{coefficients[i]}; });
@@ -118,7 +118,8 @@ class Combiner {
         for (int j = 0; j < count; ++j) values[j] = RoundedTo<Working>::round(values[j]);
     }
 
-    // The same in registers, for whole groups. False if a result is not finite, as it is where an input is not.
+    // The same in registers, for whole groups. False if a result is not finite, as it is where an input is not. Only
+    // float32 is rounded to another dtype of the output: there the results are at hand.
     bool combine_lanes(uint64_t at, int width, const Real* coefficients) const {
         if constexpr (Fused || Working == DType::F64) {
             return false;
@@ -126,7 +127,8 @@ class Combiner {
             using Vectors = StorageLanes<Working>;
             constexpr size_t MANY = 32;
             const size_t n = op_.inputs.size();
-            if (n > MANY || op_.stepwise) return false;
+            const bool as_it_is = op_.output.dtype == Working;
+            if (n > MANY || op_.stepwise || !(as_it_is || Working == DType::F32)) return false;
             Bits room[MANY][TILE];
             const Bits* inputs[MANY];
             for (size_t i = 0; i < n; ++i) inputs[i] = tile_of<Working>(op_.inputs[i], at, width, room[i]);
@@ -146,7 +148,8 @@ class Combiner {
                 return op_.divides ? sum / every(divisor_) : sum;
             };
             typename Vectors::Magnitudes largest = {};
-            Bits* output = static_cast<Bits*>(op_.output.data) + at;
+            Real merged[TILE];
+            Bits* output = as_it_is ? static_cast<Bits*>(op_.output.data) + at : reinterpret_cast<Bits*>(merged);
             for (int group = 0; group < width; group += GROUP) {
                 for (int j = 0; j < HALF; j += LANES) {
                     const Floats first = combined(std::integral_constant<int, 0>{}, group, j);
@@ -154,7 +157,8 @@ class Combiner {
                     largest = larger(largest, Vectors::store(first, second, output + group, j));
                 }
             }
-            return !any_at_least(largest, Vectors::INFINITE);
+            if (any_at_least(largest, Vectors::INFINITE)) return false;
+            return as_it_is || store_tile(op_.output, at, width, merged) == 0;
         }
     }
 

@@ -90,20 +90,26 @@ static uint64_t store_as(void* data, uint64_t first, int count, const Real* valu
     return non_finite_in<To>(bits, count);
 }
 
+// Rounds elements [first, first + count) of an input to the working dtype. Rarely needed, and much code.
+template <DType Working>
+static __attribute__((noinline)) void round_tile(const Array& array, uint64_t first, int count,
+                                                 typename Storage<Working>::Bits* ME_RESTRICT rounded) {
+    with_dtype(array.dtype, [&](auto from) {
+        // What is exact in float is rounded from it.
+        using Wide = std::conditional_t<from() == DType::F64 || Working == DType::F64, double, float>;
+        Wide wide[TILE];
+        widen<from()>(static_cast<const typename Storage<from()>::Bits*>(array.data) + first, count, wide);
+        round_to<Working>(wide, count, rounded);
+    });
+}
+
 // Elements [first, first + count) of an input in the working dtype: where they are, or rounded into `rounded`.
 template <DType Working>
 static const typename Storage<Working>::Bits* tile_of(const Array& array, uint64_t first, int count,
                                                       typename Storage<Working>::Bits* rounded) {
-    with_dtype(array.dtype, [&](auto from) {
-        // What is exact in float is rounded from it.
-        using Wide = std::conditional_t<from() == DType::F64 || Working == DType::F64, double, float>;
-        if constexpr (from() != Working) {
-            Wide wide[TILE];
-            widen<from()>(static_cast<const typename Storage<from()>::Bits*>(array.data) + first, count, wide);
-            round_to<Working>(wide, count, rounded);
-        }
-    });
-    return array.dtype == Working ? static_cast<const typename Storage<Working>::Bits*>(array.data) + first : rounded;
+    if (array.dtype == Working) return static_cast<const typename Storage<Working>::Bits*>(array.data) + first;
+    round_tile<Working>(array, first, count, rounded);
+    return rounded;
 }
 
 // Widens them, and returns how many are NaN or infinite.
