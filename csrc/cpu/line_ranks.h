@@ -53,47 +53,81 @@ TileBits kept_of_tile(const RankTable& table, const Key* numbers, const uint8_t*
     return kept;
 }
 
-// The keys of a line, put into their buckets.
+// Exact thresholds within a line. Its keys are put into their buckets, side by side: then those that come in the wrong
+// order are near, and a count of them among as many neighbours as a bucket has makes a rank of a place.
 template <class Key>
-class BucketedKeys {
+class ExactThresholds {
   public:
-    __attribute__((noinline)) void fill(const Key* keys, const Key* numbers, uint64_t length, const RankTable& table,
-                                        uint32_t buckets) {
-        keys_.resize(length + AT_ONCE);
-        next_.resize(buckets);
-        for (uint32_t b = 0; b < buckets; ++b) next_[b] = static_cast<uint32_t>(table.below(b));
-        uint32_t* ME_RESTRICT next = next_.data();
-        for (uint64_t j = 0; j < length; ++j) keys_[next[numbers[j]]++] = keys[j];
-        for (uint32_t b = ZEROS; b < buckets; ++b) {
-            if (is_large(table, b)) std::sort(keys_.begin() + table.below(b), keys_.begin() + table.end(b));
+    explicit ExactThresholds(const Probability& probability) : probability_(probability) {}
+
+    __attribute__((noinline)) void find(const Key* keys, const Key* numbers, uint64_t length, const RankTable& table) {
+        next_.assign(table.all_below(), table.all_below() + table.buckets());
+        places_.resize(length);
+        sorted_.resize(MOST + length + MOST + TILE);
+        found_.resize(length + TILE);
+        Key* ME_RESTRICT sorted = sorted_.data() + MOST;
+        uint32_t *ME_RESTRICT next = next_.data(), *ME_RESTRICT places = places_.data();
+        for (uint64_t j = 0; j < length; ++j) {
+            const uint32_t place = next[numbers[j]]++;
+            places[j] = place;
+            sorted[place] = keys[j];
+        }
+        const uint32_t widest = table.widest();
+        const uint64_t zeros = table.end(ZERO);
+        std::fill_n(sorted + zeros - MOST, MOST, Key{0});  // below and above all others, where they have no neighbours
+        std::fill_n(sorted + length, MOST + TILE, static_cast<Key>(~Key{0}));
+        if (zeros) std::fill_n(found_.begin(), zeros, probability_.threshold(zeros - 1));
+        for (uint64_t at = zeros; at < length; at += TILE) {
+            count_neighbours(sorted + at, at, static_cast<int>(std::min<uint64_t>(widest, MOST)));
+        }
+        for (uint32_t b = ZEROS; widest > MOST && b < table.buckets(); ++b) {
+            if (table.end(b) - table.below(b) > MOST) sort(sorted, table.below(b), table.end(b));
         }
     }
-    // Twice the mean rank of a key, which is in the bucket.
-    uint64_t twice_rank(const RankTable& table, Key number, Key key) const {
-        const uint64_t first = table.below(number), end = table.end(number);
-        if (number < ZEROS) return end - 1;
-        if (is_large(table, number)) {
-            const auto equal = std::equal_range(keys_.begin() + first, keys_.begin() + end, key);
-            return static_cast<uint64_t>((equal.first - keys_.begin()) + (equal.second - keys_.begin())) - 1;
-        }
-        uint32_t smaller = 0, equal = 0;
-        for (uint64_t at = first; at < end; at += AT_ONCE) {
-            const uint32_t rest = static_cast<uint32_t>(end - at);
-            for (uint32_t j = 0; j < AT_ONCE; ++j) {
-                smaller += (j < rest) & (keys_[at + j] < key);
-                equal += (j < rest) & (keys_[at + j] == key);
-            }
-        }
-        return 2 * (first + smaller) + equal - 1;
-    }
+    uint32_t of(uint64_t element) const { return found_[places_[element]]; }
+    void write(uint64_t first, int count, uint32_t* to) const { look_up(found_.data(), places_.data() + first, count, to); }
 
   private:
-    static constexpr uint32_t AT_ONCE = 32, LARGE = 4 * AT_ONCE;  // so many that compilers make vectors of the loop
+    typedef Key Vector __attribute__((vector_size(VECTOR_BYTES)));  // with `using` GCC would forget the size
+    static constexpr uint64_t MOST = 16;  // larger buckets are sorted
 
-    static bool is_large(const RankTable& table, uint64_t bucket) { return table.end(bucket) - table.below(bucket) > LARGE; }
+    void count_neighbours(const Key* keys, uint64_t at, int widest) {
+        using Moves = decltype(Vector{} < Vector{});
+        std::make_signed_t<Key> moves[TILE];
+        constexpr int KEYS = VECTOR_BYTES / sizeof(Key);
+        for (int j = 0; j < TILE; j += KEYS) {
+            const Vector own = load<Vector>(keys + j);
+            Moves twice = {};
+            for (int d = 1; d < widest; ++d) {
+                const Vector after = load<Vector>(keys + j + d), before = load<Vector>(keys + j - d);
+                twice -= (after < own) + (after <= own);
+                twice += (before > own) + (before >= own);
+            }
+            store(moves + j, twice);
+        }
+        for (int j = 0; j < TILE; ++j) {
+            const uint64_t place = at + static_cast<uint64_t>(j);
+            found_[place] = probability_.threshold(2 * place + static_cast<uint64_t>(static_cast<int64_t>(moves[j])));
+        }
+    }
+    // Of a large bucket, which is often a single key.
+    void sort(const Key* keys, uint64_t first, uint64_t last) {
+        large_.assign(keys + first, keys + last);
+        if (!std::is_sorted(large_.begin(), large_.end())) std::sort(large_.begin(), large_.end());
+        uint32_t threshold = 0;
+        for (uint64_t place = first; place < last; ++place) {
+            if (place == first || keys[place] != keys[place - 1]) {
+                const auto equal = std::equal_range(large_.begin(), large_.end(), keys[place]);
+                const auto smaller = equal.first - large_.begin(), others = equal.second - equal.first - 1;
+                threshold = probability_.threshold(2 * first + static_cast<uint64_t>(2 * smaller + others));
+            }
+            found_[place] = threshold;
+        }
+    }
 
-    std::vector<Key> keys_;       // those of large buckets are sorted
-    std::vector<uint32_t> next_;  // places for keys, by bucket
+    Probability probability_;
+    std::vector<uint32_t> next_, places_, found_;  // places for keys, by bucket; of elements; thresholds, by place
+    std::vector<Key> sorted_, large_;
 };
 
 // Ranks lines, one after the other.
@@ -111,7 +145,8 @@ class LineRanks {
           table_(probability, most_ + ZEROS),
           keys_(lines.group()),
           draws_(exactly ? 0 : lines.group() + TILE),
-          numbers_(lines.length) {}
+          numbers_(lines.length),
+          exact_(probability) {}
 
     // Notes which elements [first, first + count), which are whole slabs, have draws below their thresholds. Element 0 of
     // the chunk has the flat index `start`.
@@ -151,19 +186,14 @@ class LineRanks {
             if (table_.single()) {
                 table_.list_thresholds(of_buckets_);
             } else {
-                bucketed_.fill(keys, numbers_.data(), lines_.length, table_, buckets_.size());
+                exact_.find(keys, numbers_.data(), lines_.length, table_);
             }
             for_each_tile(lines_.length, [&](uint64_t at, int n) {
                 uint32_t found[TILE];
-                const Key* numbers = numbers_.data() + at;
                 if (table_.single()) {
-                    look_up(of_buckets_.data(), numbers, n, found);
+                    look_up(of_buckets_.data(), numbers_.data() + at, n, found);
                 } else {
-                    uint64_t twice_ranks[TILE];
-                    for (int j = 0; j < n; ++j) {
-                        twice_ranks[j] = bucketed_.twice_rank(table_, numbers[j], keys[at + static_cast<uint64_t>(j)]);
-                    }
-                    for (int j = 0; j < n; ++j) found[j] = probability_.threshold(twice_ranks[j]);
+                    exact_.write(at, n, found);
                 }
                 uint32_t* to = thresholds + begin + at * lines_.stride;
                 for (int j = 0; j < n; ++j) to[static_cast<uint64_t>(j) * lines_.stride] = found[j];
@@ -205,12 +235,11 @@ class LineRanks {
     void decide(const Key* keys, uint64_t place) {
         constexpr size_t FEW = 32;  // that are compared with the whole line
         const bool many = undecided_.size() > FEW;
-        if (many) bucketed_.fill(keys, numbers_.data(), lines_.length, table_, buckets_.size());
+        if (many) exact_.find(keys, numbers_.data(), lines_.length, table_);
         for (const Undecided& one : undecided_) {
-            const Key key = keys[one.at];
-            const uint64_t twice_rank =
-                many ? bucketed_.twice_rank(table_, numbers_[one.at], key) : twice_rank_in_line(keys, key);
-            if (one.draw < probability_.threshold(twice_rank)) set(place + one.at * lines_.stride);
+            const uint32_t threshold =
+                many ? exact_.of(one.at) : probability_.threshold(twice_rank_in_line(keys, keys[one.at]));
+            if (one.draw < threshold) set(place + one.at * lines_.stride);
         }
     }
     uint64_t twice_rank_in_line(const Key* keys, Key key) const {
@@ -266,7 +295,7 @@ class LineRanks {
     std::vector<Key> numbers_, line_keys_;
     std::vector<uint8_t> line_draws_;
     std::vector<Undecided> undecided_;
-    BucketedKeys<Key> bucketed_;
+    ExactThresholds<Key> exact_;
     std::vector<uint32_t> of_buckets_;
 };
 

@@ -141,6 +141,7 @@ class RankTable {
     template <class Move>
     void solve(uint32_t buckets, bool single, Move&& move) {
         uint32_t below = 0;
+        widest_ = 0;
         for (uint32_t first = 0; first < buckets; first += TILE) {
             const int width = (std::min(TILE, static_cast<int>(buckets - first)) + LANES - 1) / LANES * LANES;
             uint32_t counts[TILE];
@@ -149,6 +150,7 @@ class RankTable {
             if (first == 0) {
                 for (uint32_t z = 0; z < ZERO; ++z) counts[ZERO] += std::exchange(counts[z], 0);
             }
+            for (int j = first ? 0 : ZEROS; j < width; ++j) widest_ = std::max(widest_, counts[j]);
             for (int j = 0; j < width; ++j) {
                 below_[first + j] = below;
                 below += counts[j];
@@ -238,6 +240,10 @@ class RankTable {
     }
     // How many elements are in lower buckets, and how many in those and in this one.
     uint64_t below(uint64_t number) const { return below_[std::max<uint64_t>(number, ZERO)]; }
+    const uint32_t* all_below() const { return below_.data(); }
+    uint32_t buckets() const { return buckets_; }
+    // The most elements in one bucket, but for zeros.
+    uint32_t widest() const { return widest_; }
     uint64_t end(uint64_t number) const { return below_[std::max<uint64_t>(number, ZERO) + 1]; }
 
   private:
@@ -246,7 +252,7 @@ class RankTable {
     // Of each bucket two bytes: a draw with a top byte below the lower one is below all its thresholds, one with a byte
     // above the upper is not below any.
     std::vector<uint16_t> bounds_;
-    uint32_t buckets_ = 0;
+    uint32_t buckets_ = 0, widest_ = 0;
     bool single_ = false;
 };
 
