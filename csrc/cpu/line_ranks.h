@@ -75,7 +75,7 @@ class ExactThresholds {
         const uint32_t widest = table.widest();
         const uint64_t zeros = table.end(ZERO);
         std::fill_n(sorted + zeros - MOST, MOST, Key{0});  // below and above all others, where they have no neighbours
-        std::fill_n(sorted + length, MOST + TILE, static_cast<Key>(~Key{0}));
+        std::fill_n(sorted + length, MOST + TILE, std::numeric_limits<Signed>::max());
         if (zeros) std::fill_n(found_.begin(), zeros, probability_.threshold(zeros - 1));
         for (uint64_t at = zeros; at < length; at += TILE) {
             count_neighbours(sorted + at, at, static_cast<int>(std::min<uint64_t>(widest, MOST)));
@@ -88,20 +88,19 @@ class ExactThresholds {
     void write(uint64_t first, int count, uint32_t* to) const { look_up(found_.data(), places_.data() + first, count, to); }
 
   private:
-    typedef Key Vector __attribute__((vector_size(VECTOR_BYTES)));  // with `using` GCC would forget the size
+    using Signed = std::make_signed_t<Key>;  // keys have no sign
+    typedef Signed Vector __attribute__((vector_size(VECTOR_BYTES)));  // with `using` GCC would forget the size
     static constexpr uint64_t MOST = 16;  // larger buckets are sorted
 
     void count_neighbours(const Key* keys, uint64_t at, int widest) {
-        using Moves = decltype(Vector{} < Vector{});
-        std::make_signed_t<Key> moves[TILE];
+        Signed moves[TILE];
         constexpr int KEYS = VECTOR_BYTES / sizeof(Key);
+        const auto sign = [](Vector v) { return larger(Vector{} - 1, Vector{} + 1 < v ? Vector{} + 1 : v); };
         for (int j = 0; j < TILE; j += KEYS) {
             const Vector own = load<Vector>(keys + j);
-            Moves twice = {};
+            Vector twice = {};
             for (int d = 1; d < widest; ++d) {
-                const Vector after = load<Vector>(keys + j + d), before = load<Vector>(keys + j - d);
-                twice -= (after < own) + (after <= own);
-                twice += (before > own) + (before >= own);
+                twice += sign(own - load<Vector>(keys + j + d)) + sign(own - load<Vector>(keys + j - d));
             }
             store(moves + j, twice);
         }
@@ -206,6 +205,7 @@ class LineRanks {
     static uint64_t most_buckets(uint64_t length, bool exactly) {
         constexpr bool SHORT = sizeof(Key) == 2;
         uint64_t most = SHORT ? 2048 : 256;
+        if (!SHORT && exactly) length *= 2;
         while (most < (SHORT ? 1u << FIRST_BITS : 1u << 20) && (most < length || (SHORT && exactly))) most *= 2;
         return most;
     }
