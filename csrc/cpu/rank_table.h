@@ -140,7 +140,7 @@ class RankTable {
     // move(first, width, counts) adds the counts of some buckets, whole vectors of them, to `counts`.
     template <class Move>
     void solve(uint32_t buckets, bool single, Move&& move) {
-        uint32_t below = 0;
+        Words below = {};
         widest_ = 0;
         for (uint32_t first = 0; first < buckets; first += TILE) {
             const int width = (std::min(TILE, static_cast<int>(buckets - first)) + LANES - 1) / LANES * LANES;
@@ -151,12 +151,13 @@ class RankTable {
                 for (uint32_t z = 0; z < ZERO; ++z) counts[ZERO] += std::exchange(counts[z], 0);
             }
             for (int j = first ? 0 : ZEROS; j < width; ++j) widest_ = std::max(widest_, counts[j]);
-            for (int j = 0; j < width; ++j) {
-                below_[first + j] = below;
-                below += counts[j];
+            for (int j = 0; j < width; j += LANES) {
+                const Words own = load<Words>(counts + j), sums = running_sums(own);
+                store(below_.data() + first + j, below + sums - own);
+                below += sums[LANES - 1];
             }
         }
-        below_[buckets] = below;
+        below_[buckets] = below[0];
         buckets_ = buckets;
         single_ = single;
     }
