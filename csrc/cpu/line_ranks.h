@@ -124,7 +124,7 @@ class ExactThresholds {
         }
     }
 
-    Probability probability_;
+    Thresholds probability_;
     std::vector<uint32_t> next_, places_, found_;  // places for keys, by bucket; of elements; thresholds, by place
     std::vector<Key> sorted_, large_;
 };
@@ -282,7 +282,7 @@ class LineRanks {
     }
 
     Lines lines_;
-    Probability probability_;
+    Thresholds probability_;
     uint64_t most_;
     Buckets<Key> buckets_;
     BucketCounts counts_;

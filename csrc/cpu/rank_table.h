@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../ranks.h"
+#include "quotient.h"
 #include "tile_bits.h"
 
 namespace merge_engine {
@@ -131,6 +132,20 @@ ME_SCALAR void look_up(const Number* table, const Key* keys, int count, Number* 
     for (int j = 0; j < count; ++j) found[j] = table[keys[j]];
 }
 
+// Probability's thresholds, many at a time.
+class Thresholds : public Probability {
+  public:
+    explicit Thresholds(const Probability& probability)
+        : Probability(probability), last_(length > 1 ? static_cast<double>(2 * (length - 1)) : 2), inverse_(1 / last_) {}
+
+    ME_INLINE uint32_t threshold(uint64_t twice_rank) const {
+        return threshold_of(quotient(static_cast<double>(length > 1 ? twice_rank : 1), last_, inverse_));
+    }
+
+  private:
+    double last_, inverse_;  // twice the last rank; the only element of a line has the rank 0.5
+};
+
 // What the counts say of the buckets of a line.
 class RankTable {
   public:
@@ -248,7 +263,7 @@ class RankTable {
     uint64_t end(uint64_t number) const { return below_[std::max<uint64_t>(number, ZERO) + 1]; }
 
   private:
-    Probability probability_;
+    Thresholds probability_;
     std::vector<uint32_t> below_;
     // Of each bucket two bytes: a draw with a top byte below the lower one is below all its thresholds, one with a byte
     // above the upper is not below any.

@@ -6,6 +6,7 @@
 
 #include "../exponentials.h"
 #include "primitives.h"
+#include "quotient.h"
 #include "sums.h"
 
 namespace merge_engine {
@@ -36,14 +37,8 @@ class Scorer {
 
     using Bits = typename Storage<Working>::Bits;
 
-    // x / number without a division: one step takes away the error of x * inverse, and no quotient of a small whole number
-    // lies so near the middle of two numbers that more is needed. In double, quotients of float are far from underflow: a
-    // model adds at most 56 binary places to the 150 of float.
+    // In double, quotients of float are far from underflow: a model adds at most 56 binary places to the 150 of float.
     static constexpr size_t FUSED = 12;  // models at most
-    static ME_INLINE double fused_quotient(double x, double number, double inverse) {
-        const double near = x * inverse;
-        return __builtin_fma(__builtin_fma(-near, number, x), inverse, near);
-    }
 #if defined(__FMA__)
     static constexpr bool FUSES = Working == DType::F32;
 #else
@@ -66,7 +61,7 @@ class Scorer {
         }
         const Wide number = static_cast<Wide>(models), inverse = 1 / number;
         if (FUSES && models <= FUSED) {  // squares that are too small for it are rounded to 0
-            for (int j = 0; j < n; ++j) squares[j] = fused_quotient(squares[j], number, inverse);
+            for (int j = 0; j < n; ++j) squares[j] = quotient(squares[j], number, inverse);
         } else {
             for (int j = 0; j < n; ++j) squares[j] /= number;
         }
@@ -95,7 +90,7 @@ class Scorer {
             for (size_t i = 0; i < Models; ++i) {  // Welford's step
                 const Wide delta = static_cast<Wide>(Rounding::round(Storage<Working>::template load<Real>(x[i][j]) - b));
                 const Wide distance = delta - mean;
-                mean += Fused ? fused_quotient(distance, number[i], inverse[i]) : distance / number[i];
+                mean += Fused ? quotient(distance, number[i], inverse[i]) : distance / number[i];
                 squares += distance * (delta - mean);
             }
             means[j] = mean, all_squares[j] = squares;
