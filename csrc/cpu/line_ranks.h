@@ -233,12 +233,21 @@ class LineRanks {
 
     // Decides what is left, by exact ranks.
     void decide(const Key* keys, uint64_t place) {
-        constexpr size_t FEW = 32;  // that are compared with the whole line
-        const bool many = undecided_.size() > FEW;
+        constexpr size_t FEW = 16;  // keys that are compared with the whole line
+        const auto smaller = [&](const Undecided& a, const Undecided& b) { return keys[a.at] < keys[b.at]; };
+        std::sort(undecided_.begin(), undecided_.end(), smaller);
+        size_t differ = 0;
+        for (size_t i = 1; i < undecided_.size(); ++i) differ += smaller(undecided_[i - 1], undecided_[i]);
+        const bool many = differ >= FEW;
         if (many) exact_.find(keys, numbers_.data(), lines_.length, table_);
-        for (const Undecided& one : undecided_) {
-            const uint32_t threshold =
-                many ? exact_.of(one.at) : probability_.threshold(twice_rank_in_line(keys, keys[one.at]));
+        uint32_t threshold = 0;
+        for (size_t i = 0; i < undecided_.size(); ++i) {
+            const Undecided& one = undecided_[i];
+            if (many) {
+                threshold = exact_.of(one.at);
+            } else if (i == 0 || smaller(undecided_[i - 1], one)) {
+                threshold = probability_.threshold(twice_rank_in_line(keys, keys[one.at]));
+            }
             if (one.draw < threshold) set(place + one.at * lines_.stride);
         }
     }
