@@ -153,13 +153,6 @@ class ConsensusFast {
         }
     }
 
-    // The group of the next tile: the first pass would wait for it, the second has time.
-    static ME_INLINE void prefetch(const Bits* group) {
-        for (size_t byte = 0; byte < GROUP * sizeof(Bits); byte += 64) {
-            __builtin_prefetch(reinterpret_cast<const char*>(group) + byte);
-        }
-    }
-
     static constexpr bool elects(Election how) { return how == Election::Sum || how == SLACK || how == Election::Deltas; }
     static ME_INLINE Floats rounded(Floats v) { return round_lanes<Rounding>(v); }
     // Of what may be wide.
@@ -171,8 +164,9 @@ class ConsensusFast {
     bool merge_groups(Part* parts, const Bits* base, int width, Bits* merged, float* wide) const {
         typename Vectors::Magnitudes largest = {};
         for (int at = 0; at < width; at += GROUP) {
-            prefetch(base + at + TILE);
-            for (size_t i = 0; i < models_.size(); ++i) prefetch(parts[i].bits + at + TILE);
+            // Of the next tile: its first pass would wait for them, this one has time.
+            prefetch_group(base + at + TILE);
+            for (size_t i = 0; i < models_.size(); ++i) prefetch_group(parts[i].bits + at + TILE);
             float ordered[GROUP];
             for (int j = 0; j < HALF; j += STRIP / 2 * LANES) {
                 Strip b, result;

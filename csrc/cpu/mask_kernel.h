@@ -151,26 +151,23 @@ class MaskKernel {
         const Words part_span = Words{} + part, part_end = first + part_span;
         Ints highest = largest;
         for (int at = 0; at < count; at += GROUP) {
-            uint64_t found = 0, found_in_part = 0;
             const auto look = [&](auto half, int j) {
                 const Floats delta = Vectors::template load<half()>(model + at, j) -
                                      Vectors::template load<half()>(base + at, j);
                 const Words magnitude = (Words)delta & 0x7FFFFFFFu, from_first = magnitude - first;
                 if (!Unbounded) highest = larger(highest, (Ints)magnitude);
                 const Truth within = Unbounded ? at_least(magnitude, first) : less(from_first, span);
-                found |= bits_of_lanes(within) << (half() * HALF + j);
+                inside.set_lanes(at + half() * HALF + j, within);
                 if (!HasPart) return;
                 const Truth within_part =
                     Unbounded ? less_among(within, magnitude, part_end) : less(from_first, part_span);
-                found_in_part |= bits_of_lanes(within_part) << (half() * HALF + j);
+                in_part.set_lanes(at + half() * HALF + j, within_part);
             };
 #pragma GCC unroll 8
             for (int j = 0; j < HALF; j += LANES) {
                 look(std::integral_constant<int, 0>{}, j);
                 look(std::integral_constant<int, 1>{}, j);
             }
-            inside.word[at / GROUP] = found;
-            if (HasPart) in_part.word[at / GROUP] = found_in_part;
         }
         for (int w = (count + GROUP - 1) / GROUP; w < TileBits::WORDS; ++w) {
             inside.word[w] = 0;
@@ -186,11 +183,10 @@ class MaskKernel {
         typename Vectors::Magnitudes highest = {};
         unequal = {};
         for (int at = 0; at < count; at += GROUP) {
-            uint64_t found = 0;
             const auto look = [&](auto half, int j) {
                 const Truth differs = differ(Vectors::template load<half()>(model + at, j),
                                              Vectors::template load<half()>(base + at, j));
-                found |= bits_of_lanes(differs) << (half() * HALF + j);
+                unequal.set_lanes(at + half() * HALF + j, differs);
             };
 #pragma GCC unroll 8
             for (int j = 0; j < HALF; j += LANES) {
@@ -198,7 +194,6 @@ class MaskKernel {
                 look(std::integral_constant<int, 1>{}, j);
                 highest = larger(highest, Vectors::magnitudes(model + at, j));
             }
-            unequal.word[at / GROUP] = found;
         }
         if (any_at_least(highest, Vectors::INFINITE)) largest = Ints{} + StorageLanes<DType::F32>::INFINITE;
     }

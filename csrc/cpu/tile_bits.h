@@ -20,6 +20,15 @@ struct TileBits {
         return lanes_of_bits(LANES < 8 ? bits >> (j % 8) : bits);
     }
 
+    ME_INLINE void set_lanes(int j, Truth truth) {
+        const uint64_t bits = bits_of_lanes(truth);
+        if constexpr (LANES < 8) {
+            word[j / 64] = (j % 64 ? word[j / 64] : 0) | bits << j % 64;
+        } else {
+            std::memcpy(reinterpret_cast<char*>(word) + j / 8, &bits, LANES / 8);
+        }
+    }
+
     ME_INLINE bool empty() const {
         uint64_t any = 0;
         for (const uint64_t w : word) any |= w;
