@@ -117,6 +117,7 @@ class EdgeCounter {
             if (passed) passed += compress(odd, magnitudes, reinterpret_cast<int32_t*>(passed));
         };
         for (int at = 0; at < count; at += GROUP) {
+            prefetch_group(base + at + TILE);
             prefetch_group(model + at + TILE);
 #pragma GCC unroll 8
             for (int j = 0; j < HALF; j += LANES) {

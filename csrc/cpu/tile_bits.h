@@ -16,7 +16,7 @@ struct TileBits {
     // The bits of elements j to j + LANES.
     ME_INLINE Truth lanes(int j) const {
         uint32_t bits;
-        std::memcpy(&bits, reinterpret_cast<const char*>(word) + j / 8, sizeof(bits));
+        std::memcpy(&bits, reinterpret_cast<const char*>(word) + static_cast<size_t>(j) / 8, sizeof(bits));
         return lanes_of_bits(LANES < 8 ? bits >> (j % 8) : bits);
     }
 
@@ -25,7 +25,7 @@ struct TileBits {
         if constexpr (LANES < 8) {
             word[j / 64] = (j % 64 ? word[j / 64] : 0) | bits << j % 64;
         } else {
-            std::memcpy(reinterpret_cast<char*>(word) + j / 8, &bits, LANES / 8);
+            std::memcpy(reinterpret_cast<char*>(word) + static_cast<size_t>(j) / 8, &bits, LANES / 8);
         }
     }
 
