@@ -80,8 +80,9 @@ class MaskKernel {
               Ints& largest) const {
         TileBits tied;
         const Window inside = not_zero(band_);
-        if (unbounded_ && drawn()) {
-            scan_unequal(model, base, count, kept, largest);
+        if (leaves_equal()) {
+            for (uint64_t& word : kept.word) word = ~0ull;
+            look_for_infinity(model, count, largest);
         } else if (unbounded_ && low_ties_.span) {
             scan<true, true>(model, base, count, inside, kept, low_ties_.span, tied, largest);
         } else if (unbounded_) {
@@ -99,6 +100,9 @@ class MaskKernel {
             for (int w = 0; w < TileBits::WORDS; ++w) kept.word[w] &= Vectors::ordered(stay.word[w]);
         }
     }
+    // Whether keep() leaves it to the caller to drop the elements that equal the base. What is kept and the base reach
+    // the output, so `largest` need only tell whether the others are finite.
+    bool leaves_equal() const { return unbounded_ && drawn(); }
     // Whether draws or ranks decide, and magnitudes do not.
     bool drawn() const { return mask_.kind != MaskKind::Band && mask_.kind != MaskKind::Dense; }
     // The elements that draws or ranks keep: all of them where neither decides.
@@ -176,24 +180,12 @@ class MaskKernel {
         largest = highest;
     }
 
-    // Finds the elements that differ from the base, in the order of lanes: no difference is rounded to 0. The kept ones
-    // and the base reach the output, so `largest` need only tell whether the model is finite.
-    static ME_INLINE void scan_unequal(const Bits* model, const Bits* base, int count, TileBits& unequal,
-                                       Ints& largest) {
+    // Raises `largest` if the model is not finite.
+    static ME_INLINE void look_for_infinity(const Bits* model, int count, Ints& largest) {
         typename Vectors::Magnitudes highest = {};
-        unequal = {};
         for (int at = 0; at < count; at += GROUP) {
-            const auto look = [&](auto half, int j) {
-                const Truth differs = differ(Vectors::template load<half()>(model + at, j),
-                                             Vectors::template load<half()>(base + at, j));
-                unequal.set_lanes(at + half() * HALF + j, differs);
-            };
 #pragma GCC unroll 8
-            for (int j = 0; j < HALF; j += LANES) {
-                look(std::integral_constant<int, 0>{}, j);
-                look(std::integral_constant<int, 1>{}, j);
-                highest = larger(highest, Vectors::magnitudes(model + at, j));
-            }
+            for (int j = 0; j < HALF; j += LANES) highest = larger(highest, Vectors::magnitudes(model + at, j));
         }
         if (any_at_least(highest, Vectors::INFINITE)) largest = Ints{} + StorageLanes<DType::F32>::INFINITE;
     }
