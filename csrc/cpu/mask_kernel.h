@@ -73,8 +73,9 @@ class MaskKernel {
         return non_finite;
     }
 
-    // Sets `kept` to those elements of a tile that the mask keeps and that are not zero, ordered (see StorageLanes).
-    // Raises `largest` to the magnitudes of all elements, except where kept elements reach the output.
+    // Sets `kept` to those elements of a tile that the mask keeps and that are not zero, ordered (see StorageLanes). With
+    // leaves_equal() some may be zero. Raises `largest` to the magnitudes of all elements, except where kept elements
+    // reach the output.
     // Whole groups are read; elements beyond `count` must be there, and be zero.
     void keep(const Bits* model, const Bits* base, uint64_t index, uint64_t offset, int count, TileBits& kept,
               Ints& largest) const {
