@@ -36,6 +36,7 @@ class ConsensusFast {
             model.rescale = Rounding::round(rescale);
             model.of_elements = by_probability(entry);
             model.scales = rescale != 1 || model.of_elements;
+            model.leaves_equal = masks_.back().leaves_equal();
             model.strength = static_cast<float>(1.0 + entry.vote_slack);
             model.retain = static_cast<float>(entry.retain_slack);
             retains_ |= model.retain != 0;
@@ -68,6 +69,7 @@ class ConsensusFast {
     struct Model {
         float weight, rescale, strength, retain;
         bool scales, of_elements;  // multiplied with a factor, and with one for each element
+        bool leaves_equal;         // see MaskKernel
         bool may_vanish;           // a vote may be 0 where the mask keeps an element
     };
 
@@ -75,6 +77,7 @@ class ConsensusFast {
     struct Part {
         const Bits* bits;
         TileBits kept;             // ordered
+        uint64_t unequal;          // of these, those that differ from the base, if the mask leaves that open
         uint64_t survived, voted;  // of these, those that are not 0 once they are scaled, and once they are weighted
         uint64_t retained, saved;
         float factor[TILE];  // of each element, ordered, where they differ
@@ -121,7 +124,7 @@ class ConsensusFast {
             const Entry& entry = op_.entries[i];
             part.bits = whole_groups<Working>(entry.model, at, width, part.room);
             masks_[i].keep(part.bits, base, start + at, at, width, part.kept, largest);
-            part.survived = part.voted = part.retained = part.saved = 0;
+            part.unequal = part.survived = part.voted = part.retained = part.saved = 0;
             if (by_probability(entry)) order_factors(entry.mask.thresholds + at, width, part.factor);
         }
         if (any_at_least(largest, smallest_infinite<Rounding>())) return false;
@@ -136,7 +139,7 @@ class ConsensusFast {
         }
         for (size_t i = 0; i < models_.size(); ++i) {
             const Part& part = parts[i];
-            const uint64_t kept = static_cast<uint64_t>(part.kept.size());
+            const uint64_t kept = models_[i].leaves_equal ? part.unequal : static_cast<uint64_t>(part.kept.size());
             counts[i].kept += models_[i].may_vanish ? part.survived : kept;
             if (elects(How)) counts[i].lost += (models_[i].may_vanish ? part.voted : kept) - part.retained;
             counts[i].saved += part.saved;
@@ -153,13 +156,6 @@ class ConsensusFast {
         }
     }
 
-    // The group of the next tile: the first pass would wait for it, the second has time.
-    static ME_INLINE void prefetch(const Bits* group) {
-        for (size_t byte = 0; byte < GROUP * sizeof(Bits); byte += 64) {
-            __builtin_prefetch(reinterpret_cast<const char*>(group) + byte);
-        }
-    }
-
     static constexpr bool elects(Election how) { return how == Election::Sum || how == SLACK || how == Election::Deltas; }
     static ME_INLINE Floats rounded(Floats v) { return round_lanes<Rounding>(v); }
     // Of what may be wide.
@@ -171,8 +167,9 @@ class ConsensusFast {
     bool merge_groups(Part* parts, const Bits* base, int width, Bits* merged, float* wide) const {
         typename Vectors::Magnitudes largest = {};
         for (int at = 0; at < width; at += GROUP) {
-            prefetch(base + at + TILE);
-            for (size_t i = 0; i < models_.size(); ++i) prefetch(parts[i].bits + at + TILE);
+            // Of the next tile: its first pass would wait for them, this one has time.
+            prefetch_group(base + at + TILE);
+            for (size_t i = 0; i < models_.size(); ++i) prefetch_group(parts[i].bits + at + TILE);
             float ordered[GROUP];
             for (int j = 0; j < HALF; j += STRIP / 2 * LANES) {
                 Strip b, result;
@@ -253,10 +250,21 @@ class ConsensusFast {
         const Floats zero = {}, rescale = every(model.rescale), weight = every(model.weight);
         Strip x;
         load_strip(part.bits + at, j, x);
+        Truth keeps[STRIP];
+#pragma GCC unroll 4
+        for (int v = 0; v < STRIP; ++v) keeps[v] = part.kept.lanes(at + place(v, j));
+        if (model.leaves_equal) {
+            uint64_t unequal = 0;
+#pragma GCC unroll 4
+            for (int v = 0; v < STRIP; ++v) {
+                keeps[v] = keeps[v] & differ(x[v], b[v]);
+                unequal |= bits_of_lanes(keeps[v]) << v * LANES;
+            }
+            part.unequal += size(unequal);
+        }
         uint64_t survived = 0, voted = 0;
 #pragma GCC unroll 4
         for (int v = 0; v < STRIP; ++v) {
-            const Truth kept = part.kept.lanes(at + place(v, j));
             Floats scaled = rounded(x[v] - b[v]);
             if (!Plain && model.of_elements) {
                 scaled = rounded(scaled * load<Floats>(part.factor + at + place(v, j)));
@@ -264,9 +272,9 @@ class ConsensusFast {
                 scaled = rounded(scaled * rescale);
             }
             const Floats vote = weighs_last(How) ? scaled : rounded(scaled * weight);
-            value[v] = where(kept, vote, zero);
+            value[v] = where(keeps[v], vote, zero);
             if (!Plain && model.may_vanish) {
-                survived |= bits_of_lanes(kept & differ(scaled, zero)) << v * LANES;
+                survived |= bits_of_lanes(keeps[v] & differ(scaled, zero)) << v * LANES;
                 voted |= bits_of_lanes(differ(value[v], zero)) << v * LANES;
             }
         }

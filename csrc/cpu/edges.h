@@ -27,9 +27,10 @@ class EdgeCounter {
 
     // Counts the elements [first, last). Hands over the magnitudes of those at or above an odd number of edges, many at a
     // time and in any order, if there is a `take`.
-    using Take = std::function<void(Magnitude* magnitudes, size_t size)>;
+    static constexpr int MOST_PASSED = 2 * TILE;
+    using Take = std::function<void(const Magnitude* magnitudes, size_t size)>;
     void add(const Array& base, const Array& model, uint64_t first, uint64_t last, const Take& take = {}) {
-        Magnitude passed[2 * TILE + LANES], *end = passed;
+        Magnitude passed[MOST_PASSED + LANES], *end = passed;
         for (uint64_t at = first; at < last; at += TILE) {
             const int count = static_cast<int>(std::min<uint64_t>(TILE, last - at));
             Bits base_room[TILE], model_room[TILE];
@@ -50,6 +51,7 @@ class EdgeCounter {
   private:
     using Bits = typename Storage<Working>::Bits;
     static constexpr size_t AT_A_TIME = 8;
+    static constexpr int AHEAD = 4 * TILE;
 
     // Writes the magnitudes of those that pass, with up to LANES others behind them, and returns their end; writes none
     // if `passed` is nullptr.
@@ -117,6 +119,8 @@ class EdgeCounter {
             if (passed) passed += compress(odd, magnitudes, reinterpret_cast<int32_t*>(passed));
         };
         for (int at = 0; at < count; at += GROUP) {
+            prefetch_group(base + at + AHEAD);
+            prefetch_group(model + at + AHEAD);
 #pragma GCC unroll 8
             for (int j = 0; j < HALF; j += LANES) {
                 look(std::integral_constant<int, 0>{}, at, j);

@@ -74,15 +74,17 @@ class MaskKernel {
         return non_finite;
     }
 
-    // Sets `kept` to those elements of a tile that the mask keeps and that are not zero, ordered (see StorageLanes).
-    // Raises `largest` to the magnitudes of all elements, except where kept elements reach the output.
+    // Sets `kept` to those elements of a tile that the mask keeps and that are not zero, ordered (see StorageLanes). With
+    // leaves_equal() some may be zero. Raises `largest` to the magnitudes of all elements, except where kept elements
+    // reach the output.
     // Whole groups are read; elements beyond `count` must be there, and be zero.
     void keep(const Bits* model, const Bits* base, uint64_t index, uint64_t offset, int count, TileBits& kept,
               Ints& largest) const {
         TileBits tied;
         const Window inside = not_zero(band_);
-        if (unbounded_ && drawn()) {
-            scan_unequal(model, base, count, kept, largest);
+        if (leaves_equal()) {
+            for (uint64_t& word : kept.word) word = ~0ull;
+            look_for_infinity(model, count, largest);
         } else if (unbounded_ && low_ties_.span) {
             scan<true, true>(model, base, count, inside, kept, low_ties_.span, tied, largest);
         } else if (unbounded_) {
@@ -100,6 +102,9 @@ class MaskKernel {
             for (int w = 0; w < TileBits::WORDS; ++w) kept.word[w] &= Vectors::ordered(stay.word[w]);
         }
     }
+    // Whether keep() leaves it to the caller to drop the elements that equal the base. What is kept and the base reach
+    // the output, so `largest` need only tell whether the others are finite.
+    bool leaves_equal() const { return unbounded_ && drawn(); }
     // Whether draws or ranks decide, and magnitudes do not.
     bool drawn() const { return mask_.kind != MaskKind::Band && mask_.kind != MaskKind::Dense; }
     // The elements that draws or ranks keep: all of them where neither decides.
@@ -152,26 +157,23 @@ class MaskKernel {
         const Words part_span = Words{} + part, part_end = first + part_span;
         Ints highest = largest;
         for (int at = 0; at < count; at += GROUP) {
-            uint64_t found = 0, found_in_part = 0;
             const auto look = [&](auto half, int j) {
                 const Floats delta = Vectors::template load<half()>(model + at, j) -
                                      Vectors::template load<half()>(base + at, j);
                 const Words magnitude = (Words)delta & 0x7FFFFFFFu, from_first = magnitude - first;
                 if (!Unbounded) highest = larger(highest, (Ints)magnitude);
                 const Truth within = Unbounded ? at_least(magnitude, first) : less(from_first, span);
-                found |= bits_of_lanes(within) << (half() * HALF + j);
+                inside.set_lanes(at + half() * HALF + j, within);
                 if (!HasPart) return;
                 const Truth within_part =
                     Unbounded ? less_among(within, magnitude, part_end) : less(from_first, part_span);
-                found_in_part |= bits_of_lanes(within_part) << (half() * HALF + j);
+                in_part.set_lanes(at + half() * HALF + j, within_part);
             };
 #pragma GCC unroll 8
             for (int j = 0; j < HALF; j += LANES) {
                 look(std::integral_constant<int, 0>{}, j);
                 look(std::integral_constant<int, 1>{}, j);
             }
-            inside.word[at / GROUP] = found;
-            if (HasPart) in_part.word[at / GROUP] = found_in_part;
         }
         for (int w = (count + GROUP - 1) / GROUP; w < TileBits::WORDS; ++w) {
             inside.word[w] = 0;
@@ -180,26 +182,12 @@ class MaskKernel {
         largest = highest;
     }
 
-    // Finds the elements that differ from the base, in the order of lanes: no difference is rounded to 0. The kept ones
-    // and the base reach the output, so `largest` need only tell whether the model is finite.
-    static ME_INLINE void scan_unequal(const Bits* model, const Bits* base, int count, TileBits& unequal,
-                                       Ints& largest) {
+    // Raises `largest` if the model is not finite.
+    static ME_INLINE void look_for_infinity(const Bits* model, int count, Ints& largest) {
         typename Vectors::Magnitudes highest = {};
-        unequal = {};
         for (int at = 0; at < count; at += GROUP) {
-            uint64_t found = 0;
-            const auto look = [&](auto half, int j) {
-                const Truth differs = differ(Vectors::template load<half()>(model + at, j),
-                                             Vectors::template load<half()>(base + at, j));
-                found |= bits_of_lanes(differs) << (half() * HALF + j);
-            };
 #pragma GCC unroll 8
-            for (int j = 0; j < HALF; j += LANES) {
-                look(std::integral_constant<int, 0>{}, j);
-                look(std::integral_constant<int, 1>{}, j);
-                highest = larger(highest, Vectors::magnitudes(model + at, j));
-            }
-            unequal.word[at / GROUP] = found;
+            for (int j = 0; j < HALF; j += LANES) highest = larger(highest, Vectors::magnitudes(model + at, j));
         }
         if (any_at_least(highest, Vectors::INFINITE)) largest = Ints{} + StorageLanes<DType::F32>::INFINITE;
     }

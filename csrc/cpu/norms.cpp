@@ -61,6 +61,10 @@ class OrderedSums {
         Doubles low = load<Doubles>(before_ + lane), high = load<Doubles>(before_ + lane + LANES / 2);
         Doubles kept_low = load<Doubles>(after_ + lane), kept_high = load<Doubles>(after_ + lane + LANES / 2);
         for (int at = 0; at < count; at += GROUP) {
+            // Each pass prefetches its share of the next tile: all at once would have to wait.
+            const int share = lane * (TILE / GROUP) + at * LANES / GROUP;
+            __builtin_prefetch(base + TILE + share);
+            __builtin_prefetch(model + TILE + share);
             const Floats delta = round_lanes<Rounding>(Vectors::template load<H>(model + at, j) -
                                                        Vectors::template load<H>(base + at, j));
             if (Squared && std::is_same_v<Rounding, Unrounded>) {

@@ -25,12 +25,14 @@ class RankSearch {
     RankSearch(const Array& base, const Sought& sought, uint64_t count)
         : model_(sought.model), ranks_(sought.ranks), room_(count / 4 + BLOCK),
           edges_(Sample<Working>(base, model_, count).edges(ranks_)), passing_(has_windows(edges_)),
-          nothing_counted_(edges_), at_least_(edges_.size()) {}
+          nothing_counted_(edges_), at_least_(edges_.size()) {
+        if (passing_) passed_.reserve(room_);  // pages that stay empty cost nothing, growing would
+    }
 
     // Counts the elements [first, last). Thread-safe.
     void count(const Array& base, uint64_t first, uint64_t last) {
         EdgeCounter<Working> counter = nothing_counted_;
-        const auto take = [this](uint32_t* magnitudes, size_t size) { keep(magnitudes, size); };
+        const auto take = [this](const uint32_t* magnitudes, size_t size) { keep(magnitudes, size); };
         counter.add(base, model_, first, last, passing_ ? take : typename EdgeCounter<Working>::Take());
         const std::vector<uint64_t> at_least = counter.at_least();
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -43,7 +45,7 @@ class RankSearch {
         if (passing_) {
             for (size_t e = edges_.size(); e > 0; e -= 2) before[e - 2] = before[e] + at_least_[e - 2] - at_least_[e - 1];
         }
-        const KeyList<uint32_t> list(passed_.data(), passed_.size());
+        const KeyList<Key> list(passed_.data(), passed_.size());
         std::vector<Found> found;
         for (const uint64_t rank : ranks_) {
             size_t e = edges_.size();
@@ -65,6 +67,8 @@ class RankSearch {
     }
 
   private:
+    using Key = typename Storage<Working>::Bits;
+
     // Whether anything lies between edges but frequent keys. If not, no edge need occur twice.
     static bool has_windows(std::vector<uint64_t>& edges) {
         for (size_t e = 0; e < edges.size(); e += 2) {
@@ -76,10 +80,11 @@ class RankSearch {
     }
 
     // Keeps the keys of what passed.
-    void keep(uint32_t* passed, size_t size) {
-        for (size_t i = 0; i < size; ++i) passed[i] = magnitude_key<Working>(bits_of<float>(passed[i]));
+    void keep(const uint32_t* passed, size_t size) {
+        Key keys[EdgeCounter<Working>::MOST_PASSED];
+        for (size_t i = 0; i < size; ++i) keys[i] = static_cast<Key>(magnitude_key<Working>(bits_of<float>(passed[i])));
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (passed_.size() + size <= room_) passed_.insert(passed_.end(), passed, passed + size);
+        if (passed_.size() + size <= room_) passed_.insert(passed_.end(), keys, keys + size);
     }
 
     Array model_;
@@ -90,7 +95,7 @@ class RankSearch {
     EdgeCounter<Working> nothing_counted_;
     std::mutex mutex_;
     std::vector<uint64_t> at_least_;  // of each edge
-    std::vector<uint32_t> passed_;    // keys
+    std::vector<Key> passed_;
 };
 
 // Whether a search is faster than a table of all keys. Keys of 32 bits would take a table for each rank.

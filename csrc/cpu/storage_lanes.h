@@ -16,6 +16,13 @@ namespace ME_ISA {
 constexpr int GROUP = 64, HALF = GROUP / 2;
 static_assert(HALF % LANES == 0, "halves are whole vectors");
 
+template <class Bits>
+static ME_INLINE void prefetch_group(const Bits* group) {
+    for (size_t byte = 0; byte < GROUP * sizeof(Bits); byte += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(group) + byte);
+    }
+}
+
 // load<H>(group, at) widens the elements of half H that begin with its at-th. store rounds as many of either half, and
 // returns their magnitudes. It knows no NaN: only the exponents that it stores for one are right. magnitudes reads as
 // many of both halves as store writes.

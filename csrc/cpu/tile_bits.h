@@ -16,8 +16,17 @@ struct TileBits {
     // The bits of elements j to j + LANES.
     ME_INLINE Truth lanes(int j) const {
         uint32_t bits;
-        std::memcpy(&bits, reinterpret_cast<const char*>(word) + j / 8, sizeof(bits));
+        std::memcpy(&bits, reinterpret_cast<const char*>(word) + static_cast<size_t>(j) / 8, sizeof(bits));
         return lanes_of_bits(LANES < 8 ? bits >> (j % 8) : bits);
+    }
+
+    ME_INLINE void set_lanes(int j, Truth truth) {
+        const uint64_t bits = bits_of_lanes(truth);
+        if constexpr (LANES < 8) {
+            word[j / 64] = (j % 64 ? word[j / 64] : 0) | bits << j % 64;
+        } else {
+            std::memcpy(reinterpret_cast<char*>(word) + static_cast<size_t>(j) / 8, &bits, LANES / 8);
+        }
     }
 
     ME_INLINE bool empty() const {
