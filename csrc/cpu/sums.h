@@ -26,6 +26,21 @@ struct LaneSum {
         }
         for (int j = whole; j < count; ++j) lane[j - whole] += value(j);
     }
+    // The same of values in memory.
+    void add(int count, const double* values) {
+        constexpr int lanes = static_cast<int>(SUM_LANES), in_vector = LANES / 2, some = 4 * in_vector;
+        const int whole = count / lanes * lanes;
+        for (int from = 0; from < lanes; from += some) {
+            Doubles sum[4];
+            std::memcpy(sum, lane + from, sizeof(sum));
+            for (int j = from; j < whole; j += lanes) {
+#pragma GCC unroll 4
+                for (int v = 0; v < 4; ++v) sum[v] += load<Doubles>(values + j + v * in_vector);
+            }
+            std::memcpy(lane + from, sum, sizeof(sum));
+        }
+        for (int j = whole; j < count; ++j) lane[j - whole] += values[j];
+    }
     double total() {
         for (uint64_t half = SUM_LANES / 2; half > 0; half /= 2) {
             for (uint64_t l = 0; l < half; ++l) lane[l] += lane[l + half];
