@@ -59,6 +59,7 @@ PER_INSTRUCTION_SET = [
         "locate.cpp",
         "gram.cpp",
         "norms.cpp",
+        "notes.cpp",
         "pairs.cpp",
         "ranks.cpp",
         "scores.cpp",

@@ -10,10 +10,20 @@
 
 namespace merge_engine {
 
-// One input or output of a chunk: `count` elements are implied by the call.
+// Values that are computed whenever they are read. Thread-safe.
+class Computed {
+  public:
+    virtual ~Computed() = default;
+    // Elements [first, first + count): where they are, or written to `room`.
+    virtual const void* read(uint64_t first, int count, void* room) const = 0;
+};
+
+// One input or output of a chunk: `count` elements are implied by the call. An input may be computed on a CPU; then it
+// has no data.
 struct Array {
     void* data;
     DType dtype;
+    const Computed* computed = nullptr;
 };
 
 // Which elements of a task vector survive. A position is the flat index or the random draw of an

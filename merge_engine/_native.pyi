@@ -89,8 +89,11 @@ class Kernels:
     def divergences(
         self, inputs: Sequence[HostArray], working: DType, length: int, count: int, found: array[float]
     ) -> None: ...
-    def write_scores(
-        self, inputs: Sequence[HostArray], score: Score, working: DType, count: int, scores: memoryview[float]
+    def scores(
+        self, inputs: Sequence[HostArray], score: Score, working: DType, count: int
+    ) -> list[HostArray]: ...
+    def note_band(
+        self, inputs: Sequence[HostArray], mask: Mask, working: DType, start: int, count: int, notes: int
     ) -> None: ...
     def nearswap(
         self,

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from test_conformance import REFERENCE, apply, chunk_of, dtype_of, same_bytes
 from under_test import INSTRUCTION_SETS
 
+import merge_engine._native as native
 from merge_engine.backends.cpu import CpuBackend
 from merge_engine.backends.operations import Band, Combine, Consensus, Dense, Draw, Entry, Line, Mask, Ranked
 from merge_engine.backends.reference import keys_of
+from merge_engine.backends.structures import Structures
 
 BACKENDS = [CpuBackend(threads=2, instruction_set=name) for name in INSTRUCTION_SETS]
 TILE = 1024
@@ -365,3 +367,19 @@ def test_every_number_of_16_bits_becomes_what_torch_makes_of_it(
             )
             assert same_bytes(merged, expected), (backend.instruction_set, values.dtype)
             assert (*outcome.non_finite, outcome.non_finite_output) == not_finite
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=INSTRUCTION_SETS)
+def test_what_is_computed_is_no_output(backend: CpuBackend) -> None:
+    base, models = quantised_models(100, 2, torch.float32)
+    chunk = chunk_of(backend, base, models)
+    dtype = Structures(native).dtype(chunk.working)
+    computed = native.Kernels(backend.instruction_set, 1).scores(
+        inputs=chunk.inputs, score=native.Score.variance(False), working=dtype, count=100
+    )
+    assert [array.count for array in computed] == [100, 100]
+    for array in computed:
+        with pytest.raises(ValueError, match="in memory"):
+            backend.combine(chunk, Combine((0.5, 0.5), on_base=True), array)
+        with pytest.raises(ValueError, match="in memory"):
+            native.add_rows(rows=array, sums=memoryview(bytearray(80)).cast("d"))

@@ -206,13 +206,13 @@ void bind_rows(py::module_& m) {
             if (width == 0 || rows.count % width != 0) throw std::invalid_argument("needs whole rows");
             double* totals = numbers<double>(sums, width);
             const Released released(rows.count);
-            add_rows(rows.array, rows.count / width, width, totals);
+            add_rows(stored(rows, rows.count), rows.count / width, width, totals);
         },
         py::arg("rows"), py::arg("sums"));
     m.def(
         "store_means",
         [](const py::buffer& sums, double divisor, const HostArray& means) {
-            store_means(numbers<double>(sums, means.count), divisor, means.count, means.array);
+            store_means(numbers<double>(sums, means.count), divisor, means.count, stored(means, means.count));
         },
         py::arg("sums"), py::arg("divisor"), py::arg("means"));
     m.def(

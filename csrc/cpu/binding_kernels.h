@@ -1,6 +1,7 @@
 // The primitives of the CPU as Python calls them: everything that could lead out of memory is checked here.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -49,11 +50,12 @@ Number* numbers(const py::buffer& memory, uint64_t count) {
     return static_cast<Number*>(info.ptr);
 }
 
-// Elements in host memory. `owner` keeps the memory alive.
+// Elements in host memory, or computed from such. `owner` keeps the memory alive.
 struct HostArray {
     Array array;
     uint64_t count;
     py::object owner;
+    std::shared_ptr<const Computed> computed = nullptr;
 };
 using Inputs = std::vector<HostArray>;
 
@@ -63,6 +65,12 @@ inline Array checked(const HostArray& array, uint64_t count) {
     if (array.count == count) return array.array;
     throw std::invalid_argument("a chunk of " + std::to_string(count) + " elements got an array of " +
                                 std::to_string(array.count));
+}
+
+// The same for what must be in memory.
+inline Array stored(const HostArray& array, uint64_t count) {
+    if (array.computed) throw std::invalid_argument("needs an array in memory");
+    return checked(array, count);
 }
 
 // The arrays of a chunk of `count` elements.
@@ -188,21 +196,30 @@ class Kernels {
         table_->divergences(arrays[0], model, working, length, count, threads_, written);
     }
 
-    // `scores` has a number of the dtype of the arithmetic for each element.
-    void write_scores(const Inputs& inputs, const Score& score, DType working, uint64_t count,
-                      const py::buffer& scores) const {
+    // A base of zeros, and a model that has the scores of a chunk as its task vector, in the dtype of the arithmetic.
+    Inputs scores(const Inputs& inputs, const Score& score, DType working, uint64_t count) const {
+        const std::shared_ptr<const Computed> model = table_->scores(checked(inputs, count), score, working);
+        const DType dtype = working == DType::F64 ? DType::F64 : DType::F32;
+        // Zeros are never freed.
+        const std::shared_ptr<const Computed> base(&table_->zeros(), [](const Computed*) {});
+        return {{{nullptr, dtype, base.get()}, count, py::none(), base},
+                {{nullptr, dtype, model.get()}, count, py::cast(inputs), model}};
+    }
+
+    // `notes` is the address of room for what the mask keeps of the only model.
+    void note_band(const Inputs& inputs, const Mask& mask, DType working, uint64_t start, uint64_t count,
+                   uintptr_t notes) const {
         const std::vector<Array> arrays = checked(inputs, count);
-        void* written = working == DType::F64 ? static_cast<void*>(numbers<double>(scores, count))
-                                              : static_cast<void*>(numbers<float>(scores, count));
+        const Array& model = model_of(arrays, 0);
         const Released released(count);
-        table_->write_scores(arrays, score, working, count, threads_, written);
+        table_->note_band(arrays[0], model, mask, working, start, count, threads_, pointer<uint64_t>(notes));
     }
 
     // Returns how many values are not finite in the base, the model, and the output.
     std::vector<uint64_t> nearswap(const Inputs& inputs, const HostArray& output, double threshold,
                                    bool storage_rounding, DType working, uint64_t count) const {
         const std::vector<Array> arrays = checked(inputs, count);
-        const Nearswap op{arrays[0], model_of(arrays, 0), checked(output, count),
+        const Nearswap op{arrays[0], model_of(arrays, 0), stored(output, count),
                           working,   threshold,           storage_rounding};
         const Released released(count);
         std::vector<uint64_t> non_finite(3);
@@ -254,7 +271,7 @@ class Kernels {
         const std::vector<Array> arrays = checked(inputs, count);
         demand_as_many(masks, arrays.size() - 1, "masks");
         demand_as_many(entries, arrays.size() - 1, "entries");
-        Consensus op{arrays[0], checked(output, count), working, {},     election,
+        Consensus op{arrays[0], stored(output, count), working, {},     election,
                      normalize, storage_rounding,       scale,   divisor, wide};
         for (size_t i = 0; i < entries.size(); ++i) {
             const auto& [weight, rescale, vote_slack, retain_slack] = entries[i];
@@ -279,7 +296,7 @@ class Kernels {
                                   const std::optional<py::buffer>& of_lines, DType working, uint64_t start,
                                   uint64_t count) const {
         const std::vector<Array> arrays = checked(inputs, count);
-        Combine op{arrays, coefficients, checked(output, count), working, divisor.has_value(), divisor.value_or(1),
+        Combine op{arrays, coefficients, stored(output, count), working, divisor.has_value(), divisor.value_or(1),
                    fused,  rounded,      stepwise,               on_base, line,                nullptr};
         if (line.whole_tensor()) {
             demand_as_many(coefficients, op.terms(), "coefficients");
@@ -301,11 +318,11 @@ class Kernels {
                       uint64_t width, uint64_t first, bool transposed, double scale) const {
         if (rank == 0 || width == 0) throw std::invalid_argument("a product needs a rank and columns");
         const uint64_t row_count = rows.count / rank;
-        const Array of_rows = checked(rows, row_count * rank), of_columns = checked(columns, rank * width);
+        const Array of_rows = stored(rows, row_count * rank), of_columns = stored(columns, rank * width);
         if (first > row_count * width || values.count > row_count * width - first) {
             throw std::out_of_range("there are elements without factors");
         }
-        const LowRank op{values.array, of_rows,   of_columns, rank, width, first, values.count,
+        const LowRank op{stored(values, values.count), of_rows,   of_columns, rank, width, first, values.count,
                          row_count,    transposed, scale};
         const Released released(values.count);
         table_->add_low_rank(op);
@@ -370,7 +387,8 @@ inline void bind_kernels(py::module_& m) {
         .def("overlaps", &Kernels::overlaps, inputs, py::arg("masks"), working, start, count)
         .def("divergences", &Kernels::divergences, inputs, working, py::arg("length"), count,
              py::arg("found"))
-        .def("write_scores", &Kernels::write_scores, inputs, py::arg("score"), working, count, py::arg("scores"))
+        .def("scores", &Kernels::scores, inputs, py::arg("score"), working, count)
+        .def("note_band", &Kernels::note_band, inputs, py::arg("mask"), working, start, count, py::arg("notes"))
         .def("nearswap", &Kernels::nearswap, inputs, py::arg("output"), py::arg("threshold"),
              py::arg("storage_rounding"), working, count)
         .def("gram", &Kernels::gram, inputs, working, py::arg("of_deltas"), py::arg("line"), start, count,

@@ -4,6 +4,8 @@
 // its tensor. Sums demand that `start` is a multiple of SUM_BLOCK.
 #pragma once
 
+#include <memory>
+
 #include "../bands.h"
 
 namespace merge_engine {
@@ -58,9 +60,14 @@ struct Primitives {
     void (*divergences)(const Array& base, const Array& model, DType working, uint64_t length, uint64_t count,
                         int threads, double* found);
 
-    // Writes the score of each element, in the dtype of the arithmetic; inputs begin with the base.
-    void (*write_scores)(const std::vector<Array>& inputs, const Score& score, DType working, uint64_t count, int threads,
-                         void* scores);
+    // The score of each element, in the dtype of the arithmetic; inputs begin with the base. Zeros are its base where a
+    // primitive takes it for a model.
+    std::unique_ptr<const Computed> (*scores)(const std::vector<Array>& inputs, const Score& score, DType working);
+    const Computed& (*zeros)();
+
+    // Notes which elements a band keeps, a bit each in whole tiles.
+    void (*note_band)(const Array& base, const Array& model, const Mask& mask, DType working, uint64_t start,
+                      uint64_t count, int threads, uint64_t* notes);
 
     // Writes the inner products of all pairs i <= j of inputs (or of task vectors: the first input is the base) over
     // every block to sums[block][line][pair], row by row. What a block has fewer than lines_of_block stays as it is.

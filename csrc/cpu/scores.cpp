@@ -23,25 +23,25 @@ ME_INLINE double nearer_quotient(double near, double x, double number, double in
     return __builtin_fma(__builtin_fma(-near, number, x), inverse, near);
 }
 
-// Scores of a tile at a time.
+// Scores, in the dtype of the arithmetic.
 template <DType Working, class Rounding>
-class Scorer {
+class Scorer : public Computed {
   public:
-    using Real = typename RealOf<Working>::Type;
-
     Scorer(const std::vector<Array>& inputs, const Score& score) : inputs_(inputs), score_(score) {}
 
-    // Of elements [at, at + n) of the chunk.
-    void tile(uint64_t at, int n, Real* ME_RESTRICT scores) const {
+    const void* read(uint64_t at, int n, void* room) const override {
+        Real* ME_RESTRICT scores = static_cast<Real*>(room);
         if (score_.kind == ScoreKind::Variance) {
             variances(at, n, scores);
         } else {
             importances(at, n, scores);
         }
         for (int j = 0; j < n; ++j) scores[j] = scores[j] != scores[j] ? Real(0) : scores[j];
+        return room;
     }
 
   private:
+    using Real = typename RealOf<Working>::Type;
     // What variances are computed in: torch's choice.
     using Wide = std::conditional_t<sizeof(typename Storage<Working>::Bits) == 2, float, double>;
 
@@ -123,8 +123,8 @@ class Scorer {
         }
     }
 
-    const std::vector<Array>& inputs_;
-    const Score& score_;
+    const std::vector<Array> inputs_;
+    const Score score_;
 };
 
 // One line of the model and of the base, in double precision.
@@ -229,24 +229,27 @@ void divergences(const Array& base, const Array& model, DType working, uint64_t 
     });
 }
 
-void write_scores(const std::vector<Array>& inputs, const Score& score, DType working, uint64_t count, int threads,
-                  void* scores) {
+std::unique_ptr<const Computed> scores(const std::vector<Array>& inputs, const Score& score, DType working) {
+    std::unique_ptr<const Computed> made;
     with_dtype(working, [&](auto dtype) {
-        using Real = typename RealOf<dtype()>::Type;
-        const auto write = [&](const auto& scorer) {
-            parallel_for((count + BLOCK - 1) / BLOCK, threads, [&](uint64_t block, int) {
-                const uint64_t last = std::min(count, (block + 1) * BLOCK);
-                for (uint64_t at = block * BLOCK; at < last; at += TILE) {
-                    scorer.tile(at, static_cast<int>(std::min<uint64_t>(TILE, last - at)), static_cast<Real*>(scores) + at);
-                }
-            });
-        };
         if (score.storage_rounding) {
-            write(Scorer<dtype(), RoundedTo<dtype()>>(inputs, score));
+            made = std::make_unique<Scorer<dtype(), RoundedTo<dtype()>>>(inputs, score);
         } else {
-            write(Scorer<dtype(), Unrounded>(inputs, score));
+            made = std::make_unique<Scorer<dtype(), Unrounded>>(inputs, score);
         }
     });
+    return made;
+}
+
+const Computed& zeros() {
+    class Zeros : public Computed {
+        const void* read(uint64_t, int, void*) const override {
+            static constexpr double tile[TILE] = {};
+            return tile;
+        }
+    };
+    static const Zeros zeros;
+    return zeros;
 }
 
 }  // namespace ME_ISA

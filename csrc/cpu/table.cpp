@@ -15,7 +15,9 @@ std::remove_pointer_t<decltype(Primitives::l1_norms)> l1_norms;
 std::remove_pointer_t<decltype(Primitives::squares)> squares;
 std::remove_pointer_t<decltype(Primitives::overlaps)> overlaps;
 std::remove_pointer_t<decltype(Primitives::divergences)> divergences;
-std::remove_pointer_t<decltype(Primitives::write_scores)> write_scores;
+std::remove_pointer_t<decltype(Primitives::scores)> scores;
+std::remove_pointer_t<decltype(Primitives::zeros)> zeros;
+std::remove_pointer_t<decltype(Primitives::note_band)> note_band;
 std::remove_pointer_t<decltype(Primitives::gram)> gram;
 std::remove_pointer_t<decltype(Primitives::rank_thresholds)> rank_thresholds;
 std::remove_pointer_t<decltype(Primitives::note_ranks)> note_ranks;
@@ -27,7 +29,8 @@ std::remove_pointer_t<decltype(Primitives::nearswap)> nearswap;
 
 extern const Primitives ME_NAME(ME_ISA) = {
     ME_ISA::count_keys,   ME_ISA::find_all,    ME_ISA::locate,       ME_ISA::l1_norms, ME_ISA::squares,
-    ME_ISA::overlaps,     ME_ISA::divergences, ME_ISA::write_scores, ME_ISA::gram,     ME_ISA::rank_thresholds,
+    ME_ISA::overlaps,     ME_ISA::divergences, ME_ISA::scores,       ME_ISA::zeros,    ME_ISA::note_band,
+    ME_ISA::gram,         ME_ISA::rank_thresholds,
     ME_ISA::note_ranks,   ME_ISA::consensus,   ME_ISA::combine,      ME_ISA::add_low_rank,
     ME_ISA::nearswap,
 };

@@ -90,26 +90,33 @@ static uint64_t store_as(void* data, uint64_t first, int count, const Real* valu
     return non_finite_in<To>(bits, count);
 }
 
-// Rounds elements [first, first + count) of an input to the working dtype. Rarely needed, and much code.
+// Elements [first, first + count) of an input that is computed, or rounded to the working dtype. Rarely needed, and much
+// code.
 template <DType Working>
-static __attribute__((noinline)) void round_tile(const Array& array, uint64_t first, int count,
-                                                 typename Storage<Working>::Bits* ME_RESTRICT rounded) {
+static __attribute__((noinline)) const typename Storage<Working>::Bits* make_tile(
+    const Array& array, uint64_t first, int count, typename Storage<Working>::Bits* ME_RESTRICT room) {
+    if (array.computed) {
+        return static_cast<const typename Storage<Working>::Bits*>(array.computed->read(first, count, room));
+    }
     with_dtype(array.dtype, [&](auto from) {
         // What is exact in float is rounded from it.
         using Wide = std::conditional_t<from() == DType::F64 || Working == DType::F64, double, float>;
         Wide wide[TILE];
         widen<from()>(static_cast<const typename Storage<from()>::Bits*>(array.data) + first, count, wide);
-        round_to<Working>(wide, count, rounded);
+        round_to<Working>(wide, count, room);
     });
+    return room;
 }
 
-// Elements [first, first + count) of an input in the working dtype: where they are, or rounded into `rounded`.
+// Elements [first, first + count) of an input in the working dtype: where they are, or written to `room`. What is computed
+// has this dtype.
 template <DType Working>
 static const typename Storage<Working>::Bits* tile_of(const Array& array, uint64_t first, int count,
-                                                      typename Storage<Working>::Bits* rounded) {
-    if (array.dtype == Working) return static_cast<const typename Storage<Working>::Bits*>(array.data) + first;
-    round_tile<Working>(array, first, count, rounded);
-    return rounded;
+                                                      typename Storage<Working>::Bits* room) {
+    if (array.dtype == Working && array.data) {
+        return static_cast<const typename Storage<Working>::Bits*>(array.data) + first;
+    }
+    return make_tile<Working>(array, first, count, room);
 }
 
 // Widens them, and returns how many are NaN or infinite.

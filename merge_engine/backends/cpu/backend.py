@@ -45,7 +45,7 @@ from merge_engine.backends.statistics import (
     sum_block,
 )
 from merge_engine.backends.structures import Structures
-from merge_engine.dtypes import F64, DType, of_torch
+from merge_engine.dtypes import DType, of_torch
 from merge_engine.errors import BackendError
 from merge_engine.storage.machine import cores
 
@@ -114,7 +114,6 @@ class CpuBackend(Backend):
             raise BackendError(f"this processor cannot run {self.instruction_set} code")
         self._kernels = _native.Kernels(self.instruction_set, self.threads)
         self._thresholds: dict[int, memoryview] = {}
-        self._zeros = memoryview(b"")
 
     def array(self, memory: memoryview, dtype: DType) -> _native.HostArray:
         """Wrap host memory (see ``Backend.array``)."""
@@ -338,30 +337,14 @@ class CpuBackend(Backend):
         return _native.Score.divergence(score.length, found.buffer_info()[0] + 8 * skipped)
 
     def _scores(self, chunk: Chunk, score: Score) -> Chunk:
-        """The scores of a chunk as a model over a base of zeros. They are remembered from measuring to merging it."""
-        dtype = key_dtype(score, chunk.working)
-        size, name = dtype.bits // 8, ("scores", score)
-        of = chunk
-        while of.part_of is not None and name not in (of.noted or {}):
-            of = of.part_of
-        if name not in (of.noted or {}):
-            of = chunk
-            memory = memoryview(bytearray(size * chunk.count)).cast("d" if dtype == F64 else "f")
-            self._kernels.write_scores(
-                inputs=chunk.inputs,
-                score=self._score(chunk, score),
-                working=_STRUCTURES.dtype(chunk.working),
-                count=chunk.count,
-                scores=memory,
-            )
-            chunk.noted = {**(chunk.noted or {}), name: memory.cast("B")}
-        if len(self._zeros) < size * chunk.count:  # only read, so it is one page of memory
-            self._zeros = memoryview(mmap.mmap(-1, size * chunk.count))
-        noted: dict[Any, memoryview] = of.noted
-        first = size * (chunk.start - of.start)
-        scores = noted[name][first : first + size * chunk.count]
-        inputs = [self.array(memory, dtype) for memory in (self._zeros[: len(scores)], scores)]
-        return Chunk(inputs, True, dtype, chunk.start, chunk.count)
+        """The scores of a chunk as a model over a base of zeros. They are computed whenever they are read."""
+        inputs = self._kernels.scores(
+            inputs=chunk.inputs,
+            score=self._score(chunk, score),
+            working=_STRUCTURES.dtype(chunk.working),
+            count=chunk.count,
+        )
+        return Chunk(inputs, True, key_dtype(score, chunk.working), chunk.start, chunk.count)
 
     def _masks(self, chunk: Chunk, masks: Sequence[Any]) -> list[_native.Mask]:
         """What a chunk keeps whose norms were summed before it is merged is decided once for both."""
@@ -374,15 +357,13 @@ class CpuBackend(Backend):
         if isinstance(mask, Scored):
             notes = _room_for_notes(chunk, mask, mask)
             scores = self._scores(chunk, mask.score)
-            self._kernels.l1_norms(  # the sums are not wanted
+            self._kernels.note_band(
                 inputs=scores.inputs,
-                masks=[_STRUCTURES.mask(mask.mask)],
-                notes=[notes],
+                mask=_STRUCTURES.mask(mask.mask),
                 working=_STRUCTURES.dtype(scores.working),
-                storage_rounding=False,
                 start=chunk.start,
                 count=chunk.count,
-                sums=_room_for_sums(chunk, 2),
+                notes=notes,
             )
             return _native.Mask.noted(notes)
         if not isinstance(mask, Ranked):
