@@ -200,9 +200,8 @@ class LinePair {
         double total = 0;
         for (uint64_t block = 0; block < line.size(); block += SUM_BLOCK) {
             const int n = static_cast<int>(std::min<uint64_t>(SUM_BLOCK, line.size() - block));
-            const double* values = line.data() + block;
             LaneSum of_block;
-            of_block.add(n, values);
+            of_block.add(n, line.data() + block);
             total += of_block.total();
         }
         return total;

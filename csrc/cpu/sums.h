@@ -11,22 +11,7 @@ namespace ME_ISA {
 struct LaneSum {
     double lane[SUM_LANES] = {};
 
-    // Adds value(0 ... count). Calls for one block start at multiples of SUM_LANES.
-    template <class Value>
-    ME_INLINE void add(int count, Value&& value) {
-        constexpr int lanes = static_cast<int>(SUM_LANES), some = 16;  // as many as fit any processor's registers
-        const int whole = count / lanes * lanes;
-        for (int from = 0; from < lanes; from += some) {
-            double sum[some];
-            std::memcpy(sum, lane + from, sizeof(sum));
-            for (int j = from; j < whole; j += lanes) {
-                for (int l = 0; l < some; ++l) sum[l] += value(j + l);
-            }
-            std::memcpy(lane + from, sum, sizeof(sum));
-        }
-        for (int j = whole; j < count; ++j) lane[j - whole] += value(j);
-    }
-    // The same of values in memory.
+    // Adds those values. Calls for one block start at multiples of SUM_LANES.
     void add(int count, const double* values) {
         constexpr int lanes = static_cast<int>(SUM_LANES), in_vector = LANES / 2, some = 4 * in_vector;
         const int whole = count / lanes * lanes;
