@@ -22,6 +22,10 @@ MAGNITUDES = {
     "zero": lambda n, g: torch.zeros(n),
     "few": lambda n, g: torch.randint(-3, 4, (n,), generator=g) * 2.0**-11,
     "many octaves": lambda n, g: torch.exp2(-60 * torch.rand(n, generator=g)),
+    "ties side by side": lambda n, g: (
+        (torch.randn(n, generator=g) * 2e-4).bfloat16()
+        * (1 + torch.randint(0, 3, (n,), generator=g) * 2.0**-20)
+    ),
     "close": lambda n, g: 1 + torch.randint(0, 3000, (n,), generator=g) * 2.0**-23,
     "equal": lambda n, g: torch.full((n,), 0.25),
     "outlier": lambda n, g: torch.randn(n, generator=g).mul(1e-3).index_fill(0, torch.tensor([n // 2]), 6e4),

@@ -57,6 +57,25 @@ static ME_INLINE Words lane_numbers() {
     return numbers;
 }
 
+// The sum of the lanes up to each.
+static ME_INLINE Words running_sums(Words v) {
+#if defined(__AVX512F__)
+    const __m512i none = {};
+    v += (Words)_mm512_alignr_epi32((__m512i)v, none, 15);
+    v += (Words)_mm512_alignr_epi32((__m512i)v, none, 14);
+    v += (Words)_mm512_alignr_epi32((__m512i)v, none, 12);
+    v += (Words)_mm512_alignr_epi32((__m512i)v, none, 8);
+#elif defined(__AVX2__)
+    v += (Words)_mm256_slli_si256((__m256i)v, 4);
+    v += (Words)_mm256_slli_si256((__m256i)v, 8);
+    const __m256i first = _mm256_permute2x128_si256((__m256i)v, (__m256i)v, 0x08);  // half, as the last
+    v += (Words)_mm256_shuffle_epi32(first, 0xFF);
+#else
+    for (int lane = 1; lane < LANES; ++lane) v[lane] += v[lane - 1];
+#endif
+    return v;
+}
+
 // As many 16-bit numbers as a vector has lanes. Compilers go through half vectors when left to themselves.
 static ME_INLINE Words widened(Halves v) {
 #if defined(__AVX512F__)

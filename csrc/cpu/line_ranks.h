@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "draws.h"
+#include "exact_thresholds.h"
 #include "keys.h"
-#include "rank_table.h"
 
 namespace merge_engine {
 namespace ME_ISA {
@@ -53,49 +53,6 @@ TileBits kept_of_tile(const RankTable& table, const Key* numbers, const uint8_t*
     return kept;
 }
 
-// The keys of a line, put into their buckets.
-template <class Key>
-class BucketedKeys {
-  public:
-    __attribute__((noinline)) void fill(const Key* keys, const Key* numbers, uint64_t length, const RankTable& table,
-                                        uint32_t buckets) {
-        keys_.resize(length + AT_ONCE);
-        next_.resize(buckets);
-        for (uint32_t b = 0; b < buckets; ++b) next_[b] = static_cast<uint32_t>(table.below(b));
-        uint32_t* ME_RESTRICT next = next_.data();
-        for (uint64_t j = 0; j < length; ++j) keys_[next[numbers[j]]++] = keys[j];
-        for (uint32_t b = ZEROS; b < buckets; ++b) {
-            if (is_large(table, b)) std::sort(keys_.begin() + table.below(b), keys_.begin() + table.end(b));
-        }
-    }
-    // Twice the mean rank of a key, which is in the bucket.
-    uint64_t twice_rank(const RankTable& table, Key number, Key key) const {
-        const uint64_t first = table.below(number), end = table.end(number);
-        if (number < ZEROS) return end - 1;
-        if (is_large(table, number)) {
-            const auto equal = std::equal_range(keys_.begin() + first, keys_.begin() + end, key);
-            return static_cast<uint64_t>((equal.first - keys_.begin()) + (equal.second - keys_.begin())) - 1;
-        }
-        uint32_t smaller = 0, equal = 0;
-        for (uint64_t at = first; at < end; at += AT_ONCE) {
-            const uint32_t rest = static_cast<uint32_t>(end - at);
-            for (uint32_t j = 0; j < AT_ONCE; ++j) {
-                smaller += (j < rest) & (keys_[at + j] < key);
-                equal += (j < rest) & (keys_[at + j] == key);
-            }
-        }
-        return 2 * (first + smaller) + equal - 1;
-    }
-
-  private:
-    static constexpr uint32_t AT_ONCE = 32, LARGE = 4 * AT_ONCE;  // so many that compilers make vectors of the loop
-
-    static bool is_large(const RankTable& table, uint64_t bucket) { return table.end(bucket) - table.below(bucket) > LARGE; }
-
-    std::vector<Key> keys_;       // those of large buckets are sorted
-    std::vector<uint32_t> next_;  // places for keys, by bucket
-};
-
 // Ranks lines, one after the other.
 template <DType Working>
 class LineRanks {
@@ -111,7 +68,8 @@ class LineRanks {
           table_(probability, most_ + ZEROS),
           keys_(lines.group()),
           draws_(exactly ? 0 : lines.group() + TILE),
-          numbers_(lines.length) {}
+          numbers_(lines.length),
+          exact_(probability) {}
 
     // Notes which elements [first, first + count), which are whole slabs, have draws below their thresholds. Element 0 of
     // the chunk has the flat index `start`.
@@ -151,19 +109,14 @@ class LineRanks {
             if (table_.single()) {
                 table_.list_thresholds(of_buckets_);
             } else {
-                bucketed_.fill(keys, numbers_.data(), lines_.length, table_, buckets_.size());
+                exact_.find(keys, numbers_.data(), lines_.length, table_);
             }
             for_each_tile(lines_.length, [&](uint64_t at, int n) {
                 uint32_t found[TILE];
-                const Key* numbers = numbers_.data() + at;
                 if (table_.single()) {
-                    look_up(of_buckets_.data(), numbers, n, found);
+                    look_up(of_buckets_.data(), numbers_.data() + at, n, found);
                 } else {
-                    uint64_t twice_ranks[TILE];
-                    for (int j = 0; j < n; ++j) {
-                        twice_ranks[j] = bucketed_.twice_rank(table_, numbers[j], keys[at + static_cast<uint64_t>(j)]);
-                    }
-                    for (int j = 0; j < n; ++j) found[j] = probability_.threshold(twice_ranks[j]);
+                    exact_.write(at, n, found);
                 }
                 uint32_t* to = thresholds + begin + at * lines_.stride;
                 for (int j = 0; j < n; ++j) to[static_cast<uint64_t>(j) * lines_.stride] = found[j];
@@ -172,10 +125,12 @@ class LineRanks {
     }
 
   private:
-    // As many as have a line's elements in different ones, mostly; all 16-bit keys if they have to be exact.
+    // As many as have a line's elements in different ones, mostly; twice as many if ranks within them are counted for all;
+    // all 16-bit keys then.
     static uint64_t most_buckets(uint64_t length, bool exactly) {
         constexpr bool SHORT = sizeof(Key) == 2;
         uint64_t most = SHORT ? 2048 : 256;
+        if (!SHORT && exactly) length *= 2;
         while (most < (SHORT ? 1u << FIRST_BITS : 1u << 20) && (most < length || (SHORT && exactly))) most *= 2;
         return most;
     }
@@ -203,14 +158,22 @@ class LineRanks {
 
     // Decides what is left, by exact ranks.
     void decide(const Key* keys, uint64_t place) {
-        constexpr size_t FEW = 32;  // that are compared with the whole line
-        const bool many = undecided_.size() > FEW;
-        if (many) bucketed_.fill(keys, numbers_.data(), lines_.length, table_, buckets_.size());
-        for (const Undecided& one : undecided_) {
-            const Key key = keys[one.at];
-            const uint64_t twice_rank =
-                many ? bucketed_.twice_rank(table_, numbers_[one.at], key) : twice_rank_in_line(keys, key);
-            if (one.draw < probability_.threshold(twice_rank)) set(place + one.at * lines_.stride);
+        constexpr size_t FEW = 16;  // keys that are compared with the whole line
+        const auto smaller = [&](const Undecided& a, const Undecided& b) { return keys[a.at] < keys[b.at]; };
+        std::sort(undecided_.begin(), undecided_.end(), smaller);
+        size_t differ = 0;
+        for (size_t i = 1; i < undecided_.size(); ++i) differ += smaller(undecided_[i - 1], undecided_[i]);
+        const bool many = differ >= FEW;
+        if (many) exact_.find(keys, numbers_.data(), lines_.length, table_);
+        uint32_t threshold = 0;
+        for (size_t i = 0; i < undecided_.size(); ++i) {
+            const Undecided& one = undecided_[i];
+            if (many) {
+                threshold = exact_.of(one.at);
+            } else if (i == 0 || smaller(undecided_[i - 1], one)) {
+                threshold = probability_.threshold(twice_rank_in_line(keys, keys[one.at]));
+            }
+            if (one.draw < threshold) set(place + one.at * lines_.stride);
         }
     }
     uint64_t twice_rank_in_line(const Key* keys, Key key) const {
@@ -253,7 +216,7 @@ class LineRanks {
     }
 
     Lines lines_;
-    Probability probability_;
+    Thresholds probability_;
     uint64_t most_;
     Buckets<Key> buckets_;
     BucketCounts counts_;
@@ -266,7 +229,7 @@ class LineRanks {
     std::vector<Key> numbers_, line_keys_;
     std::vector<uint8_t> line_draws_;
     std::vector<Undecided> undecided_;
-    BucketedKeys<Key> bucketed_;
+    ExactThresholds<Key> exact_;
     std::vector<uint32_t> of_buckets_;
 };
 

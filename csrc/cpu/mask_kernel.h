@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "draws.h"
+#include "quotient.h"
 #include "storage_lanes.h"
 
 namespace merge_engine {
@@ -265,7 +266,7 @@ static inline bool by_probability(const Entry& entry) {
 }
 template <class Real>
 static ME_INLINE Real inverse(uint32_t threshold) {
-    return static_cast<Real>(4294967296.0 / static_cast<double>(threshold));
+    return static_cast<Real>(4294967296.0 * reciprocal(threshold));
 }
 
 }  // namespace ME_ISA

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../ranks.h"
+#include "quotient.h"
 #include "tile_bits.h"
 
 namespace merge_engine {
@@ -131,6 +132,20 @@ ME_SCALAR void look_up(const Number* table, const Key* keys, int count, Number* 
     for (int j = 0; j < count; ++j) found[j] = table[keys[j]];
 }
 
+// Probability's thresholds, many at a time.
+class Thresholds : public Probability {
+  public:
+    explicit Thresholds(const Probability& probability)
+        : Probability(probability), last_(length > 1 ? static_cast<double>(2 * (length - 1)) : 2), inverse_(1 / last_) {}
+
+    ME_INLINE uint32_t threshold(uint64_t twice_rank) const {
+        return threshold_of(quotient(static_cast<double>(length > 1 ? twice_rank : 1), last_, inverse_));
+    }
+
+  private:
+    double last_, inverse_;  // twice the last rank; the only element of a line has the rank 0.5
+};
+
 // What the counts say of the buckets of a line.
 class RankTable {
   public:
@@ -140,7 +155,8 @@ class RankTable {
     // move(first, width, counts) adds the counts of some buckets, whole vectors of them, to `counts`.
     template <class Move>
     void solve(uint32_t buckets, bool single, Move&& move) {
-        uint32_t below = 0;
+        Words below = {};
+        widest_ = 0;
         for (uint32_t first = 0; first < buckets; first += TILE) {
             const int width = (std::min(TILE, static_cast<int>(buckets - first)) + LANES - 1) / LANES * LANES;
             uint32_t counts[TILE];
@@ -149,12 +165,14 @@ class RankTable {
             if (first == 0) {
                 for (uint32_t z = 0; z < ZERO; ++z) counts[ZERO] += std::exchange(counts[z], 0);
             }
-            for (int j = 0; j < width; ++j) {
-                below_[first + j] = below;
-                below += counts[j];
+            for (int j = first ? 0 : ZEROS; j < width; ++j) widest_ = std::max(widest_, counts[j]);
+            for (int j = 0; j < width; j += LANES) {
+                const Words own = load<Words>(counts + j), sums = running_sums(own);
+                store(below_.data() + first + j, below + sums - own);
+                below += sums[LANES - 1];
             }
         }
-        below_[buckets] = below;
+        below_[buckets] = below[0];
         buckets_ = buckets;
         single_ = single;
     }
@@ -238,15 +256,19 @@ class RankTable {
     }
     // How many elements are in lower buckets, and how many in those and in this one.
     uint64_t below(uint64_t number) const { return below_[std::max<uint64_t>(number, ZERO)]; }
+    const uint32_t* all_below() const { return below_.data(); }
+    uint32_t buckets() const { return buckets_; }
+    // The most elements in one bucket, but for zeros.
+    uint32_t widest() const { return widest_; }
     uint64_t end(uint64_t number) const { return below_[std::max<uint64_t>(number, ZERO) + 1]; }
 
   private:
-    Probability probability_;
+    Thresholds probability_;
     std::vector<uint32_t> below_;
     // Of each bucket two bytes: a draw with a top byte below the lower one is below all its thresholds, one with a byte
     // above the upper is not below any.
     std::vector<uint16_t> bounds_;
-    uint32_t buckets_ = 0;
+    uint32_t buckets_ = 0, widest_ = 0;
     bool single_ = false;
 };
 

@@ -6,22 +6,12 @@
 
 #include "../exponentials.h"
 #include "primitives.h"
+#include "quotient.h"
 #include "sums.h"
 
 namespace merge_engine {
 namespace ME_ISA {
 namespace {
-
-#if defined(__FMA__)
-constexpr bool FAST_FMA = true;
-#else
-constexpr bool FAST_FMA = false;
-#endif
-
-// x / number without a division: takes away the error of what is near it.
-ME_INLINE double nearer_quotient(double near, double x, double number, double inverse) {
-    return __builtin_fma(__builtin_fma(-near, number, x), inverse, near);
-}
 
 // Scores, in the dtype of the arithmetic.
 template <DType Working, class Rounding>
@@ -47,14 +37,13 @@ class Scorer : public Computed {
 
     using Bits = typename Storage<Working>::Bits;
 
+    // In double, quotients of float are far from underflow: a model adds at most 56 binary places to the 150 of float.
     static constexpr size_t FUSED = 12;  // models at most
-    static constexpr bool FUSES = FAST_FMA && Working == DType::F32;
-
-    // One step will do: no quotient of a small whole number lies so near the middle of two numbers that more is needed. In
-    // double, quotients of float are far from underflow: a model adds at most 56 binary places to the 150 of float.
-    static ME_INLINE double fused_quotient(double x, double number, double inverse) {
-        return nearer_quotient(x * inverse, x, number, inverse);
-    }
+#if defined(__FMA__)
+    static constexpr bool FUSES = Working == DType::F32;
+#else
+    static constexpr bool FUSES = false;
+#endif
 
     // Up to four models at a time, whose means and squares stay in registers.
     void variances(uint64_t at, int n, Real* ME_RESTRICT scores) const {
@@ -72,7 +61,7 @@ class Scorer : public Computed {
         }
         const Wide number = static_cast<Wide>(models), inverse = 1 / number;
         if (FUSES && models <= FUSED) {  // squares that are too small for it are rounded to 0
-            for (int j = 0; j < n; ++j) squares[j] = fused_quotient(squares[j], number, inverse);
+            for (int j = 0; j < n; ++j) squares[j] = quotient(squares[j], number, inverse);
         } else {
             for (int j = 0; j < n; ++j) squares[j] /= number;
         }
@@ -101,7 +90,7 @@ class Scorer : public Computed {
             for (size_t i = 0; i < Models; ++i) {  // Welford's step
                 const Wide delta = static_cast<Wide>(Rounding::round(Storage<Working>::template load<Real>(x[i][j]) - b));
                 const Wide distance = delta - mean;
-                mean += Fused ? fused_quotient(distance, number[i], inverse[i]) : distance / number[i];
+                mean += Fused ? quotient(distance, number[i], inverse[i]) : distance / number[i];
                 squares += distance * (delta - mean);
             }
             means[j] = mean, all_squares[j] = squares;
@@ -155,9 +144,12 @@ class LinePair {
     struct Divisor {
         explicit Divisor(double of) : number(of), inverse(1 / of) {}
         ME_INLINE double divide(double x) const {
-            if (!FAST_FMA) return x / number;
-            const double near = nearer_quotient(x * inverse, x, number, inverse);
-            return nearer_quotient(near, x, number, inverse);
+            const double near = quotient(x, number, inverse);
+#if defined(__FMA__)
+            return __builtin_fma(__builtin_fma(-near, number, x), inverse, near);
+#else
+            return near;
+#endif
         }
         double number, inverse;
     };
