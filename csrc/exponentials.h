@@ -50,6 +50,10 @@ ME_INLINE double exponential(double x) {
     return x != x ? x : found;
 }
 
+// The same for at least NEAR_ZERO, or NaN: the whole number is 0 there.
+constexpr double NEAR_ZERO = -0.34;
+ME_INLINE double exponential_near_zero(double x) { return series::Exp<0, 13>::sum(x); }
+
 // log of a positive normal number, within 3 ulp.
 ME_INLINE double logarithm(double x) {
     constexpr uint64_t SQRT_HALF = 0x3FE6A09E667F3BCDull, BIAS = 1024, WHOLE = 0x4330000000000000ull;

@@ -30,8 +30,9 @@ Sums wide_sums_of_block(const Array& base, const Array& model, const MaskKernel<
         mask.read<Unrounded>(model, b, start + at, at, n, deltas, kept);
         if (notes) note(bits_where(n, [&](int j) { return less(Words{}, load<Words>(kept + j)); }), at, notes);
         for (int j = 0; j < n; ++j) terms[j] = Squared ? deltas[j] * deltas[j] : deltas[j] < 0 ? -deltas[j] : deltas[j];
-        before.add(n, [&](int j) { return terms[j]; });
-        after.add(n, [&](int j) { return kept[j] ? terms[j] : 0.0; });
+        before.add(n, terms);
+        for (int j = 0; j < n; ++j) terms[j] = kept[j] ? terms[j] : 0.0;
+        after.add(n, terms);
     }
     return {before.total(), after.total()};
 }

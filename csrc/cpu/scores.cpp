@@ -123,41 +123,67 @@ class LinePair {
 
     template <DType Working>
     double divergence(const Array& model, const Array& base, uint64_t first) {
-        const double of_model = raise<Working>(model, first, model_), of_base = raise<Working>(base, first, base_);
-        const double* b = base_.data();
-        double* ME_RESTRICT x = model_.data();
-        const int64_t length = static_cast<int64_t>(model_.size());
-        for (int64_t j = 0; j < length; ++j) {
-            const double p = x[j] / of_model + SOFTENED, q = b[j] / of_base + SOFTENED;
-            x[j] = p * logarithm(p / q);
+        const Divisor of_model{raise<Working>(model, first, model_)}, of_base{raise<Working>(base, first, base_)};
+        for (uint64_t at = 0; at < model_.size(); at += TILE) {  // two loops, so that divisions overlap
+            const int n = static_cast<int>(std::min<uint64_t>(TILE, model_.size() - at));
+            double* ME_RESTRICT p = model_.data() + at;
+            double* ME_RESTRICT ratio = base_.data() + at;
+            for (int j = 0; j < n; ++j) {
+                p[j] = of_model.divide(p[j]) + SOFTENED;
+                ratio[j] = p[j] / (of_base.divide(ratio[j]) + SOFTENED);
+            }
+            for (int j = 0; j < n; ++j) p[j] *= logarithm(ratio[j]);
         }
         const double found = sum(model_);
         return found > 0 ? found : 0;
     }
 
   private:
+    // Divides by the same number again and again. The first step leaves less than a unit in the last place, so that the
+    // second one rounds as a division does (Markstein 1990); of quotients so small that it does not, SOFTENED leaves nothing.
+    struct Divisor {
+        explicit Divisor(double of) : number(of), inverse(1 / of) {}
+        ME_INLINE double divide(double x) const {
+            const double near = quotient(x, number, inverse);
+#if defined(__FMA__)
+            return __builtin_fma(__builtin_fma(-near, number, x), inverse, near);
+#else
+            return near;
+#endif
+        }
+        double number, inverse;
+    };
+
     // Powers of e that are proportional to the softmax of a line. Returns their sum.
     template <DType Working>
     static double raise(const Array& array, uint64_t first, std::vector<double>& line) {
-        constexpr int SIDE_BY_SIDE = 32;
-        double largest[SIDE_BY_SIDE];
-        std::fill(largest, largest + SIDE_BY_SIDE, -std::numeric_limits<double>::infinity());
+        using Real = typename RealOf<Working>::Type;
+        using Reals = std::conditional_t<sizeof(Real) == 8, Doubles, Floats>;
+        constexpr int SIDE_BY_SIDE = VECTOR_BYTES / sizeof(Real);
+        constexpr Real infinity = std::numeric_limits<Real>::infinity();
+        Reals largest = Reals{} - infinity, smallest = Reals{} + infinity;
         for (uint64_t at = 0; at < line.size(); at += TILE) {
             const int n = static_cast<int>(std::min<uint64_t>(TILE, line.size() - at));
-            typename RealOf<Working>::Type values[TILE];
+            Real values[TILE];
             load_tile<Working>(array, first + at, n, values);
+            for (int j = n; j % SIDE_BY_SIDE; ++j) values[j] = values[0];
+            for (int j = 0; j < n; j += SIDE_BY_SIDE) {
+                const Reals x = load<Reals>(values + j);
+                largest = x > largest ? x : largest;
+                smallest = x < smallest ? x : smallest;
+            }
             double* ME_RESTRICT wide = line.data() + at;
             for (int j = 0; j < n; ++j) wide[j] = values[j];
-            int j = 0;
-            for (; j + SIDE_BY_SIDE <= n; j += SIDE_BY_SIDE) {
-                for (int k = 0; k < SIDE_BY_SIDE; ++k) largest[k] = wide[j + k] > largest[k] ? wide[j + k] : largest[k];
-            }
-            for (; j < n; ++j) largest[0] = wide[j] > largest[0] ? wide[j] : largest[0];
         }
-        const double top = *std::max_element(largest, largest + SIDE_BY_SIDE);
+        Real top = -infinity, bottom = infinity;
+        for (int k = 0; k < SIDE_BY_SIDE; ++k) top = std::max(top, largest[k]), bottom = std::min(bottom, smallest[k]);
         double* ME_RESTRICT powers = line.data();
         const int64_t length = static_cast<int64_t>(line.size());
-        for (int64_t j = 0; j < length; ++j) powers[j] = exponential(powers[j] - top);
+        if (double{bottom} - top > NEAR_ZERO) {  // as in most lines of weights
+            for (int64_t j = 0; j < length; ++j) powers[j] = exponential_near_zero(powers[j] - top);
+        } else {
+            for (int64_t j = 0; j < length; ++j) powers[j] = exponential(powers[j] - top);
+        }
         return sum(line);
     }
 
@@ -166,9 +192,8 @@ class LinePair {
         double total = 0;
         for (uint64_t block = 0; block < line.size(); block += SUM_BLOCK) {
             const int n = static_cast<int>(std::min<uint64_t>(SUM_BLOCK, line.size() - block));
-            const double* values = line.data() + block;
             LaneSum of_block;
-            of_block.add(n, [&](int j) { return values[j]; });
+            of_block.add(n, line.data() + block);
             total += of_block.total();
         }
         return total;

@@ -11,20 +11,20 @@ namespace ME_ISA {
 struct LaneSum {
     double lane[SUM_LANES] = {};
 
-    // Adds value(0 ... count). Calls for one block start at multiples of SUM_LANES.
-    template <class Value>
-    ME_INLINE void add(int count, Value&& value) {
-        constexpr int lanes = static_cast<int>(SUM_LANES), some = 16;  // as many as fit any processor's registers
+    // Adds those values. Calls for one block start at multiples of SUM_LANES.
+    void add(int count, const double* values) {
+        constexpr int lanes = static_cast<int>(SUM_LANES), in_vector = LANES / 2, some = 4 * in_vector;
         const int whole = count / lanes * lanes;
         for (int from = 0; from < lanes; from += some) {
-            double sum[some];
+            Doubles sum[4];
             std::memcpy(sum, lane + from, sizeof(sum));
             for (int j = from; j < whole; j += lanes) {
-                for (int l = 0; l < some; ++l) sum[l] += value(j + l);
+#pragma GCC unroll 4
+                for (int v = 0; v < 4; ++v) sum[v] += load<Doubles>(values + j + v * in_vector);
             }
             std::memcpy(lane + from, sum, sizeof(sum));
         }
-        for (int j = whole; j < count; ++j) lane[j - whole] += value(j);
+        for (int j = whole; j < count; ++j) lane[j - whole] += values[j];
     }
     double total() {
         for (uint64_t half = SUM_LANES / 2; half > 0; half /= 2) {
