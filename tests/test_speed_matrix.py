@@ -107,7 +107,8 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     matrix.main()
     printed = capsys.readouterr().out
     assert f"{used}: the worst of" in printed
-    assert f"{used}: times linear" in printed
+    assert f"{used}: times linear\n" in printed
+    assert f"{used}: times linear, before\n" in printed
     header, about, columns, *lines = saved.read_text().splitlines()
     assert header.startswith("# python -m benchmarks.matrix --only linear,slerp")
     assert "versions" in about

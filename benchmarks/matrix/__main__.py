@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,9 @@ def main() -> None:
         print("\n".join(_listed(of_set[: options.worst])))
         print(f"\n{name}: times linear")
         print("\n".join(_summary(of_set)))
+        if other:
+            print(f"\n{name}: times linear, before")
+            print("\n".join(_summary([replace(row, nanoseconds=row.before) for row in of_set])))
     if options.save:
         options.save.write_text("\n".join([*_header(), *_listed(rows), *failed]) + "\n")
     if failed:
