@@ -82,6 +82,7 @@ class Recorder:
     """Makes the record of a shard of ``run`` once it is on the disk. The counts are there before the bytes."""
 
     def __init__(self, digests: Digests):
+        _adapter()  # while there is memory: where there is none, pydantic's core ends the process
         self._digests = digests
         self.run: Run | None = None
 
