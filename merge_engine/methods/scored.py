@@ -69,7 +69,7 @@ class Sce(Method):
         )
 
     def scratch_bytes(self, models: int) -> int:
-        """A backend holds the scores, maybe zeros to compare them with, and a bit for each."""
+        """A device holds the scores, zeros to compare them with, and a bit for each."""
         return 17
 
 
@@ -141,7 +141,7 @@ class ArceeFusion(Method):
         )
 
     def scratch_bytes(self, models: int) -> int:
-        """A backend holds the scores, maybe zeros to compare them with, and a bit for each."""
+        """A device holds the scores, zeros to compare them with, and a bit for each."""
         return 17
 
 
