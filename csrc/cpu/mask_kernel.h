@@ -237,6 +237,14 @@ class MaskKernel {
     Window low_ties_{0, 0}, high_ties_{0, 0};  // at the bounds, where positions decide
 };
 
+// A set of a tile's elements that is ordered, in natural order.
+template <DType Working>
+static ME_INLINE TileBits in_natural_order(const TileBits& ordered) {
+    TileBits natural;
+    for (int w = 0; w < TileBits::WORDS; ++w) natural.word[w] = StorageLanes<Working>::unordered(ordered.word[w]);
+    return natural;
+}
+
 // A tile of an input, with zeros up to a whole group.
 template <DType Working>
 static const typename Storage<Working>::Bits* whole_groups(const Array& array, uint64_t at, int count,

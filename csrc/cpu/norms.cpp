@@ -110,13 +110,7 @@ Sums sums_of_block(const Array& base, const Array& model, const MaskKernel<Worki
             for (uint64_t& word : kept.word) word = StorageLanes<Working>::ordered(word);
         } else {
             mask.keep(x, b, start + at, at, n, kept, largest);
-            if (notes) {
-                TileBits natural;
-                for (int w = 0; w < TileBits::WORDS; ++w) {
-                    natural.word[w] = StorageLanes<Working>::unordered(kept.word[w]);
-                }
-                note(natural, at, notes);
-            }
+            if (notes) note(in_natural_order<Working>(kept), at, notes);
         }
         sums.add(x, b, kept, n);
     }

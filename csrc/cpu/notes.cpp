@@ -23,8 +23,7 @@ TileBits kept_of_tile(const MaskKernel<Working>& mask, const Array& base, const 
         Ints largest = {};
         mask.keep(whole_groups<Working>(model, at, n, model_room), whole_groups<Working>(base, at, n, base_room),
                   start + at, at, n, kept, largest);
-        for (uint64_t& word : kept.word) word = StorageLanes<Working>::unordered(word);
-        return kept;
+        return in_natural_order<Working>(kept);
     }
 }
 
